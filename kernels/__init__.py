@@ -1,0 +1,1 @@
+"""Attention kernels, one folder each; installed as `simpo_jax.kernels`."""

@@ -1,0 +1,49 @@
+"""The ledger: how hosts agree, inside the program, on what a launch is.
+
+Each process brings one int32 row. The program gathers the rows before its
+switch; only if all agree does the wanted mode run. The gathered rows come back
+in the report, so a disagreement is one clear error on every host.
+"""
+
+import enum
+import hashlib
+
+import numpy as np
+
+FIELDS = ("mode", "launch", "digest_low", "digest_high", "stop")
+AGREE = 4  # the first so many fields must be equal on all hosts
+
+
+class Mode(enum.IntEnum):
+  """The branches of the one program, in the order of its switch."""
+
+  TRAIN = 0
+  GENERATE = 1
+  EVALUATE = 2
+  ABORT = 3
+
+
+def digest(text: str) -> tuple[int, int]:
+  """Two int32 words that stand for `text` (the config, say)."""
+  words = np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], np.int32)
+  return int(words[0]), int(words[1])
+
+
+def make_row(mode: Mode, launch: int, digest_words: tuple[int, int], stop: bool) -> np.ndarray:
+  """One process's row, int32 `[5]`; see `FIELDS`."""
+  return np.asarray([int(mode), launch, *digest_words, int(stop)], np.int32)
+
+
+def describe_disagreement(rows: np.ndarray) -> str:
+  """One line that names each host that differs from host 0, and in what."""
+  def show(name, value):
+    return Mode(value).name.lower() if name == "mode" else str(value)
+
+  parts = []
+  for host, row in enumerate(rows[1:], start=1):
+    differs = [
+        f"{name} {show(name, row[i])} (host 0: {show(name, rows[0, i])})"
+        for i, name in enumerate(FIELDS[:AGREE]) if row[i] != rows[0, i]]
+    if differs:
+      parts.append(f"host {host} wanted {', '.join(differs)}")
+  return "; ".join(parts)

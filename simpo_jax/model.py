@@ -1,0 +1,188 @@
+"""The Llama family as pure functions on a dict of arrays.
+
+Dimension letters, here and in every shape comment of the project:
+  B batch rows, T query length, S key length, D model, H query heads,
+  K key/value heads, h head dim, F ffn, V vocab, L layers, P pages, N prompts.
+
+`tensors(cfg)` declares every weight once: shape, logical axes, initializer and
+Hugging Face name. Abstract values, shardings, initialization, import and export
+all derive from it. Matrices are 2-D per layer (`[L, D, H*h]`), because a 4-D
+form with few heads is padded and re-laid-out by the TPU compiler.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from simpo_jax.model_config import ModelConfig, rope_frequencies
+
+Params = dict[str, Any]
+# attend(q [B,T,H,h], k [B,T,K,h], v [B,T,K,h]) -> (out [B,T,H,h], anything to carry on)
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """One weight: its shape, the logical name of each axis, and where it comes from."""
+
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+  hf_name: str  # with {} for the layer, if stacked
+  transposed: bool = False  # Hugging Face stores linear weights as [out, in]
+  init: str = "normal"  # normal | ones | zeros
+
+  @property
+  def stacked(self) -> bool:
+    return self.axes[0] == "layers"
+
+
+def tensors(cfg: ModelConfig) -> dict[str, Any]:
+  """The declaration of every weight, as a pytree of `Tensor`."""
+  D, F, V, L = cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size, cfg.num_hidden_layers
+  Hh, Kh = cfg.num_attention_heads * cfg.head_dim, cfg.num_key_value_heads * cfg.head_dim
+
+  def norm(name, width=D):
+    return Tensor((L, width), ("layers", "norm"), f"model.layers.{{}}.{name}.weight", init="ones")
+
+  def linear(name, n_in, n_out, axes):
+    return Tensor((L, n_in, n_out), ("layers", *axes), f"model.layers.{{}}.{name}.weight", True)
+
+  def bias(name, width, axis):
+    return Tensor((L, width), ("layers", axis), f"model.layers.{{}}.{name}.bias", init="zeros")
+
+  layers = {
+      "attn_norm": norm("input_layernorm"),
+      "q": linear("self_attn.q_proj", D, Hh, ("embed", "heads")),
+      "k": linear("self_attn.k_proj", D, Kh, ("embed", "kv_heads")),
+      "v": linear("self_attn.v_proj", D, Kh, ("embed", "kv_heads")),
+      "o": linear("self_attn.o_proj", Hh, D, ("heads", "embed")),
+      "mlp_norm": norm("post_attention_layernorm"),
+      "gate": linear("mlp.gate_proj", D, F, ("embed", "ffn")),
+      "up": linear("mlp.up_proj", D, F, ("embed", "ffn")),
+      "down": linear("mlp.down_proj", F, D, ("ffn", "embed")),
+  }
+  if cfg.qkv_bias:
+    layers["q_bias"] = bias("self_attn.q_proj", Hh, "heads")
+    layers["k_bias"] = bias("self_attn.k_proj", Kh, "kv_heads")
+    layers["v_bias"] = bias("self_attn.v_proj", Kh, "kv_heads")
+  if cfg.qk_norm:
+    layers["q_norm"] = norm("self_attn.q_norm", cfg.head_dim)
+    layers["k_norm"] = norm("self_attn.k_norm", cfg.head_dim)
+  table = {
+      "embed": Tensor((V, D), ("vocab", "embed"), "model.embed_tokens.weight"),
+      "layers": layers,
+      "final_norm": Tensor((D,), ("norm",), "model.norm.weight", init="ones"),
+  }
+  if not cfg.tie_word_embeddings:
+    table["lm_head"] = Tensor((V, D), ("vocab", "embed"), "lm_head.weight")
+  return table
+
+
+def abstract_params(cfg: ModelConfig, dtype) -> Params:
+  """Shapes and dtypes of the weights, without values."""
+  return jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, dtype), tensors(cfg))
+
+
+def count_params(cfg: ModelConfig) -> int:
+  return sum(x.size for x in jax.tree.leaves(abstract_params(cfg, jnp.float32)))
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+  """x / rms(x) * scale over the last axis, in float32 (arXiv:1910.07467)."""
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+  return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def rope_angles(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
+  """cos and sin, float32 `[B, T, 1, h/2]`, of positions `[B, T]` (arXiv:2104.09864)."""
+  angles = positions[..., None, None].astype(jnp.float32) * rope_frequencies(cfg)
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Rotates `[B, T, heads, h]`, halves paired as Hugging Face pairs them."""
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def layer(p: Params, x: jax.Array, angles, attend: Attend, cfg: ModelConfig):
+  """One transformer layer on `x [B, T, D]`: training rows and paged decoding share it.
+
+  Returns the new `x` and what `attend` carries on (the KV pool, or None).
+  """
+  B, T, _ = x.shape
+  with jax.named_scope("attention"):
+    y = rms_norm(x, p["attn_norm"], cfg.rms_norm_eps)
+    q, k, v = y @ p["q"], y @ p["k"], y @ p["v"]
+    if cfg.qkv_bias:
+      q, k, v = q + p["q_bias"], k + p["k_bias"], v + p["v_bias"]
+    q = q.reshape(B, T, cfg.num_attention_heads, cfg.head_dim)
+    k = k.reshape(B, T, cfg.num_key_value_heads, cfg.head_dim)
+    v = v.reshape(B, T, cfg.num_key_value_heads, cfg.head_dim)
+    if cfg.qk_norm:
+      q = rms_norm(q, p["q_norm"], cfg.rms_norm_eps)
+      k = rms_norm(k, p["k_norm"], cfg.rms_norm_eps)
+    out, carry = attend(rope(q, *angles), rope(k, *angles), v)
+    x = x + out.reshape(B, T, -1) @ p["o"]
+  with jax.named_scope("mlp"):
+    y = rms_norm(x, p["mlp_norm"], cfg.rms_norm_eps)
+    x = x + (jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"]
+  return x, carry
+
+
+def embed(params: Params, tokens: jax.Array, dtype) -> jax.Array:
+  """Token embeddings: int32 `[B, T]` to `[B, T, D]`."""
+  return params["embed"][tokens].astype(dtype)
+
+
+def unembed_matrix(params: Params) -> jax.Array:
+  """The output embedding `[V, D]`: `lm_head`, or the input embedding when tied."""
+  return params.get("lm_head", params["embed"])
+
+
+def unembed(params: Params, x: jax.Array) -> jax.Array:
+  """Logits, float32 `[..., V]`, of final hidden states `[..., D]`."""
+  w = unembed_matrix(params).astype(x.dtype)
+  return jnp.einsum("...d,vd->...v", x, w, preferred_element_type=jnp.float32)
+
+
+def forward(params: Params, tokens: jax.Array, positions: jax.Array, attend: Attend,
+            cfg: ModelConfig, dtype, remat: bool = False,
+            constrain: Callable[[jax.Array], jax.Array] = lambda x: x) -> jax.Array:
+  """Final hidden states `[B, T, D]` of whole rows (training and evaluation).
+
+  Args:
+    params: the weights, layers stacked; cast to `dtype` layer by layer.
+    tokens: int32 `[B, T]`.
+    positions: int32 `[B, T]`, the rotary position of each token.
+    attend: attention over the row, closed over its mask.
+    remat: recompute each layer in the backward pass instead of keeping it.
+    constrain: pins the sharding of the activations, so that the partitioner
+      gathers weights and not activations.
+  """
+  angles = rope_angles(positions, cfg)
+
+  def body(x, p):
+    x, _ = layer(jax.tree.map(lambda w: w.astype(dtype), p), x, angles, attend, cfg)
+    return constrain(x), None
+
+  if remat:
+    body = jax.checkpoint(body)
+  x, _ = jax.lax.scan(body, constrain(embed(params, tokens, dtype)), params["layers"])
+  return rms_norm(x, params["final_norm"], cfg.rms_norm_eps)
+
+
+def unstack(params: Params, cfg: ModelConfig, dtype) -> Params:
+  """The weights for decoding: cast, and the layers as a list.
+
+  Done once per generation: slicing a stacked weight inside the decode loop would
+  copy that slice at every token.
+  """
+  params = jax.tree.map(lambda w: w.astype(dtype), params)
+  layers = [jax.tree.map(lambda w, i=i: w[i], params["layers"])
+            for i in range(cfg.num_hidden_layers)]
+  return {**params, "layers": layers}

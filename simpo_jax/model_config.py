@@ -1,0 +1,152 @@
+"""The architecture of a Llama-family model, read from a Hugging Face config.json."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from simpo_jax.errors import UserError
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Frequency scaling of rotary embeddings: `linear`, or `llama3` (Llama 3.1, 3.2)."""
+
+  kind: str
+  factor: float
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+  original_max_position_embeddings: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Sizes and switches of the architecture, under their Hugging Face names."""
+
+  model_type: str
+  vocab_size: int  # V
+  hidden_size: int  # D
+  intermediate_size: int  # F
+  num_hidden_layers: int  # L
+  num_attention_heads: int  # H
+  num_key_value_heads: int  # K
+  head_dim: int  # h
+  rms_norm_eps: float
+  rope_theta: float
+  rope_scaling: RopeScaling | None
+  max_position_embeddings: int
+  tie_word_embeddings: bool
+  qkv_bias: bool
+  qk_norm: bool
+  sliding_window: int | None
+
+  @property
+  def group(self) -> int:
+    """Query heads that share one key/value head, H / K."""
+    return self.num_attention_heads // self.num_key_value_heads
+
+
+def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
+  """Reads the fields of a Hugging Face config.json.
+
+  Args:
+    hf: the parsed JSON object.
+    where: its path, for messages.
+
+  Raises:
+    UserError: an architecture, activation or rope scaling that is not supported,
+      or a field that is missing.
+  """
+  kind = hf.get("model_type")
+  if kind not in MODEL_TYPES:
+    raise UserError(
+        f"{where}: model_type {kind!r} is not supported; this version reads {', '.join(MODEL_TYPES)}")
+
+  def need(name):
+    if hf.get(name) is None:
+      raise UserError(f"{where}: field {name!r} is missing; is this the model's own config.json?")
+    return hf[name]
+
+  if hf.get("hidden_act", "silu") != "silu":
+    raise UserError(f"{where}: hidden_act {hf['hidden_act']!r} is not supported; only silu is")
+  if hf.get("mlp_bias") or (hf.get("attention_bias") and kind != "qwen2"):
+    raise UserError(f"{where}: attention_bias/mlp_bias with model_type {kind!r} is not supported")
+  heads, hidden = int(need("num_attention_heads")), int(need("hidden_size"))
+  kv_heads = int(hf.get("num_key_value_heads") or heads)
+  if heads % kv_heads:
+    raise UserError(f"{where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
+  # Qwen configs carry a window that `use_sliding_window` usually switches off.
+  # A mistral config without the field means transformers' default, null means none.
+  window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window", kind == "mistral") else None
+  if window is not None and kind != "mistral":
+    raise UserError(f"{where}: use_sliding_window is supported for mistral only; set it to false")
+  # transformers 5 writes rope_parameters; earlier versions rope_theta and rope_scaling.
+  rope = {"rope_theta": hf.get("rope_theta", 10000.0), **(hf.get("rope_scaling") or {}),
+          **(hf.get("rope_parameters") or {})}
+  if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor") or 1.0) != 1.0:
+    raise UserError(f"{where}: partial_rotary_factor is not supported; only whole heads are rotated")
+  max_positions = int(hf.get("max_position_embeddings", 2048))
+  return ModelConfig(
+      model_type=kind,
+      vocab_size=int(need("vocab_size")),
+      hidden_size=hidden,
+      intermediate_size=int(need("intermediate_size")),
+      num_hidden_layers=int(need("num_hidden_layers")),
+      num_attention_heads=heads,
+      num_key_value_heads=kv_heads,
+      head_dim=int(hf.get("head_dim") or hidden // heads),
+      rms_norm_eps=float(need("rms_norm_eps")),
+      rope_theta=float(rope["rope_theta"]),
+      rope_scaling=_rope_scaling({"original_max_position_embeddings": max_positions, **rope}, where),
+      max_position_embeddings=max_positions,
+      tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
+      qkv_bias=kind == "qwen2",
+      qk_norm=kind == "qwen3",
+      sliding_window=int(window) if window is not None else None,
+  )
+
+
+def _rope_scaling(rope: dict[str, Any], where: str) -> RopeScaling | None:
+  kind = rope.get("rope_type", rope.get("type", "default"))
+  try:
+    if kind == "default":
+      return None
+    if kind == "linear":
+      return RopeScaling("linear", float(rope["factor"]))
+    if kind == "llama3":
+      return RopeScaling(
+          "llama3", float(rope["factor"]), float(rope["low_freq_factor"]),
+          float(rope["high_freq_factor"]), int(rope["original_max_position_embeddings"]))
+  except KeyError as e:
+    raise UserError(f"{where}: {kind} rope scaling lacks {e}; add it to the rope settings") from e
+  raise UserError(f"{where}: rope scaling {kind!r} is not supported; default, linear and llama3 are")
+
+
+def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
+  """Rotary inverse frequencies, float32 `[h/2]`, radians per position.
+
+  Llama 3.1's rule keeps short wavelengths, divides long ones by `factor` and
+  blends in between (Llama 3 herd of models, arXiv:2407.21783).
+  """
+  freq = cfg.rope_theta ** -(np.arange(0, cfg.head_dim, 2, dtype=np.float64) / cfg.head_dim)
+  scaling = cfg.rope_scaling
+  if scaling is None:
+    return freq.astype(np.float32)
+  if scaling.kind == "linear":
+    return (freq / scaling.factor).astype(np.float32)
+  wavelength = 2 * math.pi / freq
+  original = scaling.original_max_position_embeddings
+  low, high = scaling.low_freq_factor, scaling.high_freq_factor
+  kept = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
+  return (kept * freq + (1 - kept) * freq / scaling.factor).astype(np.float32)
+
+
+EMBEDDED = ModelConfig(
+    # The embedded default: small enough that M11 takes about a minute on two cores.
+    model_type="llama", vocab_size=262, hidden_size=64, intermediate_size=192,
+    num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
+    rms_norm_eps=1e-5, rope_theta=10000.0, rope_scaling=None, max_position_embeddings=4096,
+    tie_word_embeddings=True, qkv_bias=False, qk_norm=False, sliding_window=None)

@@ -1,0 +1,232 @@
+"""The one program of a run: train, generate, evaluate or abort, in one executable.
+
+    state, report = program(state, batch, requests, ledger)
+
+It is lowered and compiled once, from abstract values, before the first launch,
+and the compiled object is what gets called: it cannot retrace. `state` is donated
+and updated in place. Every device launch of a run is a launch of this program.
+"""
+
+import dataclasses
+import hashlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from simpo_jax import model as llama
+from simpo_jax.data.packing import Batch, BatchShape, empty_batch
+from simpo_jax.generate import Generated, GenerateShape, Requests, generate_group
+from simpo_jax.ledger import AGREE, FIELDS, Mode
+from simpo_jax.sampling import Sampling
+from simpo_jax.sharding import INFERENCE_RULES, ROWS, TRAIN_RULES, named, param_specs, place
+from simpo_jax.train import Metrics, StepConfig, TrainState, evaluate_step, train_step
+
+MAX_STOP_IDS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramConfig:
+  """Everything that the compiled program depends on."""
+
+  step: StepConfig
+  batch: BatchShape
+  generate: GenerateShape
+  mode: str  # host_data_parallel | global_mesh
+  param_dtype: Any
+  tx: optax.GradientTransformation
+  schedule: optax.Schedule
+  mesh: Mesh
+
+
+class Report(NamedTuple):
+  """What a launch tells: the mode that ran, every host's ledger row, the results.
+
+  Only the part of the mode that ran is meaningful; the others are zeros.
+  """
+
+  mode: jax.Array  # int32 []
+  ledger: jax.Array  # int32 [hosts, fields]
+  metrics: Metrics
+  generated: Generated
+
+
+class Compiled(NamedTuple):
+  """The executable, and what the compiler said about it."""
+
+  call: Any
+  fingerprint: str  # of the lowered program's text
+  compile_seconds: float
+  memory: dict[str, int]  # bytes per device: arguments, aliased, temporaries, peak
+
+
+def state_sharding(cfg: ProgramConfig):
+  """NamedShardings of the train state: optimizer moments lie as their weights do."""
+  specs = param_specs(cfg.step.model, cfg.mesh, TRAIN_RULES)
+  params = _abstract_params(cfg)
+  # optax's own tree_map_params would run the optimizer's init on the device.
+  like_params = lambda x: jax.tree.structure(x) == jax.tree.structure(params)  # noqa: E731
+  opt_specs = jax.tree.map(lambda x: specs if like_params(x) else P(),
+                           jax.eval_shape(cfg.tx.init, params), is_leaf=like_params)
+  return named(cfg.mesh, TrainState(specs, opt_specs, P()))
+
+
+def abstract_state(cfg: ProgramConfig) -> TrainState:
+  """Shapes, dtypes and shardings of the train state."""
+  params = _abstract_params(cfg)
+  shapes = TrainState(params, jax.eval_shape(cfg.tx.init, params),
+                      jax.ShapeDtypeStruct((), jnp.int32))
+  return jax.tree.map(_with_sharding, shapes, state_sharding(cfg))
+
+
+def init_state(cfg: ProgramConfig, params: llama.Params) -> TrainState:
+  """The state of step 0 around placed weights; nothing compiles.
+
+  AdamW's state starts as zeros throughout, so numpy can make it.
+  """
+  abstract = abstract_state(cfg)
+
+  def zeros(x):
+    return jax.make_array_from_callback(
+        x.shape, x.sharding, lambda index: np.zeros(_shard_shape(x.shape, index), x.dtype))
+
+  return TrainState(params, jax.tree.map(zeros, abstract.opt_state), zeros(abstract.step))
+
+
+def input_shardings(cfg: ProgramConfig) -> tuple[Batch, Requests, NamedSharding]:
+  """NamedShardings of (batch, requests, ledger)."""
+  rows = P(None, *ROWS)
+  batch = Batch(*[rows] * 8, num_micro=P())
+  group = P("host") if cfg.generate.groups > 1 else P()
+  requests = Requests(*[group] * 4, Sampling(*[group] * 3), stop_ids=P(), seed=P())
+  return named(cfg.mesh, (batch, requests, P("host")))
+
+
+def abstract_inputs(cfg: ProgramConfig):
+  """Shapes, dtypes and shardings of (batch, requests, ledger)."""
+  shape = cfg.generate
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), empty_batch(cfg.batch))
+  pair = (shape.groups, shape.requests)
+  i32, f32 = (jax.ShapeDtypeStruct(pair, t) for t in (jnp.int32, jnp.float32))
+  requests = Requests(
+      jax.ShapeDtypeStruct((*pair, shape.prompt_tokens), jnp.int32), i32, i32, i32,
+      Sampling(f32, i32, f32), jax.ShapeDtypeStruct((MAX_STOP_IDS,), jnp.int32),
+      jax.ShapeDtypeStruct((2,), jnp.uint32))
+  ledger = jax.ShapeDtypeStruct((cfg.mesh.shape["host"], len(FIELDS)), jnp.int32)
+  return jax.tree.map(_with_sharding, (batch, requests, ledger), input_shardings(cfg))
+
+
+def place_inputs(cfg: ProgramConfig, values, shardings):
+  """Places a tree of numpy arrays as `input_shardings` says."""
+  return jax.tree.map(place, values, shardings)
+
+
+def build(cfg: ProgramConfig):
+  """The program as a jitted function; `compile_program` makes the executable."""
+  replicated = NamedSharding(cfg.mesh, P())
+
+  def train(state, batch, requests):
+    del requests
+    state, metrics = train_step(state, batch, cfg.tx, cfg.schedule, cfg.step)
+    return state, metrics, no_generation()
+
+  def generate(state, batch, requests):
+    del batch
+    return state, no_metrics(), _generate(state.params, requests, cfg)
+
+  def evaluate(state, batch, requests):
+    del requests
+    return state, evaluate_step(state.params, batch, cfg.step), no_generation()
+
+  def abort(state, batch, requests):
+    del batch, requests
+    return state, no_metrics(), no_generation()
+
+  def zeros_like(f, *args):
+    return lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, *args))
+
+  state_in, inputs = abstract_state(cfg), abstract_inputs(cfg)
+  no_metrics = zeros_like(lambda p, b: evaluate_step(p, b, cfg.step), state_in.params, inputs[0])
+  no_generation = zeros_like(lambda p, r: _generate(p, r, cfg), state_in.params, inputs[1])
+
+  def program(state, batch, requests, ledger):
+    rows = jax.lax.with_sharding_constraint(ledger, replicated)
+    agreed = jnp.all(rows[:, :AGREE] == rows[0, :AGREE])
+    mode = jnp.where(agreed, rows[0, 0], Mode.ABORT)
+    state, metrics, generated = jax.lax.switch(
+        mode, (train, generate, evaluate, abort), state, batch, requests)
+    return state, Report(mode, rows, metrics, generated)
+
+  group = P("host") if cfg.generate.groups > 1 else P()
+  # Each host keeps the tokens of its own requests; the short results reach all.
+  report = Report(P(), P(), P(), Generated(tokens=group, count=P(), finish=P(), logprob=P()))
+  report = named(cfg.mesh, report)
+  return jax.jit(program, donate_argnums=0, out_shardings=(state_sharding(cfg), report))
+
+
+def compile_program(cfg: ProgramConfig) -> Compiled:
+  """Lowers and compiles the program from abstract values."""
+  start = time.perf_counter()
+  lowered = build(cfg).lower(abstract_state(cfg), *abstract_inputs(cfg))
+  fingerprint = _fingerprint(lowered)
+  compiled = lowered.compile()
+  stats = compiled.memory_analysis()
+  memory = {
+      "arguments": stats.argument_size_in_bytes,
+      "aliased": stats.alias_size_in_bytes,
+      "outputs": stats.output_size_in_bytes,
+      "temporaries": stats.temp_size_in_bytes,
+  }
+  memory["peak"] = (memory["arguments"] + memory["outputs"] - memory["aliased"]
+                    + memory["temporaries"])
+  return Compiled(compiled, fingerprint, time.perf_counter() - start, memory)
+
+
+def _generate(params, requests: Requests, cfg: ProgramConfig) -> Generated:
+  """Casts and reshards the weights for decoding, then answers every group's requests."""
+  rules = INFERENCE_RULES[cfg.mode]
+  specs = param_specs(cfg.step.model, cfg.mesh, rules)
+  specs["layers"] = [
+      jax.tree.map(lambda s: P(*s[1:]), specs["layers"])] * cfg.step.model.num_hidden_layers
+  params = jax.lax.with_sharding_constraint(
+      llama.unstack(params, cfg.step.model, cfg.step.dtype), named(cfg.mesh, specs))
+  heads = specs["layers"][0]["k"][-1]
+
+  def place_pool(pool):
+    # Inside shard_map the mesh in context knows which axes are manual already.
+    mesh = jax.sharding.get_abstract_mesh()
+    mesh = cfg.mesh if mesh.empty else mesh
+    return jax.lax.with_sharding_constraint(pool, NamedSharding(mesh, P(None, None, heads)))
+
+  def group(params, requests, axis=None):
+    squeezed = jax.tree.map(lambda x: x[0], requests[:5])
+    out = generate_group(params, Requests(*squeezed, *requests[5:]), cfg.step.model,
+                         cfg.generate, cfg.step.dtype, place_pool, axis)
+    return jax.tree.map(lambda x: x[None], out)
+
+  if cfg.generate.groups == 1:
+    return group(params, requests)
+  in_specs = (P(), Requests(*[P("host")] * 5, stop_ids=P(), seed=P()))
+  return jax.shard_map(
+      lambda p, r: group(p, r, "host"), mesh=cfg.mesh, in_specs=in_specs,
+      out_specs=P("host"), axis_names={"host"}, check_vma=False)(params, requests)
+
+
+def _abstract_params(cfg: ProgramConfig) -> llama.Params:
+  return llama.abstract_params(cfg.step.model, cfg.param_dtype)
+
+
+def _with_sharding(x, sharding):
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _shard_shape(shape, index) -> tuple[int, ...]:
+  return tuple(len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True))
+
+
+def _fingerprint(lowered) -> str:
+  return hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]

@@ -1,0 +1,83 @@
+"""The mesh, and the rules that map logical axes of weights to mesh axes.
+
+One mesh, axes `(host, fsdp, tensor)`: a host row per process, and inside it the
+host's own devices, so that what is sharded over `fsdp` and `tensor` never crosses
+hosts. Two small tables say how weights lie in training and in each inference mode.
+"""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from simpo_jax.errors import UserError
+from simpo_jax.model import tensors
+from simpo_jax.model_config import ModelConfig
+
+TRAIN_RULES = {
+    "embed": ("host", "fsdp"),
+    "heads": ("tensor",), "kv_heads": ("tensor",), "ffn": ("tensor",), "vocab": ("tensor",),
+}
+# Prompts over hosts; weights tensor-parallel inside a host, replicated over hosts.
+_IN_HOST = ("tensor", "fsdp")
+# Every prompt on every host; weights tensor-parallel over the whole mesh.
+_EVERYWHERE = ("tensor", "fsdp", "host")
+INFERENCE_RULES = {
+    mode: {"heads": axes, "kv_heads": axes, "ffn": axes, "vocab": axes}
+    for mode, axes in (("host_data_parallel", _IN_HOST), ("global_mesh", _EVERYWHERE))
+}
+ROWS = P(("host", "fsdp"))  # the batch axis of training rows
+
+
+def make_mesh(tensor: int = 1, devices=None, hosts: int | None = None) -> Mesh:
+  """The mesh `(host, fsdp, tensor)` over all devices.
+
+  Args:
+    tensor: tensor-parallel degree in training; must divide a host's devices.
+    devices: defaults to all, ordered by process, so that a host is one mesh row.
+    hosts: number of host rows; defaults to the number of processes.
+
+  Raises:
+    UserError: the devices cannot be laid out so.
+  """
+  devices = jax.devices() if devices is None else devices
+  devices = sorted(devices, key=lambda d: (d.process_index, d.id))
+  hosts = jax.process_count() if hosts is None else hosts
+  if len(devices) % (hosts * tensor):
+    raise UserError(
+        f"--config.mesh.tensor={tensor} does not divide the {len(devices) // hosts} devices of a host")
+  shape = (hosts, len(devices) // hosts // tensor, tensor)
+  return Mesh(np.asarray(devices).reshape(shape), ("host", "fsdp", "tensor"))
+
+
+def param_specs(cfg: ModelConfig, mesh: Mesh, rules: dict[str, tuple[str, ...]]):
+  """A PartitionSpec for every weight, from its logical axes.
+
+  An axis takes the longest run of its mesh axes that divides its unit count: a
+  head is never cut, and what cannot be divided is replicated.
+  """
+  units = {"embed": cfg.hidden_size, "heads": cfg.num_attention_heads,
+           "kv_heads": cfg.num_key_value_heads, "ffn": cfg.intermediate_size,
+           "vocab": cfg.vocab_size}
+
+  def mesh_axes(axis):
+    axes = rules.get(axis, ())
+    while axes and units[axis] % math.prod(mesh.shape[a] for a in axes):
+      axes = axes[:-1]
+    return axes or None
+
+  return jax.tree.map(lambda t: P(*(mesh_axes(a) for a in t.axes)), tensors(cfg))
+
+
+def named(mesh: Mesh, specs):
+  """NamedShardings of a tree of PartitionSpecs."""
+  return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
+
+
+def place(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+  """A host array as a global device array, shard by shard; nothing compiles.
+
+  Every process holds the whole of `value` (small arrays), each places its part.
+  """
+  return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

@@ -1,0 +1,169 @@
+"""One SimPO step on packed rows: losses, gradients over micro-batches, the update."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from simpo_jax import model as llama
+from simpo_jax.attention import range_attention
+from simpo_jax.data.packing import Batch
+from simpo_jax.loss import SimPOConfig, simpo_loss, target_log_probs
+from simpo_jax.model_config import ModelConfig
+
+
+class TrainState(NamedTuple):
+  """What training changes; donated to every launch and updated in place."""
+
+  params: llama.Params
+  opt_state: Any
+  step: jax.Array  # int32 [], optimizer steps done
+
+
+class StepConfig(NamedTuple):
+  """The choices that shape the training and evaluation branches."""
+
+  model: ModelConfig
+  simpo: SimPOConfig
+  dtype: Any  # compute dtype
+  remat: bool
+  pairs: int  # B pairs per step
+  slots: int  # G pairs per row
+  rows: Any  # NamedSharding of activations `[rows, S, D]`
+
+
+class PairStats(NamedTuple):
+  """Per pair of the step, `[pairs]`; entries of absent pairs are 0."""
+
+  chosen: jax.Array  # float32, average log-probability of the chosen response
+  rejected: jax.Array
+  chosen_tokens: jax.Array  # int32
+  rejected_tokens: jax.Array
+  loss: jax.Array  # float32, SimPO term
+  present: jax.Array  # bool
+  bad: jax.Array  # bool: not finite itself, or in the micro-batch whose gradient is not
+
+
+class Metrics(NamedTuple):
+  """Of a step or an evaluation batch; scalars unless said otherwise."""
+
+  loss: jax.Array
+  simpo_loss: jax.Array
+  sft_loss: jax.Array
+  grad_norm: jax.Array
+  learning_rate: jax.Array
+  ok: jax.Array  # bool: loss and gradient are finite; if not, no update was applied
+  pairs: PairStats
+
+
+def _micro_loss(params, micro: Batch, total_pairs, total_chosen_tokens, cfg: StepConfig):
+  """The micro-batch's share of the step's loss, and its per-pair statistics.
+
+  Shares add up to: mean over pairs of the SimPO loss + sft_weight * mean over all
+  chosen tokens of their cross-entropy.
+  """
+  def attend(q, k, v):
+    return range_attention(q, k, v, micro.k_start, micro.k_end, micro.positions,
+                           cfg.model.sliding_window), None
+
+  hidden = llama.forward(params, micro.tokens, micro.positions, attend, cfg.model, cfg.dtype,
+                         cfg.remat, lambda x: jax.lax.with_sharding_constraint(x, cfg.rows))
+  logps = target_log_probs(hidden, llama.unembed_matrix(params), micro.target_index,
+                           micro.target_id)
+  sums, counts = (
+      jax.vmap(lambda x, seq: jax.ops.segment_sum(x, seq, 2 * cfg.slots))(x, micro.target_seq)
+      for x in (logps, (micro.target_id >= 0).astype(jnp.float32)))
+  average = (sums / jnp.maximum(counts, 1)).reshape(-1, 2)  # [rows * G, chosen | rejected]
+  pair = micro.pair.reshape(-1)
+  present = pair < cfg.pairs
+  losses = jnp.where(present, simpo_loss(average[:, 0], average[:, 1], cfg.simpo), 0.0)
+  sft_sum = -jnp.sum(sums.reshape(-1, 2)[:, 0])
+  loss = jnp.sum(losses) / total_pairs
+  loss += cfg.simpo.sft_weight * sft_sum / total_chosen_tokens
+  counts = counts.reshape(-1, 2).astype(jnp.int32)
+
+  def by_pair(x):
+    return jnp.zeros((cfg.pairs,), x.dtype).at[pair].set(x, mode="drop")
+
+  stats = PairStats(by_pair(average[:, 0]), by_pair(average[:, 1]), by_pair(counts[:, 0]),
+                    by_pair(counts[:, 1]), by_pair(losses), by_pair(present),
+                    by_pair(present & ~jnp.isfinite(losses)))
+  return loss, (sft_sum, stats)
+
+
+def _micro(batch: Batch, index: jax.Array) -> Batch:
+  """One micro-batch: the arrays without their leading axis."""
+  return jax.tree.map(lambda x: x[index], batch._replace(num_micro=None))
+
+
+def _totals(batch: Batch, cfg: StepConfig):
+  total_pairs = jnp.maximum(jnp.sum(batch.pair < cfg.pairs), 1)
+  is_chosen = (batch.target_id >= 0) & (batch.target_seq % 2 == 0)
+  return total_pairs, jnp.maximum(jnp.sum(is_chosen), 1)
+
+
+def _no_stats(cfg: StepConfig) -> PairStats:
+  f, i, b = (jnp.zeros((cfg.pairs,), t) for t in (jnp.float32, jnp.int32, jnp.bool_))
+  return PairStats(f, f, i, i, f, b, b)
+
+
+def _merge(a: PairStats, b: PairStats) -> PairStats:
+  """Statistics of disjoint sets of pairs: every absent entry is 0 or False."""
+  return jax.tree.map(lambda x, y: x | y if x.dtype == jnp.bool_ else x + y, a, b)
+
+
+def _metrics(loss, sft_sum, stats, totals, grad_norm, learning_rate, ok) -> Metrics:
+  total_pairs, total_chosen_tokens = totals
+  return Metrics(loss, jnp.sum(stats.loss) / total_pairs, sft_sum / total_chosen_tokens,
+                 grad_norm, learning_rate, ok, stats)
+
+
+def train_step(state: TrainState, batch: Batch, tx: optax.GradientTransformation,
+               schedule: optax.Schedule, cfg: StepConfig) -> tuple[TrainState, Metrics]:
+  """One optimizer step on one batch, micro-batch by micro-batch.
+
+  Only the micro-batches in use are computed. If the loss or a gradient is not
+  finite, the state comes back unchanged and `ok` is False.
+  """
+  totals = _totals(batch, cfg)
+  gradient = jax.value_and_grad(_micro_loss, has_aux=True)
+
+  def micro_step(index, carry):
+    grads, loss, sft_sum, stats = carry
+    micro = _micro(batch, index)
+    (part, (sft_part, part_stats)), part_grads = gradient(state.params, micro, *totals, cfg)
+    finite = jnp.isfinite(optax.global_norm(part_grads))
+    bad = part_stats.bad | (part_stats.present & ~finite)
+    return (jax.tree.map(jnp.add, grads, part_grads), loss + part, sft_sum + sft_part,
+            _merge(stats, part_stats._replace(bad=bad)))
+
+  zero = jnp.zeros((), jnp.float32)
+  init = (jax.tree.map(jnp.zeros_like, state.params), zero, zero, _no_stats(cfg))
+  grads, loss, sft_sum, stats = jax.lax.fori_loop(0, batch.num_micro, micro_step, init)
+  grad_norm = optax.global_norm(grads)
+  ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+  learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
+
+  def update(state):
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+
+  state = jax.lax.cond(ok, update, lambda state: state, state)
+  return state, _metrics(loss, sft_sum, stats, totals, grad_norm, learning_rate, ok)
+
+
+def evaluate_step(params: llama.Params, batch: Batch, cfg: StepConfig) -> Metrics:
+  """The loss and per-pair statistics of one batch, forward only."""
+  totals = _totals(batch, cfg)
+
+  def micro_step(index, carry):
+    loss, sft_sum, stats = carry
+    micro = _micro(batch, index)
+    part, (sft_part, part_stats) = _micro_loss(params, micro, *totals, cfg)
+    return loss + part, sft_sum + sft_part, _merge(stats, part_stats)
+
+  zero = jnp.zeros((), jnp.float32)
+  loss, sft_sum, stats = jax.lax.fori_loop(
+      0, batch.num_micro, micro_step, (zero, zero, _no_stats(cfg)))
+  return _metrics(loss, sft_sum, stats, totals, zero, zero, jnp.isfinite(loss))
