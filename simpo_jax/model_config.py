@@ -63,7 +63,7 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
   kind = hf.get("model_type")
   if kind not in MODEL_TYPES:
     raise UserError(
-        f"{where}: model_type {kind!r} is not supported; this version reads {', '.join(MODEL_TYPES)}")
+        f"{where}: model_type {kind!r} is not supported; {', '.join(MODEL_TYPES)} are")
 
   def need(name):
     if hf.get(name) is None:
@@ -77,18 +77,21 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
   heads, hidden = int(need("num_attention_heads")), int(need("hidden_size"))
   kv_heads = int(hf.get("num_key_value_heads") or heads)
   if heads % kv_heads:
-    raise UserError(f"{where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
+    raise UserError(
+        f"{where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
   # Qwen configs carry a window that `use_sliding_window` usually switches off.
   # A mistral config without the field means transformers' default, null means none.
-  window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window", kind == "mistral") else None
+  windowed = hf.get("use_sliding_window", kind == "mistral")
+  window = hf.get("sliding_window", 4096) if windowed else None
   if window is not None and kind != "mistral":
     raise UserError(f"{where}: use_sliding_window is supported for mistral only; set it to false")
   # transformers 5 writes rope_parameters; earlier versions rope_theta and rope_scaling.
   rope = {"rope_theta": hf.get("rope_theta", 10000.0), **(hf.get("rope_scaling") or {}),
           **(hf.get("rope_parameters") or {})}
   if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor") or 1.0) != 1.0:
-    raise UserError(f"{where}: partial_rotary_factor is not supported; only whole heads are rotated")
+    raise UserError(f"{where}: partial_rotary_factor is not supported; whole heads are rotated")
   max_positions = int(hf.get("max_position_embeddings", 2048))
+  rope.setdefault("original_max_position_embeddings", max_positions)
   return ModelConfig(
       model_type=kind,
       vocab_size=int(need("vocab_size")),
@@ -100,7 +103,7 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
       head_dim=int(hf.get("head_dim") or hidden // heads),
       rms_norm_eps=float(need("rms_norm_eps")),
       rope_theta=float(rope["rope_theta"]),
-      rope_scaling=_rope_scaling({"original_max_position_embeddings": max_positions, **rope}, where),
+      rope_scaling=_rope_scaling(rope, where),
       max_position_embeddings=max_positions,
       tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
       qkv_bias=kind == "qwen2",
@@ -122,7 +125,8 @@ def _rope_scaling(rope: dict[str, Any], where: str) -> RopeScaling | None:
           float(rope["high_freq_factor"]), int(rope["original_max_position_embeddings"]))
   except KeyError as e:
     raise UserError(f"{where}: {kind} rope scaling lacks {e}; add it to the rope settings") from e
-  raise UserError(f"{where}: rope scaling {kind!r} is not supported; default, linear and llama3 are")
+  raise UserError(
+      f"{where}: rope scaling {kind!r} is not supported; default, linear and llama3 are")
 
 
 def rope_frequencies(cfg: ModelConfig) -> np.ndarray:

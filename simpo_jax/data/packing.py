@@ -81,6 +81,11 @@ def pair_length(pair: PairTokens) -> int:
   return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
 
 
+def rows_used(batch: Batch, shape: BatchShape) -> int:
+  """Rows that hold at least one pair."""
+  return int(np.sum(batch.pair[..., 0] < shape.pairs))
+
+
 def assign_rows(lengths: list[int], row_length: int, slots: int) -> list[list[int]]:
   """Best-fit decreasing: the members of each row, as indices into `lengths`."""
   rows: list[list[int]] = []

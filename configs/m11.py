@@ -1,0 +1,88 @@
+"""M11, the acceptance run: 2 SimPO steps, generate for 128 prompts, 5 more steps.
+
+  python -m simpo_jax.main --config=configs/m11.py[:VARIANT]
+
+One process, one compile, one executable; 128 samples of up to 2,048 new tokens in
+samples/step_000002/. Variants:
+
+  (none)           A tiny Llama with random weights, a byte tokenizer and pairs made
+                   by the project: nothing to download. Exactly 128 x 2,048 tokens
+                   (end tokens ignored). About a minute on 2 CPU cores.
+  smollm2          SmolLM2-135M-Instruct and 300 real pairs, float32, on CPU; set
+                   --config.model.source (folder, .gguf or hub id) and
+                   --config.data.train. See the README for time and memory.
+  llama3_8b_v5p32  The real target: Llama-3-8B-Instruct on a TPU v5p-32 (4 hosts x 4
+                   chips), 128 pairs a step, max_length 4,096, float32 weights and
+                   bfloat16 compute.
+  phase_a          The debugging shape: 2 steps, generate, 1 step.
+  phase_a_train2   Stops after generating.
+  phase_a_global   phase_a with every prompt on the whole mesh (global_mesh).
+"""
+
+from simpo_jax.config import default_config, did_you_mean
+from simpo_jax.errors import UserError
+
+VARIANTS = ("", "smollm2", "llama3_8b_v5p32", "phase_a", "phase_a_train2", "phase_a_global")
+
+
+def get_config(variant: str = ""):
+  if variant not in VARIANTS:
+    raise UserError(f"configs/m11.py has no variant {variant!r}; it has {', '.join(VARIANTS[1:])}"
+                    + did_you_mean(variant, VARIANTS[1:]))
+  c = default_config()
+  c.name = "m11" + (f"-{variant}" if variant else "")
+  c.train.steps = 7
+  c.generate.at_steps = (2,)
+  c.generate.count = 128
+  c.generate.max_new_tokens = 2048
+  if variant == "smollm2":
+    smollm2(c)
+  elif variant == "llama3_8b_v5p32":
+    llama3_8b_v5p32(c)
+  else:
+    embedded(c)
+  if variant.startswith("phase_a"):
+    c.train.steps = 2 if variant == "phase_a_train2" else 3
+  if variant == "phase_a_global":
+    c.generate.mode = "global_mesh"
+  return c
+
+
+def embedded(c):
+  """The tiny model that needs no download."""
+  c.data.max_length = 256
+  c.data.max_prompt_length = 128
+  c.data.row_length = 512
+  c.train.learning_rate = 1e-3
+  c.train.warmup_ratio = 0.0
+  c.train.remat = "none"
+  c.generate.ignore_eos = True
+  c.generate.page_size = 64
+  c.generate.prefill_chunk = 64
+
+
+def smollm2(c):
+  """SmolLM2-135M-Instruct on a laptop."""
+  c.model.source = "HuggingFaceTB/SmolLM2-135M-Instruct"
+  c.data.train = ("../shared/data/dpo_en_demo.json",)
+  c.data.max_length = 1024
+  c.data.max_prompt_length = 512
+  c.train.batch_size = 8
+  c.train.learning_rate = 1e-6
+  c.train.remat = "none"
+  c.generate.page_size = 64
+  c.generate.prefill_chunk = 64
+
+
+def llama3_8b_v5p32(c):
+  """Llama-3-8B-Instruct on TPU v5p-32, with the paper's v0.1 settings."""
+  c.model.source = "meta-llama/Meta-Llama-3-8B-Instruct"
+  c.data.train = ("data/train.jsonl",)
+  c.data.max_length = 4096
+  c.data.max_prompt_length = 2048
+  c.data.row_length = 8192
+  c.train.batch_size = 128
+  c.train.learning_rate = 1e-6
+  c.simpo.beta = 2.5
+  c.simpo.gamma_beta_ratio = 0.55
+  c.generate.ignore_eos = True

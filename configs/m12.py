@@ -1,0 +1,29 @@
+"""M12, the long run: 200 SimPO steps, 1,024 prompts after steps 50, 100, 150 and 200.
+
+  python -m simpo_jax.main --config=configs/m12.py[:VARIANT]
+
+The variants are those of configs/m11.py: the embedded default (the same tiny model,
+up to 256 new tokens a prompt so that it stays a matter of minutes on 2 CPU cores),
+smollm2, llama3_8b_v5p32 (2,048 new tokens), and the phase_a shapes (2 steps, generate,
+1 step, here with 1,024 prompts). One compile in all, 4 x 1,024 sample rows.
+"""
+
+import importlib.util
+import pathlib
+
+_SPEC = importlib.util.spec_from_file_location("m11", pathlib.Path(__file__).with_name("m11.py"))
+m11 = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(m11)
+
+
+def get_config(variant: str = ""):
+  c = m11.get_config(variant)
+  c.name = c.name.replace("m11", "m12")
+  c.generate.count = 1024
+  if variant in ("", "smollm2"):
+    c.generate.max_new_tokens = 256
+    c.generate.max_slots = 128
+  if not variant.startswith("phase_a"):
+    c.train.steps = 200
+    c.generate.at_steps = (50, 100, 150, 200)
+  return c

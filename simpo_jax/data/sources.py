@@ -1,0 +1,135 @@
+"""Files of preference rows: what lies on disk, before anyone asks what it means.
+
+Rows are numbered from 1 (the line in a JSON-lines file, the position
+elsewhere), so that a row id such as "dpo_en_demo.json:17" can be looked up.
+"""
+
+import difflib
+import gzip
+import json
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from simpo_jax.errors import UserError
+
+EXTENSIONS = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".parquet")
+_PARQUET_BATCH = 256
+
+
+class Malformed(NamedTuple):
+  """Stands in for a row that cannot be read; `reason` is its skip reason."""
+
+  reason: str
+
+
+def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
+  """Yields (row id, row) for every row of a file, in order.
+
+  A broken row comes as a `Malformed`, so that the caller can count it.
+
+  Raises:
+    UserError: the file is missing, of an unknown kind, unreadable or empty.
+  """
+  file = find_file(path)
+  read = _reader(file)
+  count = 0
+  try:
+    for number, row in read(file):
+      count += 1
+      yield f"{file.name}:{number}", row
+  except (OSError, EOFError, zlib.error) as error:
+    raise UserError(f"{path} cannot be read ({_one_line(error)}); is it complete?") from error
+  if not count:
+    raise UserError(f"{path} has no rows; give a file with at least one preference pair")
+
+
+def find_file(path: str) -> pathlib.Path:
+  """The file at `path`, or a UserError that names its nearest neighbours."""
+  file = pathlib.Path(path).expanduser()
+  if file.is_dir():
+    raise UserError(f"{path} is a folder; name a file in it")
+  if not file.exists():
+    raise UserError(f"{path} does not exist{nearest_files(file)}")
+  return file
+
+
+def nearest_files(file: pathlib.Path) -> str:
+  """ "; did you mean ...?" for names close to a missing one, else where the search ended."""
+  if not file.parent.is_dir():
+    return f"; neither does the folder {file.parent}"
+  names = [p.name for p in file.parent.iterdir()]
+  close = difflib.get_close_matches(file.name, names, n=3, cutoff=0.5)
+  return f"; did you mean {', '.join(str(file.parent / c) for c in close)}?" if close else ""
+
+
+def open_lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+  """Yields (line number from 1, line) of a plain or gzipped file, blank lines left out."""
+  opener = gzip.open if file.name.endswith(".gz") else open
+  with opener(file, "rb") as f:
+    for number, line in enumerate(f, start=1):
+      if number == 1:
+        line = line.removeprefix(b"\xef\xbb\xbf")
+      if line.strip():
+        yield number, line
+
+
+def _reader(file: pathlib.Path):
+  name = file.name.lower()
+  if name.endswith((".jsonl", ".jsonl.gz")):
+    return _read_json_lines
+  if name.endswith((".json", ".json.gz")):
+    return _read_json_list
+  if name.endswith(".parquet"):
+    return _read_parquet
+  raise UserError(f"{file} is of an unknown kind; the name must end in {', '.join(EXTENSIONS)}")
+
+
+def _read_json_lines(file: pathlib.Path):
+  for number, line in open_lines(file):
+    try:
+      row = json.loads(line.decode("utf-8"))
+    # A few thousand nested brackets exhaust the parser's stack.
+    except (ValueError, RecursionError):
+      row = None
+    yield number, row if isinstance(row, dict) else Malformed("malformed_json")
+
+
+def _read_json_list(file: pathlib.Path):
+  opener = gzip.open if file.name.endswith(".gz") else open
+  with opener(file, "rb") as f:
+    data = f.read()
+  if not data.strip():
+    return
+  try:
+    rows = json.loads(data.decode("utf-8-sig"))
+  except (ValueError, RecursionError) as error:
+    hint = "; one object per line? then name it .jsonl" if data.lstrip()[:1] == b"{" else ""
+    raise UserError(f"{file} is not valid JSON ({_one_line(error)}){hint}") from error
+  if not isinstance(rows, list):
+    raise UserError(
+      f"{file} holds one JSON {type(rows).__name__}; it must hold a list of objects"
+      " (or one object per line in a file named .jsonl)"
+    )
+  for number, row in enumerate(rows, start=1):
+    yield number, row if isinstance(row, dict) else Malformed("malformed_json")
+
+
+def _read_parquet(file: pathlib.Path):
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  try:
+    number = 0
+    with pq.ParquetFile(file) as table:
+      for batch in table.iter_batches(batch_size=_PARQUET_BATCH):
+        for row in batch.to_pylist():
+          number += 1
+          yield number, row
+  except (pa.ArrowException, ValueError) as error:
+    raise UserError(f"{file} is not a readable parquet file ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]

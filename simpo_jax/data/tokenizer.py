@@ -1,0 +1,249 @@
+"""One tokenizer for training and generation: functions and ids, nothing hidden.
+
+`load_tokenizer` reads it from wherever the model comes from. `encode` never
+adds a token of its own; `encode_with_bos` is the one place where a prompt gets
+its BOS, exactly once.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+
+from simpo_jax.data.byte_vocab import END, SPECIAL_IDS, TEMPLATE, byte_functions
+from simpo_jax.data.forms import Message
+from simpo_jax.data.sources import nearest_files
+from simpo_jax.errors import UserError
+
+# Tokens that end a turn in well-known templates, where `eos_token` often is another.
+_TURN_ENDS = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>",
+    "<|END_OF_TURN_TOKEN|>", "<|end_of_turn|>", "<|endoftext|>", "</s>", "<|eot|>",
+)  # fmt: skip
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_NO_LIMIT = int(1e30)
+
+
+class TemplateFailed(Exception):
+  """The chat template refused a conversation (a role it does not know, say)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """What the trainer and the generator need to know of a tokenizer.
+
+  encode: text -> ids. Adds no BOS or EOS; strings of special tokens become those
+    tokens, since templates write them.
+  decode: ids -> text, special tokens left out.
+  escape: user text -> text whose special-token strings `encode` takes for plain
+    characters. Hugging Face tokenizers have no such thing: there it is the
+    identity, and text that contains "<|im_end|>" ends a turn, as in transformers.
+  render: (messages, add_generation_prompt) -> text for `encode`. Raises
+    TemplateFailed, and UserError where there is no chat template.
+  bos_id: None if there is none.
+  eos_ids: every id that ends a turn or a text; the first is the tokenizer's own.
+  adds_bos: whether the tokenizer puts BOS before plain text of its own accord.
+  """
+
+  encode: Callable[[str], list[int]]
+  decode: Callable[[Sequence[int]], str]
+  escape: Callable[[str], str]
+  render: Callable[[Sequence[Message], bool], str]
+  bos_id: int | None
+  eos_ids: tuple[int, ...]
+  pad_id: int
+  vocab_size: int
+  chat_template: str | None
+  adds_bos: bool
+
+
+def encode_with_bos(tokenizer: Tokenizer, text: str) -> list[int]:
+  """The ids of a text that starts a sequence: one BOS if the model knows BOS, never two."""
+  ids = tokenizer.encode(text)
+  bos = tokenizer.bos_id
+  if bos is None:
+    return ids
+  while ids[:2] == [bos, bos]:
+    ids = ids[1:]
+  return [bos, *ids] if tokenizer.adds_bos and ids[:1] != [bos] else ids
+
+
+def byte_tokenizer() -> Tokenizer:
+  """The tokenizer of the embedded model: 256 bytes and 6 special tokens, vocabulary 262.
+
+  User text that spells "<|end|>" stays text; see `byte_vocab`.
+  """
+  encode, decode, escape, render_text = byte_functions()
+
+  def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    try:
+      return render_text(messages, add_generation_prompt)
+    except Exception as error:
+      raise TemplateFailed(str(error)) from error
+
+  return Tokenizer(
+    encode=encode,
+    decode=decode,
+    escape=escape,
+    render=render,
+    bos_id=SPECIAL_IDS["<|bos|>"],
+    eos_ids=(SPECIAL_IDS[END],),
+    pad_id=SPECIAL_IDS["<|pad|>"],
+    vocab_size=256 + len(SPECIAL_IDS),
+    chat_template=TEMPLATE,
+    adds_bos=True,
+  )
+
+
+def load_tokenizer(source: str) -> Tokenizer:
+  """The tokenizer of a model source.
+
+  Args:
+    source: "embedded", a Hugging Face folder, a .gguf file, a hub id, or
+      "random:FOLDER" (FOLDER's tokenizer if it has one, else the byte tokenizer).
+
+  Raises:
+    UserError: there is no tokenizer there, or none that can be read.
+  """
+  if source == "embedded":
+    return byte_tokenizer()
+  if source.startswith("random:"):
+    folder = pathlib.Path(source.removeprefix("random:")).expanduser()
+    if not folder.is_dir():
+      raise UserError(f"{source}: {folder} is not a folder{nearest_files(folder)}")
+    has_one = any((folder / name).exists() for name in _TOKENIZER_FILES)
+    return _load_local(folder, {}) if has_one else byte_tokenizer()
+  path = pathlib.Path(source).expanduser()
+  if path.is_dir():
+    return _load_local(path, {})
+  if path.is_file():
+    if path.suffix != ".gguf":
+      raise UserError(f"{source} is a file but not a .gguf; give the folder that holds it")
+    return _load_local(path.parent, {"gguf_file": path.name})
+  if path.suffix == ".gguf" or not _HUB_ID.fullmatch(source):
+    raise UserError(f"{source} does not exist{nearest_files(path)}")
+  return _load_hub(source)
+
+
+def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
+  place = str(folder / options.get("gguf_file", ""))
+  try:
+    hf = _auto_tokenizer(str(folder), **options)
+  # Any of a dozen kinds, depending on which file is missing or broken.
+  except Exception as error:
+    raise UserError(
+      f"no tokenizer can be read from {place} ({_one_line(error)});"
+      " it needs tokenizer.json and tokenizer_config.json, or to be a complete .gguf"
+    ) from error
+  # A GGUF names its own end tokens; a JSON file beside it may be of another model.
+  config = folder / "generation_config.json"
+  return _from_hf(hf, [] if options else _generation_eos(config), place)
+
+
+def _load_hub(name: str) -> Tokenizer:
+  try:
+    hf = _auto_tokenizer(name)
+    config = _hub_generation_config(name)
+  # No network, no such name, no permission: each library has its own kinds.
+  except Exception as error:
+    raise UserError(
+      f"{name} is neither a folder here nor a model that can be fetched"
+      f" ({_one_line(error)}); check the name, or download it and give the folder"
+    ) from error
+  return _from_hf(hf, _generation_eos(config) if config else [], name)
+
+
+def _hub_generation_config(name: str) -> pathlib.Path | None:
+  import huggingface_hub
+  from huggingface_hub.errors import EntryNotFoundError
+
+  try:
+    return pathlib.Path(huggingface_hub.hf_hub_download(name, "generation_config.json"))
+  except EntryNotFoundError:
+    return None
+
+
+def _auto_tokenizer(place: str, **options):
+  import transformers
+
+  # Without the False, a repository with code of its own would ask on the terminal.
+  return transformers.AutoTokenizer.from_pretrained(
+    place, trust_remote_code=False, model_max_length=_NO_LIMIT, **options
+  )
+
+
+def _generation_eos(config: pathlib.Path) -> list[int]:
+  if not config.exists():
+    return []
+  try:
+    eos = json.loads(config.read_text())["eos_token_id"]
+  except KeyError:
+    return []
+  except (OSError, ValueError, TypeError) as error:
+    raise UserError(f"{config} is not readable JSON ({_one_line(error)})") from error
+  eos = eos if isinstance(eos, list) else [eos]
+  return [i for i in eos if isinstance(i, int)]
+
+
+def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
+  template = hf.chat_template
+  if isinstance(template, dict):
+    template = template.get("default")
+  vocab = hf.get_vocab()
+  turn_ends = [vocab[t] for t in _turn_ends(template or "") if t in vocab]
+  own = [] if hf.eos_token_id is None else [hf.eos_token_id]
+  eos_ids = tuple(dict.fromkeys([*own, *generation_eos, *turn_ends]))
+  if not eos_ids:
+    raise UserError(f"the tokenizer of {place} has no end token; set eos_token in it")
+
+  def encode(text: str) -> list[int]:
+    return list(hf.encode(text, add_special_tokens=False))
+
+  def decode(ids: Sequence[int]) -> str:
+    return hf.decode(
+      [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+  def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    if template is None:
+      raise UserError(
+        f"the tokenizer of {place} has no chat template, which messages need; set"
+        " chat_template in it, or train on plain prompt, chosen and rejected strings"
+      )
+    try:
+      return hf.apply_chat_template(
+        [dict(m) for m in messages],
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+      )
+    # The template is a program by someone else: it may fail in any way.
+    except Exception as error:
+      raise TemplateFailed(_one_line(error)) from error
+
+  bos = hf.bos_token_id
+  with_specials = list(hf.encode("a"))
+  return Tokenizer(
+    encode=encode,
+    decode=decode,
+    escape=lambda text: text,
+    render=render,
+    bos_id=bos,
+    eos_ids=eos_ids,
+    pad_id=eos_ids[0] if hf.pad_token_id is None else hf.pad_token_id,
+    vocab_size=len(hf),
+    chat_template=template,
+    adds_bos=bos is not None and with_specials[:1] == [bos],
+  )
+
+
+def _turn_ends(template: str) -> list[str]:
+  # Where a template knows channels, <|end|> closes one of them and not the turn.
+  channels = "<|channel|>" in template
+  return [t for t in _TURN_ENDS if t in template and not (channels and t == "<|end|>")]
+
+
+def _one_line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]

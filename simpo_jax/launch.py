@@ -1,0 +1,95 @@
+"""The one place that launches the program: ledger in, report checked, time taken."""
+
+import dataclasses
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from simpo_jax.data.packing import Batch
+from simpo_jax.errors import UserError
+from simpo_jax.ledger import FIELDS, Mode, describe_disagreement, make_row
+from simpo_jax.program import Compiled, ProgramConfig, Report, input_shardings, place_inputs
+from simpo_jax.train import TrainState
+
+
+@dataclasses.dataclass
+class Launcher:
+  """Launches the compiled program and keeps the record of it.
+
+  Attributes:
+    program: its sizes.
+    compiled: the one executable.
+    digest: of the config; the same on every host or the launch aborts.
+    requests: the prompt set, on the devices already.
+    idle: a batch for launches that need none.
+    log: mode and seconds of every launch so far.
+    executables: fingerprints of what was launched.
+    stopped: a host asked to stop, and every host has seen it in the same launch.
+  """
+
+  program: ProgramConfig
+  compiled: Compiled
+  digest: tuple[int, int]
+  requests: Any
+  idle: Batch
+  log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  executables: set[str] = dataclasses.field(default_factory=set)
+  stopped: bool = False
+
+  def __call__(self, state: TrainState, mode: Mode, batch: Batch | None = None,
+               stop: bool = False) -> tuple[TrainState, Report, float]:
+    """One launch, waited for.
+
+    Args:
+      state: donated.
+      batch: numpy, for TRAIN and EVALUATE.
+      stop: this host wants the run to end after this launch.
+
+    Returns:
+      The new state, the report, and the seconds it took.
+
+    Raises:
+      UserError: the hosts did not agree on the launch; says who wanted what.
+    """
+    start = time.perf_counter()
+    batch_sharding, _, ledger_sharding = input_shardings(self.program)
+    row = make_row(mode, len(self.log), self.digest, stop)
+    hosts = self.program.mesh.shape["host"]
+    # Every process fills only its own row: the callback is asked for no other.
+    ledger = jax.make_array_from_callback(
+        (hosts, len(FIELDS)), ledger_sharding,
+        lambda index: np.broadcast_to(row, (hosts, len(FIELDS)))[index])
+    placed = self.idle if batch is None else place_inputs(self.program, batch, batch_sharding)
+    state, report = self.compiled.call(state, placed, self.requests, ledger)
+    report = jax.block_until_ready(report)
+    seconds = time.perf_counter() - start
+    self.executables.add(self.compiled.fingerprint)
+    self.log.append({"mode": mode.name.lower(), "seconds": round(seconds, 4)})
+    rows = np.asarray(report.ledger)
+    if int(report.mode) == Mode.ABORT:
+      raise UserError("the hosts disagree on launch "
+                      f"{len(self.log) - 1}, nothing was changed: {describe_disagreement(rows)}")
+    self.stopped = bool(rows[:, FIELDS.index("stop")].any())
+    return state, report, seconds
+
+
+class StopSignal:
+  """Remembers the first SIGTERM or SIGINT; the second one ends the process at once."""
+
+  def __init__(self):
+    self.requested = False
+
+  def __enter__(self):
+    self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _handle(self, number, _):
+    self.requested = True
+    signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,52 @@
+"""SimPO training with generation in the same compiled program.
+
+Examples:
+  python -m simpo_jax.main --config=configs/m11.py
+  python -m simpo_jax.main --config=configs/m11.py:smollm2 --workdir=/tmp/run
+  python -m simpo_jax.main --config=configs/m11.py --config.train.learning_rate=1e-5
+
+Every field of simpo_jax/config.py can be set with --config.FIELD=VALUE; a config
+file's docstring says what it runs, on what hardware, and the expected result.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from simpo_jax import monitor  # noqa: F401  counts compilations from here on
+from simpo_jax.cli import parse_flags
+from simpo_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The run: FILE.py or FILE.py:VARIANT, such as configs/m11.py:smollm2.",
+    lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run's files go; default: a fresh dated folder under runs/.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the config; exit code 0 only when its whole schedule was done, or a stop honoured."""
+  if len(argv) > 1:
+    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --config=configs/m11.py")
+  if _CONFIG.value is None:
+    raise UserError("name a config: --config=configs/m11.py (see --help)")
+  from simpo_jax.run import run  # after the flags: --help and typos answer at once
+  run(_CONFIG.value, _WORKDIR.value)
+
+
+def _main(argv: Sequence[str]) -> None:
+  logging.set_verbosity(logging.WARNING)
+  try:
+    main(argv)
+  except UserError as e:
+    if _DEBUG.value:
+      raise
+    print(f"error: {e}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  app.run(_main, flags_parser=parse_flags)

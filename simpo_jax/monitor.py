@@ -1,0 +1,19 @@
+"""Counts XLA compilations of this process, from the moment it is imported."""
+
+import jax
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_compiles: list[float] = []
+
+
+def _listen(event: str, seconds: float, **_):
+  if event == _COMPILE_EVENT:
+    _compiles.append(seconds)
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+def compile_count() -> int:
+  """XLA compilations so far; a run makes exactly one."""
+  return len(_compiles)

@@ -1,0 +1,237 @@
+"""The run, top to bottom: resolve, compile once, load, then launch by the schedule."""
+
+import importlib.metadata
+import json
+import pathlib
+import resource
+import sys
+import time
+from collections import Counter
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from simpo_jax import workdir as files
+from simpo_jax.data.packing import empty_batch, pack, pair_length, rows_used
+from simpo_jax.data.pairs import PairTokens, pair_indices_for_step
+from simpo_jax.display import Display
+from simpo_jax.errors import UserError
+from simpo_jax.generate import FINISH_REASONS
+from simpo_jax.launch import Launcher, StopSignal
+from simpo_jax.ledger import Mode, digest
+from simpo_jax.metrics import evaluation_metrics, train_metrics
+from simpo_jax.model import count_params
+from simpo_jax.monitor import compile_count
+from simpo_jax.program import (
+    MAX_STOP_IDS,
+    compile_program,
+    init_state,
+    input_shardings,
+    place_inputs,
+    state_sharding,
+)
+from simpo_jax.requests import pack_requests, sample_rows, summarize
+from simpo_jax.resolve import Run, resolve
+from simpo_jax.schedule import launches_after
+from simpo_jax.train import TrainState
+from simpo_jax.weights import load_params
+
+
+def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
+  """Runs the whole schedule of `config`.
+
+  Args:
+    config: a `config.default_config()` with its changes.
+    workdir: the folder to fill; None for a fresh dated one under runs/.
+
+  Returns:
+    The final state and the workdir. A requested stop (SIGTERM, ^C) ends the run
+    early, after the launch in progress; run.json then says so.
+
+  Raises:
+    UserError: anything the user can fix, the hosts disagreeing, or a non-finite step.
+  """
+  started = time.perf_counter()
+  main_process = jax.process_index() == 0
+  display = Display(config.train.steps, main_process)
+  resolved = resolve(config)
+  program = resolved.program
+  folder = files.make_workdir(workdir, config.name)
+
+  # --- compile, once -------------------------------------------------------------------
+  display.banner(resolved, count_params(resolved.model.config), folder)
+  with display.running():
+    display.doing("compiling")
+    compiled = compile_program(program)
+    display.compiled(compiled)
+
+    # --- weights and inputs onto the devices ---------------------------------------------
+    display.doing("loading weights")
+    params = load_params(resolved.model, state_sharding(program).params, program.param_dtype,
+                         config.seed)
+    state = init_state(program, params)
+    del params
+    batch_sharding, request_sharding, _ = input_shardings(program)
+    launch = Launcher(
+        program, compiled, digest(config.to_json()),
+        requests=place_inputs(program, pack_requests(
+            resolved.requests, program.generate, config.generate, resolved.tokenizer.eos_ids,
+            MAX_STOP_IDS), request_sharding),
+        idle=place_inputs(program, empty_batch(program.batch), batch_sharding))
+
+    record = _first_record(resolved, compiled)
+
+    def save_record(status: str, error: str | None = None) -> None:
+      record.update(
+          status=status, error=error, compiles=compile_count(), executables=len(launch.executables),
+          launches=[entry["mode"] for entry in launch.log],
+          peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+      record["timings"].update(
+          compile=round(compiled.compile_seconds, 3), launches=launch.log,
+          total=round(time.perf_counter() - started, 3))
+      if main_process:
+        files.write_json(folder / "run.json", record)
+
+    if main_process:
+      files.write_json(folder / "config.json", json.loads(config.to_json()))
+    save_record("running")
+
+    # --- the loop ------------------------------------------------------------------------
+    try:
+      with StopSignal() as stop:
+        loop = _Loop(resolved, config, launch, folder, display, stop)
+        for step in range(1, config.train.steps + 1):
+          display.doing("training")
+          state = _train(loop, step, state)
+          for mode in launches_after(step, config):
+            if launch.stopped:
+              break
+            if mode == Mode.GENERATE:
+              display.doing(f"generating {len(resolved.requests)} requests")
+              state = _generate(loop, step, state)
+            else:
+              display.doing("evaluating")
+              state = _evaluate(loop, step, state)
+          save_record("running")
+          if launch.stopped:
+            display.say(f"stop requested: ending after step {step}")
+            break
+    except BaseException as e:
+      save_record("failed", f"{type(e).__name__}: {e}")
+      raise
+  save_record("stopped" if launch.stopped else "done")
+  display.closing(record, folder)
+  return state, folder
+
+
+class _Loop(NamedTuple):
+  """What every launch of the run loop needs."""
+
+  run: Run
+  config: Any
+  launch: Launcher
+  folder: pathlib.Path
+  display: Display
+  stop: StopSignal
+
+  @property
+  def writes(self) -> bool:
+    """Whether this process writes the shared files."""
+    return jax.process_index() == 0
+
+
+def step_pairs(step: int, pairs: list[PairTokens], config) -> list[PairTokens]:
+  """The pairs of a training step: a pure function of (seed, step)."""
+  indices = pair_indices_for_step(len(pairs), config.train.batch_size, config.seed, step)
+  return [pairs[i] for i in indices]
+
+
+def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
+  run, config = loop.run, loop.config
+  pairs = step_pairs(step, run.train_pairs, config)
+  batch = pack(pairs, run.program.batch)
+  state, report, seconds = loop.launch(state, Mode.TRAIN, batch, loop.stop.requested)
+  metrics = jax.tree.map(np.asarray, report.metrics)
+  if not metrics.ok:
+    bad = [pair.id for pair, is_bad in zip(pairs, metrics.pairs.bad, strict=True) if is_bad]
+    raise UserError(
+        f"step {step}: loss {float(metrics.loss)}, gradient norm {float(metrics.grad_norm)}: not finite, "
+        f"no update was applied; pairs: {', '.join(bad)}; lower --config.train.learning_rate or "
+        "remove these rows")
+  tokens, rows = sum(map(pair_length, pairs)), rows_used(batch, run.program.batch)
+  row = {"step": step, "mode": "train", **train_metrics(metrics, run.program.step.simpo),
+         "tokens_per_second": round(tokens / seconds, 1), "step_seconds": round(seconds, 4),
+         "rows": rows, "row_fill": round(tokens / (rows * run.program.batch.row_length), 4)}
+  if loop.writes:
+    files.append_metrics(loop.folder, row)
+  loop.display.train_step(step, config.train.steps, row)
+  return state
+
+
+def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:
+  run, folder = loop.run, loop.folder
+  state, report, seconds = loop.launch(state, Mode.GENERATE, stop=loop.stop.requested)
+  results = summarize(report.generated, len(run.requests), run.program.generate.groups)
+  process, processes = jax.process_index(), jax.process_count()
+  rows = files.write_rows(
+      files.samples_file(folder, step, process, processes),
+      sample_rows(run.requests, report.generated, results, run.tokenizer.decode, step, process,
+                  processes))
+  reasons = Counter(FINISH_REASONS[int(f)] for f in results.finish)
+  tokens = int(results.count.sum())
+  summary = {
+      "step": step, "requests": len(run.requests), "generated_tokens": tokens,
+      "seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds, 1),
+      "finish_reasons": dict(reasons), "mean_tokens": tokens / len(run.requests),
+      "mean_logprob_per_token": float(results.logprob.sum() / tokens),
+      "results": [
+          {"prompt_index": r.prompt.index, "sample_index": r.sample, "process_index": i % processes,
+           "generated_token_count": int(results.count[i]),
+           "finish_reason": FINISH_REASONS[int(results.finish[i])]}
+          for i, r in enumerate(run.requests)],
+  }
+  if loop.writes:
+    files.write_json(files.samples_folder(folder, step) / "summary.json", summary)
+    files.append_metrics(folder, {
+        "mode": "generate", **{k: v for k, v in summary.items() if k != "results"}})
+  loop.display.generation(summary, rows[:loop.config.log.samples_shown])
+  return state
+
+
+def _evaluate(loop: _Loop, step: int, state: TrainState) -> TrainState:
+  run = loop.run
+  size = run.program.batch.pairs
+  batches, seconds = [], 0.0
+  for start in range(0, len(run.eval_pairs), size):
+    batch = pack(run.eval_pairs[start:start + size], run.program.batch)
+    state, report, took = loop.launch(state, Mode.EVALUATE, batch, loop.stop.requested)
+    batches.append(jax.tree.map(np.asarray, report.metrics))
+    seconds += took
+  row = {"step": step, "mode": "evaluate",
+         **evaluation_metrics(batches, run.program.step.simpo), "step_seconds": round(seconds, 4)}
+  if not np.isfinite(row["loss"]):
+    raise UserError(f"step {step}: the held-out loss is not finite; check the held-out pairs")
+  if loop.writes:
+    files.append_metrics(loop.folder, row)
+  loop.display.evaluation(row)
+  return state
+
+
+def _first_record(run: Run, compiled) -> dict[str, Any]:
+  """The part of run.json that is known before the first launch."""
+  packages = ("jax", "jaxlib", "optax", "numpy", "transformers")
+  devices = run.program.mesh.devices
+  return {
+      "program": compiled.fingerprint,
+      "peak_bytes": {"program": compiled.memory["peak"]},
+      "memory": compiled.memory,
+      "devices": {"kind": devices.flat[0].device_kind, "count": devices.size,
+                  "mesh": dict(run.program.mesh.shape)},
+      "processes": jax.process_count(),
+      "versions": {"python": sys.version.split()[0],
+                   **{name: importlib.metadata.version(name) for name in packages}},
+      "data": {name: report._asdict() for name, report in run.skips.items()},
+      "pairs": {"train": len(run.train_pairs), "held_out": len(run.eval_pairs)},
+      "timings": {},
+  }

@@ -1,0 +1,28 @@
+"""Which launches follow a finished training step; pure functions of the config."""
+
+from simpo_jax.ledger import Mode
+
+
+def generates(config) -> bool:
+  """Whether any step of the run generates."""
+  return any(Mode.GENERATE in launches_after(step, config)
+             for step in range(1, config.train.steps + 1))
+
+
+def launches_after(step: int, config) -> list[Mode]:
+  """The modes to launch once training step `step` (from 1) has finished, in order.
+
+  `generate.at_steps` wins over `generate.every`; both count finished steps.
+  """
+  last = step == config.train.steps
+  modes = []
+  if config.generate.at_steps:
+    generate = step in config.generate.at_steps
+  else:
+    generate = bool(config.generate.every) and step % config.generate.every == 0
+  if generate:
+    modes.append(Mode.GENERATE)
+  every = config.evaluate.every
+  if (every and step % every == 0) or (last and config.evaluate.at_end):
+    modes.append(Mode.EVALUATE)
+  return modes

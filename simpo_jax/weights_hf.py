@@ -1,0 +1,74 @@
+"""Safetensors files of a Hugging Face folder, read slice by slice."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from simpo_jax.errors import UserError
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+class Weights(NamedTuple):
+  """The tensors of a checkpoint by their Hugging Face names.
+
+  Attributes:
+    shapes: of every tensor in it.
+    read: `read(name, index)` reads one slice of one tensor, in its stored dtype or float32.
+  """
+
+  shapes: dict[str, tuple[int, ...]]
+  read: Callable[[str, tuple[slice, ...]], np.ndarray]
+
+
+def open_folder(folder: pathlib.Path) -> Weights:
+  """Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+
+  Raises:
+    UserError: no such file, a shard that is missing or damaged, or quantised tensors.
+  """
+  files = {}
+  for path in _paths(folder):
+    try:
+      handle = safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as e:
+      raise UserError(f"{path} is damaged or cut short ({_line(e)}); get it again") from e
+    files |= {name: handle for name in handle.keys()}
+  shapes = {}
+  for name, handle in files.items():
+    view = handle.get_slice(name)
+    if view.get_dtype() not in _DTYPES:
+      raise UserError(
+          f"{folder}: {name} is stored as {view.get_dtype()}; only unquantised checkpoints "
+          f"({', '.join(_DTYPES)}) are read")
+    shapes[name] = tuple(view.get_shape())
+  return Weights(shapes, lambda name, index: files[name].get_slice(name)[index])
+
+
+def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
+  index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+  if index.is_file():
+    try:
+      names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+      raise UserError(f"{index} is not a safetensors index; get it again") from e
+    if missing := [n for n in names if not (folder / n).is_file()]:
+      raise UserError(
+          f"{folder} lacks {missing[0]}, one of the {len(names)} files that {index.name} lists; "
+          "download it too")
+    return [folder / n for n in names]
+  if single.is_file():
+    return [single]
+  if list(folder.glob("*.bin")) or list(folder.glob("*.pth")):
+    raise UserError(
+        f"{folder} holds only pickle files, which are not read; convert them first "
+        "(transformers: save_pretrained writes safetensors)")
+  raise UserError(f"{folder} holds neither {single.name} nor {index.name}; download the weights")
+
+
+def _line(error: Exception) -> str:
+  return " ".join(str(error).split())

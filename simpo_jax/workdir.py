@@ -1,0 +1,86 @@
+"""The files a run leaves behind: config, run.json, metrics, samples.
+
+Whole files are written beside their final name and renamed, so that a reader, or
+a killed run, never sees half of one. Process 0 writes all but the samples.
+"""
+
+import datetime
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from simpo_jax.errors import UserError
+
+
+def make_workdir(path: str | None, name: str) -> pathlib.Path:
+  """The run's folder; without a path, a fresh dated one under `runs/`.
+
+  Raises:
+    UserError: the folder cannot be made or written, or holds an earlier run.
+  """
+  if not path:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = f"runs/{stamp}-{name}"
+    number = 1
+    while pathlib.Path(path).exists():
+      number += 1
+      path = f"runs/{stamp}-{name}-{number}"
+  folder = pathlib.Path(path).expanduser()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".writable").write_text("")
+    (folder / ".writable").unlink()
+  except OSError as e:
+    raise UserError(f"--workdir={folder} cannot be written ({e.strerror}); choose another folder") from e
+  if (folder / "run.json").exists():
+    raise UserError(f"--workdir={folder} holds an earlier run; choose another folder or remove it")
+  return folder
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file whole, or not at all."""
+  _replace(path, json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n")
+
+
+def write_rows(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Writes a JSONL file whole, and returns its rows."""
+  rows = list(rows)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  _replace(path, "".join(json.dumps(r, ensure_ascii=False, default=_plain) + "\n" for r in rows))
+  return rows
+
+
+def append_metrics(folder: pathlib.Path, row: dict[str, Any]) -> None:
+  """Appends one line to metrics.jsonl."""
+  with open(folder / "metrics.jsonl", "a") as f:
+    f.write(json.dumps(row, allow_nan=False, default=_plain) + "\n")
+
+
+def samples_folder(folder: pathlib.Path, step: int) -> pathlib.Path:
+  """Where the generations after a step lie."""
+  return folder / "samples" / f"step_{step:06d}"
+
+
+def samples_file(folder: pathlib.Path, step: int, process: int, processes: int) -> pathlib.Path:
+  """One process's samples of a step."""
+  return samples_folder(folder, step) / f"host_{process:04d}_of_{processes:04d}.jsonl"
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(text)
+  os.replace(temporary, path)
+
+
+def _plain(value):
+  if isinstance(value, np.generic):
+    return value.item()
+  if isinstance(value, np.ndarray):
+    return value.tolist()
+  if isinstance(value, pathlib.PurePath):
+    return str(value)
+  raise TypeError(f"{type(value).__name__} in a workdir file")
