@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 
 
+CHUNK = 256  # response tokens whose logits exist at once, per row
+
+
 class SimPOConfig(NamedTuple):
   """The names and defaults of princeton-nlp/SimPO; gamma = beta * gamma_beta_ratio."""
 
@@ -37,46 +40,82 @@ def simpo_loss(chosen: jax.Array, rejected: jax.Array, cfg: SimPOConfig) -> jax.
           - cfg.label_smoothing * jax.nn.log_sigmoid(-margin))
 
 
-def target_log_probs(hidden: jax.Array, matrix: jax.Array, index: jax.Array, ids: jax.Array,
-                     chunk: int = 256) -> jax.Array:
+@jax.custom_vjp
+def target_log_probs(hidden: jax.Array, matrix: jax.Array, index: jax.Array,
+                     ids: jax.Array) -> jax.Array:
   """Log-probabilities of the target tokens alone, a chunk of logits at a time.
 
-  A chunk without targets is not computed, and each chunk's logits are recomputed
-  in the backward pass: at most `[B, chunk, V]` logits ever exist.
+  Chunks without targets are not computed, and the backward pass computes each
+  chunk's logits again: at most `[B, CHUNK, V]` of them ever exist.
 
   Args:
     hidden: `[B, S, D]`, final hidden states.
     matrix: `[V, D]`, the output embedding.
     index: int32 `[B, U]`, where in the row each target is predicted from.
     ids: int32 `[B, U]`, the target token, or -1 for an empty entry; targets come first.
-    chunk: targets per block.
 
   Returns:
     float32 `[B, U]`, 0 for empty entries.
   """
-  B, U = ids.shape
-  chunk = min(chunk, U)
-  padded = -(-U // chunk) * chunk
-  index = jnp.pad(index, ((0, 0), (0, padded - U)))
-  ids = jnp.pad(ids, ((0, 0), (0, padded - U)), constant_values=-1)
+  return _forward(hidden, matrix, index, ids)[0]
 
-  @jax.checkpoint
-  def score(hidden, matrix, index, ids):
-    x = jnp.take_along_axis(hidden, index[..., None], axis=1)
-    logits = jnp.einsum("bud,vd->buv", x, matrix.astype(x.dtype),
-                        preferred_element_type=jnp.float32)
+
+def _chunks(index: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Index and ids padded to whole chunks, and the number of chunks with targets."""
+  padding = ((0, 0), (0, -ids.shape[1] % CHUNK))
+  count = jnp.max(jnp.sum(ids >= 0, axis=1))
+  return jnp.pad(index, padding), jnp.pad(ids, padding, constant_values=-1), -(-count // CHUNK)
+
+
+def _chunk(x: jax.Array, i: jax.Array) -> jax.Array:
+  return jax.lax.dynamic_slice_in_dim(x, i * CHUNK, CHUNK, axis=1)
+
+
+def _logits(hidden, matrix, index):
+  x = jnp.take_along_axis(hidden, index[..., None], axis=1)
+  return x, jnp.einsum("bud,vd->buv", x, matrix.astype(x.dtype),
+                       preferred_element_type=jnp.float32)
+
+
+def _forward(hidden, matrix, index, ids):
+  all_index, all_ids, count = _chunks(index, ids)
+
+  def body(i, out):
+    index, ids = _chunk(all_index, i), _chunk(all_ids, i)
+    _, logits = _logits(hidden, matrix, index)
     target = jnp.take_along_axis(logits, jnp.maximum(ids, 0)[..., None], axis=-1)[..., 0]
-    return jnp.where(ids >= 0, target - jax.nn.logsumexp(logits, axis=-1), 0.0)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    new = jnp.stack([jnp.where(ids >= 0, target - lse, 0.0), lse])
+    return jax.lax.dynamic_update_slice_in_dim(out, new, i * CHUNK, axis=2)
 
-  def body(carry, args):
-    index, ids = args
-    logps = jax.lax.cond(jnp.any(ids >= 0), score,
-                         lambda hidden, matrix, index, ids: jnp.zeros(ids.shape, jnp.float32),
-                         hidden, matrix, index, ids)
-    return carry, logps
+  out = jax.lax.fori_loop(0, count, body, jnp.zeros((2, *all_ids.shape), jnp.float32))
+  logps, lse = out[:, :, :ids.shape[1]]
+  return logps, (hidden, matrix, index, ids, lse)
 
-  def split(x):
-    return jnp.moveaxis(x.reshape(B, padded // chunk, chunk), 1, 0)
 
-  _, out = jax.lax.scan(body, None, (split(index), split(ids)))
-  return jnp.moveaxis(out, 0, 1).reshape(B, padded)[:, :U]
+def _backward(residuals, d_logps):
+  hidden, matrix, index, ids, lse = residuals
+  all_index, all_ids, count = _chunks(index, ids)
+  d_logps, lse = (jnp.pad(x, ((0, 0), (0, -ids.shape[1] % CHUNK))) for x in (d_logps, lse))
+  rows = jnp.arange(ids.shape[0], dtype=jnp.int32)[:, None]
+
+  def body(i, carry):
+    d_hidden, d_matrix = carry
+    index, ids = _chunk(all_index, i), _chunk(all_ids, i)
+    x, logits = _logits(hidden, matrix, index)
+    scale = jnp.where(ids >= 0, _chunk(d_logps, i), 0.0)[..., None]
+    hit = jnp.arange(logits.shape[-1], dtype=jnp.int32) == ids[..., None]
+    d_logits = (hit - jnp.exp(logits - _chunk(lse, i)[..., None])) * scale
+    # An empty entry has no saved normaliser: its exponential may overflow.
+    d_logits = jnp.where(ids[..., None] >= 0, d_logits, 0.0).astype(x.dtype)
+    d_x = jnp.einsum("buv,vd->bud", d_logits, matrix.astype(x.dtype),
+                     preferred_element_type=jnp.float32)
+    d_matrix += jnp.einsum("buv,bud->vd", d_logits, x, preferred_element_type=jnp.float32)
+    return d_hidden.at[rows, index].add(d_x), d_matrix
+
+  d_hidden, d_matrix = jax.lax.fori_loop(
+      0, count, body, (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(matrix.shape, jnp.float32)))
+  return d_hidden.astype(hidden.dtype), d_matrix.astype(matrix.dtype), None, None
+
+
+target_log_probs.defvjp(_forward, _backward)

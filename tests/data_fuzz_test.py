@@ -1,0 +1,65 @@
+"""Whatever a row holds, it is a pair or a counted skip, never a crash."""
+
+import json
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from simpo_jax.config import default_config
+from simpo_jax.data.forms import REASONS, SkipRow, to_conversation
+from simpo_jax.data.pairs import load_pairs, tokenize_pair
+from simpo_jax.data.tokenizer import byte_tokenizer
+from simpo_jax.errors import UserError
+
+BYTE = byte_tokenizer()
+DATA = default_config().data
+DATA.update(max_length=24, max_prompt_length=9, max_skip_fraction=1.0)
+
+_TEXT = st.one_of(
+  st.text(alphabet=st.characters(), max_size=8),
+  st.sampled_from(["\n\nHuman: a\n\nAssistant: b", "\n\nHuman:", "\n\nAssistant:", "\ud800", ""]),
+)
+_ROLE = st.sampled_from(["user", "assistant", "system", "human", "gpt", "tool", None, 3])
+_JUNK = st.recursive(
+  st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), _TEXT),
+  lambda x: st.one_of(st.lists(x, max_size=2), st.dictionaries(_TEXT, x, max_size=2)),
+  max_leaves=4,
+)
+_MESSAGE = st.one_of(
+  st.fixed_dictionaries({"role": _ROLE, "content": _TEXT}),
+  st.fixed_dictionaries({"from": _ROLE, "value": _TEXT}),
+  _JUNK,
+)
+_VALUE = st.one_of(_TEXT, st.lists(_MESSAGE, max_size=3), _MESSAGE, _JUNK)
+_ROW = st.dictionaries(
+  st.sampled_from(["prompt", "chosen", "rejected", "conversations", "system", "x"]), _VALUE
+)
+
+
+@given(row=_ROW, header=st.sampled_from(["prompt", "response"]))
+@settings(max_examples=400, deadline=None)
+def test_any_row_is_a_pair_or_a_skip(row, header):
+  data = DATA.copy_and_resolve_references()
+  data.header = header
+  try:
+    pair = tokenize_pair(to_conversation(row), BYTE, data)
+  except SkipRow as skip:
+    assert skip.reason in REASONS
+    return
+  assert min(map(len, pair[1:])) >= 1
+  assert len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= data.max_length
+
+
+@given(rows=st.lists(st.one_of(_ROW, _JUNK, st.binary(max_size=9)), max_size=5))
+@settings(
+  max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_file_is_read_or_refused(tmp_path, rows):
+  lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows]
+  (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+  try:
+    pairs, report = load_pairs(DATA, BYTE, (str(tmp_path / "a.jsonl"),), seed=0)
+  except UserError as error:
+    assert "\n" not in str(error)
+    return
+  assert report.kept == len(pairs) == report.total - sum(report.skipped.values())

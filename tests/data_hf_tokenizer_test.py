@@ -1,0 +1,259 @@
+"""Hugging Face tokenizers, made here so that every id and merge is known."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, decoders, models, processors
+from tokenizers import Tokenizer as RustTokenizer
+
+from simpo_jax.config import default_config
+from simpo_jax.data.forms import Conversation, SkipRow
+from simpo_jax.data.pairs import load_pairs, tokenize_pair
+from simpo_jax.data.prompts import load_prompts
+from simpo_jax.data.tokenizer import TemplateFailed, encode_with_bos, load_tokenizer
+from simpo_jax.errors import UserError
+
+CHARS = [chr(i) for i in range(32, 127)] + ["\n"]
+SPECIALS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
+MERGES = [("a", "b"), (":", " "), ("c", "d"), ("cd", "e")]
+BOS, EOS, IM_START, IM_END, ENDOFTEXT = range(1000, 1005)
+
+CHATML = (
+  "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Roles as plain text: nothing special stands at the boundary, and no end token.
+PLAIN = (
+  "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}A:{% else %}{{ m.content }}"
+  "{% endif %}{% endfor %}"
+)
+
+
+def _save(folder, template=CHATML, bos="<s>", adds_bos=True, eos="</s>", generation=None):
+  import transformers
+
+  vocab = {t: i for i, t in enumerate(CHARS + [a + b for a, b in MERGES])}
+  vocab |= {f"unused{i}": i for i in range(len(vocab), 1000)}
+  rust = RustTokenizer(models.BPE(vocab=vocab, merges=MERGES))
+  rust.decoder = decoders.Fuse()
+  rust.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIALS])
+  if adds_bos:
+    rust.post_processor = processors.TemplateProcessing(
+      single=f"{bos} $A", special_tokens=[(bos, rust.token_to_id(bos))]
+    )
+  hf = transformers.PreTrainedTokenizerFast(tokenizer_object=rust, bos_token=bos, eos_token=eos)
+  hf.chat_template = template
+  hf.save_pretrained(folder)
+  if generation is not None:
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+  return load_tokenizer(str(folder))
+
+
+def _data(**fields):
+  data = default_config().data
+  data.update(fields)
+  return data
+
+
+def _chat(prompt, chosen, rejected):
+  return Conversation(({"role": "user", "content": prompt},), chosen, rejected)
+
+
+def _strings(tokenizer, ids):
+  assert all(isinstance(i, int) for i in ids)
+  names = dict(zip(range(1000, 1005), SPECIALS, strict=True))
+  return [names.get(i) or tokenizer.decode([i]) for i in ids]
+
+
+def test_fields(tmp_path):
+  t = _save(tmp_path)
+  assert (t.bos_id, t.adds_bos, t.vocab_size) == (BOS, True, 1005)
+  assert t.eos_ids == (EOS, IM_END), "the template ends turns with <|im_end|>"
+  assert t.pad_id == EOS
+  assert t.encode("ab<|im_end|>") == [96, IM_END] and t.decode([96, IM_END, 0]) == "ab "
+
+
+def test_every_id_of_generation_config_ends_a_turn(tmp_path):
+  t = _save(tmp_path, generation={"eos_token_id": [ENDOFTEXT, IM_END]})
+  assert t.eos_ids == (EOS, ENDOFTEXT, IM_END)
+  (tmp_path / "generation_config.json").write_text('{"eos_token_id": 1004}')
+  assert load_tokenizer(str(tmp_path)).eos_ids == (EOS, ENDOFTEXT, IM_END)
+
+
+def test_chat_ids_have_one_bos_and_one_end(tmp_path):
+  pair = tokenize_pair(_chat("q", "x", "y"), _save(tmp_path), _data())
+  header = [IM_START, *map(CHARS.index, "assistant\n")]
+  user = [IM_START, *map(CHARS.index, "user\nq"), IM_END, CHARS.index("\n")]
+  assert pair.prompt.tolist() == [BOS, *user, *header]
+  assert pair.chosen.tolist() == [CHARS.index("x"), IM_END], "no newline, no second end"
+  response = tokenize_pair(_chat("q", "x", "y"), _save(tmp_path), _data(header="response"))
+  assert response.prompt.tolist() == [BOS, *user]
+  assert response.chosen.tolist() == [*header, CHARS.index("x"), IM_END]
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_a_template_that_writes_bos_gets_no_second(tmp_path, adds_bos):
+  t = _save(tmp_path, "{{ bos_token }}" + CHATML, adds_bos=adds_bos)
+  pair = tokenize_pair(_chat("q", "x", "y"), t, _data())
+  assert pair.prompt.tolist()[:2] == [BOS, IM_START] and pair.prompt.tolist().count(BOS) == 1
+
+
+def test_no_bos_where_the_tokenizer_adds_none(tmp_path):
+  t = _save(tmp_path, adds_bos=False)
+  assert encode_with_bos(t, "x") == [CHARS.index("x")]
+
+
+def test_a_merge_across_the_boundary_belongs_to_both_responses(tmp_path):
+  t = _save(tmp_path, PLAIN)
+  pair = tokenize_pair(_chat("q", " x", "y"), t, _data())
+  # "A:" + " x" is A, ": ", x: so the prompt both share ends before the colon.
+  assert _strings(t, pair.prompt.tolist()) == ["<s>", "q", "A"]
+  assert _strings(t, pair.chosen.tolist()) == [": ", "x", "</s>"]
+  assert _strings(t, pair.rejected.tolist()) == [":", "y", "</s>"]
+  for text, response in ((" x", pair.chosen), ("y", pair.rejected)):
+    assert [*pair.prompt, *response] == [BOS, *t.encode(f"qA:{text}"), EOS]
+
+
+def test_without_a_merge_the_prompt_is_what_generation_sees(tmp_path):
+  t = _save(tmp_path, PLAIN)
+  generate = default_config().generate
+  generate.prompt_list = ("q",)
+  pair = tokenize_pair(_chat("q", "x", "y"), t, _data())
+  np.testing.assert_array_equal(pair.prompt, load_prompts(generate, t)[0].tokens)
+
+
+def test_plain_strings_are_joined_like_one_text(tmp_path):
+  t = _save(tmp_path)
+  pair = tokenize_pair(Conversation("xa", "b", " c"), t, _data())
+  assert _strings(t, pair.prompt.tolist()) == ["<s>", "x"]
+  assert _strings(t, pair.chosen.tolist()) == ["ab", "</s>"]
+  assert _strings(t, pair.rejected.tolist()) == ["a", " ", "c", "</s>"]
+  no_bos = _save(tmp_path, adds_bos=False)
+  with pytest.raises(SkipRow, match="empty_prompt"):
+    tokenize_pair(Conversation("a", "b", "c"), no_bos, _data())
+
+
+@pytest.mark.parametrize(
+  "tail", ["<|im_end|>", "<|im_end|>\n", "<|im_end|>\n</s>", "<|im_end|><|im_end|>"]
+)
+def test_the_response_ends_at_its_first_end_token(tmp_path, tail):
+  t = _save(tmp_path, "{% for m in messages %}<|im_start|>{{ m.content }}" + tail + "{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>{% endif %}")  # fmt: skip
+  pair = tokenize_pair(_chat("q", "x", "a <|im_end|> y"), t, _data())
+  assert pair.chosen.tolist() == [CHARS.index("x"), IM_END]
+  # An end token inside a text is what transformers makes of it, and not the end.
+  assert _strings(t, pair.rejected.tolist()) == ["a", " ", "<|im_end|>", " ", "y", "<|im_end|>"]
+
+
+def test_a_string_that_ends_itself_gets_no_second_end(tmp_path):
+  t = _save(tmp_path)
+  pair = tokenize_pair(Conversation("q", "x</s>", "</s>y"), t, _data())
+  assert pair.chosen.tolist() == [CHARS.index("x"), EOS]
+  assert pair.rejected.tolist() == [EOS, CHARS.index("y"), EOS]
+  with pytest.raises(SkipRow, match="empty_chosen"):
+    tokenize_pair(Conversation("q", "</s>", "y"), t, _data())
+
+
+def test_template_trouble_is_a_reason(tmp_path):
+  t = _save(tmp_path, "{% if messages|length > 1 %}{{ raise_exception('no') }}{% endif %}q")
+  with pytest.raises(TemplateFailed, match="no"):
+    t.render([{"role": "user", "content": "q"}] * 2, False)
+  with pytest.raises(SkipRow, match="template_failed"):
+    tokenize_pair(_chat("q", "x", "y"), t, _data())
+  t = _save(tmp_path, "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}")
+  with pytest.raises(SkipRow, match="template_not_prefix"):
+    tokenize_pair(_chat("q", "x", "y"), t, _data())
+
+
+def test_messages_without_a_template_are_the_users_mistake(tmp_path):
+  t = _save(tmp_path, None)
+  assert t.chat_template is None and t.eos_ids == (EOS,)
+  with pytest.raises(UserError, match="has no chat template"):
+    tokenize_pair(_chat("q", "x", "y"), t, _data())
+
+
+def test_random_folder_uses_its_tokenizer_or_bytes(tmp_path):
+  assert load_tokenizer(f"random:{tmp_path}").vocab_size == 262
+  _save(tmp_path)
+  assert load_tokenizer(f"random:{tmp_path}").vocab_size == 1005
+
+
+def test_sources_that_are_none(tmp_path):
+  (tmp_path / "model.gguf").write_bytes(b"no")
+  (tmp_path / "other.txt").write_text("no")
+  for source, says in (
+    (str(tmp_path), "no tokenizer can be read"),
+    (str(tmp_path / "modle.gguf"), "did you mean .*model.gguf"),
+    (str(tmp_path / "model.gguf"), "no tokenizer can be read"),
+    (str(tmp_path / "other.txt"), "not a .gguf"),
+    (f"random:{tmp_path}/no", "is not a folder"),
+    ("./no/such/folder", "does not exist"),
+  ):
+    with pytest.raises(UserError, match=says) as error:
+      load_tokenizer(source)
+    assert "\n" not in str(error.value)
+  (tmp_path / "tokenizer.json").write_text("{")
+  with pytest.raises(UserError, match="no tokenizer can be read"):
+    load_tokenizer(str(tmp_path))
+
+
+def test_unknown_hub_id_says_what_to_do(monkeypatch):
+  import huggingface_hub.constants
+
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  with pytest.raises(UserError, match="check the name, or download it") as error:
+    load_tokenizer("simpo-jax/no-such-model")
+  assert "\n" not in str(error.value)
+
+
+def _real(variable, default=""):
+  path = pathlib.Path(os.environ.get(variable, default))
+  if not path.is_file():
+    pytest.skip(f"no file at ${variable} ({path}); set it to run this test")
+  return str(path)
+
+
+@pytest.fixture(scope="module")
+def gguf():
+  return load_tokenizer(_real("SIMPO_JAX_TEST_GGUF", "unset"))
+
+
+def test_gguf(gguf):
+  assert gguf.chat_template and gguf.vocab_size > 256 and gguf.eos_ids
+  text = "Hello, wörld 123\n"
+  assert gguf.decode(gguf.encode(text)) == text
+  pair = tokenize_pair(_chat("2 + 2?", "4", "5"), gguf, _data())
+  assert pair.chosen[-1] in gguf.eos_ids and gguf.decode(pair.chosen) == "4"
+  assert pair.prompt.tolist()[:2].count(gguf.bos_id) <= 1
+
+
+REAL_DATA = pathlib.Path(__file__).parents[1] / "../shared/data"
+
+
+def _real_data():
+  folder = pathlib.Path(os.environ.get("SIMPO_JAX_TEST_DATA", REAL_DATA))
+  if not (folder / "dpo_en_demo.json").is_file():
+    pytest.skip(f"no dpo_en_demo.json in {folder}; set SIMPO_JAX_TEST_DATA to run this test")
+  return (str(folder / "dpo_en_demo.json"),)
+
+
+@pytest.mark.parametrize("truncation", ["prompt_first", "princeton"])
+def test_real_data_in_bytes(truncation):
+  data = _data(max_length=2048, max_prompt_length=1024, truncation=truncation)
+  pairs, report = load_pairs(data, load_tokenizer("embedded"), _real_data(), seed=0)
+  assert (report.total, report.kept, len(pairs)) == (300, 300, 300)
+  assert report.truncated["prompt"] > 0 and report.truncated["chosen"] > 0
+  assert all(len(p.prompt) + max(len(p.chosen), len(p.rejected)) <= 2048 for p in pairs)
+  assert min(min(map(len, p[1:])) for p in pairs) >= 1
+
+
+def test_real_data_with_a_real_tokenizer(gguf):
+  data = _data(max_length=8192, max_prompt_length=4608)
+  pairs, report = load_pairs(data, gguf, _real_data(), seed=0)
+  assert report.kept == 300 and not any(report.truncated.values())
+  for pair in pairs:
+    assert pair.chosen[-1] in gguf.eos_ids and pair.rejected[-1] in gguf.eos_ids
+    assert not np.isin(pair.chosen[:-1], gguf.eos_ids).any()

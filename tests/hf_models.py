@@ -1,0 +1,71 @@
+"""Tiny transformers models, and our own run on their checkpoints."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from simpo_jax import model, sharding, weights
+
+VOCAB = 101
+_SIZES = dict(
+    vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=64)
+
+
+def hf_model(kind: str, seed: int = 0, **changes):
+  """A float32 `transformers` model of `kind` ("Llama", "Qwen2", ...), all weights random.
+
+  Weights are large enough for attention to be far from uniform, and norms and
+  biases differ from their trivial initial values, so that each one shows in the logits.
+  """
+  settings = {**_SIZES, **changes}
+  if kind == "Qwen2":  # its config has no such field
+    del settings["head_dim"]
+  config = getattr(transformers, f"{kind}Config")(**settings)
+  config._attn_implementation = "eager"
+  net = getattr(transformers, f"{kind}ForCausalLM")(config).to(torch.float32).eval()
+  generator = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for name, p in net.named_parameters():
+      p.normal_(std=0.15, generator=generator)
+      if "norm" in name:
+        p.add_(1.0)
+  return net
+
+
+def hf_logits(net, tokens: np.ndarray) -> np.ndarray:
+  with torch.no_grad():
+    return net(torch.from_numpy(tokens).long()).logits.float().numpy()
+
+
+def load(source, dtype="float32"):
+  """Our config and weights of a source, on one device."""
+  opened = weights.open_model(str(source))
+  mesh = sharding.make_mesh(devices=jax.devices()[:1], hosts=1)
+  specs = sharding.param_specs(opened.config, mesh, sharding.TRAIN_RULES)
+  return opened.config, weights.load_params(opened, sharding.named(mesh, specs), dtype)
+
+
+def dense_attend(cfg):
+  """Causal softmax attention over whole rows; a window of W sees the last W keys."""
+  def attend(q, k, v):
+    k, v = (jnp.repeat(x, cfg.group, axis=2) for x in (k, v))
+    behind = np.arange(q.shape[1])[:, None] - np.arange(k.shape[1])[None, :]
+    seen = (behind >= 0) & (behind < (cfg.sliding_window or q.shape[1]))
+    scores = jnp.einsum("bthd,bshd->bhts", q, k) * cfg.head_dim**-0.5
+    weights_bhts = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+    return jnp.einsum("bhts,bshd->bthd", weights_bhts, v), None
+  return attend
+
+
+def our_hidden(cfg, params, tokens: np.ndarray) -> jax.Array:
+  """Final hidden states of full rows, float32."""
+  positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+  run = jax.jit(lambda p, t, x: model.forward(p, t, x, dense_attend(cfg), cfg, jnp.float32))
+  return run(params, tokens, positions)
+
+
+def our_logits(cfg, params, tokens: np.ndarray) -> np.ndarray:
+  return np.asarray(jax.jit(model.unembed)(params, our_hidden(cfg, params, tokens)))

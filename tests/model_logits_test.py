@@ -1,0 +1,72 @@
+"""Every supported architecture gives transformers' logits from its own checkpoint."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hf_models import VOCAB, hf_logits, hf_model, load, our_logits
+
+from simpo_jax import model, model_config
+
+LENGTH = 40
+TOLERANCE = 2e-5  # logits have a standard deviation of about 1
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+          "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+
+# name: (transformers class, its settings, how to save it, a field that must matter)
+MODELS = {
+    "llama": ("Llama", {}, {}, {}),
+    "llama_llama3_rope": ("Llama", {"rope_parameters": LLAMA3}, {}, {"rope_scaling": None}),
+    "llama_linear_rope": ("Llama", {"rope_parameters": LINEAR}, {}, {"rope_scaling": None}),
+    "llama_sharded": ("Llama", {}, {"max_shard_size": "60KB"}, {}),
+    "mistral_window": ("Mistral", {"sliding_window": 7}, {}, {"sliding_window": None}),
+    "mistral_no_window": ("Mistral", {"sliding_window": None}, {}, {}),
+    "qwen2": ("Qwen2", {}, {}, {"qkv_bias": False}),
+    "qwen3": ("Qwen3", {"head_dim": 32}, {}, {"qk_norm": False}),
+    "smollm2": ("Llama", {"tie_word_embeddings": True, "num_attention_heads": 3, "head_dim": 20,
+                          "num_key_value_heads": 1, "hidden_size": 60}, {}, {}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_equal_transformers(name, tmp_path):
+  kind, settings, how, matters = MODELS[name]
+  net = hf_model(kind, **settings)
+  net.save_pretrained(tmp_path, **how)
+  if how:
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+  tokens = np.random.default_rng(0).integers(0, VOCAB, (2, LENGTH), np.int32)
+  expected = hf_logits(net, tokens)
+  assert expected.std() > 0.5  # so that the tolerance means something
+
+  cfg, params = load(tmp_path)
+  np.testing.assert_allclose(our_logits(cfg, params, tokens), expected, atol=TOLERANCE, rtol=0)
+  assert model.count_params(cfg) == sum(p.numel() for p in net.parameters())
+  if matters:  # otherwise this test would pass without the feature
+    assert any(getattr(cfg, field) != value for field, value in matters.items())
+    ablated = our_logits(dataclasses.replace(cfg, **matters), params, tokens)
+    assert np.abs(ablated - expected).max() > 0.1
+
+
+@pytest.mark.parametrize("stored", ("bfloat16", "float16"))
+def test_half_precision_checkpoints_are_read_exactly(stored, tmp_path):
+  net = hf_model("Llama").to(getattr(torch, stored))
+  net.save_pretrained(tmp_path)
+  _, params = load(tmp_path)
+  q = np.stack([x.self_attn.q_proj.weight.detach().float().numpy().T for x in net.model.layers])
+  np.testing.assert_array_equal(np.asarray(params["layers"]["q"]), q)
+  _, params = load(tmp_path, "bfloat16")
+  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("rope", (LLAMA3, LINEAR, {"rope_type": "default", "rope_theta": 5e5}))
+def test_old_and_new_rope_fields_mean_the_same(rope):
+  sizes = dict(model_type="llama", vocab_size=8, hidden_size=64, intermediate_size=8,
+               num_hidden_layers=1, num_attention_heads=4, rms_norm_eps=1e-5)
+  scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
+  old = model_config.from_hf({**sizes, "rope_theta": rope["rope_theta"], "rope_scaling": scaling})
+  assert old == model_config.from_hf({**sizes, "rope_parameters": rope})
