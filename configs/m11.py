@@ -27,7 +27,7 @@ VARIANTS = ("", "smollm2", "llama3_8b_v5p32", "phase_a", "phase_a_train2", "phas
 
 def get_config(variant: str = ""):
   if variant not in VARIANTS:
-    raise UserError(f"configs/m11.py has no variant {variant!r}; it has {', '.join(VARIANTS[1:])}"
+    raise UserError(f"--config has no variant {variant!r}; there are {', '.join(VARIANTS[1:])}"
                     + did_you_mean(variant, VARIANTS[1:]))
   c = default_config()
   c.name = "m11" + (f"-{variant}" if variant else "")
@@ -64,7 +64,7 @@ def embedded(c):
 def smollm2(c):
   """SmolLM2-135M-Instruct on a laptop."""
   c.model.source = "HuggingFaceTB/SmolLM2-135M-Instruct"
-  c.data.train = ("../shared/data/dpo_en_demo.json",)
+  c.data.train = ("dpo_en_demo.json",)  # of hiyouga/LLaMA-Factory, data/; or your own
   c.data.max_length = 1024
   c.data.max_prompt_length = 512
   c.train.batch_size = 8
@@ -72,6 +72,7 @@ def smollm2(c):
   c.train.remat = "none"
   c.generate.page_size = 64
   c.generate.prefill_chunk = 64
+  c.generate.max_slots = 64  # the KV cache of 128 would take 13 GiB in float32
 
 
 def llama3_8b_v5p32(c):

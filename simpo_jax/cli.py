@@ -1,86 +1,179 @@
 """Command-line parsing whose mistakes are one line with the fix in it."""
 
 import ast
+import math
 import pathlib
-import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 
-from absl import app, flags
+import ml_collections
+from absl import flags
 
-from simpo_jax.config import default_config, did_you_mean
+from simpo_jax.config import default_config, did_you_mean, flatten, tuple_example
 from simpo_jax.errors import UserError
 
-_OVERRIDE = re.compile(r"--?config\.([\w.]+?)(?:=(.*))?$", re.DOTALL)
+OWN_FLAGS = ("config", "workdir", "debug")
+_HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull")
+_EXPECTED = {bool: "True or False", int: "a whole number", float: "a finite number",
+             tuple: "a tuple"}
 
 
 def parse_flags(argv: Sequence[str]) -> Sequence[str]:
-  """An absl `flags_parser` that explains itself and exits with code 2."""
-  debug = any(a in ("--debug", "--debug=true", "-debug") for a in argv)
+  """An absl `flags_parser` that explains itself: exit code 0 after --help, 2 after a mistake."""
+  if any(a in _HELP for a in argv[1:]):
+    print(help_text())
+    sys.exit(0)
   try:
-    _check_overrides(argv)
-    return app.parse_flags_with_usage(list(argv))
-  except SystemExit:
-    raise  # --help
+    return _parse(argv)
   except UserError as e:
-    if debug:
+    if any(a in ("--debug", "--debug=true", "-debug") for a in argv):
       raise
-    message = str(e)
-  except FileNotFoundError as e:
-    if debug:
-      raise
-    message = f"--config={e.filename or e}: there is no such file{_near_file(e.filename)}"
-  except Exception as e:
-    if debug:
-      raise
-    message = " ".join(str(e).split()) or type(e).__name__
-    message += "; see --help"
-  print(f"error: {message}", file=sys.stderr)
+    fail(e)
+
+
+def fail(error: UserError) -> None:
+  """Ends the process with one line on stderr and exit code 2."""
+  print(f"error: {_one_line(error)}", file=sys.stderr)
   sys.exit(2)
 
 
-def _check_overrides(argv: Sequence[str]) -> None:
-  """Finds the typo in `--config.a.b=value`, and values of the wrong type."""
-  known = _flatten(default_config())
-  for argument in argv[1:]:
-    match = _OVERRIDE.match(argument)
-    if not match:
-      continue
-    name, value = match.groups()
-    if name not in known:
-      if any(k.startswith(name + ".") for k in known):
-        raise UserError(f"--config.{name} is a group of fields, such as "
-                        f"--config.{next(k for k in known if k.startswith(name + '.'))}")
-      raise UserError(f"--config.{name}: there is no such field{did_you_mean(name, known)}")
-    if value is not None:
-      _check_type(name, value, known[name])
+def help_text() -> str:
+  """What --help prints: the program's docstring, its flags, and every field of a config."""
+  lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
+  lines += [f"  --{name}: {flags.FLAGS[name].help}" for name in OWN_FLAGS if name in flags.FLAGS]
+  lines += ["", "Config fields and their defaults; simpo_jax/config.py says what they mean:"]
+  lines += [f"  --config.{name}={value}" for name, value in flatten(default_config()).items()]
+  return "\n".join(lines)
 
 
-def _check_type(name: str, value: str, default) -> None:
-  kind = type(default)
-  if kind is str:
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  path = _check_arguments(argv)
+  try:
+    rest = flags.FLAGS(list(argv))
+  except UserError:
+    raise
+  except flags.UnrecognizedFlagError as e:
+    near = did_you_mean(e.flagname, OWN_FLAGS) or "; --help lists them all"
+    raise UserError(f"--{e.flagname}: there is no such flag{near}") from e
+  except Exception as e:  # absl's own errors, and whatever the code in the config file raises
+    raise _config_error(path, e) or UserError(f"{_one_line(e)}; see --help") from e
+  if path is not None:
+    _check_config(path, flags.FLAGS["config"].value)
+  return rest
+
+
+def _check_arguments(argv: Sequence[str]) -> str | None:
+  """Finds typos and values of the wrong type; returns the config's FILE[:VARIANT]."""
+  known = flatten(default_config())
+  path = None
+  for name, value in _arguments(argv):
+    if name == "config":
+      path = value
+      _check_file((value or "").split(":", 1)[0])
+    elif name.startswith("config."):
+      if path is None:
+        raise UserError(f"--{name}: name a config before it, such as --config=configs/m11.py")
+      _check_override(name.removeprefix("config."), value, known)
+  return path
+
+
+def _arguments(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+  """Yields (name, value) of every flag, as absl reads them: a value may follow its flag."""
+  rest = iter(argv[1:])
+  for argument in rest:
+    if argument == "--" or not argument.startswith("-"):
+      return
+    name, equals, value = argument.removeprefix("-").removeprefix("-").partition("=")
+    if not equals:
+      value = None
+      field = flatten(default_config()).get(name.removeprefix("config."))
+      if name in ("config", "workdir") or (name.startswith("config.") and field is not None
+                                           and not isinstance(field, bool)):
+        value = next(rest, None)
+        if value is None:
+          raise UserError(f"--{name} needs a value: --{name}=...")
+    yield name, value
+
+
+def _check_override(name: str, value: str | None, known: dict) -> None:
+  if name not in known:
+    inside = [k for k in known if k.startswith(name + ".")]
+    if inside:
+      raise UserError(f"--config.{name} is a group of fields, such as --config.{inside[0]}")
+    raise UserError(f"--config.{name}: there is no such field{did_you_mean(name, known)}")
+  kind = type(known[name])
+  if value is None or kind is str:
     return
-  example = repr(default) if kind is not tuple else "(2,50) or ('a.json',)"
   try:
     parsed = ast.literal_eval(value.capitalize() if kind is bool else value)
   except (ValueError, SyntaxError):
     parsed = None if kind is not tuple else value  # a bare word is a tuple of one
   good = {bool: (bool,), int: (int,), float: (int, float), tuple: (tuple, str, int)}[kind]
-  if not isinstance(parsed, good) or (isinstance(parsed, bool) and kind is not bool):
-    raise UserError(f"--config.{name}={value}: expected {kind.__name__}, such as {example}")
+  wrong = not isinstance(parsed, good) or (isinstance(parsed, bool) and kind is not bool)
+  if wrong or (kind is float and not math.isfinite(parsed)):
+    example = tuple_example(name) if kind is tuple else repr(known[name])
+    raise UserError(f"--config.{name}={value}: expected {_EXPECTED[kind]}, such as {example}")
 
 
-def _flatten(config, prefix: str = "") -> dict:
-  out = {}
-  for key, value in config.items():
-    if hasattr(value, "items"):
-      out.update(_flatten(value, f"{prefix}{key}."))
-    else:
-      out[prefix + key] = value
-  return out
+def _check_file(name: str) -> None:
+  if not name:
+    raise UserError("--config is empty; name a file, such as --config=configs/m11.py")
+  path = pathlib.Path(name)
+  if path.is_file():
+    return
+  if path.is_dir():
+    inside = sorted(str(p) for p in path.glob("*.py"))
+    raise UserError(f"--config={name} is a folder; name a file"
+                    + (f": {', '.join(inside)}" if inside else ", such as configs/m11.py"))
+  if not path.parent.is_dir():
+    raise UserError(f"--config={name}: there is no folder {path.parent} in {pathlib.Path.cwd()}")
+  present = sorted(str(p) for p in path.parent.glob("*.py"))
+  near = did_you_mean(str(path), present) or (f"; there are {', '.join(present)}" if present else
+                                              "; name a file such as configs/m11.py")
+  raise UserError(f"--config={name}: there is no such file{near}")
 
 
-def _near_file(name: str | None) -> str:
-  folder = pathlib.Path(name or "").parent
-  present = [str(folder / p.name) for p in folder.glob("*.py")] if folder.is_dir() else []
-  return did_you_mean(str(name), present) or (f"; there are {', '.join(present)}" if present else "")
+def _check_config(path: str, config) -> None:
+  try:
+    config.items  # noqa: B018  a config that could not be read says so when it is touched
+  except OSError as e:
+    raise _config_error(path, e) or UserError(f"--config={path}: {_one_line(e)}") from e
+  except AttributeError:
+    pass
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(f"{path}: get_config() returns {type(config).__name__}; it must return "
+                    "simpo_jax.config.default_config() with its changes")
+
+
+def _config_error(path: str | None, error: BaseException) -> UserError | None:
+  """The error that the code of the config file raised, with its line; None if it is not that."""
+  if path is None:
+    return None
+  file, _, variant = path.partition(":")
+  cause: BaseException | None = error
+  while cause is not None:
+    lines = [line for frame, line in traceback.walk_tb(cause.__traceback__)
+             if _same_file(frame.f_code.co_filename, file)]
+    if isinstance(cause, SyntaxError) and cause.filename and _same_file(cause.filename, file):
+      return UserError(f"{file}, line {cause.lineno}: {cause.msg}; mend the config file")
+    if lines:
+      return UserError(f"{file}, line {lines[-1]}: {type(cause).__name__}: {_one_line(cause)}; "
+                       "mend the config file")
+    text = str(cause)
+    if text.endswith("has no attribute 'get_config'"):
+      return UserError(f"{file} is no config: it must define get_config(); see configs/m11.py")
+    if isinstance(cause, TypeError) and text.startswith("get_config() takes 0 "):
+      return UserError(f"{file} has no variants; drop {':' + variant!r}")
+    if isinstance(cause, TypeError) and text.startswith("get_config() missing "):
+      return UserError(f"{file} needs a variant: --config={file}:VARIANT ({text})")
+    cause = cause.__cause__ or cause.__context__
+  return None
+
+
+def _same_file(a: str, b: str) -> bool:
+  return pathlib.Path(a).absolute() == pathlib.Path(b).absolute()
+
+
+def _one_line(error: BaseException) -> str:
+  return " ".join(str(error).split()) or type(error).__name__

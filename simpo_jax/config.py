@@ -7,6 +7,7 @@ overridden by flags.
 """
 
 import difflib
+import math
 
 import ml_collections
 
@@ -35,7 +36,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.max_length = 1024  # tokens of prompt + one response
   c.data.max_prompt_length = 512
   c.data.truncation = "prompt_first"  # or "princeton", that paper's code's rule
-  c.data.header = "prompt"  # the assistant header belongs to "prompt" (TRL) or "response" (princeton)
+  c.data.header = "prompt"  # has the assistant header: "prompt" (TRL) or "response" (princeton)
   c.data.max_skip_fraction = 0.1  # more skipped rows than this is an error
   c.data.row_length = 0  # tokens of one packed row; 0: 2 * max_length, which any pair fits
   c.data.max_pairs_per_row = 16
@@ -118,7 +119,7 @@ _RANGES = {  # inclusive
     "data.row_length": (0, None),
     "data.max_pairs_per_row": (1, None),
     "data.embedded_pairs": (1, None),
-    "train.steps": (1, None),
+    "train.steps": (1, 10_000_000),
     "train.batch_size": (1, None),
     "train.micro_batch_rows": (0, None),
     "train.learning_rate": (0.0, 1.0),
@@ -127,6 +128,7 @@ _RANGES = {  # inclusive
     "train.max_grad_norm": (0.0, None),
     "train.b1": (0.0, 0.9999999),
     "train.b2": (0.0, 0.9999999),
+    "train.eps": (0.0, 1.0),
     "simpo.beta": (1e-6, None),
     "simpo.gamma_beta_ratio": (0.0, None),
     "simpo.label_smoothing": (0.0, 0.5),
@@ -148,10 +150,29 @@ _RANGES = {  # inclusive
 }
 
 
-def _get(config, name: str):
-  for part in name.split("."):
-    config = config[part]
-  return config
+_ELEMENTS = {  # of tuples: their type, and an example
+    "data.train": (str, "('a.json','b.json')"),
+    "data.eval": (str, "('a.json',)"),
+    "generate.at_steps": (int, "(2,50)"),
+    "generate.prompt_list": (str, "('Tell me a joke.',)"),
+}
+_MAX_INT = 2**31 - 1  # counts are int32 on the devices
+
+
+def flatten(config, prefix: str = "") -> dict:
+  """{"train.steps": 7, ...}, in the order of the config."""
+  out = {}
+  for key, value in config.items():
+    if hasattr(value, "items"):
+      out.update(flatten(value, f"{prefix}{key}."))
+    else:
+      out[prefix + key] = value
+  return out
+
+
+def tuple_example(name: str) -> str:
+  """How a tuple field is written on the command line."""
+  return _ELEMENTS[name][1] if name in _ELEMENTS else "(1,2)"
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -161,19 +182,38 @@ def validate(config: ml_collections.ConfigDict) -> None:
     UserError: names the field as it is written on the command line, and the values
       that it takes.
   """
+  fields, known = flatten(config), flatten(default_config())
+  for name in fields:
+    if name not in known:
+      raise UserError(f"config.{name}: there is no such field{did_you_mean(name, known)}")
+  for name in known:
+    if name not in fields:
+      raise UserError(f"the config has no field {name}; start it from default_config()")
+  if not config.model.source:
+    raise UserError("--config.model.source is empty; name a folder, a .gguf file, or embedded")
   for name, choices in _CHOICES.items():
-    if (value := _get(config, name)) not in choices:
+    if (value := fields[name]) not in choices:
       raise UserError(f"--config.{name}={value!r} is not one of {', '.join(choices)}"
                       + did_you_mean(str(value), choices))
   for name, (low, high) in _RANGES.items():
-    value = _get(config, name)
-    if not value >= low or (high is not None and not value <= high):
-      limit = f"at least {low}" if high is None else f"between {low} and {high}"
+    value = fields[name]
+    top = high if high is not None else _MAX_INT if isinstance(value, int) else math.inf
+    if not (low <= value <= top and math.isfinite(value)):
+      if high is None and (value < low or isinstance(low, float)):
+        limit = f"at least {low}" + ("" if math.isfinite(value) else ", and finite")
+      else:
+        limit = f"between {low} and {top}"
       raise UserError(f"--config.{name}={value} must be {limit}")
+  for name, (kind, example) in _ELEMENTS.items():
+    for element in fields[name]:
+      if type(element) is not kind:
+        what = "a whole number" if kind is int else "a string"
+        raise UserError(f"--config.{name}={fields[name]}: {element!r} is not {what}; "
+                        f"write it like {example}")
   late = [step for step in config.generate.at_steps if not 1 <= step <= config.train.steps]
   if late:
-    raise UserError(f"--config.generate.at_steps={config.generate.at_steps}: step {late[0]} is not in "
-                    f"1..{config.train.steps} (--config.train.steps)")
+    raise UserError(f"--config.generate.at_steps={config.generate.at_steps}: step {late[0]} is not "
+                    f"in 1..{config.train.steps} (--config.train.steps)")
 
 
 def did_you_mean(name: str, known) -> str:

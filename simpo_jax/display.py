@@ -101,8 +101,9 @@ class Display:
     for row in samples:
       text = " ".join(row["generated_text"].split())
       shown = text[:_SAMPLE_WIDTH] + ("…" if len(text) > _SAMPLE_WIDTH else "")
+      nothing = f"({row['generated_token_count']} tokens, none of them text)"
       prompt = " ".join(row["prompt"].split())[:80]
-      self.say(f"  [{row['prompt_index']}] {prompt}\n      → {shown or '(nothing printable)'}")
+      self.say(f"  [{row['prompt_index']}] {prompt}\n      → {shown or nothing}")
 
   def evaluation(self, row: dict[str, Any]) -> None:
     self.say(f"held out ({row['pairs']} pairs)  loss {row['loss']:.4f}  "

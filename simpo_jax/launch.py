@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import sys
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from simpo_jax.data.packing import Batch
 from simpo_jax.errors import UserError
-from simpo_jax.ledger import FIELDS, Mode, describe_disagreement, make_row
+from simpo_jax.ledger import FIELDS, STOP, Mode, describe_disagreement, make_row
 from simpo_jax.program import Compiled, ProgramConfig, Report, input_shardings, place_inputs
 from simpo_jax.train import TrainState
 
@@ -46,7 +47,8 @@ class Launcher:
     Args:
       state: donated.
       batch: numpy, for TRAIN and EVALUATE.
-      stop: this host wants the run to end after this launch.
+      stop: this host wants the run to end now. Then the launch does nothing on any
+        host, and `stopped` becomes true on all of them.
 
     Returns:
       The new state, the report, and the seconds it took.
@@ -67,12 +69,14 @@ class Launcher:
     report = jax.block_until_ready(report)
     seconds = time.perf_counter() - start
     self.executables.add(self.compiled.fingerprint)
-    self.log.append({"mode": mode.name.lower(), "seconds": round(seconds, 4)})
     rows = np.asarray(report.ledger)
-    if int(report.mode) == Mode.ABORT:
-      raise UserError("the hosts disagree on launch "
-                      f"{len(self.log) - 1}, nothing was changed: {describe_disagreement(rows)}")
-    self.stopped = bool(rows[:, FIELDS.index("stop")].any())
+    disagreement = describe_disagreement(rows)
+    self.stopped = not disagreement and bool(rows[:, STOP].any())
+    self.log.append({"mode": "stop" if self.stopped else mode.name.lower(),
+                     "seconds": round(seconds, 4)})
+    if disagreement:
+      raise UserError(f"the hosts disagree on launch {len(self.log) - 1}, nothing was changed: "
+                      f"{disagreement}; start all hosts with the same command")
     return state, report, seconds
 
 
@@ -92,4 +96,6 @@ class StopSignal:
 
   def _handle(self, number, _):
     self.requested = True
+    print(f"{signal.Signals(number).name}: stopping after the launch in progress; "
+          "once more to end at once", file=sys.stderr, flush=True)
     signal.signal(number, signal.SIG_DFL)

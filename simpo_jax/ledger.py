@@ -12,6 +12,7 @@ import numpy as np
 
 FIELDS = ("mode", "launch", "digest_low", "digest_high", "stop")
 AGREE = 4  # the first so many fields must be equal on all hosts
+STOP = FIELDS.index("stop")  # not zero on any host: the launch does nothing, the run ends
 
 
 class Mode(enum.IntEnum):

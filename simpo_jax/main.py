@@ -9,14 +9,14 @@ Every field of simpo_jax/config.py can be set with --config.FIELD=VALUE; a confi
 file's docstring says what it runs, on what hardware, and the expected result.
 """
 
-import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from simpo_jax import monitor  # noqa: F401  counts compilations from here on
-from simpo_jax.cli import parse_flags
+from simpo_jax.cli import fail, parse_flags
+from simpo_jax.config import validate
 from simpo_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -33,7 +33,9 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f"unexpected argument {argv[1]!r}; flags look like --config=configs/m11.py")
   if _CONFIG.value is None:
     raise UserError("name a config: --config=configs/m11.py (see --help)")
-  from simpo_jax.run import run  # after the flags: --help and typos answer at once
+  validate(_CONFIG.value)  # before any device is asked for: typos answer at once
+  from simpo_jax.run import run
+
   run(_CONFIG.value, _WORKDIR.value)
 
 
@@ -44,8 +46,7 @@ def _main(argv: Sequence[str]) -> None:
   except UserError as e:
     if _DEBUG.value:
       raise
-    print(f"error: {e}", file=sys.stderr)
-    sys.exit(2)
+    fail(e)
 
 
 if __name__ == "__main__":

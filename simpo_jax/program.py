@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from simpo_jax import model as llama
 from simpo_jax.data.packing import Batch, BatchShape, empty_batch
 from simpo_jax.generate import Generated, GenerateShape, Requests, generate_group
-from simpo_jax.ledger import AGREE, FIELDS, Mode
+from simpo_jax.ledger import AGREE, FIELDS, STOP, Mode
 from simpo_jax.sampling import Sampling
 from simpo_jax.sharding import INFERENCE_RULES, ROWS, TRAIN_RULES, named, param_specs, place
 from simpo_jax.train import Metrics, StepConfig, TrainState, evaluate_step, train_step
@@ -156,7 +156,9 @@ def build(cfg: ProgramConfig):
   def program(state, batch, requests, ledger):
     rows = jax.lax.with_sharding_constraint(ledger, replicated)
     agreed = jnp.all(rows[:, :AGREE] == rows[0, :AGREE])
-    mode = jnp.where(agreed, rows[0, 0], Mode.ABORT)
+    # A stop asked for by any host turns this launch into none at all, on every host.
+    stop = jnp.any(rows[:, STOP] != 0)
+    mode = jnp.where(agreed & ~stop, rows[0, 0], Mode.ABORT)
     state, metrics, generated = jax.lax.switch(
         mode, (train, generate, evaluate, abort), state, batch, requests)
     return state, Report(mode, rows, metrics, generated)

@@ -68,7 +68,7 @@ def _load_data(config, tokenizer):
     pairs, held_out = split_pairs(pairs, config.data.eval_fraction, config.seed)
   if len(pairs) < config.train.batch_size:
     raise UserError(f"--config.train.batch_size={config.train.batch_size} needs at least that many "
-                    f"training pairs, and there are {len(pairs)}")
+                    f"training pairs, and there are {len(pairs)}; lower it or add data")
   if (config.evaluate.every or config.evaluate.at_end) and not held_out:
     raise UserError("evaluation needs held-out pairs: set --config.data.eval or "
                     "--config.data.eval_fraction, or switch it off with "
@@ -79,8 +79,8 @@ def _load_data(config, tokenizer):
 def _check_context(config, model: OpenModel, prompts: list[Prompt]) -> None:
   limit = model.config.max_position_embeddings
   if config.data.max_length > limit:
-    raise UserError(f"--config.data.max_length={config.data.max_length} exceeds the model's context "
-                    f"of {limit} tokens")
+    raise UserError(f"--config.data.max_length={config.data.max_length} exceeds the model's "
+                    f"context of {limit} tokens; lower it")
   for prompt in prompts:
     total = len(prompt.tokens) + config.generate.max_new_tokens
     if total > limit:

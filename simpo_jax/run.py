@@ -115,7 +115,8 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
               state = _evaluate(loop, step, state)
           save_record("running")
           if launch.stopped:
-            display.say(f"stop requested: ending after step {step}")
+            done = [entry["mode"] for entry in launch.log].count("train")
+            display.say(f"stop requested: ending after step {done}")
             break
     except BaseException as e:
       save_record("failed", f"{type(e).__name__}: {e}")
@@ -152,6 +153,8 @@ def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
   pairs = step_pairs(step, run.train_pairs, config)
   batch = pack(pairs, run.program.batch)
   state, report, seconds = loop.launch(state, Mode.TRAIN, batch, loop.stop.requested)
+  if loop.launch.stopped:
+    return state
   metrics = jax.tree.map(np.asarray, report.metrics)
   if not metrics.ok:
     bad = [pair.id for pair, is_bad in zip(pairs, metrics.pairs.bad, strict=True) if is_bad]
@@ -172,6 +175,8 @@ def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
 def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:
   run, folder = loop.run, loop.folder
   state, report, seconds = loop.launch(state, Mode.GENERATE, stop=loop.stop.requested)
+  if loop.launch.stopped:
+    return state
   results = summarize(report.generated, len(run.requests), run.program.generate.groups)
   process, processes = jax.process_index(), jax.process_count()
   rows = files.write_rows(
@@ -206,6 +211,8 @@ def _evaluate(loop: _Loop, step: int, state: TrainState) -> TrainState:
   for start in range(0, len(run.eval_pairs), size):
     batch = pack(run.eval_pairs[start:start + size], run.program.batch)
     state, report, took = loop.launch(state, Mode.EVALUATE, batch, loop.stop.requested)
+    if loop.launch.stopped:
+      return state
     batches.append(jax.tree.map(np.asarray, report.metrics))
     seconds += took
   row = {"step": step, "mode": "evaluate",

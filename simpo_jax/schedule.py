@@ -5,8 +5,8 @@ from simpo_jax.ledger import Mode
 
 def generates(config) -> bool:
   """Whether any step of the run generates."""
-  return any(Mode.GENERATE in launches_after(step, config)
-             for step in range(1, config.train.steps + 1))
+  at_steps, every = config.generate.at_steps, config.generate.every
+  return bool(at_steps) or 0 < every <= config.train.steps
 
 
 def launches_after(step: int, config) -> list[Mode]:

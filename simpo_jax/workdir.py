@@ -30,12 +30,15 @@ def make_workdir(path: str | None, name: str) -> pathlib.Path:
       number += 1
       path = f"runs/{stamp}-{name}-{number}"
   folder = pathlib.Path(path).expanduser()
+  if folder.is_file():
+    raise UserError(f"--workdir={folder} is a file; choose a folder")
   try:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".writable").write_text("")
     (folder / ".writable").unlink()
   except OSError as e:
-    raise UserError(f"--workdir={folder} cannot be written ({e.strerror}); choose another folder") from e
+    raise UserError(
+        f"--workdir={folder} cannot be written ({e.strerror}); choose another folder") from e
   if (folder / "run.json").exists():
     raise UserError(f"--workdir={folder} holds an earlier run; choose another folder or remove it")
   return folder

@@ -8,21 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hf_models import VOCAB, hf_model, load
-from simpo_reference import (
-    check_close,
-    check_grads,
-    check_metrics,
-    gradient_of_step,
-    reference,
-    step_config,
-)
 
+from hf_models import VOCAB, hf_model, load
 from simpo_jax import attention, config, loss, optimizer
 from simpo_jax.data.packing import batch_shape, pack
 from simpo_jax.data.pairs import PairTokens
 from simpo_jax.loss import SimPOConfig, simpo_loss, target_log_probs
 from simpo_jax.train import TrainState, evaluate_step, train_step
+from simpo_reference import (
+  check_close,
+  check_grads,
+  check_metrics,
+  gradient_of_step,
+  reference,
+  step_config,
+)
 
 # References are float64, so only our own float32 rounding counts.
 TOLERANCE = 1e-5
@@ -106,7 +106,7 @@ def test_non_finite_step_changes_nothing_and_names_the_micro_batch():
   shape = batch_shape(3, row_length=64, slots=2, rows=1)
   pairs = _pairs(((20, 9, 8), (9, 7, 5), (8, 4, 4)), vocab=VOCAB - 1)
   batch = pack(pairs, shape)
-  assert batch.pair[:2, 0].tolist() == [[0, 1], [2, 3]], "0 and 1 share a micro-batch, 2 has its own"
+  assert batch.pair[:2, 0].tolist() == [[0, 1], [2, 3]], "0 and 1 share a micro-batch"
   settings = config.default_config().train
   schedule = optimizer.make_schedule(settings)
   tx = optimizer.make_optimizer(settings, schedule)

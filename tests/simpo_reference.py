@@ -4,6 +4,7 @@ The reference shares nothing with our own code but the token ids that go in. Bel
 is what the tests that compare our step with it need.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -11,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+import transformers
 from jax.sharding import NamedSharding
 from torch.nn import functional as F
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from fixtures import smollm2_gguf
 from simpo_jax import sharding
 from simpo_jax.data.packing import pack
 from simpo_jax.model import tensors
@@ -42,6 +46,8 @@ def reference(net, pairs, beta=2.0, gamma_beta_ratio=0.25, loss_type="sigmoid",
   Pairs are differentiated one by one, which keeps few logits and changes no sum.
   """
   net.zero_grad()
+  # Else torch gives the pad token, which may well be the end-of-turn token, no gradient as input.
+  net.get_input_embeddings().padding_idx = None
   gamma = gamma_beta_ratio * beta
   chosen_tokens = sum(len(p.chosen) for p in pairs)
   rows = []
@@ -81,6 +87,18 @@ def _response_log_probs(net, pair):
   counted = labels != MASKED
   logps = logits.log_softmax(-1).gather(2, labels.clamp(min=0)[..., None])[..., 0]
   return torch.where(counted, logps, 0).sum(1), counted.sum(1)
+
+
+@functools.cache
+def torch_smollm2():
+  """The real model in transformers, float32; `.double()` changes it for everyone."""
+  path = smollm2_gguf()
+  config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+  net = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+  stored = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=net)["tensors"]
+  done = net.load_state_dict(stored, strict=False)
+  assert done.missing_keys == ["lm_head.weight"] and not done.unexpected_keys  # it is tied
+  return net
 
 
 def step_config(cfg, simpo, shape) -> StepConfig:

@@ -20,7 +20,7 @@ def attend(q: jax.Array, pool: jax.Array, page_ids: jax.Array, positions: jax.Ar
   """
   B, T, H, h = q.shape
   K = pool.shape[2] // 2
-  kv = pool.at[page_ids].get(mode="clip")  # [B, n, page, 2K, h]
+  kv = jnp.take(pool, page_ids, axis=0, mode="clip")  # [B, n, page, 2K, h]
   kv = kv.reshape(B, -1, K, 2, h).astype(jnp.float32)  # S = n * page
   key_positions = jnp.arange(kv.shape[1], dtype=jnp.int32)
   seen = key_positions <= positions[..., None]  # [B, T, S]

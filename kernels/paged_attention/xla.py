@@ -33,7 +33,7 @@ def _walk(pool, q, page_ids, lengths, window):
   def block(i, carry):
     peak, total, acc = carry
     ids = jax.lax.dynamic_index_in_dim(page_ids, i, 1, keepdims=False)
-    kv = pool.at[ids].get(mode="clip").reshape(G, page, K, 2, h)
+    kv = jnp.take(pool, ids, axis=0, mode="clip").reshape(G, page, K, 2, h)
     index = i * page + jnp.arange(page, dtype=jnp.int32)
     seen = index < lengths[:, None]  # [G, page]
     if window is not None:

@@ -1,0 +1,159 @@
+"""Config files and their check: every variant is valid, and every wrong field is named."""
+
+import importlib.util
+import json
+import pathlib
+import re
+
+import pytest
+
+from simpo_jax.config import _CHOICES, _ELEMENTS, _RANGES, default_config, flatten, validate
+from simpo_jax.errors import UserError
+from simpo_jax.schedule import generates, launches_after
+
+CONFIGS = sorted((pathlib.Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
+LONG = (50, 100, 150, 200)
+EXPECTED = {  # file, variant: steps, at_steps, prompts, new tokens, mode of generation
+    ("m11", ""): (7, (2,), 128, 2048, "host_data_parallel"),
+    ("m11", "smollm2"): (7, (2,), 128, 2048, "host_data_parallel"),
+    ("m11", "llama3_8b_v5p32"): (7, (2,), 128, 2048, "host_data_parallel"),
+    ("m11", "phase_a"): (3, (2,), 128, 2048, "host_data_parallel"),
+    ("m11", "phase_a_train2"): (2, (2,), 128, 2048, "host_data_parallel"),
+    ("m11", "phase_a_global"): (3, (2,), 128, 2048, "global_mesh"),
+    ("m12", ""): (200, LONG, 1024, 256, "host_data_parallel"),
+    ("m12", "smollm2"): (200, LONG, 1024, 256, "host_data_parallel"),
+    ("m12", "llama3_8b_v5p32"): (200, LONG, 1024, 2048, "host_data_parallel"),
+    ("m12", "phase_a"): (3, (2,), 1024, 2048, "host_data_parallel"),
+    ("m12", "phase_a_train2"): (2, (2,), 1024, 2048, "host_data_parallel"),
+    ("m12", "phase_a_global"): (3, (2,), 1024, 2048, "global_mesh"),
+}
+
+
+def load(name):
+  path = next(p for p in CONFIGS if p.stem == name)
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def variants(module):
+  return getattr(module, "VARIANTS", None) or getattr(module, "m11", module).VARIANTS
+
+
+ALL = [(p.stem, v) for p in CONFIGS for v in variants(load(p.stem))]
+
+
+def changed(name, value):
+  c = default_config()
+  *groups, field = name.split(".")
+  section = c
+  for group in groups:
+    section = section[group]
+  with section.ignore_type():
+    section[field] = value
+  return c
+
+
+@pytest.mark.parametrize(("name", "variant"), ALL)
+def test_every_variant_is_valid_and_can_be_written_down(name, variant):
+  c = load(name).get_config(variant)
+  validate(c)
+  assert json.loads(c.to_json()) == json.loads(json.dumps(c.to_dict()))
+  assert flatten(c).keys() == flatten(default_config()).keys()
+  assert not [k for k, v in flatten(c).items() if isinstance(v, list)], "no flag overrides a list"
+
+
+@pytest.mark.parametrize(("name", "variant"), EXPECTED)
+def test_acceptance_runs(name, variant):
+  c = load(name).get_config(variant)
+  g = c.generate
+  assert (c.train.steps, g.at_steps, g.count, g.max_new_tokens, g.mode) == EXPECTED[name, variant]
+  assert c.name == name + (f"-{variant}" if variant else "")
+  assert generates(c) and launches_after(c.train.steps, c)
+
+
+def test_all_variants_of_the_acceptance_runs_are_expected():
+  assert {key for key in ALL if key[0] in ("m11", "m12")} == set(EXPECTED)
+
+
+def test_the_real_target():
+  c = load("m11").get_config("llama3_8b_v5p32")
+  assert c.model.source == "meta-llama/Meta-Llama-3-8B-Instruct"
+  assert (c.data.max_length, c.train.batch_size) == (4096, 128)
+  assert (c.model.param_dtype, c.model.compute_dtype) == ("float32", "auto")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_docstring_names_the_command_and_every_variant(path):
+  module = load(path.stem)
+  assert f"python -m simpo_jax.main --config=configs/{path.name}" in module.__doc__
+  for variant in variants(module):
+    # m12 refers to m11 for the shapes of its debugging variants.
+    name = "phase_a" if path.stem == "m12" and variant.startswith("phase_a") else variant
+    assert re.search(rf"\b{name}\b", module.__doc__), variant
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_unknown_variant(path):
+  with pytest.raises(UserError, match="'smolm2'.*did you mean 'smollm2'"):
+    load(path.stem).get_config("smolm2")
+
+
+def test_the_default_is_valid():
+  validate(default_config())
+
+
+def test_every_field_that_can_be_wrong_is_checked():
+  for name, value in flatten(default_config()).items():
+    if isinstance(value, bool) or name in ("name", "model.source"):
+      continue
+    table = {str: _CHOICES, tuple: _ELEMENTS}.get(type(value), _RANGES)
+    free_text = name in ("generate.prompts", "generate.template")
+    assert free_text or name in table, f"{name} is in none of the tables of config.py"
+
+
+@pytest.mark.parametrize(("name", "choice"), [(n, c) for n, cs in _CHOICES.items() for c in cs])
+def test_choices(name, choice):
+  validate(changed(name, choice))
+  with pytest.raises(UserError, match=f"--config.{name}=.*{choice}.*did you mean"):
+    validate(changed(name, choice[:-1] + "_"))
+
+
+@pytest.mark.parametrize(("name", "limits"), _RANGES.items())
+def test_ranges(name, limits):
+  low, high = limits
+  validate(changed(name, low))
+  bad = [low - 1, float("nan"), float("inf"), 10**400 if isinstance(low, int) else 1e308 * 10]
+  if high is not None:
+    validate(changed(name, high))
+    bad.append(high + 1)
+  for value in bad:
+    with pytest.raises(UserError, match=f"--config.{name}=.* must be "):
+      validate(changed(name, value))
+
+
+@pytest.mark.parametrize("name", _ELEMENTS)
+def test_elements_of_tuples(name):
+  wrong = "two" if _ELEMENTS[name][0] is int else 2
+  for value in ((wrong,), (True,), (None,)):
+    with pytest.raises(UserError, match=f"--config.{name}=.*write it like"):
+      validate(changed(name, value))
+
+
+@pytest.mark.parametrize("at_steps", [(0,), (8,), (2, 8), (-1,)])
+def test_at_steps_lie_within_the_run(at_steps):
+  with pytest.raises(UserError, match=r"--config.generate.at_steps=.*1\.\.7 "):
+    validate(changed("generate.at_steps", at_steps))
+  validate(changed("generate.at_steps", (1, 7)))
+
+
+def test_a_field_too_many_or_too_few():
+  c = default_config()
+  c.train.stepz = 3
+  with pytest.raises(UserError, match="train.stepz.*did you mean 'train.steps'"):
+    validate(c)
+  c = default_config()
+  del c.simpo.beta
+  with pytest.raises(UserError, match="simpo.beta.*default_config"):
+    validate(c)

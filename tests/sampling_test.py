@@ -1,0 +1,94 @@
+"""Sampling against sorted numpy references."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simpo_jax.sampling import Sampling, choose, inverse_cdf, truncated_weights, uniforms
+
+
+def _logits(rows, vocab, seed=0, spread=3.0):
+  return (np.random.default_rng(seed).normal(size=(rows, vocab)) * spread).astype(np.float32)
+
+
+def _kept(logits, k, p):
+  """Sorted reference: the indices that top-k and then top-p keep."""
+  order = np.argsort(-logits.astype(np.float64))
+  order = order[:k] if k else order
+  weights = np.exp(logits[order].astype(np.float64) - logits.max())
+  before = np.cumsum(weights) - weights
+  return set(order[before < p * weights.sum()]) if p < 1 else set(order)
+
+
+@pytest.mark.parametrize("k,p", ((0, 1.0), (1, 1.0), (5, 1.0), (0, 0.9), (0, 0.1), (40, 0.7),
+                                 (1000, 0.5)))
+def test_truncation_equals_sorting(k, p):
+  logits = _logits(6, 777)
+  n = logits.shape[0]
+  out = np.asarray(jax.jit(truncated_weights)(
+      logits, np.full(n, k, np.int32), np.full(n, p, np.float32)))
+  for row in range(n):
+    kept = _kept(logits[row], k, p)
+    assert set(np.flatnonzero(out[row])) == kept
+    expected = np.exp(logits[row] - logits[row].max())
+    chosen = sorted(kept)
+    np.testing.assert_allclose(out[row, chosen], expected[chosen], rtol=1e-5)
+
+
+def test_dominant_and_uniform_rows_keep_something():
+  dominant = np.full((1, 300), -50.0, np.float32)
+  dominant[0, 123] = 50.0
+  flat = np.zeros((1, 300), np.float32)
+  for logits, count in ((dominant, 1), (flat, 300)):
+    out = truncated_weights(logits, np.zeros(1, np.int32), np.full(1, 0.5, np.float32))
+    assert np.count_nonzero(np.asarray(out)) == count
+
+
+@pytest.mark.parametrize("vocab", (5, 128, 1000))
+def test_inverse_cdf_equals_a_running_sum(vocab):
+  rng = np.random.default_rng(0)
+  weights = rng.random((200, vocab)).astype(np.float32) * (rng.random((200, vocab)) < 0.5)
+  weights[:, vocab // 2] += 0.01
+  u = rng.random(200).astype(np.float32)
+  u[:3] = 0.0, 0.5, np.nextafter(np.float32(1), np.float32(0))
+  out = np.asarray(jax.jit(inverse_cdf)(weights, u))
+  running = np.cumsum(weights.astype(np.float64), axis=1)
+  for row in range(200):
+    assert weights[row, out[row]] > 0
+    target = u[row] * running[row, -1]
+    slack = 1e-5 * running[row, -1]
+    assert running[row, out[row]] > target - slack
+    assert running[row, out[row]] - weights[row, out[row]] <= target + slack
+
+
+def test_frequencies_follow_the_distribution():
+  n, logits = 20_000, np.asarray([0.0, 1.0, 2.0, -1.0], np.float32)
+  key = jax.random.key(3)
+  u = uniforms(key, jnp.arange(n), jnp.zeros(n, jnp.int32), jnp.full((n,), 7))
+  settings = Sampling(jnp.full((n,), 0.5), jnp.zeros(n, jnp.int32), jnp.ones(n))
+  tokens, logprob = choose(jnp.broadcast_to(logits, (n, 4)), settings, u)
+  expected = np.exp(logits / 0.5) / np.exp(logits / 0.5).sum()
+  observed = np.bincount(np.asarray(tokens), minlength=4) / n
+  np.testing.assert_allclose(observed, expected, atol=4 * np.sqrt(0.25 / n))
+  # The reported log-probability is the model's own, before temperature.
+  model = logits - np.log(np.exp(logits).sum())
+  np.testing.assert_allclose(np.asarray(logprob), model[np.asarray(tokens)], atol=1e-6)
+
+
+def test_greedy_and_sampled_rows_mix():
+  logits = _logits(4, 50)
+  settings = Sampling(np.asarray([0, 1, 0, 1], np.float32), np.asarray([0, 1, 0, 0], np.int32),
+                      np.ones(4, np.float32))
+  tokens, _ = choose(logits, settings, np.full(4, 0.999, np.float32))
+  best = logits.argmax(axis=1)
+  np.testing.assert_array_equal(np.asarray(tokens)[:3], best[:3])  # top_k=1 is greedy too
+
+
+def test_a_draw_depends_on_its_own_indices_alone():
+  key = jax.random.key(0)
+  draw = lambda *a: np.asarray(uniforms(key, *(jnp.asarray(x) for x in a)))  # noqa: E731
+  base = draw([4, 7], [0, 1], [10, 12])
+  np.testing.assert_array_equal(draw([7, 4], [1, 0], [12, 10]), base[::-1])
+  others = np.concatenate([draw([5], [0], [10]), draw([4], [1], [10]), draw([4], [0], [11])])
+  assert len({*others, base[0]}) == 4
