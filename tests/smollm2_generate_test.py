@@ -105,10 +105,10 @@ def _is_tie(ours, prompt, mine, theirs, logits):
           and np.abs(our - their)[best].max() <= SAME_LOGITS)
 
 
-def _check(ours, prompts, mine, logprobs, stop_ids):
+def _check(ours, prompts, tokens, logprobs, stop_ids):
   """The same tokens and log-probabilities as transformers', or else a tie."""
   answers, sums, logits = _transformers(prompts, stop_ids)
-  for n, (prompt, mine, theirs) in enumerate(zip(prompts, mine, answers, strict=True)):
+  for n, (prompt, mine, theirs) in enumerate(zip(prompts, tokens, answers, strict=True)):
     if mine != theirs:
       assert _is_tie(ours, prompt, mine, theirs, [step[n] for step in logits]), (n, mine, theirs)
       continue
