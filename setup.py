@@ -8,25 +8,36 @@ from setuptools import find_packages, setup
 JAX = ">=0.10.2,<0.13"
 
 setup(
-    name="simpo-jax",
-    version="0.1.0",
-    description="SimPO preference tuning in JAX, training and generation in one compiled program",
-    license="Apache-2.0",
-    python_requires=">=3.11",
-    packages=[
-        *find_packages(include=["simpo_jax", "simpo_jax.*"]),
-        *(f"simpo_jax.{name}" for name in find_packages(include=["kernels", "kernels.*"])),
-    ],
-    package_dir={"simpo_jax.kernels": "kernels"},
-    install_requires=[
-        f"jax{JAX}", "optax", "chex", "ml-collections", "absl-py", "numpy",
-        "transformers>=5", "tokenizers", "jinja2", "safetensors", "gguf", "huggingface_hub",
-        "pyarrow", "rich",
-    ],
-    extras_require={
-        "tpu": [f"jax[tpu]{JAX}"],
-        "cuda12": [f"jax[cuda12]{JAX}"],
-        "cuda13": [f"jax[cuda13]{JAX}"],
-        "dev": ["pytest", "hypothesis", "psutil", "ruff", "torch"],
-    },
+  name="simpo-jax",
+  version="0.1.0",
+  description="SimPO preference tuning in JAX, training and generation in one compiled program",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=[
+    *find_packages(include=["simpo_jax", "simpo_jax.*"]),
+    *(f"simpo_jax.{name}" for name in find_packages(include=["kernels", "kernels.*"])),
+  ],
+  package_dir={"simpo_jax.kernels": "kernels"},
+  install_requires=[
+    f"jax{JAX}",
+    "optax>=0.2.8",
+    "chex",
+    "ml-collections",
+    "absl-py",
+    "numpy",
+    "transformers>=5",
+    "tokenizers",
+    "jinja2",
+    "safetensors",
+    "gguf",
+    "huggingface_hub",
+    "pyarrow",
+    "rich",
+  ],
+  extras_require={
+    "tpu": [f"jax[tpu]{JAX}"],
+    "cuda12": [f"jax[cuda12]{JAX}"],
+    "cuda13": [f"jax[cuda13]{JAX}"],
+    "dev": ["pytest", "hypothesis", "psutil", "ruff", "torch"],
+  },
 )

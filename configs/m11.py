@@ -27,8 +27,10 @@ VARIANTS = ("", "smollm2", "llama3_8b_v5p32", "phase_a", "phase_a_train2", "phas
 
 def get_config(variant: str = ""):
   if variant not in VARIANTS:
-    raise UserError(f"--config has no variant {variant!r}; there are {', '.join(VARIANTS[1:])}"
-                    + did_you_mean(variant, VARIANTS[1:]))
+    raise UserError(
+      f"--config has no variant {variant!r}; there are {', '.join(VARIANTS[1:])}"
+      + did_you_mean(variant, VARIANTS[1:])
+    )
   c = default_config()
   c.name = "m11" + (f"-{variant}" if variant else "")
   c.train.steps = 7

@@ -16,9 +16,15 @@ QUERY_BLOCK = 256
 KEY_BLOCK = 256
 
 
-def range_attention(q: jax.Array, k: jax.Array, v: jax.Array, k_start: jax.Array,
-                    k_end: jax.Array, positions: jax.Array,
-                    window: int | None = None) -> jax.Array:
+def range_attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  k_start: jax.Array,
+  k_end: jax.Array,
+  positions: jax.Array,
+  window: int | None = None,
+) -> jax.Array:
   """Softmax attention where query t sees the keys `k_start[t] <= s < k_end[t]`.
 
   That one range per token expresses any packing of `[chosen reversed | prompt |
@@ -92,14 +98,17 @@ def _forward(q, k, v, k_start, k_end, positions, window):
       new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))
       weights = jnp.exp(scores - new_peak[..., None])
       shrink = jnp.exp(peak - new_peak)
-      part = jnp.einsum("bkcge,bkeh->bkcgh", weights.astype(v.dtype), v_j,
-                        preferred_element_type=jnp.float32)
-      return (new_peak, total * shrink + jnp.sum(weights, axis=-1),
-              acc * shrink[..., None] + part)
+      part = jnp.einsum(
+        "bkcge,bkeh->bkcgh", weights.astype(v.dtype), v_j, preferred_element_type=jnp.float32
+      )
+      return (new_peak, total * shrink + jnp.sum(weights, axis=-1), acc * shrink[..., None] + part)
 
     # A peak above NEGATIVE makes the weights of a wholly masked block 0, not 1.
-    init = (jnp.full((B, K, C, G), NEGATIVE / 2, jnp.float32),
-            jnp.zeros((B, K, C, G), jnp.float32), jnp.zeros((B, K, C, G, h), jnp.float32))
+    init = (
+      jnp.full((B, K, C, G), NEGATIVE / 2, jnp.float32),
+      jnp.zeros((B, K, C, G), jnp.float32),
+      jnp.zeros((B, K, C, G, h), jnp.float32),
+    )
     peak, total, acc = jax.lax.fori_loop(first, last, key_block, init)
     return None, ((acc / total[..., None]).astype(q.dtype), peak + jnp.log(total))
 
@@ -124,8 +133,7 @@ def _backward(window, residuals, d_out):
       k_j, v_j = _queries(k, j, E, 2), _queries(v, j, E, 2)
       scores = _scores(q_i, k_j, _seen(j, start, end, pos, positions, E, window))
       weights = jnp.exp(scores - lse_i[..., None])
-      d_weights = jnp.einsum("bkcgh,bkeh->bkcge", d_out_i, v_j,
-                             preferred_element_type=jnp.float32)
+      d_weights = jnp.einsum("bkcgh,bkeh->bkcge", d_out_i, v_j, preferred_element_type=jnp.float32)
       d_scores = (weights * (d_weights - delta_i[..., None])).astype(q.dtype)
       weights = weights.astype(q.dtype)
 
@@ -135,8 +143,11 @@ def _backward(window, residuals, d_out):
         return jax.lax.dynamic_update_slice_in_dim(total, old + part, j * E, 2)
 
       d_q += jnp.einsum("bkcge,bkeh->bkcgh", d_scores, k_j, preferred_element_type=jnp.float32)
-      return (d_q, add(d_k, d_scores, q_i, "bkcge,bkcgh->bkeh"),
-              add(d_v, weights, d_out_i, "bkcge,bkcgh->bkeh"))
+      return (
+        d_q,
+        add(d_k, d_scores, q_i, "bkcge,bkcgh->bkeh"),
+        add(d_v, weights, d_out_i, "bkcge,bkcgh->bkeh"),
+      )
 
     d_q = jnp.zeros((B, K, C, G, h), jnp.float32)
     d_q, d_k, d_v = jax.lax.fori_loop(first, last, key_block, (d_q, *carry))

@@ -15,8 +15,12 @@ from simpo_jax.errors import UserError
 
 OWN_FLAGS = ("config", "workdir", "debug")
 _HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull")
-_EXPECTED = {bool: "True or False", int: "a whole number", float: "a finite number",
-             tuple: "a tuple"}
+_EXPECTED = {
+  bool: "True or False",
+  int: "a whole number",
+  float: "a finite number",
+  tuple: "a tuple",
+}
 
 
 def parse_flags(argv: Sequence[str]) -> Sequence[str]:
@@ -88,8 +92,9 @@ def _arguments(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     if not equals:
       value = None
       field = flatten(default_config()).get(name.removeprefix("config."))
-      if name in ("config", "workdir") or (name.startswith("config.") and field is not None
-                                           and not isinstance(field, bool)):
+      if name in ("config", "workdir") or (
+        name.startswith("config.") and field is not None and not isinstance(field, bool)
+      ):
         value = next(rest, None)
         if value is None:
           raise UserError(f"--{name} needs a value: --{name}=...")
@@ -124,13 +129,16 @@ def _check_file(name: str) -> None:
     return
   if path.is_dir():
     inside = sorted(str(p) for p in path.glob("*.py"))
-    raise UserError(f"--config={name} is a folder; name a file"
-                    + (f": {', '.join(inside)}" if inside else ", such as configs/m11.py"))
+    raise UserError(
+      f"--config={name} is a folder; name a file"
+      + (f": {', '.join(inside)}" if inside else ", such as configs/m11.py")
+    )
   if not path.parent.is_dir():
     raise UserError(f"--config={name}: there is no folder {path.parent} in {pathlib.Path.cwd()}")
   present = sorted(str(p) for p in path.parent.glob("*.py"))
-  near = did_you_mean(str(path), present) or (f"; there are {', '.join(present)}" if present else
-                                              "; name a file such as configs/m11.py")
+  near = did_you_mean(str(path), present) or (
+    f"; there are {', '.join(present)}" if present else "; name a file such as configs/m11.py"
+  )
   raise UserError(f"--config={name}: there is no such file{near}")
 
 
@@ -142,8 +150,10 @@ def _check_config(path: str, config) -> None:
   except AttributeError:
     pass
   if not isinstance(config, ml_collections.ConfigDict):
-    raise UserError(f"{path}: get_config() returns {type(config).__name__}; it must return "
-                    "simpo_jax.config.default_config() with its changes")
+    raise UserError(
+      f"{path}: get_config() returns {type(config).__name__}; it must return "
+      "simpo_jax.config.default_config() with its changes"
+    )
 
 
 def _config_error(path: str | None, error: BaseException) -> UserError | None:
@@ -153,13 +163,18 @@ def _config_error(path: str | None, error: BaseException) -> UserError | None:
   file, _, variant = path.partition(":")
   cause: BaseException | None = error
   while cause is not None:
-    lines = [line for frame, line in traceback.walk_tb(cause.__traceback__)
-             if _same_file(frame.f_code.co_filename, file)]
+    lines = [
+      line
+      for frame, line in traceback.walk_tb(cause.__traceback__)
+      if _same_file(frame.f_code.co_filename, file)
+    ]
     if isinstance(cause, SyntaxError) and cause.filename and _same_file(cause.filename, file):
       return UserError(f"{file}, line {cause.lineno}: {cause.msg}; mend the config file")
     if lines:
-      return UserError(f"{file}, line {lines[-1]}: {type(cause).__name__}: {_one_line(cause)}; "
-                       "mend the config file")
+      return UserError(
+        f"{file}, line {lines[-1]}: {type(cause).__name__}: {_one_line(cause)}; "
+        "mend the config file"
+      )
     text = str(cause)
     if text.endswith("has no attribute 'get_config'"):
       return UserError(f"{file} is no config: it must define get_config(); see configs/m11.py")

@@ -98,63 +98,63 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 _CHOICES = {
-    "model.param_dtype": ("float32", "bfloat16"),
-    "model.compute_dtype": ("auto", "float32", "bfloat16"),
-    "data.truncation": ("prompt_first", "princeton"),
-    "data.header": ("prompt", "response"),
-    "train.optimizer": ("adamw",),
-    "train.schedule": ("cosine", "linear", "constant"),
-    "train.remat": ("full", "none"),
-    "simpo.loss_type": ("sigmoid", "hinge"),
-    "generate.mode": ("host_data_parallel", "global_mesh"),
-    "generate.attention": ("auto", "reference", "xla"),
+  "model.param_dtype": ("float32", "bfloat16"),
+  "model.compute_dtype": ("auto", "float32", "bfloat16"),
+  "data.truncation": ("prompt_first", "princeton"),
+  "data.header": ("prompt", "response"),
+  "train.optimizer": ("adamw",),
+  "train.schedule": ("cosine", "linear", "constant"),
+  "train.remat": ("full", "none"),
+  "simpo.loss_type": ("sigmoid", "hinge"),
+  "generate.mode": ("host_data_parallel", "global_mesh"),
+  "generate.attention": ("auto", "reference", "xla"),
 }
 _RANGES = {  # inclusive
-    "seed": (0, 2**32 - 1),
-    "generate.seed": (0, 2**32 - 1),
-    "data.eval_fraction": (0.0, 0.5),
-    "data.max_skip_fraction": (0.0, 1.0),
-    "data.max_length": (2, None),
-    "data.max_prompt_length": (1, None),
-    "data.row_length": (0, None),
-    "data.max_pairs_per_row": (1, None),
-    "data.embedded_pairs": (1, None),
-    "train.steps": (1, 10_000_000),
-    "train.batch_size": (1, None),
-    "train.micro_batch_rows": (0, None),
-    "train.learning_rate": (0.0, 1.0),
-    "train.warmup_ratio": (0.0, 1.0),
-    "train.weight_decay": (0.0, None),
-    "train.max_grad_norm": (0.0, None),
-    "train.b1": (0.0, 0.9999999),
-    "train.b2": (0.0, 0.9999999),
-    "train.eps": (0.0, 1.0),
-    "simpo.beta": (1e-6, None),
-    "simpo.gamma_beta_ratio": (0.0, None),
-    "simpo.label_smoothing": (0.0, 0.5),
-    "simpo.sft_weight": (0.0, None),
-    "generate.every": (0, None),
-    "generate.count": (0, None),
-    "generate.num_samples": (1, None),
-    "generate.max_new_tokens": (1, None),
-    "generate.max_prompt_length": (1, None),
-    "generate.temperature": (0.0, None),
-    "generate.top_k": (0, None),
-    "generate.top_p": (1e-6, 1.0),
-    "generate.max_slots": (0, None),
-    "generate.page_size": (1, None),
-    "generate.prefill_chunk": (1, None),
-    "evaluate.every": (0, None),
-    "mesh.tensor": (1, None),
-    "log.samples_shown": (0, None),
+  "seed": (0, 2**32 - 1),
+  "generate.seed": (0, 2**32 - 1),
+  "data.eval_fraction": (0.0, 0.5),
+  "data.max_skip_fraction": (0.0, 1.0),
+  "data.max_length": (2, None),
+  "data.max_prompt_length": (1, None),
+  "data.row_length": (0, None),
+  "data.max_pairs_per_row": (1, None),
+  "data.embedded_pairs": (1, None),
+  "train.steps": (1, 10_000_000),
+  "train.batch_size": (1, None),
+  "train.micro_batch_rows": (0, None),
+  "train.learning_rate": (0.0, 1.0),
+  "train.warmup_ratio": (0.0, 1.0),
+  "train.weight_decay": (0.0, None),
+  "train.max_grad_norm": (0.0, None),
+  "train.b1": (0.0, 0.9999999),
+  "train.b2": (0.0, 0.9999999),
+  "train.eps": (0.0, 1.0),
+  "simpo.beta": (1e-6, None),
+  "simpo.gamma_beta_ratio": (0.0, None),
+  "simpo.label_smoothing": (0.0, 0.5),
+  "simpo.sft_weight": (0.0, None),
+  "generate.every": (0, None),
+  "generate.count": (0, None),
+  "generate.num_samples": (1, None),
+  "generate.max_new_tokens": (1, None),
+  "generate.max_prompt_length": (1, None),
+  "generate.temperature": (0.0, None),
+  "generate.top_k": (0, None),
+  "generate.top_p": (1e-6, 1.0),
+  "generate.max_slots": (0, None),
+  "generate.page_size": (1, None),
+  "generate.prefill_chunk": (1, None),
+  "evaluate.every": (0, None),
+  "mesh.tensor": (1, None),
+  "log.samples_shown": (0, None),
 }
 
 
 _ELEMENTS = {  # of tuples: their type, and an example
-    "data.train": (str, "('a.json','b.json')"),
-    "data.eval": (str, "('a.json',)"),
-    "generate.at_steps": (int, "(2,50)"),
-    "generate.prompt_list": (str, "('Tell me a joke.',)"),
+  "data.train": (str, "('a.json','b.json')"),
+  "data.eval": (str, "('a.json',)"),
+  "generate.at_steps": (int, "(2,50)"),
+  "generate.prompt_list": (str, "('Tell me a joke.',)"),
 }
 _MAX_INT = 2**31 - 1  # counts are int32 on the devices
 
@@ -193,8 +193,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError("--config.model.source is empty; name a folder, a .gguf file, or embedded")
   for name, choices in _CHOICES.items():
     if (value := fields[name]) not in choices:
-      raise UserError(f"--config.{name}={value!r} is not one of {', '.join(choices)}"
-                      + did_you_mean(str(value), choices))
+      raise UserError(
+        f"--config.{name}={value!r} is not one of {', '.join(choices)}"
+        + did_you_mean(str(value), choices)
+      )
   for name, (low, high) in _RANGES.items():
     value = fields[name]
     top = high if high is not None else _MAX_INT if isinstance(value, int) else math.inf
@@ -208,15 +210,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for element in fields[name]:
       if type(element) is not kind:
         what = "a whole number" if kind is int else "a string"
-        raise UserError(f"--config.{name}={fields[name]}: {element!r} is not {what}; "
-                        f"write it like {example}")
+        raise UserError(
+          f"--config.{name}={fields[name]}: {element!r} is not {what}; write it like {example}"
+        )
   late = [step for step in config.generate.at_steps if not 1 <= step <= config.train.steps]
   if late:
-    raise UserError(f"--config.generate.at_steps={config.generate.at_steps}: step {late[0]} is not "
-                    f"in 1..{config.train.steps} (--config.train.steps)")
+    raise UserError(
+      f"--config.generate.at_steps={config.generate.at_steps}: step {late[0]} is not "
+      f"in 1..{config.train.steps} (--config.train.steps)"
+    )
 
 
 def did_you_mean(name: str, known) -> str:
-  """"; did you mean 'x'?", or nothing if no known name is near."""
+  """ "; did you mean 'x'?", or nothing if no known name is near."""
   near = difflib.get_close_matches(name, list(known), n=1)
   return f"; did you mean {near[0]!r}?" if near else ""

@@ -6,13 +6,13 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
+  BarColumn,
+  MofNCompleteColumn,
+  Progress,
+  SpinnerColumn,
+  TextColumn,
+  TimeElapsedColumn,
+  TimeRemainingColumn,
 )
 from rich.table import Table
 
@@ -38,10 +38,18 @@ class Display:
   def __init__(self, total_steps: int, active: bool):
     self._console = Console(quiet=not active, highlight=False)
     self._progress = Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("steps"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        console=self._console, transient=True,
-        disable=not (active and self._console.is_terminal))
+      SpinnerColumn(),
+      TextColumn("{task.description}"),
+      BarColumn(),
+      MofNCompleteColumn(),
+      TextColumn("steps"),
+      TimeElapsedColumn(),
+      TextColumn("left"),
+      TimeRemainingColumn(),
+      console=self._console,
+      transient=True,
+      disable=not (active and self._console.is_terminal),
+    )
     self._task = self._progress.add_task("training", total=total_steps)
 
   @contextlib.contextmanager
@@ -62,42 +70,59 @@ class Display:
     model, program = run.model, run.program
     table = Table.grid(padding=(0, 2))
     rows = [
-        ("devices", devices_text(program.mesh)),
-        ("model", f"{model.name}: {model.config.model_type}, {params / 1e6:,.1f}M parameters, "
-                  f"{program.param_dtype} weights, {program.step.dtype} compute"),
-        ("data", f"{len(run.train_pairs)} training pairs, {len(run.eval_pairs)} held out"),
-        *((f"  {name}", skips_text(report)) for name, report in run.skips.items()),
-        ("batch", f"{program.batch.pairs} pairs a step in rows of {program.batch.row_length} tokens, "
-                  f"{program.batch.rows} row(s) at a time"),
+      ("devices", devices_text(program.mesh)),
+      (
+        "model",
+        f"{model.name}: {model.config.model_type}, {params / 1e6:,.1f}M parameters, "
+        f"{program.param_dtype} weights, {program.step.dtype} compute",
+      ),
+      ("data", f"{len(run.train_pairs)} training pairs, {len(run.eval_pairs)} held out"),
+      *((f"  {name}", skips_text(report)) for name, report in run.skips.items()),
+      (
+        "batch",
+        f"{program.batch.pairs} pairs a step in rows of {program.batch.row_length} "
+        f"tokens, {program.batch.rows} row(s) at a time",
+      ),
     ]
     if run.requests:
       g = program.generate
-      rows.append(("generate", f"{len(run.requests)} requests, up to {g.max_new_tokens} new tokens "
-                               f"each, {g.slots} at once, {g.pages_per_seq} pages of {g.page_size} "
-                               f"tokens per sequence, {program.mode}"))
+      rows.append(
+        (
+          "generate",
+          f"{len(run.requests)} requests, up to {g.max_new_tokens} new tokens "
+          f"each, {g.slots} at once, {g.pages_per_seq} pages of {g.page_size} "
+          f"tokens per sequence, {program.mode}",
+        )
+      )
     rows.append(("workdir", str(workdir)))
     for name, text in rows:
       table.add_row(f"[bold]{name}[/bold]", escape(text))
     self._console.print(table)
 
   def compiled(self, compiled: Compiled) -> None:
-    m = compiled.memory
-    self.say(f"compiled one program ({compiled.fingerprint}) in {compiled.compile_seconds:.1f} s; "
-             f"per device {human_bytes(m['peak'])} at its peak: {human_bytes(m['aliased'])} train "
-             f"state, updated in place, {human_bytes(m['temporaries'])} shared by training's "
-             "activations and generation's KV cache")
+    peaks = compiled.memory.peaks()
+    peaks.pop("abort", None)
+    self.say(
+      f"compiled one program ({compiled.fingerprint}) in {compiled.compile_seconds:.1f} s; peak "
+      f"memory per device: {', '.join(f'{k} {human_bytes(v)}' for k, v in peaks.items())}; of "
+      f"it the train state, updated in place: {human_bytes(compiled.memory.aliased)}"
+    )
 
   def train_step(self, step: int, total: int, row: dict[str, Any]) -> None:
-    self.say(f"step {step:>{len(str(total))}}/{total}  loss {row['loss']:.4f}  "
-             f"margin {row['rewards/margins']:+.4f}  accuracy {row['rewards/accuracies']:.2f}  "
-             f"grad {row['grad_norm']:.3g}  lr {row['learning_rate']:.2e}  "
-             f"{row['tokens_per_second']:,.0f} tok/s  {row['step_seconds']:.2f} s")
+    self.say(
+      f"step {step:>{len(str(total))}}/{total}  loss {row['loss']:.4f}  "
+      f"margin {row['rewards/margins']:+.4f}  accuracy {row['rewards/accuracies']:.2f}  "
+      f"grad {row['grad_norm']:.3g}  lr {row['learning_rate']:.2e}  "
+      f"{row['tokens_per_second']:,.0f} tok/s  {row['step_seconds']:.2f} s"
+    )
     self._progress.update(self._task, advance=1)
 
   def generation(self, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
     reasons = ", ".join(f"{n} {reason}" for reason, n in summary["finish_reasons"].items())
-    self.say(f"generated {summary['generated_tokens']:,} tokens for {summary['requests']} requests in "
-             f"{summary['seconds']:.1f} s ({summary['tokens_per_second']:,.0f} tok/s; {reasons})")
+    self.say(
+      f"generated {summary['generated_tokens']:,} tokens for {summary['requests']} requests "
+      f"in {summary['seconds']:.1f} s ({summary['tokens_per_second']:,.0f} tok/s; {reasons})"
+    )
     for row in samples:
       text = " ".join(row["generated_text"].split())
       shown = text[:_SAMPLE_WIDTH] + ("…" if len(text) > _SAMPLE_WIDTH else "")
@@ -106,8 +131,10 @@ class Display:
       self.say(f"  [{row['prompt_index']}] {prompt}\n      → {shown or nothing}")
 
   def evaluation(self, row: dict[str, Any]) -> None:
-    self.say(f"held out ({row['pairs']} pairs)  loss {row['loss']:.4f}  "
-             f"margin {row['rewards/margins']:+.4f}  accuracy {row['rewards/accuracies']:.3f}")
+    self.say(
+      f"held out ({row['pairs']} pairs)  loss {row['loss']:.4f}  "
+      f"margin {row['rewards/margins']:+.4f}  accuracy {row['rewards/accuracies']:.3f}"
+    )
 
   def closing(self, record: dict[str, Any], workdir) -> None:
     """The table at the end: what was launched, how long it took, where it all is."""
@@ -120,13 +147,15 @@ class Display:
     for mode, times in seconds.items():
       table.add_row(mode, str(len(times)), f"{sum(times):.1f}", f"{sum(times) / len(times):.2f}")
     self._console.print(table)
-    self.say(f"{record['status']}: {record['compiles']} compile, {record['executables']} executable, "
-             f"{len(record['launches'])} launches, {record['timings']['total']:.0f} s in all, peak host "
-             f"memory {human_bytes(record['peak_rss_bytes'])}; see {workdir}")
+    self.say(
+      f"{record['status']}: {record['compiles']} compile, {record['executables']} "
+      f"executable, {len(record['launches'])} launches, {record['timings']['total']:.0f} s in "
+      f"all, peak host memory {human_bytes(record['peak_rss_bytes'])}; see {workdir}"
+    )
 
 
 def skips_text(report: SkipReport) -> str:
-  """"298 of 300 rows kept; skipped: 2 identical; cut: 91 prompt"."""
+  """ "298 of 300 rows kept; skipped: 2 identical; cut: 91 prompt"."""
   parts = [f"{report.kept} of {report.total} rows kept"]
   for name, counts in (("skipped", report.skipped), ("cut", report.truncated)):
     listed = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n)

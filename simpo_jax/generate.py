@@ -75,9 +75,15 @@ class _Decode(NamedTuple):
   out: Generated
 
 
-def generate_group(params: llama.Params, requests: Requests, cfg: ModelConfig,
-                   shape: GenerateShape, dtype, place_pool: Callable[[jax.Array], jax.Array],
-                   axis: str | None = None) -> Generated:
+def generate_group(
+  params: llama.Params,
+  requests: Requests,
+  cfg: ModelConfig,
+  shape: GenerateShape,
+  dtype,
+  place_pool: Callable[[jax.Array], jax.Array],
+  axis: str | None = None,
+) -> Generated:
   """Answers one group's requests, `slots` at a time.
 
   Args:
@@ -88,8 +94,9 @@ def generate_group(params: llama.Params, requests: Requests, cfg: ModelConfig,
       this one's.
   """
   layers, heads = cfg.num_hidden_layers, cfg.num_key_value_heads
-  pool = place_pool(jnp.zeros(
-      (layers * shape.num_pages, shape.page_size, 2 * heads, cfg.head_dim), dtype))
+  pool = place_pool(
+    jnp.zeros((layers * shape.num_pages, shape.page_size, 2 * heads, cfg.head_dim), dtype)
+  )
   pages = paging.init_pages(shape.num_pages, shape.slots, shape.pages_per_seq)
   key = jax.random.wrap_key_data(requests.seed)
 
@@ -137,27 +144,30 @@ def _forward(params, pool, pages, tokens, positions, cfg, shape, dtype, attentio
 def _prefill(params, pool, pages, requests, cfg, shape, dtype, over_groups):
   """Caches all prompt tokens but the last, which is the first input of decoding."""
   rows = min(PREFILL_ROWS, shape.slots)
-  prompt_pages = min(paging.pages_needed(shape.prompt_tokens, shape.page_size),
-                     shape.pages_per_seq)
+  prompt_pages = min(paging.pages_needed(shape.prompt_tokens, shape.page_size), shape.pages_per_seq)
 
   def attention(positions):
     return lambda q, pool, ids: paged_prefill(
-        q, pool, ids[:, :prompt_pages], positions, cfg.sliding_window)
+      q, pool, ids[:, :prompt_pages], positions, cfg.sliding_window
+    )
 
   def group(first, pool):
     # The last group overlaps the one before if `rows` does not divide the slots:
     # writing a prompt's keys again writes the same values.
     start = jnp.minimum(first * rows, shape.slots - rows)
-    tokens, length, table = (jax.lax.dynamic_slice_in_dim(x, start, rows, 0)
-                             for x in (requests.tokens, requests.length, pages.table))
+    tokens, length, table = (
+      jax.lax.dynamic_slice_in_dim(x, start, rows, 0)
+      for x in (requests.tokens, requests.length, pages.table)
+    )
 
     def chunk(index, pool):
       offset = index * shape.chunk
       positions = offset + jnp.arange(shape.chunk, dtype=jnp.int32)
       positions = jnp.where(positions < length[:, None] - 1, positions, -1)
       now = jax.lax.dynamic_slice_in_dim(tokens, offset, shape.chunk, 1)
-      _, pool = _forward(params, pool, table, now, positions, cfg, shape, dtype,
-                         attention(positions))
+      _, pool = _forward(
+        params, pool, table, now, positions, cfg, shape, dtype, attention(positions)
+      )
       return pool
 
     chunks = over_groups(-(-(jnp.max(length) - 1) // shape.chunk))
@@ -172,10 +182,11 @@ def _decode(params, pool, pages, requests, cfg, shape, dtype, key, over_groups):
   slots = shape.slots
   alive = requests.length > 0
   out = Generated(
-      tokens=jnp.full((slots, shape.max_new_tokens), -1, jnp.int32),
-      count=jnp.zeros((slots,), jnp.int32),
-      finish=jnp.where(alive, RUNNING, LENGTH).astype(jnp.int32),
-      logprob=jnp.zeros((slots,), jnp.float32))
+    tokens=jnp.full((slots, shape.max_new_tokens), -1, jnp.int32),
+    count=jnp.zeros((slots,), jnp.int32),
+    finish=jnp.where(alive, RUNNING, LENGTH).astype(jnp.int32),
+    logprob=jnp.zeros((slots,), jnp.float32),
+  )
   last = jnp.maximum(requests.length - 1, 0)
   token = jnp.take_along_axis(requests.tokens, last[:, None], axis=1)[:, 0]
 
@@ -183,9 +194,11 @@ def _decode(params, pool, pages, requests, cfg, shape, dtype, key, over_groups):
     running = s.out.finish == RUNNING
     position = jnp.where(running, s.position, -1)
     attention = lambda q, pool, ids: paged_attention(  # noqa: E731
-        q[:, 0], pool, ids, position + 1, cfg.sliding_window, shape.attention)[:, None]
-    x, pool = _forward(params, s.pool, pages.table, s.token[:, None], position[:, None],
-                       cfg, shape, dtype, attention)
+      q[:, 0], pool, ids, position + 1, cfg.sliding_window, shape.attention
+    )[:, None]
+    x, pool = _forward(
+      params, s.pool, pages.table, s.token[:, None], position[:, None], cfg, shape, dtype, attention
+    )
     with jax.named_scope("sample"):
       x = llama.rms_norm(x[:, 0], params["final_norm"], cfg.rms_norm_eps)
       u = uniforms(key, requests.prompt, requests.sample, s.position)
@@ -195,10 +208,11 @@ def _decode(params, pool, pages, requests, cfg, shape, dtype, key, over_groups):
     stopped = jnp.any(token[:, None] == requests.stop_ids, axis=1)
     finish = jnp.where(stopped, STOP, jnp.where(count >= shape.max_new_tokens, LENGTH, RUNNING))
     out = Generated(
-        tokens=s.out.tokens.at[jnp.arange(slots), column].set(token, mode="drop"),
-        count=count,
-        finish=jnp.where(running, finish, s.out.finish).astype(jnp.int32),
-        logprob=s.out.logprob + jnp.where(running, logprob, 0.0))
+      tokens=s.out.tokens.at[jnp.arange(slots), column].set(token, mode="drop"),
+      count=count,
+      finish=jnp.where(running, finish, s.out.finish).astype(jnp.int32),
+      logprob=s.out.logprob + jnp.where(running, logprob, 0.0),
+    )
     return _Decode(pool, token, s.position + running, out)
 
   def busy(s: _Decode):

@@ -40,8 +40,9 @@ class Launcher:
   executables: set[str] = dataclasses.field(default_factory=set)
   stopped: bool = False
 
-  def __call__(self, state: TrainState, mode: Mode, batch: Batch | None = None,
-               stop: bool = False) -> tuple[TrainState, Report, float]:
+  def __call__(
+    self, state: TrainState, mode: Mode, batch: Batch | None = None, stop: bool = False
+  ) -> tuple[TrainState, Report, float]:
     """One launch, waited for.
 
     Args:
@@ -62,8 +63,10 @@ class Launcher:
     hosts = self.program.mesh.shape["host"]
     # Every process fills only its own row: the callback is asked for no other.
     ledger = jax.make_array_from_callback(
-        (hosts, len(FIELDS)), ledger_sharding,
-        lambda index: np.broadcast_to(row, (hosts, len(FIELDS)))[index])
+      (hosts, len(FIELDS)),
+      ledger_sharding,
+      lambda index: np.broadcast_to(row, (hosts, len(FIELDS)))[index],
+    )
     placed = self.idle if batch is None else place_inputs(self.program, batch, batch_sharding)
     state, report = self.compiled.call(state, placed, self.requests, ledger)
     report = jax.block_until_ready(report)
@@ -72,11 +75,14 @@ class Launcher:
     rows = np.asarray(report.ledger)
     disagreement = describe_disagreement(rows)
     self.stopped = not disagreement and bool(rows[:, STOP].any())
-    self.log.append({"mode": "stop" if self.stopped else mode.name.lower(),
-                     "seconds": round(seconds, 4)})
+    self.log.append(
+      {"mode": "stop" if self.stopped else mode.name.lower(), "seconds": round(seconds, 4)}
+    )
     if disagreement:
-      raise UserError(f"the hosts disagree on launch {len(self.log) - 1}, nothing was changed: "
-                      f"{disagreement}; start all hosts with the same command")
+      raise UserError(
+        f"the hosts disagree on launch {len(self.log) - 1}, nothing was changed: "
+        f"{disagreement}; start all hosts with the same command"
+      )
     return state, report, seconds
 
 
@@ -96,6 +102,10 @@ class StopSignal:
 
   def _handle(self, number, _):
     self.requested = True
-    print(f"{signal.Signals(number).name}: stopping after the launch in progress; "
-          "once more to end at once", file=sys.stderr, flush=True)
+    print(
+      f"{signal.Signals(number).name}: stopping after the launch in progress; "
+      "once more to end at once",
+      file=sys.stderr,
+      flush=True,
+    )
     signal.signal(number, signal.SIG_DFL)

@@ -37,14 +37,17 @@ def make_row(mode: Mode, launch: int, digest_words: tuple[int, int], stop: bool)
 
 def describe_disagreement(rows: np.ndarray) -> str:
   """One line that names each host that differs from host 0, and in what."""
+
   def show(name, value):
     return Mode(value).name.lower() if name == "mode" else str(value)
 
   parts = []
   for host, row in enumerate(rows[1:], start=1):
     differs = [
-        f"{name} {show(name, row[i])} (host 0: {show(name, rows[0, i])})"
-        for i, name in enumerate(FIELDS[:AGREE]) if row[i] != rows[0, i]]
+      f"{name} {show(name, row[i])} (host 0: {show(name, rows[0, i])})"
+      for i, name in enumerate(FIELDS[:AGREE])
+      if row[i] != rows[0, i]
+    ]
     if differs:
       parts.append(f"host {host} wanted {', '.join(differs)}")
   return "; ".join(parts)

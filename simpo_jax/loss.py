@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-
 CHUNK = 256  # response tokens whose logits exist at once, per row
 
 
@@ -36,13 +35,15 @@ def simpo_loss(chosen: jax.Array, rejected: jax.Array, cfg: SimPOConfig) -> jax.
   margin = cfg.beta * (chosen - rejected - cfg.gamma_beta_ratio)
   if cfg.loss_type == "hinge":
     return jax.nn.relu(1.0 - margin)
-  return (-(1.0 - cfg.label_smoothing) * jax.nn.log_sigmoid(margin)
-          - cfg.label_smoothing * jax.nn.log_sigmoid(-margin))
+  return -(1.0 - cfg.label_smoothing) * jax.nn.log_sigmoid(
+    margin
+  ) - cfg.label_smoothing * jax.nn.log_sigmoid(-margin)
 
 
 @jax.custom_vjp
-def target_log_probs(hidden: jax.Array, matrix: jax.Array, index: jax.Array,
-                     ids: jax.Array) -> jax.Array:
+def target_log_probs(
+  hidden: jax.Array, matrix: jax.Array, index: jax.Array, ids: jax.Array
+) -> jax.Array:
   """Log-probabilities of the target tokens alone, a chunk of logits at a time.
 
   Chunks without targets are not computed, and the backward pass computes each
@@ -73,8 +74,7 @@ def _chunk(x: jax.Array, i: jax.Array) -> jax.Array:
 
 def _logits(hidden, matrix, index):
   x = jnp.take_along_axis(hidden, index[..., None], axis=1)
-  return x, jnp.einsum("bud,vd->buv", x, matrix.astype(x.dtype),
-                       preferred_element_type=jnp.float32)
+  return x, jnp.einsum("bud,vd->buv", x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 def _forward(hidden, matrix, index, ids):
@@ -89,7 +89,7 @@ def _forward(hidden, matrix, index, ids):
     return jax.lax.dynamic_update_slice_in_dim(out, new, i * CHUNK, axis=2)
 
   out = jax.lax.fori_loop(0, count, body, jnp.zeros((2, *all_ids.shape), jnp.float32))
-  logps, lse = out[:, :, :ids.shape[1]]
+  logps, lse = out[:, :, : ids.shape[1]]
   return logps, (hidden, matrix, index, ids, lse)
 
 
@@ -108,13 +108,15 @@ def _backward(residuals, d_logps):
     d_logits = (hit - jnp.exp(logits - _chunk(lse, i)[..., None])) * scale
     # An empty entry has no saved normaliser: its exponential may overflow.
     d_logits = jnp.where(ids[..., None] >= 0, d_logits, 0.0).astype(x.dtype)
-    d_x = jnp.einsum("buv,vd->bud", d_logits, matrix.astype(x.dtype),
-                     preferred_element_type=jnp.float32)
+    d_x = jnp.einsum(
+      "buv,vd->bud", d_logits, matrix.astype(x.dtype), preferred_element_type=jnp.float32
+    )
     d_matrix += jnp.einsum("buv,bud->vd", d_logits, x, preferred_element_type=jnp.float32)
     return d_hidden.at[rows, index].add(d_x), d_matrix
 
   d_hidden, d_matrix = jax.lax.fori_loop(
-      0, count, body, (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(matrix.shape, jnp.float32)))
+    0, count, body, (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(matrix.shape, jnp.float32))
+  )
   return d_hidden.astype(hidden.dtype), d_matrix.astype(matrix.dtype), None, None
 
 

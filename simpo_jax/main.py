@@ -20,10 +20,14 @@ from simpo_jax.config import validate
 from simpo_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The run: FILE.py or FILE.py:VARIANT, such as configs/m11.py:smollm2.",
-    lock_config=True)
+  "config",
+  None,
+  "The run: FILE.py or FILE.py:VARIANT, such as configs/m11.py:smollm2.",
+  lock_config=True,
+)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run's files go; default: a fresh dated folder under runs/.")
+  "workdir", None, "Where the run's files go; default: a fresh dated folder under runs/."
+)
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
 
 

@@ -16,39 +16,43 @@ def pair_metrics(stats: PairStats, simpo: SimPOConfig) -> dict[str, float]:
   chosen, rejected = (np.asarray(x, np.float64)[p] for x in (stats.chosen, stats.rejected))
   margin = simpo.beta * (chosen - rejected)
   return {
-      "rewards/chosen": float(np.mean(simpo.beta * chosen)),
-      "rewards/rejected": float(np.mean(simpo.beta * rejected)),
-      "rewards/margins": float(np.mean(margin)),
-      "rewards/accuracies": float(np.mean(margin > 0)),
-      "rewards/accuracies_gamma": float(np.mean(margin > simpo.beta * simpo.gamma_beta_ratio)),
-      "logps/chosen": float(np.mean(chosen)),
-      "logps/rejected": float(np.mean(rejected)),
-      "length/chosen": float(np.mean(np.asarray(stats.chosen_tokens)[p])),
-      "length/rejected": float(np.mean(np.asarray(stats.rejected_tokens)[p])),
+    "rewards/chosen": float(np.mean(simpo.beta * chosen)),
+    "rewards/rejected": float(np.mean(simpo.beta * rejected)),
+    "rewards/margins": float(np.mean(margin)),
+    "rewards/accuracies": float(np.mean(margin > 0)),
+    "rewards/accuracies_gamma": float(np.mean(margin > simpo.beta * simpo.gamma_beta_ratio)),
+    "logps/chosen": float(np.mean(chosen)),
+    "logps/rejected": float(np.mean(rejected)),
+    "length/chosen": float(np.mean(np.asarray(stats.chosen_tokens)[p])),
+    "length/rejected": float(np.mean(np.asarray(stats.rejected_tokens)[p])),
   }
 
 
 def train_metrics(metrics: Metrics, simpo: SimPOConfig) -> dict[str, float]:
   """One training step."""
   return {
-      "loss": float(metrics.loss),
-      "nll_loss": float(metrics.sft_loss),
-      **pair_metrics(metrics.pairs, simpo),
-      "grad_norm": float(metrics.grad_norm),
-      "learning_rate": float(metrics.learning_rate),
+    "loss": float(metrics.loss),
+    "nll_loss": float(metrics.sft_loss),
+    **pair_metrics(metrics.pairs, simpo),
+    "grad_norm": float(metrics.grad_norm),
+    "learning_rate": float(metrics.learning_rate),
   }
 
 
 def evaluation_metrics(batches: list[Metrics], simpo: SimPOConfig) -> dict[str, float]:
   """A whole held-out set, each pair (and for the SFT term each token) counted once."""
-  stats = PairStats(*(np.concatenate([np.asarray(x) for x in xs])
-                      for xs in zip(*(b.pairs for b in batches), strict=True)))
+  stats = PairStats(
+    *(
+      np.concatenate([np.asarray(x) for x in xs])
+      for xs in zip(*(b.pairs for b in batches), strict=True)
+    )
+  )
   tokens = np.asarray([np.sum(b.pairs.chosen_tokens) for b in batches], np.float64)
   nll = float(np.average([float(b.sft_loss) for b in batches], weights=tokens))
   simpo_loss = float(np.mean(np.asarray(stats.loss)[stats.present]))
   return {
-      "loss": simpo_loss + simpo.sft_weight * nll,
-      "nll_loss": nll,
-      **pair_metrics(stats, simpo),
-      "pairs": int(np.sum(stats.present)),
+    "loss": simpo_loss + simpo.sft_weight * nll,
+    "nll_loss": nll,
+    **pair_metrics(stats, simpo),
+    "pairs": int(np.sum(stats.present)),
   }

@@ -54,15 +54,15 @@ def tensors(cfg: ModelConfig) -> dict[str, Any]:
     return Tensor((L, width), ("layers", axis), f"model.layers.{{}}.{name}.bias", init="zeros")
 
   layers = {
-      "attn_norm": norm("input_layernorm"),
-      "q": linear("self_attn.q_proj", D, Hh, ("embed", "heads")),
-      "k": linear("self_attn.k_proj", D, Kh, ("embed", "kv_heads")),
-      "v": linear("self_attn.v_proj", D, Kh, ("embed", "kv_heads")),
-      "o": linear("self_attn.o_proj", Hh, D, ("heads", "embed")),
-      "mlp_norm": norm("post_attention_layernorm"),
-      "gate": linear("mlp.gate_proj", D, F, ("embed", "ffn")),
-      "up": linear("mlp.up_proj", D, F, ("embed", "ffn")),
-      "down": linear("mlp.down_proj", F, D, ("ffn", "embed")),
+    "attn_norm": norm("input_layernorm"),
+    "q": linear("self_attn.q_proj", D, Hh, ("embed", "heads")),
+    "k": linear("self_attn.k_proj", D, Kh, ("embed", "kv_heads")),
+    "v": linear("self_attn.v_proj", D, Kh, ("embed", "kv_heads")),
+    "o": linear("self_attn.o_proj", Hh, D, ("heads", "embed")),
+    "mlp_norm": norm("post_attention_layernorm"),
+    "gate": linear("mlp.gate_proj", D, F, ("embed", "ffn")),
+    "up": linear("mlp.up_proj", D, F, ("embed", "ffn")),
+    "down": linear("mlp.down_proj", F, D, ("ffn", "embed")),
   }
   if cfg.qkv_bias:
     layers["q_bias"] = bias("self_attn.q_proj", Hh, "heads")
@@ -72,9 +72,9 @@ def tensors(cfg: ModelConfig) -> dict[str, Any]:
     layers["q_norm"] = norm("self_attn.q_norm", cfg.head_dim)
     layers["k_norm"] = norm("self_attn.k_norm", cfg.head_dim)
   table = {
-      "embed": Tensor((V, D), ("vocab", "embed"), "model.embed_tokens.weight"),
-      "layers": layers,
-      "final_norm": Tensor((D,), ("norm",), "model.norm.weight", init="ones"),
+    "embed": Tensor((V, D), ("vocab", "embed"), "model.embed_tokens.weight"),
+    "layers": layers,
+    "final_norm": Tensor((D,), ("norm",), "model.norm.weight", init="ones"),
   }
   if not cfg.tie_word_embeddings:
     table["lm_head"] = Tensor((V, D), ("vocab", "embed"), "lm_head.weight")
@@ -87,6 +87,7 @@ def abstract_params(cfg: ModelConfig, dtype) -> Params:
 
 
 def count_params(cfg: ModelConfig) -> int:
+  """Number of weights; tied embeddings count once."""
   return sum(x.size for x in jax.tree.leaves(abstract_params(cfg, jnp.float32)))
 
 
@@ -150,9 +151,16 @@ def unembed(params: Params, x: jax.Array) -> jax.Array:
   return jnp.einsum("...d,vd->...v", x, w, preferred_element_type=jnp.float32)
 
 
-def forward(params: Params, tokens: jax.Array, positions: jax.Array, attend: Attend,
-            cfg: ModelConfig, dtype, remat: bool = False,
-            constrain: Callable[[jax.Array], jax.Array] = lambda x: x) -> jax.Array:
+def forward(
+  params: Params,
+  tokens: jax.Array,
+  positions: jax.Array,
+  attend: Attend,
+  cfg: ModelConfig,
+  dtype,
+  remat: bool = False,
+  constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> jax.Array:
   """Final hidden states `[B, T, D]` of whole rows (training and evaluation).
 
   Args:
@@ -183,6 +191,7 @@ def unstack(params: Params, cfg: ModelConfig, dtype) -> Params:
   copy that slice at every token.
   """
   params = jax.tree.map(lambda w: w.astype(dtype), params)
-  layers = [jax.tree.map(lambda w, i=i: w[i], params["layers"])
-            for i in range(cfg.num_hidden_layers)]
+  layers = [
+    jax.tree.map(lambda w, i=i: w[i], params["layers"]) for i in range(cfg.num_hidden_layers)
+  ]
   return {**params, "layers": layers}

@@ -62,8 +62,7 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
   """
   kind = hf.get("model_type")
   if kind not in MODEL_TYPES:
-    raise UserError(
-        f"{where}: model_type {kind!r} is not supported; {', '.join(MODEL_TYPES)} are")
+    raise UserError(f"{where}: model_type {kind!r} is not supported; {', '.join(MODEL_TYPES)} are")
 
   def need(name):
     if hf.get(name) is None:
@@ -78,7 +77,8 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
   kv_heads = int(hf.get("num_key_value_heads") or heads)
   if heads % kv_heads:
     raise UserError(
-        f"{where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
+      f"{where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly"
+    )
   # Qwen configs carry a window that `use_sliding_window` usually switches off.
   # A mistral config without the field means transformers' default, null means none.
   windowed = hf.get("use_sliding_window", kind == "mistral")
@@ -86,29 +86,32 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
   if window is not None and kind != "mistral":
     raise UserError(f"{where}: use_sliding_window is supported for mistral only; set it to false")
   # transformers 5 writes rope_parameters; earlier versions rope_theta and rope_scaling.
-  rope = {"rope_theta": hf.get("rope_theta", 10000.0), **(hf.get("rope_scaling") or {}),
-          **(hf.get("rope_parameters") or {})}
+  rope = {
+    "rope_theta": hf.get("rope_theta", 10000.0),
+    **(hf.get("rope_scaling") or {}),
+    **(hf.get("rope_parameters") or {}),
+  }
   if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor") or 1.0) != 1.0:
     raise UserError(f"{where}: partial_rotary_factor is not supported; whole heads are rotated")
   max_positions = int(hf.get("max_position_embeddings", 2048))
   rope.setdefault("original_max_position_embeddings", max_positions)
   return ModelConfig(
-      model_type=kind,
-      vocab_size=int(need("vocab_size")),
-      hidden_size=hidden,
-      intermediate_size=int(need("intermediate_size")),
-      num_hidden_layers=int(need("num_hidden_layers")),
-      num_attention_heads=heads,
-      num_key_value_heads=kv_heads,
-      head_dim=int(hf.get("head_dim") or hidden // heads),
-      rms_norm_eps=float(need("rms_norm_eps")),
-      rope_theta=float(rope["rope_theta"]),
-      rope_scaling=_rope_scaling(rope, where),
-      max_position_embeddings=max_positions,
-      tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
-      qkv_bias=kind == "qwen2",
-      qk_norm=kind == "qwen3",
-      sliding_window=int(window) if window is not None else None,
+    model_type=kind,
+    vocab_size=int(need("vocab_size")),
+    hidden_size=hidden,
+    intermediate_size=int(need("intermediate_size")),
+    num_hidden_layers=int(need("num_hidden_layers")),
+    num_attention_heads=heads,
+    num_key_value_heads=kv_heads,
+    head_dim=int(hf.get("head_dim") or hidden // heads),
+    rms_norm_eps=float(need("rms_norm_eps")),
+    rope_theta=float(rope["rope_theta"]),
+    rope_scaling=_rope_scaling(rope, where),
+    max_position_embeddings=max_positions,
+    tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
+    qkv_bias=kind == "qwen2",
+    qk_norm=kind == "qwen3",
+    sliding_window=int(window) if window is not None else None,
   )
 
 
@@ -121,12 +124,17 @@ def _rope_scaling(rope: dict[str, Any], where: str) -> RopeScaling | None:
       return RopeScaling("linear", float(rope["factor"]))
     if kind == "llama3":
       return RopeScaling(
-          "llama3", float(rope["factor"]), float(rope["low_freq_factor"]),
-          float(rope["high_freq_factor"]), int(rope["original_max_position_embeddings"]))
+        "llama3",
+        float(rope["factor"]),
+        float(rope["low_freq_factor"]),
+        float(rope["high_freq_factor"]),
+        int(rope["original_max_position_embeddings"]),
+      )
   except KeyError as e:
     raise UserError(f"{where}: {kind} rope scaling lacks {e}; add it to the rope settings") from e
   raise UserError(
-      f"{where}: rope scaling {kind!r} is not supported; default, linear and llama3 are")
+    f"{where}: rope scaling {kind!r} is not supported; default, linear and llama3 are"
+  )
 
 
 def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
@@ -149,8 +157,21 @@ def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
 
 
 EMBEDDED = ModelConfig(
-    # The embedded default: small enough that M11 takes about a minute on two cores.
-    model_type="llama", vocab_size=262, hidden_size=64, intermediate_size=192,
-    num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
-    rms_norm_eps=1e-5, rope_theta=10000.0, rope_scaling=None, max_position_embeddings=4096,
-    tie_word_embeddings=True, qkv_bias=False, qk_norm=False, sliding_window=None)
+  # The embedded default: small enough that M11 takes about a minute on two cores.
+  model_type="llama",
+  vocab_size=262,
+  hidden_size=64,
+  intermediate_size=192,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=1,
+  head_dim=16,
+  rms_norm_eps=1e-5,
+  rope_theta=10000.0,
+  rope_scaling=None,
+  max_position_embeddings=4096,
+  tie_word_embeddings=True,
+  qkv_bias=False,
+  qk_norm=False,
+  sliding_window=None,
+)

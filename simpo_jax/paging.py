@@ -27,9 +27,10 @@ def pages_needed(tokens, page_size: int):
 def init_pages(num_pages: int, slots: int, pages_per_seq: int) -> Pages:
   """All pages free, no slot holding any."""
   return Pages(
-      free=jnp.arange(num_pages, dtype=jnp.int32)[::-1],
-      num_free=jnp.asarray(num_pages, jnp.int32),
-      table=jnp.full((slots, pages_per_seq), num_pages, jnp.int32))
+    free=jnp.arange(num_pages, dtype=jnp.int32)[::-1],
+    num_free=jnp.asarray(num_pages, jnp.int32),
+    table=jnp.full((slots, pages_per_seq), num_pages, jnp.int32),
+  )
 
 
 def allocate(pages: Pages, need: jax.Array) -> Pages:
@@ -47,9 +48,10 @@ def allocate(pages: Pages, need: jax.Array) -> Pages:
   taken = pages.free.at[pages.num_free - 1 - rank].get(mode="fill", fill_value=P)
   granted = column < need[:, None]
   return Pages(
-      free=pages.free,
-      num_free=pages.num_free - jnp.sum(need, dtype=jnp.int32),
-      table=jnp.where(granted, taken, pages.table))
+    free=pages.free,
+    num_free=pages.num_free - jnp.sum(need, dtype=jnp.int32),
+    table=jnp.where(granted, taken, pages.table),
+  )
 
 
 def release(pages: Pages, slots: jax.Array) -> Pages:
@@ -60,9 +62,10 @@ def release(pages: Pages, slots: jax.Array) -> Pages:
   rank = jnp.cumsum(flat) - 1
   target = jnp.where(flat, pages.num_free + rank, P)
   return Pages(
-      free=pages.free.at[target].set(pages.table.reshape(-1), mode="drop"),
-      num_free=pages.num_free + jnp.sum(flat, dtype=jnp.int32),
-      table=jnp.where(held, P, pages.table))
+    free=pages.free.at[target].set(pages.table.reshape(-1), mode="drop"),
+    num_free=pages.num_free + jnp.sum(flat, dtype=jnp.int32),
+    table=jnp.where(held, P, pages.table),
+  )
 
 
 def layer_pages(page_ids: jax.Array, layer: int, num_pages: int, layers: int) -> jax.Array:
@@ -70,8 +73,9 @@ def layer_pages(page_ids: jax.Array, layer: int, num_pages: int, layers: int) ->
   return jnp.where(page_ids < num_pages, page_ids + layer * num_pages, layers * num_pages)
 
 
-def write(pool: jax.Array, page_ids: jax.Array, positions: jax.Array, k: jax.Array,
-          v: jax.Array) -> jax.Array:
+def write(
+  pool: jax.Array, page_ids: jax.Array, positions: jax.Array, k: jax.Array, v: jax.Array
+) -> jax.Array:
   """Writes new keys and values into the pool, in place when the pool is a loop carry.
 
   Args:

@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from simpo_jax import model as llama
 from simpo_jax.data.packing import Batch, BatchShape, empty_batch
 from simpo_jax.generate import Generated, GenerateShape, Requests, generate_group
 from simpo_jax.ledger import AGREE, FIELDS, STOP, Mode
+from simpo_jax.memory import Memory, memory_of
 from simpo_jax.sampling import Sampling
 from simpo_jax.sharding import INFERENCE_RULES, ROWS, TRAIN_RULES, named, param_specs, place
 from simpo_jax.train import Metrics, StepConfig, TrainState, evaluate_step, train_step
@@ -61,7 +63,7 @@ class Compiled(NamedTuple):
   call: Any
   fingerprint: str  # of the lowered program's text
   compile_seconds: float
-  memory: dict[str, int]  # bytes per device: arguments, aliased, temporaries, peak
+  memory: Memory
 
 
 def state_sharding(cfg: ProgramConfig):
@@ -70,16 +72,20 @@ def state_sharding(cfg: ProgramConfig):
   params = _abstract_params(cfg)
   # optax's own tree_map_params would run the optimizer's init on the device.
   like_params = lambda x: jax.tree.structure(x) == jax.tree.structure(params)  # noqa: E731
-  opt_specs = jax.tree.map(lambda x: specs if like_params(x) else P(),
-                           jax.eval_shape(cfg.tx.init, params), is_leaf=like_params)
+  opt_specs = jax.tree.map(
+    lambda x: specs if like_params(x) else P(),
+    jax.eval_shape(cfg.tx.init, params),
+    is_leaf=like_params,
+  )
   return named(cfg.mesh, TrainState(specs, opt_specs, P()))
 
 
 def abstract_state(cfg: ProgramConfig) -> TrainState:
   """Shapes, dtypes and shardings of the train state."""
   params = _abstract_params(cfg)
-  shapes = TrainState(params, jax.eval_shape(cfg.tx.init, params),
-                      jax.ShapeDtypeStruct((), jnp.int32))
+  shapes = TrainState(
+    params, jax.eval_shape(cfg.tx.init, params), jax.ShapeDtypeStruct((), jnp.int32)
+  )
   return jax.tree.map(_with_sharding, shapes, state_sharding(cfg))
 
 
@@ -92,7 +98,8 @@ def init_state(cfg: ProgramConfig, params: llama.Params) -> TrainState:
 
   def zeros(x):
     return jax.make_array_from_callback(
-        x.shape, x.sharding, lambda index: np.zeros(_shard_shape(x.shape, index), x.dtype))
+      x.shape, x.sharding, lambda index: np.zeros(_shard_shape(x.shape, index), x.dtype)
+    )
 
   return TrainState(params, jax.tree.map(zeros, abstract.opt_state), zeros(abstract.step))
 
@@ -113,9 +120,14 @@ def abstract_inputs(cfg: ProgramConfig):
   pair = (shape.groups, shape.requests)
   i32, f32 = (jax.ShapeDtypeStruct(pair, t) for t in (jnp.int32, jnp.float32))
   requests = Requests(
-      jax.ShapeDtypeStruct((*pair, shape.prompt_tokens), jnp.int32), i32, i32, i32,
-      Sampling(f32, i32, f32), jax.ShapeDtypeStruct((MAX_STOP_IDS,), jnp.int32),
-      jax.ShapeDtypeStruct((2,), jnp.uint32))
+    jax.ShapeDtypeStruct((*pair, shape.prompt_tokens), jnp.int32),
+    i32,
+    i32,
+    i32,
+    Sampling(f32, i32, f32),
+    jax.ShapeDtypeStruct((MAX_STOP_IDS,), jnp.int32),
+    jax.ShapeDtypeStruct((2,), jnp.uint32),
+  )
   ledger = jax.ShapeDtypeStruct((cfg.mesh.shape["host"], len(FIELDS)), jnp.int32)
   return jax.tree.map(_with_sharding, (batch, requests, ledger), input_shardings(cfg))
 
@@ -160,7 +172,8 @@ def build(cfg: ProgramConfig):
     stop = jnp.any(rows[:, STOP] != 0)
     mode = jnp.where(agreed & ~stop, rows[0, 0], Mode.ABORT)
     state, metrics, generated = jax.lax.switch(
-        mode, (train, generate, evaluate, abort), state, batch, requests)
+      mode, (train, generate, evaluate, abort), state, batch, requests
+    )
     return state, Report(mode, rows, metrics, generated)
 
   group = P("host") if cfg.generate.groups > 1 else P()
@@ -176,16 +189,7 @@ def compile_program(cfg: ProgramConfig) -> Compiled:
   lowered = build(cfg).lower(abstract_state(cfg), *abstract_inputs(cfg))
   fingerprint = _fingerprint(lowered)
   compiled = lowered.compile()
-  stats = compiled.memory_analysis()
-  memory = {
-      "arguments": stats.argument_size_in_bytes,
-      "aliased": stats.alias_size_in_bytes,
-      "outputs": stats.output_size_in_bytes,
-      "temporaries": stats.temp_size_in_bytes,
-  }
-  memory["peak"] = (memory["arguments"] + memory["outputs"] - memory["aliased"]
-                    + memory["temporaries"])
-  return Compiled(compiled, fingerprint, time.perf_counter() - start, memory)
+  return Compiled(compiled, fingerprint, time.perf_counter() - start, memory_of(compiled))
 
 
 def _generate(params, requests: Requests, cfg: ProgramConfig) -> Generated:
@@ -193,9 +197,11 @@ def _generate(params, requests: Requests, cfg: ProgramConfig) -> Generated:
   rules = INFERENCE_RULES[cfg.mode]
   specs = param_specs(cfg.step.model, cfg.mesh, rules)
   specs["layers"] = [
-      jax.tree.map(lambda s: P(*s[1:]), specs["layers"])] * cfg.step.model.num_hidden_layers
+    jax.tree.map(lambda s: P(*s[1:]), specs["layers"])
+  ] * cfg.step.model.num_hidden_layers
   params = jax.lax.with_sharding_constraint(
-      llama.unstack(params, cfg.step.model, cfg.step.dtype), named(cfg.mesh, specs))
+    llama.unstack(params, cfg.step.model, cfg.step.dtype), named(cfg.mesh, specs)
+  )
   heads = specs["layers"][0]["k"][-1]
 
   def place_pool(pool):
@@ -206,16 +212,28 @@ def _generate(params, requests: Requests, cfg: ProgramConfig) -> Generated:
 
   def group(params, requests, axis=None):
     squeezed = jax.tree.map(lambda x: x[0], requests[:5])
-    out = generate_group(params, Requests(*squeezed, *requests[5:]), cfg.step.model,
-                         cfg.generate, cfg.step.dtype, place_pool, axis)
+    out = generate_group(
+      params,
+      Requests(*squeezed, *requests[5:]),
+      cfg.step.model,
+      cfg.generate,
+      cfg.step.dtype,
+      place_pool,
+      axis,
+    )
     return jax.tree.map(lambda x: x[None], out)
 
   if cfg.generate.groups == 1:
     return group(params, requests)
   in_specs = (P(), Requests(*[P("host")] * 5, stop_ids=P(), seed=P()))
   return jax.shard_map(
-      lambda p, r: group(p, r, "host"), mesh=cfg.mesh, in_specs=in_specs,
-      out_specs=P("host"), axis_names={"host"}, check_vma=False)(params, requests)
+    lambda p, r: group(p, r, "host"),
+    mesh=cfg.mesh,
+    in_specs=in_specs,
+    out_specs=P("host"),
+    axis_names={"host"},
+    check_vma=False,
+  )(params, requests)
 
 
 def _abstract_params(cfg: ProgramConfig) -> llama.Params:

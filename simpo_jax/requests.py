@@ -31,10 +31,15 @@ def generate_shape(requests: list[Request], config, groups: int) -> GenerateShap
   longest = max(len(r.prompt.tokens) for r in requests)
   chunk = min(config.prefill_chunk, longest)
   return GenerateShape(
-      groups=groups, requests=pages_needed(per_group, slots) * slots, slots=slots,
-      prompt_tokens=pages_needed(longest, chunk) * chunk,
-      max_new_tokens=config.max_new_tokens, page_size=config.page_size, chunk=chunk,
-      attention=config.attention)
+    groups=groups,
+    requests=pages_needed(per_group, slots) * slots,
+    slots=slots,
+    prompt_tokens=pages_needed(longest, chunk) * chunk,
+    max_new_tokens=config.max_new_tokens,
+    page_size=config.page_size,
+    chunk=chunk,
+    attention=config.attention,
+  )
 
 
 def place_of(number: int, groups: int) -> tuple[int, int]:
@@ -42,27 +47,37 @@ def place_of(number: int, groups: int) -> tuple[int, int]:
   return number % groups, number // groups
 
 
-def pack_requests(requests: list[Request], shape: GenerateShape, config,
-                  stop_ids: tuple[int, ...], max_stop_ids: int) -> Requests:
+def pack_requests(
+  requests: list[Request],
+  shape: GenerateShape,
+  config,
+  stop_ids: tuple[int, ...],
+  max_stop_ids: int,
+) -> Requests:
   """The requests as numpy arrays `[groups, N]`; entries left over are empty."""
   size = (shape.groups, shape.requests)
   out = Requests(
-      tokens=np.zeros((*size, shape.prompt_tokens), np.int32), length=np.zeros(size, np.int32),
-      prompt=np.zeros(size, np.int32), sample=np.zeros(size, np.int32),
-      sampling=Sampling(np.full(size, config.temperature, np.float32),
-                        np.full(size, config.top_k, np.int32),
-                        np.full(size, config.top_p, np.float32)),
-      stop_ids=np.full(max_stop_ids, -1, np.int32),
-      # A seed's raw key, as jax.random.key(seed) would make it on the device.
-      seed=np.asarray([0, config.seed], np.uint32))
+    tokens=np.zeros((*size, shape.prompt_tokens), np.int32),
+    length=np.zeros(size, np.int32),
+    prompt=np.zeros(size, np.int32),
+    sample=np.zeros(size, np.int32),
+    sampling=Sampling(
+      np.full(size, config.temperature, np.float32),
+      np.full(size, config.top_k, np.int32),
+      np.full(size, config.top_p, np.float32),
+    ),
+    stop_ids=np.full(max_stop_ids, -1, np.int32),
+    # A seed's raw key, as jax.random.key(seed) would make it on the device.
+    seed=np.asarray([0, config.seed], np.uint32),
+  )
   for number, (prompt, sample) in enumerate(requests):
     at = place_of(number, shape.groups)
-    out.tokens[at][:len(prompt.tokens)] = prompt.tokens
+    out.tokens[at][: len(prompt.tokens)] = prompt.tokens
     out.length[at] = len(prompt.tokens)
     out.prompt[at] = prompt.index
     out.sample[at] = sample
   if not config.ignore_eos:
-    out.stop_ids[:len(stop_ids)] = stop_ids
+    out.stop_ids[: len(stop_ids)] = stop_ids
   return out
 
 
@@ -81,16 +96,24 @@ def summarize(generated: Generated, total: int, groups: int) -> Summary:
     RuntimeError: a request came back without an answer (a bug in the scheduler).
   """
   at = tuple(np.asarray([place_of(i, groups) for i in range(total)]).T)
-  out = Summary(*(np.asarray(x)[at] for x in
-                  (generated.count, generated.finish, generated.logprob)))
+  out = Summary(
+    *(np.asarray(x)[at] for x in (generated.count, generated.finish, generated.logprob))
+  )
   lost = np.flatnonzero((out.count < 1) | ~np.isin(out.finish, list(FINISH_REASONS)))
   if lost.size:
     raise RuntimeError(f"requests {lost[:5].tolist()} came back unanswered; please report this")
   return out
 
 
-def sample_rows(requests: list[Request], generated: Generated, summary: Summary, decode, step: int,
-                process: int, processes: int) -> Iterator[dict[str, Any]]:
+def sample_rows(
+  requests: list[Request],
+  generated: Generated,
+  summary: Summary,
+  decode,
+  step: int,
+  process: int,
+  processes: int,
+) -> Iterator[dict[str, Any]]:
   """This process's rows of the samples file, in request order.
 
   In host data parallel mode a process has the tokens of its own group; in the
@@ -102,14 +125,19 @@ def sample_rows(requests: list[Request], generated: Generated, summary: Summary,
     group, index = place_of(number, groups)
     if number % processes != process or group not in local:
       continue
-    ids = local[group][index, :summary.count[number]].tolist()
+    ids = local[group][index, : summary.count[number]].tolist()
     yield {
-        "step": step, "process_index": process, "process_count": processes,
-        "prompt_index": prompt.index, "sample_index": sample, "prompt": prompt.text,
-        "generated_text": decode(ids), "generated_token_ids": ids,
-        "generated_token_count": len(ids),
-        "finish_reason": FINISH_REASONS[int(summary.finish[number])],
-        "logprob_sum": round(float(summary.logprob[number]), 6),
+      "step": step,
+      "process_index": process,
+      "process_count": processes,
+      "prompt_index": prompt.index,
+      "sample_index": sample,
+      "prompt": prompt.text,
+      "generated_text": decode(ids),
+      "generated_token_ids": ids,
+      "generated_token_count": len(ids),
+      "finish_reason": FINISH_REASONS[int(summary.finish[number])],
+      "logprob_sum": round(float(summary.logprob[number]), 6),
     }
 
 

@@ -49,14 +49,21 @@ def resolve(config) -> Run:
   tokenizer = load_tokenizer(config.model.source)
   if tokenizer.vocab_size > model.config.vocab_size:
     raise UserError(
-        f"the tokenizer of {config.model.source} has {tokenizer.vocab_size} tokens, the model only "
-        f"{model.config.vocab_size}; use the tokenizer that belongs to the model")
+      f"the tokenizer of {config.model.source} has {tokenizer.vocab_size} tokens, the model only "
+      f"{model.config.vocab_size}; use the tokenizer that belongs to the model"
+    )
   train_pairs, eval_pairs, skips = _load_data(config, tokenizer)
   prompts = load_prompts(config.generate, tokenizer) if generates(config) else []
   _check_context(config, model, prompts)
-  return Run(model, tokenizer, train_pairs, eval_pairs, skips,
-             make_requests(prompts, config.generate.num_samples),
-             _program_config(config, model, tokenizer, prompts))
+  return Run(
+    model,
+    tokenizer,
+    train_pairs,
+    eval_pairs,
+    skips,
+    make_requests(prompts, config.generate.num_samples),
+    _program_config(config, model, tokenizer, prompts),
+  )
 
 
 def _load_data(config, tokenizer):
@@ -67,45 +74,56 @@ def _load_data(config, tokenizer):
   else:
     pairs, held_out = split_pairs(pairs, config.data.eval_fraction, config.seed)
   if len(pairs) < config.train.batch_size:
-    raise UserError(f"--config.train.batch_size={config.train.batch_size} needs at least that many "
-                    f"training pairs, and there are {len(pairs)}; lower it or add data")
+    raise UserError(
+      f"--config.train.batch_size={config.train.batch_size} needs at least that many "
+      f"training pairs, and there are {len(pairs)}; lower it or add data"
+    )
   if (config.evaluate.every or config.evaluate.at_end) and not held_out:
-    raise UserError("evaluation needs held-out pairs: set --config.data.eval or "
-                    "--config.data.eval_fraction, or switch it off with "
-                    "--config.evaluate.every=0 --config.evaluate.at_end=False")
+    raise UserError(
+      "evaluation needs held-out pairs: set --config.data.eval or "
+      "--config.data.eval_fraction, or switch it off with "
+      "--config.evaluate.every=0 --config.evaluate.at_end=False"
+    )
   return pairs, held_out, skips
 
 
 def _check_context(config, model: OpenModel, prompts: list[Prompt]) -> None:
   limit = model.config.max_position_embeddings
   if config.data.max_length > limit:
-    raise UserError(f"--config.data.max_length={config.data.max_length} exceeds the model's "
-                    f"context of {limit} tokens; lower it")
+    raise UserError(
+      f"--config.data.max_length={config.data.max_length} exceeds the model's "
+      f"context of {limit} tokens; lower it"
+    )
   for prompt in prompts:
     total = len(prompt.tokens) + config.generate.max_new_tokens
     if total > limit:
       raise UserError(
-          f"prompt {prompt.index} has {len(prompt.tokens)} tokens, and with "
-          f"--config.generate.max_new_tokens={config.generate.max_new_tokens} exceeds the model's "
-          f"context of {limit}; lower the budget or shorten the prompt")
+        f"prompt {prompt.index} has {len(prompt.tokens)} tokens, and with "
+        f"--config.generate.max_new_tokens={config.generate.max_new_tokens} exceeds the model's "
+        f"context of {limit}; lower the budget or shorten the prompt"
+      )
 
 
-def _program_config(config, model: OpenModel, tokenizer: Tokenizer,
-                    prompts: list[Prompt]) -> ProgramConfig:
+def _program_config(
+  config, model: OpenModel, tokenizer: Tokenizer, prompts: list[Prompt]
+) -> ProgramConfig:
   mesh = make_mesh(config.mesh.tensor)
   shards = mesh.shape["host"] * mesh.shape["fsdp"]
   rows = config.train.micro_batch_rows or shards
   if rows % shards:
-    raise UserError(f"--config.train.micro_batch_rows={rows} must be a multiple of the {shards} "
-                    "data shards (devices / tensor), or 0 for one row per shard")
+    raise UserError(
+      f"--config.train.micro_batch_rows={rows} must be a multiple of the {shards} "
+      "data shards (devices / tensor), or 0 for one row per shard"
+    )
   dtype = config.model.compute_dtype
   if dtype == "auto":
     dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
   row_length = config.data.row_length or 2 * config.data.max_length
   schedule = make_schedule(config.train)
   if len(tokenizer.eos_ids) > MAX_STOP_IDS:
-    raise UserError(f"the tokenizer has {len(tokenizer.eos_ids)} end tokens; "
-                    f"at most {MAX_STOP_IDS} are supported")
+    raise UserError(
+      f"the tokenizer has {len(tokenizer.eos_ids)} end tokens; at most {MAX_STOP_IDS} are supported"
+    )
   groups = mesh.shape["host"] if config.generate.mode == "host_data_parallel" else 1
   requests = make_requests(prompts, config.generate.num_samples)
   generation = config.generate
@@ -115,16 +133,29 @@ def _program_config(config, model: OpenModel, tokenizer: Tokenizer,
     generation = generation.copy_and_resolve_references()
     generation.max_new_tokens = 1
   step = StepConfig(
-      model=model.config, simpo=SimPOConfig(**config.simpo.to_dict()), dtype=jnp.dtype(dtype),
-      remat=config.train.remat == "full", pairs=config.train.batch_size,
-      slots=config.data.max_pairs_per_row, rows=NamedSharding(mesh, ROWS))
+    model=model.config,
+    simpo=SimPOConfig(**config.simpo.to_dict()),
+    dtype=jnp.dtype(dtype),
+    remat=config.train.remat == "full",
+    pairs=config.train.batch_size,
+    slots=config.data.max_pairs_per_row,
+    rows=NamedSharding(mesh, ROWS),
+  )
   return ProgramConfig(
-      step=step,
-      batch=batch_shape(config.train.batch_size, pages_needed(row_length, LANES) * LANES,
-                        config.data.max_pairs_per_row, rows),
-      generate=generate_shape(requests, generation, groups), mode=config.generate.mode,
-      param_dtype=jnp.dtype(config.model.param_dtype), tx=make_optimizer(config.train, schedule),
-      schedule=schedule, mesh=mesh)
+    step=step,
+    batch=batch_shape(
+      config.train.batch_size,
+      pages_needed(row_length, LANES) * LANES,
+      config.data.max_pairs_per_row,
+      rows,
+    ),
+    generate=generate_shape(requests, generation, groups),
+    mode=config.generate.mode,
+    param_dtype=jnp.dtype(config.model.param_dtype),
+    tx=make_optimizer(config.train, schedule),
+    schedule=schedule,
+    mesh=mesh,
+  )
 
 
 def devices_text(mesh) -> str:

@@ -24,12 +24,12 @@ from simpo_jax.metrics import evaluation_metrics, train_metrics
 from simpo_jax.model import count_params
 from simpo_jax.monitor import compile_count
 from simpo_jax.program import (
-    MAX_STOP_IDS,
-    compile_program,
-    init_state,
-    input_shardings,
-    place_inputs,
-    state_sharding,
+  MAX_STOP_IDS,
+  compile_program,
+  init_state,
+  input_shardings,
+  place_inputs,
+  state_sharding,
 )
 from simpo_jax.requests import pack_requests, sample_rows, summarize
 from simpo_jax.resolve import Run, resolve
@@ -68,28 +68,46 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
 
     # --- weights and inputs onto the devices ---------------------------------------------
     display.doing("loading weights")
-    params = load_params(resolved.model, state_sharding(program).params, program.param_dtype,
-                         config.seed)
+    params = load_params(
+      resolved.model, state_sharding(program).params, program.param_dtype, config.seed
+    )
     state = init_state(program, params)
     del params
     batch_sharding, request_sharding, _ = input_shardings(program)
     launch = Launcher(
-        program, compiled, digest(config.to_json()),
-        requests=place_inputs(program, pack_requests(
-            resolved.requests, program.generate, config.generate, resolved.tokenizer.eos_ids,
-            MAX_STOP_IDS), request_sharding),
-        idle=place_inputs(program, empty_batch(program.batch), batch_sharding))
+      program,
+      compiled,
+      digest(config.to_json()),
+      requests=place_inputs(
+        program,
+        pack_requests(
+          resolved.requests,
+          program.generate,
+          config.generate,
+          resolved.tokenizer.eos_ids,
+          MAX_STOP_IDS,
+        ),
+        request_sharding,
+      ),
+      idle=place_inputs(program, empty_batch(program.batch), batch_sharding),
+    )
 
     record = _first_record(resolved, compiled)
 
     def save_record(status: str, error: str | None = None) -> None:
       record.update(
-          status=status, error=error, compiles=compile_count(), executables=len(launch.executables),
-          launches=[entry["mode"] for entry in launch.log],
-          peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        status=status,
+        error=error,
+        compiles=compile_count(),
+        executables=len(launch.executables),
+        launches=[entry["mode"] for entry in launch.log],
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+      )
       record["timings"].update(
-          compile=round(compiled.compile_seconds, 3), launches=launch.log,
-          total=round(time.perf_counter() - started, 3))
+        compile=round(compiled.compile_seconds, 3),
+        launches=launch.log,
+        total=round(time.perf_counter() - started, 3),
+      )
       if main_process:
         files.write_json(folder / "run.json", record)
 
@@ -159,13 +177,20 @@ def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
   if not metrics.ok:
     bad = [pair.id for pair, is_bad in zip(pairs, metrics.pairs.bad, strict=True) if is_bad]
     raise UserError(
-        f"step {step}: loss {float(metrics.loss)}, gradient norm {float(metrics.grad_norm)}: not finite, "
-        f"no update was applied; pairs: {', '.join(bad)}; lower --config.train.learning_rate or "
-        "remove these rows")
+      f"step {step}: loss {float(metrics.loss)}, gradient norm {float(metrics.grad_norm)}: not "
+      f"finite, no update was applied; pairs: {', '.join(bad)}; lower "
+      "--config.train.learning_rate or remove these rows"
+    )
   tokens, rows = sum(map(pair_length, pairs)), rows_used(batch, run.program.batch)
-  row = {"step": step, "mode": "train", **train_metrics(metrics, run.program.step.simpo),
-         "tokens_per_second": round(tokens / seconds, 1), "step_seconds": round(seconds, 4),
-         "rows": rows, "row_fill": round(tokens / (rows * run.program.batch.row_length), 4)}
+  row = {
+    "step": step,
+    "mode": "train",
+    **train_metrics(metrics, run.program.step.simpo),
+    "tokens_per_second": round(tokens / seconds, 1),
+    "step_seconds": round(seconds, 4),
+    "rows": rows,
+    "row_fill": round(tokens / (rows * run.program.batch.row_length), 4),
+  }
   if loop.writes:
     files.append_metrics(loop.folder, row)
   loop.display.train_step(step, config.train.steps, row)
@@ -180,27 +205,39 @@ def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:
   results = summarize(report.generated, len(run.requests), run.program.generate.groups)
   process, processes = jax.process_index(), jax.process_count()
   rows = files.write_rows(
-      files.samples_file(folder, step, process, processes),
-      sample_rows(run.requests, report.generated, results, run.tokenizer.decode, step, process,
-                  processes))
+    files.samples_file(folder, step, process, processes),
+    sample_rows(
+      run.requests, report.generated, results, run.tokenizer.decode, step, process, processes
+    ),
+  )
   reasons = Counter(FINISH_REASONS[int(f)] for f in results.finish)
   tokens = int(results.count.sum())
   summary = {
-      "step": step, "requests": len(run.requests), "generated_tokens": tokens,
-      "seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds, 1),
-      "finish_reasons": dict(reasons), "mean_tokens": tokens / len(run.requests),
-      "mean_logprob_per_token": float(results.logprob.sum() / tokens),
-      "results": [
-          {"prompt_index": r.prompt.index, "sample_index": r.sample, "process_index": i % processes,
-           "generated_token_count": int(results.count[i]),
-           "finish_reason": FINISH_REASONS[int(results.finish[i])]}
-          for i, r in enumerate(run.requests)],
+    "step": step,
+    "requests": len(run.requests),
+    "generated_tokens": tokens,
+    "seconds": round(seconds, 3),
+    "tokens_per_second": round(tokens / seconds, 1),
+    "finish_reasons": dict(reasons),
+    "mean_tokens": tokens / len(run.requests),
+    "mean_logprob_per_token": float(results.logprob.sum() / tokens),
+    "results": [
+      {
+        "prompt_index": r.prompt.index,
+        "sample_index": r.sample,
+        "process_index": i % processes,
+        "generated_token_count": int(results.count[i]),
+        "finish_reason": FINISH_REASONS[int(results.finish[i])],
+      }
+      for i, r in enumerate(run.requests)
+    ],
   }
   if loop.writes:
     files.write_json(files.samples_folder(folder, step) / "summary.json", summary)
-    files.append_metrics(folder, {
-        "mode": "generate", **{k: v for k, v in summary.items() if k != "results"}})
-  loop.display.generation(summary, rows[:loop.config.log.samples_shown])
+    files.append_metrics(
+      folder, {"mode": "generate", **{k: v for k, v in summary.items() if k != "results"}}
+    )
+  loop.display.generation(summary, rows[: loop.config.log.samples_shown])
   return state
 
 
@@ -209,14 +246,18 @@ def _evaluate(loop: _Loop, step: int, state: TrainState) -> TrainState:
   size = run.program.batch.pairs
   batches, seconds = [], 0.0
   for start in range(0, len(run.eval_pairs), size):
-    batch = pack(run.eval_pairs[start:start + size], run.program.batch)
+    batch = pack(run.eval_pairs[start : start + size], run.program.batch)
     state, report, took = loop.launch(state, Mode.EVALUATE, batch, loop.stop.requested)
     if loop.launch.stopped:
       return state
     batches.append(jax.tree.map(np.asarray, report.metrics))
     seconds += took
-  row = {"step": step, "mode": "evaluate",
-         **evaluation_metrics(batches, run.program.step.simpo), "step_seconds": round(seconds, 4)}
+  row = {
+    "step": step,
+    "mode": "evaluate",
+    **evaluation_metrics(batches, run.program.step.simpo),
+    "step_seconds": round(seconds, 4),
+  }
   if not np.isfinite(row["loss"]):
     raise UserError(f"step {step}: the held-out loss is not finite; check the held-out pairs")
   if loop.writes:
@@ -230,15 +271,20 @@ def _first_record(run: Run, compiled) -> dict[str, Any]:
   packages = ("jax", "jaxlib", "optax", "numpy", "transformers")
   devices = run.program.mesh.devices
   return {
-      "program": compiled.fingerprint,
-      "peak_bytes": {"program": compiled.memory["peak"]},
-      "memory": compiled.memory,
-      "devices": {"kind": devices.flat[0].device_kind, "count": devices.size,
-                  "mesh": dict(run.program.mesh.shape)},
-      "processes": jax.process_count(),
-      "versions": {"python": sys.version.split()[0],
-                   **{name: importlib.metadata.version(name) for name in packages}},
-      "data": {name: report._asdict() for name, report in run.skips.items()},
-      "pairs": {"train": len(run.train_pairs), "held_out": len(run.eval_pairs)},
-      "timings": {},
+    "program": compiled.fingerprint,
+    "peak_bytes": compiled.memory.peaks(),
+    "memory": compiled.memory._asdict(),
+    "devices": {
+      "kind": devices.flat[0].device_kind,
+      "count": devices.size,
+      "mesh": dict(run.program.mesh.shape),
+    },
+    "processes": jax.process_count(),
+    "versions": {
+      "python": sys.version.split()[0],
+      **{name: importlib.metadata.version(name) for name in packages},
+    },
+    "data": {name: report._asdict() for name, report in run.skips.items()},
+    "pairs": {"train": len(run.train_pairs), "held_out": len(run.eval_pairs)},
+    "timings": {},
   }

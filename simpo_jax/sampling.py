@@ -76,8 +76,9 @@ def truncated_weights(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> 
   vocab = logits.shape[-1]
   k = jnp.where(top_k > 0, top_k, vocab)[:, None]
   kept = lambda t: jnp.sum(logits >= t, axis=-1, keepdims=True)  # noqa: E731
-  weights = jnp.where(logits >= _bisect(lambda t: kept(t) >= k, floor, peak),
-                      jnp.exp(logits - peak), 0.0)
+  weights = jnp.where(
+    logits >= _bisect(lambda t: kept(t) >= k, floor, peak), jnp.exp(logits - peak), 0.0
+  )
   mass = top_p[:, None] * jnp.sum(weights, axis=-1, keepdims=True)
 
   def enough(t):

@@ -9,23 +9,27 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from simpo_jax.errors import UserError
 from simpo_jax.model import tensors
 from simpo_jax.model_config import ModelConfig
 
 TRAIN_RULES = {
-    "embed": ("host", "fsdp"),
-    "heads": ("tensor",), "kv_heads": ("tensor",), "ffn": ("tensor",), "vocab": ("tensor",),
+  "embed": ("host", "fsdp"),
+  "heads": ("tensor",),
+  "kv_heads": ("tensor",),
+  "ffn": ("tensor",),
+  "vocab": ("tensor",),
 }
 # Prompts over hosts; weights tensor-parallel inside a host, replicated over hosts.
 _IN_HOST = ("tensor", "fsdp")
 # Every prompt on every host; weights tensor-parallel over the whole mesh.
 _EVERYWHERE = ("tensor", "fsdp", "host")
 INFERENCE_RULES = {
-    mode: {"heads": axes, "kv_heads": axes, "ffn": axes, "vocab": axes}
-    for mode, axes in (("host_data_parallel", _IN_HOST), ("global_mesh", _EVERYWHERE))
+  mode: {"heads": axes, "kv_heads": axes, "ffn": axes, "vocab": axes}
+  for mode, axes in (("host_data_parallel", _IN_HOST), ("global_mesh", _EVERYWHERE))
 }
 ROWS = P(("host", "fsdp"))  # the batch axis of training rows
 
@@ -46,7 +50,8 @@ def make_mesh(tensor: int = 1, devices=None, hosts: int | None = None) -> Mesh:
   hosts = jax.process_count() if hosts is None else hosts
   if len(devices) % (hosts * tensor):
     raise UserError(
-        f"--config.mesh.tensor={tensor} does not divide the {len(devices) // hosts} devices of a host")
+      f"--config.mesh.tensor={tensor} does not divide the {len(devices) // hosts} devices of a host"
+    )
   shape = (hosts, len(devices) // hosts // tensor, tensor)
   return Mesh(np.asarray(devices).reshape(shape), ("host", "fsdp", "tensor"))
 
@@ -57,9 +62,13 @@ def param_specs(cfg: ModelConfig, mesh: Mesh, rules: dict[str, tuple[str, ...]])
   An axis takes the longest run of its mesh axes that divides its unit count: a
   head is never cut, and what cannot be divided is replicated.
   """
-  units = {"embed": cfg.hidden_size, "heads": cfg.num_attention_heads,
-           "kv_heads": cfg.num_key_value_heads, "ffn": cfg.intermediate_size,
-           "vocab": cfg.vocab_size}
+  units = {
+    "embed": cfg.hidden_size,
+    "heads": cfg.num_attention_heads,
+    "kv_heads": cfg.num_key_value_heads,
+    "ffn": cfg.intermediate_size,
+    "vocab": cfg.vocab_size,
+  }
 
   def mesh_axes(axis):
     axes = rules.get(axis, ())

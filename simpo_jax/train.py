@@ -63,17 +63,29 @@ def _micro_loss(params, micro: Batch, total_pairs, total_chosen_tokens, cfg: Ste
   Shares add up to: mean over pairs of the SimPO loss + sft_weight * mean over all
   chosen tokens of their cross-entropy.
   """
-  def attend(q, k, v):
-    return range_attention(q, k, v, micro.k_start, micro.k_end, micro.positions,
-                           cfg.model.sliding_window), None
 
-  hidden = llama.forward(params, micro.tokens, micro.positions, attend, cfg.model, cfg.dtype,
-                         cfg.remat, lambda x: jax.lax.with_sharding_constraint(x, cfg.rows))
-  logps = target_log_probs(hidden, llama.unembed_matrix(params), micro.target_index,
-                           micro.target_id)
+  def attend(q, k, v):
+    return range_attention(
+      q, k, v, micro.k_start, micro.k_end, micro.positions, cfg.model.sliding_window
+    ), None
+
+  hidden = llama.forward(
+    params,
+    micro.tokens,
+    micro.positions,
+    attend,
+    cfg.model,
+    cfg.dtype,
+    cfg.remat,
+    lambda x: jax.lax.with_sharding_constraint(x, cfg.rows),
+  )
+  logps = target_log_probs(
+    hidden, llama.unembed_matrix(params), micro.target_index, micro.target_id
+  )
   sums, counts = (
-      jax.vmap(lambda x, seq: jax.ops.segment_sum(x, seq, 2 * cfg.slots))(x, micro.target_seq)
-      for x in (logps, (micro.target_id >= 0).astype(jnp.float32)))
+    jax.vmap(lambda x, seq: jax.ops.segment_sum(x, seq, 2 * cfg.slots))(x, micro.target_seq)
+    for x in (logps, (micro.target_id >= 0).astype(jnp.float32))
+  )
   average = (sums / jnp.maximum(counts, 1)).reshape(-1, 2)  # [rows * G, chosen | rejected]
   pair = micro.pair.reshape(-1)
   present = pair < cfg.pairs
@@ -86,9 +98,15 @@ def _micro_loss(params, micro: Batch, total_pairs, total_chosen_tokens, cfg: Ste
   def by_pair(x):
     return jnp.zeros((cfg.pairs,), x.dtype).at[pair].set(x, mode="drop")
 
-  stats = PairStats(by_pair(average[:, 0]), by_pair(average[:, 1]), by_pair(counts[:, 0]),
-                    by_pair(counts[:, 1]), by_pair(losses), by_pair(present),
-                    by_pair(present & ~jnp.isfinite(losses)))
+  stats = PairStats(
+    by_pair(average[:, 0]),
+    by_pair(average[:, 1]),
+    by_pair(counts[:, 0]),
+    by_pair(counts[:, 1]),
+    by_pair(losses),
+    by_pair(present),
+    by_pair(present & ~jnp.isfinite(losses)),
+  )
   return loss, (sft_sum, stats)
 
 
@@ -115,12 +133,24 @@ def _merge(a: PairStats, b: PairStats) -> PairStats:
 
 def _metrics(loss, sft_sum, stats, totals, grad_norm, learning_rate, ok) -> Metrics:
   total_pairs, total_chosen_tokens = totals
-  return Metrics(loss, jnp.sum(stats.loss) / total_pairs, sft_sum / total_chosen_tokens,
-                 grad_norm, learning_rate, ok, stats)
+  return Metrics(
+    loss,
+    jnp.sum(stats.loss) / total_pairs,
+    sft_sum / total_chosen_tokens,
+    grad_norm,
+    learning_rate,
+    ok,
+    stats,
+  )
 
 
-def train_step(state: TrainState, batch: Batch, tx: optax.GradientTransformation,
-               schedule: optax.Schedule, cfg: StepConfig) -> tuple[TrainState, Metrics]:
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  cfg: StepConfig,
+) -> tuple[TrainState, Metrics]:
   """One optimizer step on one batch, micro-batch by micro-batch.
 
   Only the micro-batches in use are computed. If the loss or a gradient is not
@@ -133,15 +163,19 @@ def train_step(state: TrainState, batch: Batch, tx: optax.GradientTransformation
     grads, loss, sft_sum, stats = carry
     micro = _micro(batch, index)
     (part, (sft_part, part_stats)), part_grads = gradient(state.params, micro, *totals, cfg)
-    finite = jnp.isfinite(optax.global_norm(part_grads))
+    finite = jnp.isfinite(optax.tree.norm(part_grads))
     bad = part_stats.bad | (part_stats.present & ~finite)
-    return (jax.tree.map(jnp.add, grads, part_grads), loss + part, sft_sum + sft_part,
-            _merge(stats, part_stats._replace(bad=bad)))
+    return (
+      jax.tree.map(jnp.add, grads, part_grads),
+      loss + part,
+      sft_sum + sft_part,
+      _merge(stats, part_stats._replace(bad=bad)),
+    )
 
   zero = jnp.zeros((), jnp.float32)
   init = (jax.tree.map(jnp.zeros_like, state.params), zero, zero, _no_stats(cfg))
   grads, loss, sft_sum, stats = jax.lax.fori_loop(0, batch.num_micro, micro_step, init)
-  grad_norm = optax.global_norm(grads)
+  grad_norm = optax.tree.norm(grads)
   ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
 
@@ -165,5 +199,6 @@ def evaluate_step(params: llama.Params, batch: Batch, cfg: StepConfig) -> Metric
 
   zero = jnp.zeros((), jnp.float32)
   loss, sft_sum, stats = jax.lax.fori_loop(
-      0, batch.num_micro, micro_step, (zero, zero, _no_stats(cfg)))
+    0, batch.num_micro, micro_step, (zero, zero, _no_stats(cfg))
+  )
   return _metrics(loss, sft_sum, stats, totals, zero, zero, jnp.isfinite(loss))

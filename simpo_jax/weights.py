@@ -144,17 +144,20 @@ def _check(config: ModelConfig, found: dict[str, tuple[int, ...]], path: pathlib
   for name, shape in expected.items():
     if found[name] != shape:
       raise UserError(
-          f"{path}: {name} has shape {found[name]}, but its config asks for {shape}; "
-          "use the config that belongs to these weights")
+        f"{path}: {name} has shape {found[name]}, but its config asks for {shape}; "
+        "use the config that belongs to these weights"
+      )
 
   def harmless(name):  # a buffer of old checkpoints; a copy of the tied embedding
     return name.endswith("rotary_emb.inv_freq") or (
-        name == "lm_head.weight" and config.tie_word_embeddings)
+      name == "lm_head.weight" and config.tie_word_embeddings
+    )
 
   if extra := [name for name in found if name not in expected and not harmless(name)]:
     raise UserError(
-        f"{path} holds {_listed(extra)}, which a {config.model_type} model does not have; "
-        "use a plain checkpoint (adapters merged, nothing quantised)")
+      f"{path} holds {_listed(extra)}, which a {config.model_type} model does not have; "
+      "use a plain checkpoint (adapters merged, nothing quantised)"
+    )
 
 
 def _listed(names: list[str]) -> str:
@@ -188,11 +191,13 @@ def _local_folder(source: str) -> pathlib.Path:
     raise UserError(f"--config.model.source: {source} is neither a folder nor a .gguf file")
   if not _HUB_ID.fullmatch(source):
     raise UserError(
-        f"--config.model.source: the folder {source} does not exist "
-        "(others: embedded, random:FOLDER, a .gguf file, a hub id OWNER/NAME)")
+      f"--config.model.source: the folder {source} does not exist "
+      "(others: embedded, random:FOLDER, a .gguf file, a hub id OWNER/NAME)"
+    )
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(source, allow_patterns=_HUB_FILES))
   except Exception as e:  # offline, no such name, no permission: many types, one remedy
     raise UserError(
-        f"--config.model.source: there is no folder {source}, and the hub did not give it "
-        f"({type(e).__name__}): check the name, or run `hf download {source}` first") from e
+      f"--config.model.source: there is no folder {source}, and the hub did not give it "
+      f"({type(e).__name__}): check the name, or run `hf download {source}` first"
+    ) from e

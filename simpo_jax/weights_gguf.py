@@ -17,22 +17,22 @@ from simpo_jax.model_config import ModelConfig, RopeScaling, from_hf, rope_frequ
 from simpo_jax.weights_hf import Weights
 
 _HF_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+  "token_embd.weight": "model.embed_tokens.weight",
+  "output_norm.weight": "model.norm.weight",
+  "output.weight": "lm_head.weight",
 }
 _HF_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+  "attn_norm": "input_layernorm",
+  "attn_q": "self_attn.q_proj",
+  "attn_k": "self_attn.k_proj",
+  "attn_v": "self_attn.v_proj",
+  "attn_output": "self_attn.o_proj",
+  "attn_q_norm": "self_attn.q_norm",
+  "attn_k_norm": "self_attn.k_norm",
+  "ffn_norm": "post_attention_layernorm",
+  "ffn_gate": "mlp.gate_proj",
+  "ffn_up": "mlp.up_proj",
+  "ffn_down": "mlp.down_proj",
 }
 _ROPE_FACTORS = "rope_freqs.weight"  # [h/2], by which llama.cpp divides the frequencies
 _FACTOR_TOLERANCE = 1e-3
@@ -57,8 +57,9 @@ def open_gguf(path: pathlib.Path) -> tuple[ModelConfig, Weights]:
   for name, t in tensors.items():
     if not _readable(t.tensor_type):
       raise UserError(
-          f"{path}: {name} has type {t.tensor_type.name}, which cannot be dequantised; "
-          "take another quantisation of this model")
+        f"{path}: {name} has type {t.tensor_type.name}, which cannot be dequantised; "
+        "take another quantisation of this model"
+      )
   permuted = {}
   if _field(reader, "general.architecture") == "llama":
     for layer in range(config.num_hidden_layers):
@@ -84,7 +85,7 @@ def _read(tensor, index: tuple[slice, ...], heads: int | None) -> np.ndarray:
   first, last = columns.start // block, -(-columns.stop // block)
   data = tensor.data[(*rows, slice(first * size, last * size))]
   values = gguf.dequantize(data, tensor.tensor_type)
-  return values[..., columns.start - first * block: columns.stop - first * block]
+  return values[..., columns.start - first * block : columns.stop - first * block]
 
 
 def _readable(kind) -> bool:
@@ -128,26 +129,29 @@ def _config(reader, stored, path, rope_factors) -> ModelConfig:
   if {get("attention.value_length", head_dim), get("rope.dimension_count", head_dim)} != {head_dim}:
     raise UserError(f"{path}: heads that are rotated in part, or differ in size, are not supported")
   window = get("attention.sliding_window") or None
-  rope = {"rope_type": get("rope.scaling.type", "none"),
-          "rope_theta": get("rope.freq_base", 10000.0), "factor": get("rope.scaling.factor", 1.0)}
+  rope = {
+    "rope_type": get("rope.scaling.type", "none"),
+    "rope_theta": get("rope.freq_base", 10000.0),
+    "factor": get("rope.scaling.factor", 1.0),
+  }
   if rope["rope_type"] == "none":
     rope["rope_type"] = "default"
   embedding = stored.get("token_embd.weight")
   base = {
-      "model_type": "mistral" if arch == "llama" and window else arch,
-      # The rows of the embedding count; the token list can be shorter (padding).
-      "vocab_size": get("vocab_size") if embedding is None else int(embedding.shape[-1]),
-      "hidden_size": hidden,
-      "intermediate_size": get("feed_forward_length"),
-      "num_hidden_layers": get("block_count"),
-      "num_attention_heads": heads,
-      "num_key_value_heads": kv_heads,
-      "head_dim": head_dim,
-      "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
-      "max_position_embeddings": get("context_length", 2048),
-      "tie_word_embeddings": "output.weight" not in stored,
-      "sliding_window": window,
-      "use_sliding_window": window is not None,
+    "model_type": "mistral" if arch == "llama" and window else arch,
+    # The rows of the embedding count; the token list can be shorter (padding).
+    "vocab_size": get("vocab_size") if embedding is None else int(embedding.shape[-1]),
+    "hidden_size": hidden,
+    "intermediate_size": get("feed_forward_length"),
+    "num_hidden_layers": get("block_count"),
+    "num_attention_heads": heads,
+    "num_key_value_heads": kv_heads,
+    "head_dim": head_dim,
+    "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
+    "max_position_embeddings": get("context_length", 2048),
+    "tie_word_embeddings": "output.weight" not in stored,
+    "sliding_window": window,
+    "use_sliding_window": window is not None,
   }
   config = from_hf({**base, "rope_parameters": rope}, str(path))
   if rope_factors is None:
@@ -168,8 +172,14 @@ def _llama3(config: ModelConfig, factors: np.ndarray, path) -> dict:
   expected = rope_frequencies(plain) / rope_frequencies(scaled)
   if factors.shape != expected.shape or np.abs(factors / expected - 1).max() > _FACTOR_TOLERANCE:
     raise UserError(
-        f"{path}: {_ROPE_FACTORS} is not Llama 3's rope scaling, and no other is supported; "
-        "use the safetensors checkpoint")
-  return {"rope_type": "llama3", "rope_theta": config.rope_theta, "factor": rule.factor,
-          "low_freq_factor": rule.low_freq_factor, "high_freq_factor": rule.high_freq_factor,
-          "original_max_position_embeddings": rule.original_max_position_embeddings}
+      f"{path}: {_ROPE_FACTORS} is not Llama 3's rope scaling, and no other is supported; "
+      "use the safetensors checkpoint"
+    )
+  return {
+    "rope_type": "llama3",
+    "rope_theta": config.rope_theta,
+    "factor": rule.factor,
+    "low_freq_factor": rule.low_freq_factor,
+    "high_freq_factor": rule.high_freq_factor,
+    "original_max_position_embeddings": rule.original_max_position_embeddings,
+  }

@@ -43,8 +43,9 @@ def open_folder(folder: pathlib.Path) -> Weights:
     view = handle.get_slice(name)
     if view.get_dtype() not in _DTYPES:
       raise UserError(
-          f"{folder}: {name} is stored as {view.get_dtype()}; only unquantised checkpoints "
-          f"({', '.join(_DTYPES)}) are read")
+        f"{folder}: {name} is stored as {view.get_dtype()}; only unquantised checkpoints "
+        f"({', '.join(_DTYPES)}) are read"
+      )
     shapes[name] = tuple(view.get_shape())
   return Weights(shapes, lambda name, index: files[name].get_slice(name)[index])
 
@@ -58,15 +59,17 @@ def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
       raise UserError(f"{index} is not a safetensors index; get it again") from e
     if missing := [n for n in names if not (folder / n).is_file()]:
       raise UserError(
-          f"{folder} lacks {missing[0]}, one of the {len(names)} files that {index.name} lists; "
-          "download it too")
+        f"{folder} lacks {missing[0]}, one of the {len(names)} files that {index.name} lists; "
+        "download it too"
+      )
     return [folder / n for n in names]
   if single.is_file():
     return [single]
   if list(folder.glob("*.bin")) or list(folder.glob("*.pth")):
     raise UserError(
-        f"{folder} holds only pickle files, which are not read; convert them first "
-        "(transformers: save_pretrained writes safetensors)")
+      f"{folder} holds only pickle files, which are not read; convert them first "
+      "(transformers: save_pretrained writes safetensors)"
+    )
   raise UserError(f"{folder} holds neither {single.name} nor {index.name}; download the weights")
 
 

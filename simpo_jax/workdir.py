@@ -38,7 +38,8 @@ def make_workdir(path: str | None, name: str) -> pathlib.Path:
     (folder / ".writable").unlink()
   except OSError as e:
     raise UserError(
-        f"--workdir={folder} cannot be written ({e.strerror}); choose another folder") from e
+      f"--workdir={folder} cannot be written ({e.strerror}); choose another folder"
+    ) from e
   if (folder / "run.json").exists():
     raise UserError(f"--workdir={folder} holds an earlier run; choose another folder or remove it")
   return folder

@@ -14,18 +14,18 @@ from simpo_jax.schedule import generates, launches_after
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
 LONG = (50, 100, 150, 200)
 EXPECTED = {  # file, variant: steps, at_steps, prompts, new tokens, mode of generation
-    ("m11", ""): (7, (2,), 128, 2048, "host_data_parallel"),
-    ("m11", "smollm2"): (7, (2,), 128, 2048, "host_data_parallel"),
-    ("m11", "llama3_8b_v5p32"): (7, (2,), 128, 2048, "host_data_parallel"),
-    ("m11", "phase_a"): (3, (2,), 128, 2048, "host_data_parallel"),
-    ("m11", "phase_a_train2"): (2, (2,), 128, 2048, "host_data_parallel"),
-    ("m11", "phase_a_global"): (3, (2,), 128, 2048, "global_mesh"),
-    ("m12", ""): (200, LONG, 1024, 256, "host_data_parallel"),
-    ("m12", "smollm2"): (200, LONG, 1024, 256, "host_data_parallel"),
-    ("m12", "llama3_8b_v5p32"): (200, LONG, 1024, 2048, "host_data_parallel"),
-    ("m12", "phase_a"): (3, (2,), 1024, 2048, "host_data_parallel"),
-    ("m12", "phase_a_train2"): (2, (2,), 1024, 2048, "host_data_parallel"),
-    ("m12", "phase_a_global"): (3, (2,), 1024, 2048, "global_mesh"),
+  ("m11", ""): (7, (2,), 128, 2048, "host_data_parallel"),
+  ("m11", "smollm2"): (7, (2,), 128, 2048, "host_data_parallel"),
+  ("m11", "llama3_8b_v5p32"): (7, (2,), 128, 2048, "host_data_parallel"),
+  ("m11", "phase_a"): (3, (2,), 128, 2048, "host_data_parallel"),
+  ("m11", "phase_a_train2"): (2, (2,), 128, 2048, "host_data_parallel"),
+  ("m11", "phase_a_global"): (3, (2,), 128, 2048, "global_mesh"),
+  ("m12", ""): (200, LONG, 1024, 256, "host_data_parallel"),
+  ("m12", "smollm2"): (200, LONG, 1024, 256, "host_data_parallel"),
+  ("m12", "llama3_8b_v5p32"): (200, LONG, 1024, 2048, "host_data_parallel"),
+  ("m12", "phase_a"): (3, (2,), 1024, 2048, "host_data_parallel"),
+  ("m12", "phase_a_train2"): (2, (2,), 1024, 2048, "host_data_parallel"),
+  ("m12", "phase_a_global"): (3, (2,), 1024, 2048, "global_mesh"),
 }
 
 

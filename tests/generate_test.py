@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hf_models import our_logits
 
+from hf_models import our_logits
 from simpo_jax import model
 from simpo_jax.data.prompts import Prompt
 from simpo_jax.generate import LENGTH, RUNNING, STOP, generate_group
@@ -24,14 +24,18 @@ def params():
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   shardings = jax.tree.map(lambda _: sharding, model.tensors(CFG))
   # Random weights ten times the usual size: sequences that do not settle into a loop.
-  return jax.tree.map(lambda x: x * 10 if x.ndim > 1 else x,
-                      load_params(OpenModel("test", CFG, None, None), shardings, "float32", 1))
+  return jax.tree.map(
+    lambda x: x * 10 if x.ndim > 1 else x,
+    load_params(OpenModel("test", CFG, None, None), shardings, "float32", 1),
+  )
 
 
 def _prompts(lengths, seed=0):
   rng = np.random.default_rng(seed)
-  return [Prompt(i, str(i), rng.integers(0, CFG.vocab_size, n).astype(np.int32))
-          for i, n in enumerate(lengths)]
+  return [
+    Prompt(i, str(i), rng.integers(0, CFG.vocab_size, n).astype(np.int32))
+    for i, n in enumerate(lengths)
+  ]
 
 
 PROMPTS = _prompts([1, 5, 8, 17, 3, 16, 9])
@@ -41,8 +45,18 @@ class _Settings:
   """Stands for config.generate."""
 
   def __init__(self, **changes):
-    fields = dict(max_slots=0, prefill_chunk=8, max_new_tokens=NEW, page_size=8,
-                  attention="auto", temperature=0.0, top_k=0, top_p=1.0, ignore_eos=False, seed=0)
+    fields = dict(
+      max_slots=0,
+      prefill_chunk=8,
+      max_new_tokens=NEW,
+      page_size=8,
+      attention="auto",
+      temperature=0.0,
+      top_k=0,
+      top_p=1.0,
+      ignore_eos=False,
+      seed=0,
+    )
     vars(self).update({**fields, **changes})
 
 
@@ -52,16 +66,23 @@ def _generate(params, prompts=PROMPTS, cfg=CFG, stop_ids=(), samples=1, **change
   settings = _Settings(**changes)
   shape = generate_shape(requests, settings, groups=1)
   packed = pack_requests(requests, shape, settings, stop_ids, 4)
-  alone = packed._replace(**{f: jax.tree.map(lambda x: x[0], getattr(packed, f))
-                             for f in packed._fields[:5]})
-  run = jax.jit(lambda p, r: generate_group(
-      model.unstack(p, cfg, jnp.float32), r, cfg, shape, jnp.float32, lambda pool: pool))
+  alone = packed._replace(
+    **{f: jax.tree.map(lambda x: x[0], getattr(packed, f)) for f in packed._fields[:5]}
+  )
+  run = jax.jit(
+    lambda p, r: generate_group(
+      model.unstack(p, cfg, jnp.float32), r, cfg, shape, jnp.float32, lambda pool: pool
+    )
+  )
   out = jax.tree.map(np.asarray, run(params, alone))
   answers = {}
   for number, (prompt, sample) in enumerate(requests):
     _, i = place_of(number, 1)
     answers[prompt.index, sample] = (
-        out.tokens[i, :out.count[i]].tolist(), int(out.finish[i]), float(out.logprob[i]))
+      out.tokens[i, : out.count[i]].tolist(),
+      int(out.finish[i]),
+      float(out.logprob[i]),
+    )
   return answers, out
 
 
@@ -77,8 +98,8 @@ def _check_against_dense(params, cfg, answers):
     assert len(tokens) == NEW and finish == LENGTH
     sequence = np.concatenate([prompt.tokens, tokens])
     padded = np.zeros((1, 32), np.int32)  # causal: padding behind changes nothing
-    padded[0, :len(sequence)] = sequence
-    logits = our_logits(cfg, params, padded)[0, len(prompt.tokens) - 1:len(sequence) - 1]
+    padded[0, : len(sequence)] = sequence
+    logits = our_logits(cfg, params, padded)[0, len(prompt.tokens) - 1 : len(sequence) - 1]
     best = logits.max(axis=1)
     chosen = logits[np.arange(NEW), tokens]
     np.testing.assert_array_less(best - chosen, 1e-4)
@@ -98,9 +119,16 @@ def test_sliding_window_equals_the_dense_forward_pass(params):
   assert any(answers[k][0] != v[0] for k, v in _generate(params)[0].items())
 
 
-@pytest.mark.parametrize("changes", (
-    dict(max_slots=1), dict(max_slots=3), dict(page_size=16, prefill_chunk=4),
-    dict(attention="reference"), dict(prefill_chunk=64)))
+@pytest.mark.parametrize(
+  "changes",
+  (
+    dict(max_slots=1),
+    dict(max_slots=3),
+    dict(page_size=16, prefill_chunk=4),
+    dict(attention="reference"),
+    dict(prefill_chunk=64),
+  ),
+)
 def test_tokens_do_not_depend_on_slots_pages_chunks_or_kernel(params, greedy, changes):
   answers, _ = _generate(params, **changes)
   assert {k: v[:2] for k, v in answers.items()} == {k: v[:2] for k, v in greedy.items()}

@@ -1,17 +1,28 @@
 """Tiny transformers models, and our own run on their checkpoints."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from fixtures import smollm2_gguf
 from simpo_jax import model, sharding, weights
 
 VOCAB = 101
 _SIZES = dict(
-    vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=64)
+  vocab_size=VOCAB,
+  hidden_size=64,
+  intermediate_size=96,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=16,
+  max_position_embeddings=64,
+)
 
 
 def hf_model(kind: str, seed: int = 0, **changes):
@@ -35,6 +46,19 @@ def hf_model(kind: str, seed: int = 0, **changes):
   return net
 
 
+@functools.cache
+def hf_smollm2():
+  """The real model as transformers dequantises it, float32; `.double()` changes it for everyone."""
+  path = smollm2_gguf()
+  config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+  net = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+  # from_pretrained(gguf_file=...) does this too, but only where accelerate is installed.
+  stored = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=net)["tensors"]
+  done = net.load_state_dict(stored, strict=False)
+  assert done.missing_keys == ["lm_head.weight"] and not done.unexpected_keys  # it is tied
+  return net
+
+
 def hf_logits(net, tokens: np.ndarray) -> np.ndarray:
   with torch.no_grad():
     return net(torch.from_numpy(tokens).long()).logits.float().numpy()
@@ -50,6 +74,7 @@ def load(source, dtype="float32"):
 
 def dense_attend(cfg):
   """Causal softmax attention over whole rows; a window of W sees the last W keys."""
+
   def attend(q, k, v):
     k, v = (jnp.repeat(x, cfg.group, axis=2) for x in (k, v))
     behind = np.arange(q.shape[1])[:, None] - np.arange(k.shape[1])[None, :]
@@ -57,6 +82,7 @@ def dense_attend(cfg):
     scores = jnp.einsum("bthd,bshd->bhts", q, k) * cfg.head_dim**-0.5
     weights_bhts = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
     return jnp.einsum("bhts,bshd->bthd", weights_bhts, v), None
+
   return attend
 
 

@@ -7,28 +7,44 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hf_models import VOCAB, hf_logits, hf_model, load, our_logits
 
+from hf_models import VOCAB, hf_logits, hf_model, load, our_logits
 from simpo_jax import model, model_config
 
 LENGTH = 40
 TOLERANCE = 2e-5  # logits have a standard deviation of about 1
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
-          "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+  "rope_type": "llama3",
+  "rope_theta": 10000.0,
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 16,
+}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 
 # name: (transformers class, its settings, how to save it, a field that must matter)
 MODELS = {
-    "llama": ("Llama", {}, {}, {}),
-    "llama_llama3_rope": ("Llama", {"rope_parameters": LLAMA3}, {}, {"rope_scaling": None}),
-    "llama_linear_rope": ("Llama", {"rope_parameters": LINEAR}, {}, {"rope_scaling": None}),
-    "llama_sharded": ("Llama", {}, {"max_shard_size": "60KB"}, {}),
-    "mistral_window": ("Mistral", {"sliding_window": 7}, {}, {"sliding_window": None}),
-    "mistral_no_window": ("Mistral", {"sliding_window": None}, {}, {}),
-    "qwen2": ("Qwen2", {}, {}, {"qkv_bias": False}),
-    "qwen3": ("Qwen3", {"head_dim": 32}, {}, {"qk_norm": False}),
-    "smollm2": ("Llama", {"tie_word_embeddings": True, "num_attention_heads": 3, "head_dim": 20,
-                          "num_key_value_heads": 1, "hidden_size": 60}, {}, {}),
+  "llama": ("Llama", {}, {}, {}),
+  "llama_llama3_rope": ("Llama", {"rope_parameters": LLAMA3}, {}, {"rope_scaling": None}),
+  "llama_linear_rope": ("Llama", {"rope_parameters": LINEAR}, {}, {"rope_scaling": None}),
+  "llama_sharded": ("Llama", {}, {"max_shard_size": "60KB"}, {}),
+  "mistral_window": ("Mistral", {"sliding_window": 7}, {}, {"sliding_window": None}),
+  "mistral_no_window": ("Mistral", {"sliding_window": None}, {}, {}),
+  "qwen2": ("Qwen2", {}, {}, {"qkv_bias": False}),
+  "qwen3": ("Qwen3", {"head_dim": 32}, {}, {"qk_norm": False}),
+  "smollm2": (
+    "Llama",
+    {
+      "tie_word_embeddings": True,
+      "num_attention_heads": 3,
+      "head_dim": 20,
+      "num_key_value_heads": 1,
+      "hidden_size": 60,
+    },
+    {},
+    {},
+  ),
 }
 
 
@@ -65,8 +81,15 @@ def test_half_precision_checkpoints_are_read_exactly(stored, tmp_path):
 
 @pytest.mark.parametrize("rope", (LLAMA3, LINEAR, {"rope_type": "default", "rope_theta": 5e5}))
 def test_old_and_new_rope_fields_mean_the_same(rope):
-  sizes = dict(model_type="llama", vocab_size=8, hidden_size=64, intermediate_size=8,
-               num_hidden_layers=1, num_attention_heads=4, rms_norm_eps=1e-5)
+  sizes = dict(
+    model_type="llama",
+    vocab_size=8,
+    hidden_size=64,
+    intermediate_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    rms_norm_eps=1e-5,
+  )
   scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
   old = model_config.from_hf({**sizes, "rope_theta": rope["rope_theta"], "rope_scaling": scaling})
   assert old == model_config.from_hf({**sizes, "rope_parameters": rope})

@@ -14,19 +14,27 @@ import tempfile
 import pytest
 
 STEPS = 7
-SMALL = {"generate.max_new_tokens": 16, "generate.count": 12, "data.embedded_pairs": 64,
-         "generate.template": "Count to {index}."}
+SMALL = {
+  "generate.max_new_tokens": 16,
+  "generate.count": 12,
+  "data.embedded_pairs": 64,
+  "generate.template": "Count to {index}.",
+}
 
 
 @functools.cache
 def _results(devices):
   """What `_work` below found on so many devices."""
   with tempfile.TemporaryDirectory() as folder:
-    env = dict(os.environ, JAX_PLATFORMS="cpu",
-               XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
-               PYTHONPATH=os.pathsep.join(sys.path))
-    done = subprocess.run([sys.executable, __file__, folder], env=env, text=True,
-                          capture_output=True, timeout=900)
+    env = dict(
+      os.environ,
+      JAX_PLATFORMS="cpu",
+      XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+      PYTHONPATH=os.pathsep.join(sys.path),
+    )
+    done = subprocess.run(
+      [sys.executable, __file__, folder], env=env, text=True, capture_output=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((pathlib.Path(folder) / "results.json").read_text())
 
@@ -39,8 +47,7 @@ def results(request):
 def test_one_compile_one_executable(results):
   record = results["interleaved"]["record"]
   assert (record["compiles"], record["executables"]) == (1, 1)
-  assert record["launches"] == [
-      "train", "train", "generate", *["train"] * 5, "evaluate"]
+  assert record["launches"] == ["train", "train", "generate", *["train"] * 5, "evaluate"]
   assert record["status"] == "done"
 
 
@@ -70,13 +77,15 @@ def test_every_request_is_answered(results):
 
 def test_global_mesh_generates_the_same(results):
   assert results["global_mesh_tokens"] == [
-      r["generated_token_ids"] for r in results["interleaved"]["samples"]]
+    r["generated_token_ids"] for r in results["interleaved"]["samples"]
+  ]
 
 
 def test_two_host_rows_generate_the_same():
   results = _results(4)
   assert results["two_hosts_tokens"] == [
-      r["generated_token_ids"] for r in results["interleaved"]["samples"]]
+    r["generated_token_ids"] for r in results["interleaved"]["samples"]
+  ]
 
 
 def test_hosts_that_disagree_abort_with_the_state_intact():
@@ -119,13 +128,19 @@ def _run(folder, name, **changes):
   state, workdir = run(_config(**changes), str(folder / name))
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   timed = ("step_seconds", "tokens_per_second")
-  samples = [json.loads(line) for f in sorted(workdir.glob("samples/*/host_*.jsonl"))
-             for line in f.read_text().splitlines()]
+  samples = [
+    json.loads(line)
+    for f in sorted(workdir.glob("samples/*/host_*.jsonl"))
+    for line in f.read_text().splitlines()
+  ]
   return {
-      "params": _digest(state.params), "opt_state": _digest(state.opt_state),
-      "train_metrics": [{k: v for k, v in r.items() if k not in timed}
-                        for r in rows if r["mode"] == "train"],
-      "record": json.loads((workdir / "run.json").read_text()), "samples": samples,
+    "params": _digest(state.params),
+    "opt_state": _digest(state.opt_state),
+    "train_metrics": [
+      {k: v for k, v in r.items() if k not in timed} for r in rows if r["mode"] == "train"
+    ],
+    "record": json.loads((workdir / "run.json").read_text()),
+    "samples": samples,
   }, state
 
 
@@ -153,15 +168,23 @@ def _two_hosts(folder):
   params = load_params(run.model, programs.state_sharding(cfg).params, "float32", config.seed)
   state = programs.init_state(cfg, params)
   batch_in, requests_in, ledger_in = programs.input_shardings(cfg)
-  requests = programs.place_inputs(cfg, pack_requests(
-      run.requests, cfg.generate, config.generate, run.tokenizer.eos_ids,
-      programs.MAX_STOP_IDS), requests_in)
+  requests = programs.place_inputs(
+    cfg,
+    pack_requests(
+      run.requests, cfg.generate, config.generate, run.tokenizer.eos_ids, programs.MAX_STOP_IDS
+    ),
+    requests_in,
+  )
 
   def launch(state, modes, step=1):
     ledger = np.stack([make_row(m, 0, (1, 2), False) for m in modes])
     batch = pack(step_pairs(step, run.train_pairs, config), cfg.batch)
-    return compiled.call(state, programs.place_inputs(cfg, batch, batch_in), requests,
-                         sharding.place(ledger, ledger_in))
+    return compiled.call(
+      state,
+      programs.place_inputs(cfg, batch, batch_in),
+      requests,
+      sharding.place(ledger, ledger_in),
+    )
 
   for step in (1, 2):
     state, report = launch(state, (Mode.TRAIN, Mode.TRAIN), step)
@@ -171,8 +194,11 @@ def _two_hosts(folder):
   tokens = [r["generated_token_ids"] for r in rows]
   before = _digest(state)
   state, report = launch(state, (Mode.TRAIN, Mode.GENERATE))
-  drift = {"mode": Mode(int(report.mode)).name, "state_unchanged": _digest(state) == before,
-           "message": describe_disagreement(np.asarray(report.ledger))}
+  drift = {
+    "mode": Mode(int(report.mode)).name,
+    "state_unchanged": _digest(state) == before,
+    "message": describe_disagreement(np.asarray(report.ledger)),
+  }
   state, report = launch(state, (Mode.TRAIN, Mode.TRAIN), 3)
   drift["next_launch_mode"] = Mode(int(report.mode)).name
   jax.block_until_ready(state)
@@ -190,15 +216,17 @@ def _work(folder):
   # First of all, so that its count of compilations is that of the process.
   out["interleaved"], state = _run(folder, "interleaved")
   out["state_bytes_per_device"] = sum(
-      x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+    x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state)
+  )
   out["train_only"], _ = _run(folder, "train_only", **{"generate.at_steps": ()})
-  global_mesh, _ = _run(folder, "global_mesh", **{
-      "generate.mode": "global_mesh", "train.steps": 2})
+  global_mesh, _ = _run(folder, "global_mesh", **{"generate.mode": "global_mesh", "train.steps": 2})
   out["global_mesh_tokens"] = [r["generated_token_ids"] for r in global_mesh["samples"]]
   run = resolve(_config())
   from simpo_jax.weights import load_params
-  out["interleaved"]["initial_params"] = _digest(load_params(
-      run.model, programs.state_sharding(run.program).params, "float32", 0))
+
+  out["interleaved"]["initial_params"] = _digest(
+    load_params(run.model, programs.state_sharding(run.program).params, "float32", 0)
+  )
   if out["devices"] > 1:
     out["two_hosts_tokens"], out["drift"] = _two_hosts(folder)
   (folder / "results.json").write_text(json.dumps(out))

@@ -6,20 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simpo_jax.data.packing import (
-    assign_rows,
-    batch_shape,
-    empty_batch,
-    pack,
-    pair_length,
-    rows_used,
+  assign_rows,
+  batch_shape,
+  empty_batch,
+  pack,
+  pair_length,
+  rows_used,
 )
 from simpo_jax.data.pairs import PairTokens
 
 
 def _pairs(sizes, seed=0):
   rng = np.random.default_rng(seed)
-  return [PairTokens(str(i), *(rng.integers(1, 1000, n).astype(np.int32) for n in size))
-          for i, size in enumerate(sizes)]
+  return [
+    PairTokens(str(i), *(rng.integers(1, 1000, n).astype(np.int32) for n in size))
+    for i, size in enumerate(sizes)
+  ]
 
 
 def _locate(batch, shape, number):
@@ -51,7 +53,7 @@ def test_each_token_sees_its_prompt_and_its_own_response_so_far(row_length, slot
         order = np.argsort(positions)
         # It sees exactly the sequence before the target, each position once.
         assert positions[order].tolist() == list(range(position + 1))
-        assert tokens[seen][order].tolist() == sequence[:position + 1].tolist()
+        assert tokens[seen][order].tolist() == sequence[: position + 1].tolist()
         assert batch.positions[m, r, predictor] == position
       total += len(response)
   assert (batch.target_id >= 0).sum() == total

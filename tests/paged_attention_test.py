@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-
 from simpo_jax.kernels.paged_attention import paged_attention, paged_prefill
 
 TOLERANCE = 1e-5
@@ -18,10 +17,10 @@ def _dense(q, k, v, positions, window):
     first = max(0, position + 1 - window) if window else 0
     if position < 0:
       continue
-    scores = np.einsum("hd,shd->hs", q[t].astype(np.float64), k[first:position + 1]) * h**-0.5
+    scores = np.einsum("hd,shd->hs", q[t].astype(np.float64), k[first : position + 1]) * h**-0.5
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
-    out[t] = np.einsum("hs,shd->hd", weights, v[first:position + 1])
+    out[t] = np.einsum("hs,shd->hd", weights, v[first : position + 1])
   return out
 
 
@@ -31,7 +30,7 @@ def _case(lengths, heads, kv_heads, h, page, seed=0):
   width = -(-max(lengths) // page) + 1
   total = len(lengths) * width + 3
   pool = np.full((total, page, 2 * kv_heads, h), np.nan, np.float32)
-  ids = rng.permutation(total)[:len(lengths) * width].reshape(len(lengths), width)
+  ids = rng.permutation(total)[: len(lengths) * width].reshape(len(lengths), width)
   ids = ids.astype(np.int32)
   keys, values = [], []
   for row, length in enumerate(lengths):
@@ -39,7 +38,7 @@ def _case(lengths, heads, kv_heads, h, page, seed=0):
     for s in range(length):
       pool[ids[row, s // page], s % page, 0::2] = k[s]
       pool[ids[row, s // page], s % page, 1::2] = v[s]
-    ids[row, -(-length // page):] = total  # "no page"
+    ids[row, -(-length // page) :] = total  # "no page"
     keys.append(k)
     values.append(v)
   q = rng.normal(size=(len(lengths), heads, h)).astype(np.float32)
@@ -51,16 +50,24 @@ def _ragged(page):
 
 
 @pytest.mark.parametrize("impl", ("reference", "xla"))
-@pytest.mark.parametrize("heads,kv_heads,h,page,window", (
-    (4, 4, 64, 8, None), (3, 1, 64, 16, None), (8, 2, 128, 8, None), (16, 2, 16, 32, None),
-    (4, 2, 64, 8, 5), (9, 3, 64, 8, 17)))
+@pytest.mark.parametrize(
+  "heads,kv_heads,h,page,window",
+  (
+    (4, 4, 64, 8, None),
+    (3, 1, 64, 16, None),
+    (8, 2, 128, 8, None),
+    (16, 2, 16, 32, None),
+    (4, 2, 64, 8, 5),
+    (9, 3, 64, 8, 17),
+  ),
+)
 def test_decode_equals_dense(impl, heads, kv_heads, h, page, window):
   lengths = _ragged(page)
   q, pool, ids, keys, values = _case(lengths, heads, kv_heads, h, page)
   run = jax.jit(lambda *a: paged_attention(*a, window=window, impl=impl))
   out = np.asarray(run(q, pool, ids, np.asarray(lengths, np.int32)))
   for row, length in enumerate(lengths):
-    expected = _dense(q[row:row + 1], keys[row], values[row], [length - 1], window)[0]
+    expected = _dense(q[row : row + 1], keys[row], values[row], [length - 1], window)[0]
     np.testing.assert_allclose(out[row], expected, atol=TOLERANCE, rtol=0, err_msg=str(length))
 
 
@@ -70,8 +77,9 @@ def test_prefill_chunk_equals_dense(window):
   _, pool, ids, keys, values = _case(lengths, 4, 2, 16, page)
   rng = np.random.default_rng(1)
   q = rng.normal(size=(len(lengths), 6, 4, 16)).astype(np.float32)
-  positions = np.stack([np.where(np.arange(6) + n - 6 >= 0, np.arange(6) + n - 6, -1)
-                        for n in lengths]).astype(np.int32)
+  positions = np.stack(
+    [np.where(np.arange(6) + n - 6 >= 0, np.arange(6) + n - 6, -1) for n in lengths]
+  ).astype(np.int32)
   out = np.asarray(jax.jit(lambda *a: paged_prefill(*a, window=window))(q, pool, ids, positions))
   for row in range(len(lengths)):
     expected = _dense(q[row], keys[row], values[row], positions[row], window)
@@ -84,5 +92,5 @@ def test_sequences_may_share_pages(impl):
   ids[1] = ids[0]
   out = np.asarray(paged_attention(q, pool, ids, np.asarray([24, 11], np.int32), impl=impl))
   for row, length in enumerate((24, 11)):
-    expected = _dense(q[row:row + 1], keys[0], values[0], [length - 1], None)[0]
+    expected = _dense(q[row : row + 1], keys[0], values[0], [length - 1], None)[0]
     np.testing.assert_allclose(out[row], expected, atol=TOLERANCE, rtol=0)

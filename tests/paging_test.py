@@ -15,7 +15,7 @@ def _held(pages):
 
 
 def _free(pages):
-  return np.asarray(pages.free)[:int(pages.num_free)]
+  return np.asarray(pages.free)[: int(pages.num_free)]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -59,8 +59,14 @@ def test_write_puts_keys_and_values_at_page_and_slot():
   out = np.asarray(paging.write(pool, ids, positions, k, v))
 
   expected = np.full(pool.shape, np.nan, np.float32)
-  for row, t, page, slot in ((0, 0, 3, 2), (0, 1, 3, 3), (0, 2, 1, 0), (0, 3, 1, 3),
-                             (1, 0, 0, 0), (1, 3, 0, 1)):
+  for row, t, page, slot in (
+    (0, 0, 3, 2),
+    (0, 1, 3, 3),
+    (0, 2, 1, 0),
+    (0, 3, 1, 3),
+    (1, 0, 0, 0),
+    (1, 3, 0, 1),
+  ):
     expected[total + page, slot, 0::2] = k[row, t]
     expected[total + page, slot, 1::2] = v[row, t]
   np.testing.assert_array_equal(out, expected)

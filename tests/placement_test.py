@@ -14,11 +14,11 @@ from simpo_jax import model, sharding, weights
 from simpo_jax.model_config import EMBEDDED
 
 LAYOUTS = {  # (hosts, tensor, rules)
-    "fsdp": (1, 1, sharding.TRAIN_RULES),
-    "fsdp_tensor": (1, 2, sharding.TRAIN_RULES),
-    "hosts": (2, 2, sharding.TRAIN_RULES),
-    "in_host": (2, 1, sharding.INFERENCE_RULES["host_data_parallel"]),
-    "everywhere": (2, 1, sharding.INFERENCE_RULES["global_mesh"]),
+  "fsdp": (1, 1, sharding.TRAIN_RULES),
+  "fsdp_tensor": (1, 2, sharding.TRAIN_RULES),
+  "hosts": (2, 2, sharding.TRAIN_RULES),
+  "in_host": (2, 1, sharding.INFERENCE_RULES["host_data_parallel"]),
+  "everywhere": (2, 1, sharding.INFERENCE_RULES["global_mesh"]),
 }
 
 
@@ -27,19 +27,24 @@ def test_shards_are_slices_of_the_whole(tmp_path):
   from hf_models import hf_model
 
   hf_model("Qwen2").save_pretrained(tmp_path, max_shard_size="60KB")
-  env = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4", JAX_PLATFORMS="cpu",
-             PYTHONPATH=os.pathsep.join(
-                 [str(pathlib.Path(weights.__file__).parents[1]), *sys.path]))
-  done = subprocess.run([sys.executable, __file__, str(tmp_path)], env=env, text=True,
-                        capture_output=True, timeout=300)
+  env = dict(
+    os.environ,
+    XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    JAX_PLATFORMS="cpu",
+    PYTHONPATH=os.pathsep.join([str(pathlib.Path(weights.__file__).parents[1]), *sys.path]),
+  )
+  done = subprocess.run(
+    [sys.executable, __file__, str(tmp_path)], env=env, text=True, capture_output=True, timeout=300
+  )
   assert done.returncode == 0, done.stderr
   assert f"{3 * len(LAYOUTS)} layouts checked" in done.stdout
 
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
 def test_random_weights(dtype):
-  first, again, other = (_load("embedded", jax.devices()[:1], 1, 1, sharding.TRAIN_RULES, dtype, s)
-                         for s in (0, 0, 1))
+  first, again, other = (
+    _load("embedded", jax.devices()[:1], 1, 1, sharding.TRAIN_RULES, dtype, s) for s in (0, 0, 1)
+  )
   jax.tree.map(np.testing.assert_array_equal, first, again)
   assert not np.array_equal(first["embed"], other["embed"])
   assert not np.array_equal(first["layers"]["q"][0], first["layers"]["q"][1])
@@ -48,7 +53,8 @@ def test_random_weights(dtype):
   assert abs(np.asarray(first["embed"], np.float32).std() - weights.INIT_STD) < 1e-3
   declared = model.abstract_params(EMBEDDED, jnp.dtype(dtype))
   assert jax.tree.map(lambda x: (x.shape, x.dtype), first) == jax.tree.map(
-      lambda x: (x.shape, x.dtype), declared)
+    lambda x: (x.shape, x.dtype), declared
+  )
 
 
 def _load(source, devices, hosts, tensor, rules, dtype="float32", seed=0):
@@ -61,7 +67,8 @@ def _load(source, devices, hosts, tensor, rules, dtype="float32", seed=0):
 def _check_layouts(folder):
   compiled = []
   jax.monitoring.register_event_duration_secs_listener(
-      lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None)
+    lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+  )
   checked = 0
   for source in (folder, f"random:{folder}", "embedded"):
     whole = _load(source, jax.devices()[:1], 1, 1, sharding.TRAIN_RULES)

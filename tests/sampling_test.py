@@ -21,13 +21,15 @@ def _kept(logits, k, p):
   return set(order[before < p * weights.sum()]) if p < 1 else set(order)
 
 
-@pytest.mark.parametrize("k,p", ((0, 1.0), (1, 1.0), (5, 1.0), (0, 0.9), (0, 0.1), (40, 0.7),
-                                 (1000, 0.5)))
+@pytest.mark.parametrize(
+  "k,p", ((0, 1.0), (1, 1.0), (5, 1.0), (0, 0.9), (0, 0.1), (40, 0.7), (1000, 0.5))
+)
 def test_truncation_equals_sorting(k, p):
   logits = _logits(6, 777)
   n = logits.shape[0]
-  out = np.asarray(jax.jit(truncated_weights)(
-      logits, np.full(n, k, np.int32), np.full(n, p, np.float32)))
+  out = np.asarray(
+    jax.jit(truncated_weights)(logits, np.full(n, k, np.int32), np.full(n, p, np.float32))
+  )
   for row in range(n):
     kept = _kept(logits[row], k, p)
     assert set(np.flatnonzero(out[row])) == kept
@@ -78,8 +80,9 @@ def test_frequencies_follow_the_distribution():
 
 def test_greedy_and_sampled_rows_mix():
   logits = _logits(4, 50)
-  settings = Sampling(np.asarray([0, 1, 0, 1], np.float32), np.asarray([0, 1, 0, 0], np.int32),
-                      np.ones(4, np.float32))
+  settings = Sampling(
+    np.asarray([0, 1, 0, 1], np.float32), np.asarray([0, 1, 0, 0], np.int32), np.ones(4, np.float32)
+  )
   tokens, _ = choose(logits, settings, np.full(4, 0.999, np.float32))
   best = logits.argmax(axis=1)
   np.testing.assert_array_equal(np.asarray(tokens)[:3], best[:3])  # top_k=1 is greedy too

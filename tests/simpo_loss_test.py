@@ -28,12 +28,13 @@ from simpo_reference import (
 TOLERANCE = 1e-5
 _close = functools.partial(check_close, tolerance=TOLERANCE)
 MODELS = {  # name: transformers class, and changes to its config
-    "llama": ("Llama", {}),
-    "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
-    "mistral-window": ("Mistral", {"sliding_window": 5}),
+  "llama": ("Llama", {}),
+  "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
+  "mistral-window": ("Mistral", {"sliding_window": 5}),
 }
 # (prompt, chosen, rejected) tokens; extremes are a prompt and responses of one token.
 LENGTHS = ((5, 7, 3), (1, 1, 9), (12, 4, 4), (3, 10, 1), (8, 2, 6))
+
 
 @functools.cache
 def _model(name):
@@ -47,8 +48,10 @@ def _model(name):
 
 def _pairs(lengths=LENGTHS, vocab=VOCAB):
   rng = np.random.default_rng(0)
-  return [PairTokens(str(i), *(rng.integers(vocab, size=n).astype(np.int32) for n in three))
-          for i, three in enumerate(lengths)]
+  return [
+    PairTokens(str(i), *(rng.integers(vocab, size=n).astype(np.int32) for n in three))
+    for i, three in enumerate(lengths)
+  ]
 
 
 def _check_step(name, simpo, shape):
@@ -62,13 +65,17 @@ def _check_step(name, simpo, shape):
   return expected
 
 
-@pytest.mark.parametrize("name, simpo", [
+@pytest.mark.parametrize(
+  "name, simpo",
+  [
     ("llama", SimPOConfig()),
     ("llama", SimPOConfig(beta=0.7, gamma_beta_ratio=1.5, label_smoothing=0.2)),
     ("llama", SimPOConfig(beta=1.5, gamma_beta_ratio=0.1, sft_weight=0.3)),
     ("qwen2-tied", SimPOConfig(label_smoothing=0.1, sft_weight=2.0)),
     ("mistral-window", SimPOConfig(label_smoothing=0.1)),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_step_equals_torch(name, simpo):
   _check_step(name, simpo, batch_shape(5, row_length=64, slots=4, rows=2))
 
@@ -80,12 +87,16 @@ def test_hinge_equals_torch_on_both_of_its_sides():
   assert 0 < np.sum(expected.losses > 0) < 5
 
 
-@pytest.mark.parametrize("shape, micro_batches", [
+@pytest.mark.parametrize(
+  "shape, micro_batches",
+  [
     (batch_shape(5, row_length=32, slots=1, rows=5), 1),  # each pair alone in its row
     (batch_shape(5, row_length=128, slots=8, rows=1), 1),  # all in one row
     (batch_shape(5, row_length=32, slots=1, rows=1), 5),  # each alone in its micro-batch
     (batch_shape(9, row_length=32, slots=2, rows=2), 2),  # fewer than can be; an empty row
-], ids=str)
+  ],
+  ids=str,
+)
 def test_layout_does_not_matter(shape, micro_batches):
   assert pack(_pairs(), shape).num_micro == micro_batches
   _check_step("llama", SimPOConfig(sft_weight=0.5), shape)
@@ -129,7 +140,9 @@ def test_non_finite_step_changes_nothing_and_names_the_micro_batch():
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.tobytes(), b.tobytes()), after, before)
 
 
-@pytest.mark.parametrize("simpo, chosen, rejected, expected", [
+@pytest.mark.parametrize(
+  "simpo, chosen, rejected, expected",
+  [
     # margin 2 * (0.5 - 0.25) = 0.5; -log sigmoid(0.5) = 0.474077, and of -0.5 0.974077
     (SimPOConfig(), -1.0, -1.5, 0.474077),
     (SimPOConfig(label_smoothing=0.1), -1.0, -1.5, 0.9 * 0.474077 + 0.1 * 0.974077),
@@ -138,7 +151,8 @@ def test_non_finite_step_changes_nothing_and_names_the_micro_batch():
     (SimPOConfig(gamma_beta_ratio=0.0), -3.0, -3.0, 0.693147),
     (SimPOConfig(beta=10.0), -200.0, -1.0, 1992.5),  # far out, no overflow
     (SimPOConfig(beta=10.0), -1.0, -200.0, 0.0),
-])
+  ],
+)
 def test_simpo_loss_by_hand(simpo, chosen, rejected, expected):
   ours = simpo_loss(jnp.float32(chosen), jnp.float32(rejected), simpo)
   np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
@@ -155,7 +169,8 @@ def test_target_log_probs_equal_dense_log_softmax():
     index[row, :n], ids[row, :n] = rng.integers(1, S, n), rng.integers(V, size=n)
   hidden[:, 0] *= 1e4  # where empty entries point: their exponentials overflow
   hidden, matrix, cotangent = (
-      np.asarray(x, np.float32) for x in (hidden, matrix, rng.normal(size=(B, U))))
+    np.asarray(x, np.float32) for x in (hidden, matrix, rng.normal(size=(B, U)))
+  )
 
   x, w = (torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (hidden, matrix))
   at = torch.tensor(index, dtype=torch.long)[..., None]
@@ -193,14 +208,22 @@ def _dense_attention(q, k, v, k_start, k_end, positions, window):
   seen = (keys >= k_start[..., None]) & (keys < k_end[..., None])
   seen &= positions[..., None] - positions[:, None] < (window or q.shape[1])
   k, v = (x.repeat_interleave(group, 2) for x in (k, v))
-  scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[3]**-0.5
+  scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[3] ** -0.5
   scores = scores.masked_fill(torch.tensor(~seen)[:, None], -torch.inf)
   return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)
 
 
-@pytest.mark.parametrize("S, H, K, window", [
-    (128, 2, 2, None), (128, 8, 2, 5), (384, 6, 2, None), (384, 3, 1, 50), (512, 4, 1, None),
-    (512, 2, 2, 300)])
+@pytest.mark.parametrize(
+  "S, H, K, window",
+  [
+    (128, 2, 2, None),
+    (128, 8, 2, 5),
+    (384, 6, 2, None),
+    (384, 3, 1, 50),
+    (512, 4, 1, None),
+    (512, 2, 2, 300),
+  ],
+)
 def test_range_attention_equals_dense(S, H, K, window):
   rng = np.random.default_rng(S + H)
   B, h = 2, 16
@@ -212,7 +235,8 @@ def test_range_attention_equals_dense(S, H, K, window):
   expected = _dense_attention(*dense, *mask, window)
   (expected * torch.tensor(cotangent)).sum().backward()
   ours, pullback = jax.vjp(
-      jax.jit(lambda q, k, v: attention.range_attention(q, k, v, *mask, window)), q, k, v)
+    jax.jit(lambda q, k, v: attention.range_attention(q, k, v, *mask, window)), q, k, v
+  )
   _close(ours, expected.detach().numpy(), "attention")
   for name, grad, x in zip("qkv", pullback(jnp.asarray(cotangent)), dense, strict=True):
     _close(grad, x.grad.numpy(), f"d {name}")

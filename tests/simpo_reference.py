@@ -4,7 +4,6 @@ The reference shares nothing with our own code but the token ids that go in. Bel
 is what the tests that compare our step with it need.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -12,12 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-import transformers
 from jax.sharding import NamedSharding
 from torch.nn import functional as F
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from fixtures import smollm2_gguf
 from simpo_jax import sharding
 from simpo_jax.data.packing import pack
 from simpo_jax.model import tensors
@@ -39,8 +35,15 @@ class Reference(NamedTuple):
   grad_norm: float
 
 
-def reference(net, pairs, beta=2.0, gamma_beta_ratio=0.25, loss_type="sigmoid",
-              label_smoothing=0.0, sft_weight=0.0) -> Reference:
+def reference(
+  net,
+  pairs,
+  beta=2.0,
+  gamma_beta_ratio=0.25,
+  loss_type="sigmoid",
+  label_smoothing=0.0,
+  sft_weight=0.0,
+) -> Reference:
   """The loss of `pairs` (of `.prompt`, `.chosen`, `.rejected` ids) and its gradient.
 
   Pairs are differentiated one by one, which keeps few logits and changes no sum.
@@ -58,16 +61,22 @@ def reference(net, pairs, beta=2.0, gamma_beta_ratio=0.25, loss_type="sigmoid",
     if loss_type == "hinge":  # TRL's relu(1 - beta * (D - gamma / beta))
       loss = torch.relu(1 - logits)
     else:
-      loss = (-(1 - label_smoothing) * F.logsigmoid(logits)
-              - label_smoothing * F.logsigmoid(-logits))
+      loss = -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)
     (loss / len(pairs) - sft_weight * sums[0] / chosen_tokens).backward()
     rows.append([x.item() for x in (loss, chosen, rejected, sums[0])])
   losses, chosen, rejected, chosen_sums = np.asarray(rows).T
   grads = {name: p.grad.numpy().copy() for name, p in net.named_parameters()}
   sft = -chosen_sums.sum() / chosen_tokens
   return Reference(
-      losses.mean() + sft_weight * sft, losses.mean(), sft, losses, chosen, rejected, grads,
-      np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in grads.values())))
+    losses.mean() + sft_weight * sft,
+    losses.mean(),
+    sft,
+    losses,
+    chosen,
+    rejected,
+    grads,
+    np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in grads.values())),
+  )
 
 
 def _response_log_probs(net, pair):
@@ -80,8 +89,8 @@ def _response_log_probs(net, pair):
   ids = torch.zeros((2, max(map(len, sequences))), dtype=torch.long)
   labels = torch.full_like(ids, MASKED)
   for i, sequence in enumerate(sequences):
-    ids[i, :len(sequence)] = torch.from_numpy(sequence)
-    labels[i, len(pair.prompt):len(sequence)] = ids[i, len(pair.prompt):len(sequence)]
+    ids[i, : len(sequence)] = torch.from_numpy(sequence)
+    labels[i, len(pair.prompt) : len(sequence)] = ids[i, len(pair.prompt) : len(sequence)]
   logits = net(ids).logits[:, :-1]
   labels = labels[:, 1:]
   counted = labels != MASKED
@@ -89,31 +98,27 @@ def _response_log_probs(net, pair):
   return torch.where(counted, logps, 0).sum(1), counted.sum(1)
 
 
-@functools.cache
-def torch_smollm2():
-  """The real model in transformers, float32; `.double()` changes it for everyone."""
-  path = smollm2_gguf()
-  config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-  net = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-  stored = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=net)["tensors"]
-  done = net.load_state_dict(stored, strict=False)
-  assert done.missing_keys == ["lm_head.weight"] and not done.unexpected_keys  # it is tied
-  return net
-
-
 def step_config(cfg, simpo, shape) -> StepConfig:
   """A float32 step of packed rows of `shape`, on one device."""
   mesh = sharding.make_mesh(devices=jax.devices()[:1], hosts=1)
-  return StepConfig(model=cfg, simpo=simpo, dtype=jnp.dtype("float32"), remat=True,
-                    pairs=shape.pairs, slots=shape.slots, rows=NamedSharding(mesh, sharding.ROWS))
+  return StepConfig(
+    model=cfg,
+    simpo=simpo,
+    dtype=jnp.dtype("float32"),
+    remat=True,
+    pairs=shape.pairs,
+    slots=shape.slots,
+    rows=NamedSharding(mesh, sharding.ROWS),
+  )
 
 
 def gradient_of_step(step: StepConfig, params, pairs, shape):
   """What `train_step` gives its optimizer for these pairs, and its metrics; all numpy."""
   # An optimizer that moves nothing, and whose state is the gradient it was given.
   keep = optax.GradientTransformation(
-      lambda params: jax.tree.map(jnp.zeros_like, params),
-      lambda grads, state, params=None: (jax.tree.map(jnp.zeros_like, grads), grads))
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda grads, state, params=None: (jax.tree.map(jnp.zeros_like, grads), grads),
+  )
   state = TrainState(params, keep.init(params), jnp.int32(0))
   run = jax.jit(lambda s, b: train_step(s, b, keep, optax.constant_schedule(0.5), step))
   state, metrics = jax.device_get(run(state, pack(pairs, shape)))
@@ -146,9 +151,11 @@ def check_metrics(metrics, expected: Reference, pairs, tolerance: float):
 
 def check_grads(cfg, grads, expected: Reference, tolerance: float):
   """Every weight's gradient is the reference's, in our layout of Hugging Face's tensors."""
+
   def check(tensor, ours):
     layers = range(cfg.num_hidden_layers) if tensor.stacked else (0,)
     theirs = [expected.grads[tensor.hf_name.format(layer)] for layer in layers]
     theirs = np.stack([g.T if tensor.transposed else g for g in theirs])
     check_close(ours, theirs if tensor.stacked else theirs[0], tensor.hf_name, tolerance)
+
   jax.tree.map(check, tensors(cfg), grads)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fixtures import preference_data, prompt_messages, smollm2_gguf
-from hf_models import load, our_logits
+from hf_models import hf_smollm2, load, our_logits
 from simpo_jax import model
 from simpo_jax.config import default_config
 from simpo_jax.data.prompts import Prompt
@@ -16,7 +16,6 @@ from simpo_jax.data.tokenizer import encode_with_bos, load_tokenizer
 from simpo_jax.generate import FINISH_REASONS, Requests, generate_group
 from simpo_jax.program import MAX_STOP_IDS
 from simpo_jax.requests import generate_shape, make_requests, pack_requests
-from simpo_reference import torch_smollm2
 
 PROMPTS = 8
 MAX_PROMPT = 300
@@ -54,15 +53,23 @@ class _Ours:
     shape = generate_shape(self.requests, self.settings, groups=1)
     assert shape.slots == PROMPTS and shape.prompt_tokens > 4 * shape.chunk
     self.shape = shape
-    self.run = jax.jit(lambda params, requests: generate_group(
-        model.unstack(params, self.cfg, jnp.float32), requests, self.cfg, shape, jnp.float32,
-        lambda pool: pool))
+    self.run = jax.jit(
+      lambda params, requests: generate_group(
+        model.unstack(params, self.cfg, jnp.float32),
+        requests,
+        self.cfg,
+        shape,
+        jnp.float32,
+        lambda pool: pool,
+      )
+    )
 
   def __call__(self, ignore_eos: bool):
     """Tokens, finish reason and log-probability of each prompt's answer."""
     self.settings.ignore_eos = ignore_eos
     packed = pack_requests(
-        self.requests, self.shape, self.settings, _tokenizer().eos_ids, MAX_STOP_IDS)
+      self.requests, self.shape, self.settings, _tokenizer().eos_ids, MAX_STOP_IDS
+    )
     one = Requests(*jax.tree.map(lambda x: x[0], packed[:5]), *packed[5:])
     out = jax.device_get(self.run(self.params, one))
     reasons = [FINISH_REASONS[int(f)] for f in out.finish]
@@ -73,19 +80,25 @@ class _Ours:
 
 def _transformers(prompts, stop_ids):
   """Answers, each up to its first stop token; their log-probabilities; logits `[64, N, V]`."""
-  net = torch_smollm2().float()
+  net = hf_smollm2().float()
   prompts = [p.tokens for p in prompts]
   ids = torch.zeros((len(prompts), max(map(len, prompts))), dtype=torch.long)  # padded on the left
   present = torch.zeros_like(ids)
   for row, mask, prompt in zip(ids, present, prompts, strict=True):
-    row[-len(prompt):] = torch.from_numpy(prompt)
-    mask[-len(prompt):] = 1
+    row[-len(prompt) :] = torch.from_numpy(prompt)
+    mask[-len(prompt) :] = 1
   net.generation_config.eos_token_id = list(stop_ids) or None
   net.generation_config.pad_token_id = 0
-  out = net.generate(ids, attention_mask=present, do_sample=False, max_new_tokens=NEW_TOKENS,
-                     return_dict_in_generate=True, output_logits=True)
-  answers = out.sequences[:, ids.shape[1]:].tolist()
-  answers = [next((a[:i + 1] for i, t in enumerate(a) if t in stop_ids), a) for a in answers]
+  out = net.generate(
+    ids,
+    attention_mask=present,
+    do_sample=False,
+    max_new_tokens=NEW_TOKENS,
+    return_dict_in_generate=True,
+    output_logits=True,
+  )
+  answers = out.sequences[:, ids.shape[1] :].tolist()
+  answers = [next((a[: i + 1] for i, t in enumerate(a) if t in stop_ids), a) for a in answers]
   # torch's float32 log_softmax is off by 1e-5 over such a vocabulary: float64.
   logps = [x.double().log_softmax(-1).numpy() for x in out.logits]
   sums = [sum(logps[i][n, t] for i, t in enumerate(a)) for n, a in enumerate(answers)]
@@ -100,9 +113,12 @@ def _is_tie(ours, prompt, mine, theirs, logits):
   their = logits[at].numpy()
   print(f"prompt {prompt.index} parts at token {at}")
   best = [mine[at], theirs[at]]
-  return (set(np.argsort(our)[-2:]) == set(np.argsort(their)[-2:]) == set(best)
-          and abs(our[best[0]] - our[best[1]]) < TIE and abs(their[best[0]] - their[best[1]]) < TIE
-          and np.abs(our - their)[best].max() <= SAME_LOGITS)
+  return (
+    set(np.argsort(our)[-2:]) == set(np.argsort(their)[-2:]) == set(best)
+    and abs(our[best[0]] - our[best[1]]) < TIE
+    and abs(their[best[0]] - their[best[1]]) < TIE
+    and np.abs(our - their)[best].max() <= SAME_LOGITS
+  )
 
 
 def _check(ours, prompts, tokens, logprobs, stop_ids):
@@ -112,8 +128,10 @@ def _check(ours, prompts, tokens, logprobs, stop_ids):
     if mine != theirs:
       assert _is_tie(ours, prompt, mine, theirs, [step[n] for step in logits]), (n, mine, theirs)
       continue
-    print(f"prompt {prompt.index}: {len(mine)} tokens, off by {logprobs[n] - sums[n]:.1e} "
-          f"of log-probability {logprobs[n]:.4f}")
+    print(
+      f"prompt {prompt.index}: {len(mine)} tokens, off by {logprobs[n] - sums[n]:.1e} "
+      f"of log-probability {logprobs[n]:.4f}"
+    )
     np.testing.assert_allclose(logprobs[n], sums[n], atol=LOGPROB_SUM, rtol=0)
 
 
@@ -128,6 +146,11 @@ def test_greedy_generation_equals_transformers():
   tokens, reasons, logprobs = ours(ignore_eos=False)
   for n in range(PROMPTS):
     assert reasons[n] == ("stop" if n in stopping else "length")
-    assert tokens[n] == free[n][:len(tokens[n])]
-  _check(ours, [_prompts()[n] for n in stopping], [tokens[n] for n in stopping],
-         logprobs[stopping], stop_ids)
+    assert tokens[n] == free[n][: len(tokens[n])]
+  _check(
+    ours,
+    [_prompts()[n] for n in stopping],
+    [tokens[n] for n in stopping],
+    logprobs[stopping],
+    stop_ids,
+  )

@@ -1,13 +1,11 @@
 """A real model on real prompts: SmolLM2-135M out of a GGUF, against transformers."""
 
 import numpy as np
-import pytest
 import torch
 import transformers
-from fixtures import preference_data, prompt_messages, smollm2_gguf
-from hf_models import load, our_hidden
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from fixtures import preference_data, prompt_messages, smollm2_gguf
+from hf_models import hf_smollm2, load, our_hidden
 from simpo_jax import model, model_config
 
 PROMPTS = 4
@@ -17,31 +15,22 @@ LENGTH = 256
 TOLERANCE = 2e-4
 
 
-@pytest.fixture(scope="module")
-def net():
-  """The model that transformers makes of the file, with its own dequantisation, float64."""
-  path = smollm2_gguf()
-  config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-  net = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-  # from_pretrained(gguf_file=...) does this too, but only where accelerate is installed.
-  stored = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=net)["tensors"]
-  done = net.load_state_dict(stored, strict=False)
-  assert done.missing_keys == ["lm_head.weight"] and not done.unexpected_keys  # it is tied
-  return net.double()
-
-
 def _prompts():
   path = smollm2_gguf()
   tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-  rendered = (tokenizer.apply_chat_template(
-      prompt_messages(row), add_generation_prompt=True, return_dict=False)
-              for row in preference_data())
+  rendered = (
+    tokenizer.apply_chat_template(
+      prompt_messages(row), add_generation_prompt=True, return_dict=False
+    )
+    for row in preference_data()
+  )
   # Of the prompts that fit, the longest: rotary angles and sums grow with length.
   fitting = sorted((ids for ids in rendered if len(ids) <= LENGTH), key=len)
   return fitting[-PROMPTS:]
 
 
-def test_config_and_logits_equal_transformers(net):
+def test_config_and_logits_equal_transformers():
+  net = hf_smollm2().double()
   cfg, params = load(smollm2_gguf())
   assert cfg == model_config.from_hf(net.config.to_dict())
   assert model.count_params(cfg) == net.num_parameters()
@@ -49,11 +38,11 @@ def test_config_and_logits_equal_transformers(net):
   prompts = _prompts()
   tokens = np.zeros((PROMPTS, LENGTH), np.int32)  # padding comes after: causality hides it
   for row, ids in zip(tokens, prompts, strict=True):
-    row[:len(ids)] = ids
+    row[: len(ids)] = ids
   hidden = our_hidden(cfg, params, tokens)
   for ids, x in zip(prompts, hidden, strict=True):
     with torch.no_grad():
       expected = net(torch.tensor([ids])).logits[0].numpy()
-    ours = np.asarray(model.unembed(params, x[:len(ids)]))
+    ours = np.asarray(model.unembed(params, x[: len(ids)]))
     print(f"{len(ids)} tokens: largest difference {np.abs(ours - expected).max():.1e}")
     np.testing.assert_allclose(ours, expected, atol=TOLERANCE, rtol=0)

@@ -5,7 +5,7 @@ import functools
 import transformers
 
 from fixtures import data_file, preference_data, prompt_messages, smollm2_gguf
-from hf_models import load
+from hf_models import hf_smollm2, load
 from simpo_jax.config import default_config
 from simpo_jax.data.packing import batch_shape, pack, pair_length
 from simpo_jax.data.pairs import load_pairs
@@ -18,7 +18,6 @@ from simpo_reference import (
   gradient_of_step,
   reference,
   step_config,
-  torch_smollm2,
 )
 
 PAIRS = 4
@@ -64,7 +63,7 @@ def test_step_equals_torch():
   shape = batch_shape(PAIRS, row_length=384, slots=4, rows=1)
   assert pack(pairs, shape).num_micro == 2, "rows are shared, and there are several"
   simpo = SimPOConfig(sft_weight=0.1)
-  expected = reference(torch_smollm2().double(), pairs, **simpo._asdict())
+  expected = reference(hf_smollm2().double(), pairs, **simpo._asdict())
   cfg, params = load(smollm2_gguf())
   grads, metrics = gradient_of_step(step_config(cfg, simpo, shape), params, pairs, shape)
   check_metrics(metrics, expected, pairs, TOLERANCE)

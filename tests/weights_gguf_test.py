@@ -5,13 +5,19 @@ import dataclasses
 import gguf
 import numpy as np
 import pytest
-from hf_models import VOCAB, hf_logits, hf_model, load, our_logits
 
+from hf_models import VOCAB, hf_logits, hf_model, load, our_logits
 from simpo_jax import model_config, weights_gguf
 from simpo_jax.errors import UserError
 
-LLAMA31 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-           "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LLAMA31 = {
+  "rope_type": "llama3",
+  "rope_theta": 500000.0,
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 8192,
+}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 NAMES = {hf: ours for ours, hf in weights_gguf._HF_LAYER_NAMES.items()}
 
@@ -63,14 +69,17 @@ def _gguf_name(name):
   return f"blk.{layer}.{NAMES[middle]}.{end}"
 
 
-@pytest.mark.parametrize("kind,arch,settings", (
+@pytest.mark.parametrize(
+  "kind,arch,settings",
+  (
     ("Llama", "llama", {}),
     ("Llama", "llama", {"tie_word_embeddings": True}),
     ("Llama", "llama", {"rope_parameters": LINEAR}),
     ("Mistral", "llama", {"sliding_window": 7}),
     ("Qwen2", "qwen2", {}),
     ("Qwen3", "qwen3", {"head_dim": 32}),
-))
+  ),
+)
 def test_logits_equal_transformers(kind, arch, settings, tmp_path):
   net = hf_model(kind, **settings)
   window = settings.get("sliding_window")
@@ -89,13 +98,15 @@ def test_logits_equal_transformers(kind, arch, settings, tmp_path):
 def test_llama3_rope_factors(factor, tmp_path):
   net = hf_model("Llama", head_dim=32, rope_parameters={**LLAMA31, "factor": factor})
   wanted = model_config.from_hf(net.config.to_dict())
-  plain = model_config.from_hf(net.config.to_dict() | {
-      "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}})
+  plain = model_config.from_hf(
+    net.config.to_dict() | {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
+  )
   factors = model_config.rope_frequencies(plain) / model_config.rope_frequencies(wanted)
   cfg, _ = weights_gguf.open_gguf(write_gguf(tmp_path / "m.gguf", net, "llama", factors=factors))
   assert cfg.rope_scaling.kind == "llama3"
   np.testing.assert_allclose(
-      model_config.rope_frequencies(cfg), model_config.rope_frequencies(wanted), rtol=1e-6)
+    model_config.rope_frequencies(cfg), model_config.rope_frequencies(wanted), rtol=1e-6
+  )
   factors[3] *= 1.5
   with pytest.raises(UserError, match="rope_freqs.weight is not Llama 3's"):
     weights_gguf.open_gguf(write_gguf(tmp_path / "m.gguf", net, "llama", factors=factors))
@@ -147,8 +158,7 @@ def test_refusals(tmp_path):
     assert "\n" not in str(e.value)
 
   refused("model_type 'gemma2' is not supported", arch="gemma2")
-  refused("rope scaling 'yarn' is not supported",
-          add_rope_scaling_type=gguf.RopeScalingType.YARN)
+  refused("rope scaling 'yarn' is not supported", add_rope_scaling_type=gguf.RopeScalingType.YARN)
   refused("rotated in part", add_rope_dimension_count=8)
   refused("different numbers of key/value heads", add_head_count_kv=[2, 1])
   refused("lacks model.layers.1.mlp.up_proj.weight", drop=["blk.1.ffn_up.weight"])

@@ -7,9 +7,9 @@ import shutil
 import huggingface_hub
 import numpy as np
 import pytest
-from hf_models import hf_model, load
 from safetensors.numpy import load_file, save_file
 
+from hf_models import hf_model, load
 from simpo_jax import weights
 from simpo_jax.errors import UserError
 
@@ -90,7 +90,9 @@ def test_quantised_tensors(folder):
   refused(folder, UP, "I8", "unquantised")
 
 
-@pytest.mark.parametrize("changes,parts", (
+@pytest.mark.parametrize(
+  "changes,parts",
+  (
     ({"model_type": "gemma2"}, ("model_type 'gemma2' is not supported", "qwen3")),
     ({"model_type": None}, ("model_type None",)),
     ({"hidden_act": "gelu"}, ("hidden_act 'gelu'",)),
@@ -101,9 +103,12 @@ def test_quantised_tensors(folder):
     ({"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, ("rope scaling 'dynamic'",)),
     ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, ("lacks 'low_freq_factor'",)),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ("partial_rotary_factor",)),
-    ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64},
-     ("use_sliding_window", "set it to false")),
-))
+    (
+      {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64},
+      ("use_sliding_window", "set it to false"),
+    ),
+  ),
+)
 def test_unsupported_config(folder, changes, parts):
   change_config(folder, **changes)
   refused(folder, "config.json", *parts)
@@ -140,6 +145,7 @@ def test_missing_places(folder, tmp_path):
 def test_hub_failure(monkeypatch):
   def offline(name, **_):
     raise huggingface_hub.errors.LocalEntryNotFoundError("several\nlines")
+
   monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
   refused("nobody/nothing", "no folder nobody/nothing", "check the name", "hf download nobody")
 

@@ -25,17 +25,43 @@ M11 = f"--config={REPO}/configs/m11.py"
 SMALL = {"train.steps": 3, "generate.count": 5, "generate.max_new_tokens": 8}
 LAUNCHES = ["train", "train", "generate", "train", "evaluate", "evaluate"]  # 13 held out, 8 a batch
 PAIR_METRICS = [
-    "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
-    "rewards/accuracies_gamma", "logps/chosen", "logps/rejected", "length/chosen",
-    "length/rejected"]
+  "rewards/chosen",
+  "rewards/rejected",
+  "rewards/margins",
+  "rewards/accuracies",
+  "rewards/accuracies_gamma",
+  "logps/chosen",
+  "logps/rejected",
+  "length/chosen",
+  "length/rejected",
+]
 TRAIN_ROW = [
-    "step", "mode", "loss", "nll_loss", *PAIR_METRICS, "grad_norm", "learning_rate",
-    "tokens_per_second", "step_seconds", "rows", "row_fill"]
+  "step",
+  "mode",
+  "loss",
+  "nll_loss",
+  *PAIR_METRICS,
+  "grad_norm",
+  "learning_rate",
+  "tokens_per_second",
+  "step_seconds",
+  "rows",
+  "row_fill",
+]
 EVALUATE_ROW = ["step", "mode", "loss", "nll_loss", *PAIR_METRICS, "pairs", "step_seconds"]
 SAMPLE_ROW = [
-    "step", "process_index", "process_count", "prompt_index", "sample_index", "prompt",
-    "generated_text", "generated_token_ids", "generated_token_count", "finish_reason",
-    "logprob_sum"]
+  "step",
+  "process_index",
+  "process_count",
+  "prompt_index",
+  "sample_index",
+  "prompt",
+  "generated_text",
+  "generated_token_ids",
+  "generated_token_count",
+  "finish_reason",
+  "logprob_sum",
+]
 
 
 def start(folder, *args):
@@ -43,12 +69,18 @@ def start(folder, *args):
   env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPO), env.get("PYTHONPATH")]))
   return subprocess.Popen(
-      [sys.executable, "-m", "simpo_jax.main", M11, *args], cwd=folder, text=True,
-      env={**env, "JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    [sys.executable, "-m", "simpo_jax.main", M11, *args],
+    cwd=folder,
+    text=True,
+    env={**env, "JAX_PLATFORMS": "cpu"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
 
 
 def load(path):
   """Strict JSON: NaN and Infinity, which other readers refuse, are an error."""
+
   def refuse(name):
     raise AssertionError(f"{path} holds {name}")
 
@@ -119,7 +151,10 @@ def test_run_record(workdir):
   assert run["pairs"] == {"train": 243, "held_out": 13}
   data = run["data"]["train"]
   assert (data["total"], data["kept"], data["skipped"]) == (256, 256, {})
-  assert 0 < run["memory"]["aliased"] < run["peak_bytes"]["program"]
+  peaks = run["peak_bytes"]
+  assert set(peaks) == {"program", "train", "generate", "evaluate", "abort"}
+  assert 0 < run["memory"]["aliased"] <= peaks["abort"] < peaks["evaluate"] < peaks["train"]
+  assert max(peaks["train"], peaks["generate"]) <= peaks["program"]
   assert run["peak_rss_bytes"] > 10**7
 
 
@@ -134,12 +169,18 @@ def test_timings(workdir):
 def test_metrics(workdir):
   rows = load(workdir / "metrics.jsonl")
   assert [(r["mode"], r["step"]) for r in rows] == [
-      ("train", 1), ("train", 2), ("generate", 2), ("train", 3), ("evaluate", 3)]
+    ("train", 1),
+    ("train", 2),
+    ("generate", 2),
+    ("train", 3),
+    ("evaluate", 3),
+  ]
   for row in rows:
     if row["mode"] != "generate":
       assert list(row) == (TRAIN_ROW if row["mode"] == "train" else EVALUATE_ROW)
       assert row["rewards/margins"] == pytest.approx(
-          row["rewards/chosen"] - row["rewards/rejected"], abs=1e-5)
+        row["rewards/chosen"] - row["rewards/rejected"], abs=1e-5
+      )
       assert row["rewards/chosen"] == pytest.approx(2.0 * row["logps/chosen"])  # beta
       assert 0 <= row["rewards/accuracies_gamma"] <= row["rewards/accuracies"] <= 1
   assert rows[-1]["pairs"] == 13
@@ -169,19 +210,31 @@ def test_samples(workdir):
 def test_summary_agrees_with_the_samples(workdir):
   folder = workdir / "samples/step_000002"
   rows, summary = load(folder / "host_0000_of_0001.jsonl"), load(folder / "summary.json")
-  shared = ("prompt_index", "sample_index", "process_index", "generated_token_count",
-            "finish_reason")
+  shared = (
+    "prompt_index",
+    "sample_index",
+    "process_index",
+    "generated_token_count",
+    "finish_reason",
+  )
   assert summary["results"] == [{name: r[name] for name in shared} for r in rows]
   assert (summary["step"], summary["requests"], summary["generated_tokens"]) == (2, 5, 40)
   assert summary["finish_reasons"] == {"length": 5}
   assert summary["mean_logprob_per_token"] == pytest.approx(
-      sum(r["logprob_sum"] for r in rows) / 40, abs=1e-5)
+    sum(r["logprob_sum"] for r in rows) / 40, abs=1e-5
+  )
 
 
 def test_terminal_output(finished):
   workdir, out = finished
-  for part in ("243 training pairs, 13 held out", "step 3/3", "generated 40 tokens",
-               "held out (13 pairs)", "done: 1 compile, 1 executable, 6 launches", workdir.name):
+  for part in (
+    "243 training pairs, 13 held out",
+    "step 3/3",
+    "generated 40 tokens",
+    "held out (13 pairs)",
+    "done: 1 compile, 1 executable, 6 launches",
+    workdir.name,
+  ):
     assert part in out
   assert "\x1b" not in out, "no colours in a file"
 
@@ -197,8 +250,9 @@ def test_second_run_is_refused(workdir):
 
 def test_sigterm_ends_the_run_after_the_launch_in_progress(tmp_path):
   workdir = tmp_path / "deep" / "run"
-  process = start(tmp_path, f"--workdir={workdir}", "--config.train.steps=100000",
-                  "--config.generate.at_steps=()")
+  process = start(
+    tmp_path, f"--workdir={workdir}", "--config.train.steps=100000", "--config.generate.at_steps=()"
+  )
   metrics = workdir / "metrics.jsonl"
   deadline = time.monotonic() + 120
   while not metrics.is_file() or metrics.read_text().count("\n") < 3:

@@ -6,14 +6,19 @@ nothing ever slices a layer out of the pool.
 """
 
 import jax
-
 from simpo_jax.kernels.paged_attention import reference, xla
 
 IMPLEMENTATIONS = ("auto", "reference", "xla")
 
 
-def paged_attention(q: jax.Array, pool: jax.Array, page_ids: jax.Array, lengths: jax.Array,
-                    window: int | None = None, impl: str = "auto") -> jax.Array:
+def paged_attention(
+  q: jax.Array,
+  pool: jax.Array,
+  page_ids: jax.Array,
+  lengths: jax.Array,
+  window: int | None = None,
+  impl: str = "auto",
+) -> jax.Array:
   """Attention of each sequence's newest token to its own pages (one decode step).
 
   Args:
@@ -33,8 +38,13 @@ def paged_attention(q: jax.Array, pool: jax.Array, page_ids: jax.Array, lengths:
   return xla.paged_attention(q, pool, page_ids, lengths, window)
 
 
-def paged_prefill(q: jax.Array, pool: jax.Array, page_ids: jax.Array, positions: jax.Array,
-                  window: int | None = None) -> jax.Array:
+def paged_prefill(
+  q: jax.Array,
+  pool: jax.Array,
+  page_ids: jax.Array,
+  positions: jax.Array,
+  window: int | None = None,
+) -> jax.Array:
   """Attention of a chunk of prompt tokens `q [B, T, H, h]` to the pages written so far.
 
   `positions`, int32 `[B, T]`, is each token's index in its sequence, -1 for padding;

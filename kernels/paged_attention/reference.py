@@ -4,8 +4,13 @@ import jax
 import jax.numpy as jnp
 
 
-def attend(q: jax.Array, pool: jax.Array, page_ids: jax.Array, positions: jax.Array,
-           window: int | None = None) -> jax.Array:
+def attend(
+  q: jax.Array,
+  pool: jax.Array,
+  page_ids: jax.Array,
+  positions: jax.Array,
+  window: int | None = None,
+) -> jax.Array:
   """Query t of row b sees the tokens `s <= positions[b, t]` of its sequence.
 
   Args:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 GROUP = 8  # sequences per walk: few enough to follow lengths, enough to fill a core
 
 
-def paged_attention(q: jax.Array, pool: jax.Array, page_ids: jax.Array, lengths: jax.Array,
-                    window: int | None = None) -> jax.Array:
+def paged_attention(
+  q: jax.Array, pool: jax.Array, page_ids: jax.Array, lengths: jax.Array, window: int | None = None
+) -> jax.Array:
   """See `simpo_jax.kernels.paged_attention.paged_attention`."""
   B = q.shape[0]
   padding = -B % GROUP
@@ -20,8 +21,9 @@ def paged_attention(q: jax.Array, pool: jax.Array, page_ids: jax.Array, lengths:
     x = jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1))
     return x.reshape(-1, GROUP, *x.shape[1:])
 
-  out = jax.lax.map(lambda args: _walk(pool, *args, window),
-                    (split(q), split(page_ids), split(lengths)))
+  out = jax.lax.map(
+    lambda args: _walk(pool, *args, window), (split(q), split(page_ids), split(lengths))
+  )
   return out.reshape(-1, *q.shape[1:])[:B]
 
 
@@ -47,16 +49,19 @@ def _walk(pool, q, page_ids, lengths, window):
     new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))
     weights = jnp.where(mask, jnp.exp(scores - new_peak[..., None]), 0.0)
     shrink = jnp.exp(peak - new_peak)
-    part = jnp.einsum("bkgs,bskh->bkgh", weights.astype(v.dtype), v,
-                      preferred_element_type=jnp.float32)
-    return (new_peak, total * shrink + jnp.sum(weights, axis=-1),
-            acc * shrink[..., None] + part)
+    part = jnp.einsum(
+      "bkgs,bskh->bkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return (new_peak, total * shrink + jnp.sum(weights, axis=-1), acc * shrink[..., None] + part)
 
   first = jnp.zeros((), jnp.int32)
   if window is not None:
     first = jnp.min(jnp.maximum(lengths - window, 0)) // page
   shape = (G, K, H // K)
-  init = (jnp.full(shape, -1e30, jnp.float32), jnp.zeros(shape, jnp.float32),
-          jnp.zeros((*shape, h), jnp.float32))
+  init = (
+    jnp.full(shape, -1e30, jnp.float32),
+    jnp.zeros(shape, jnp.float32),
+    jnp.zeros((*shape, h), jnp.float32),
+  )
   _, total, acc = jax.lax.fori_loop(first, -(-jnp.max(lengths) // page), block, init)
   return (acc / jnp.maximum(total, 1e-30)[..., None]).reshape(G, H, h).astype(q.dtype)

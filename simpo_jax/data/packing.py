@@ -47,11 +47,16 @@ def empty_batch(shape: BatchShape) -> Batch:
   M, R, S, G, B = shape
   own = np.broadcast_to(np.arange(S, dtype=np.int32), (M, R, S))
   return Batch(
-      tokens=np.zeros((M, R, S), np.int32), positions=np.zeros((M, R, S), np.int32),
-      k_start=own.copy(), k_end=own + 1,
-      target_index=np.zeros((M, R, S), np.int32), target_id=np.full((M, R, S), -1, np.int32),
-      target_seq=np.full((M, R, S), 2 * G, np.int32), pair=np.full((M, R, G), B, np.int32),
-      num_micro=np.zeros((), np.int32))
+    tokens=np.zeros((M, R, S), np.int32),
+    positions=np.zeros((M, R, S), np.int32),
+    k_start=own.copy(),
+    k_end=own + 1,
+    target_index=np.zeros((M, R, S), np.int32),
+    target_id=np.full((M, R, S), -1, np.int32),
+    target_seq=np.full((M, R, S), 2 * G, np.int32),
+    pair=np.full((M, R, G), B, np.int32),
+    num_micro=np.zeros((), np.int32),
+  )
 
 
 def pack(pairs: list[PairTokens], shape: BatchShape) -> Batch:
@@ -106,8 +111,15 @@ def assign_rows(lengths: list[int], row_length: int, slots: int) -> list[list[in
   return rows
 
 
-def _lay_out(batch: Batch, at: tuple[int, int], slot: int, index: int, pair: PairTokens,
-             start: int, targets: int) -> tuple[int, int]:
+def _lay_out(
+  batch: Batch,
+  at: tuple[int, int],
+  slot: int,
+  index: int,
+  pair: PairTokens,
+  start: int,
+  targets: int,
+) -> tuple[int, int]:
   """Writes one pair from row offset `start`; returns the next free offset and target."""
   n_chosen, n_prompt, n_rejected = len(pair.chosen), len(pair.prompt), len(pair.rejected)
   prompt = start + n_chosen  # where the prompt begins
@@ -119,7 +131,8 @@ def _lay_out(batch: Batch, at: tuple[int, int], slot: int, index: int, pair: Pai
   batch.tokens[span] = np.concatenate([pair.chosen[::-1], pair.prompt, pair.rejected])
   after_prompt = n_prompt + np.arange(max(n_chosen, n_rejected))
   batch.positions[span] = np.concatenate(
-      [after_prompt[:n_chosen][::-1], np.arange(n_prompt), after_prompt[:n_rejected]])
+    [after_prompt[:n_chosen][::-1], np.arange(n_prompt), after_prompt[:n_rejected]]
+  )
   is_chosen = here < prompt
   batch.k_start[span] = np.where(is_chosen, here, prompt)
   batch.k_end[span] = np.where(is_chosen, rejected, here + 1)
