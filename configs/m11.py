@@ -10,7 +10,8 @@ samples/step_000002/. Variants:
                    (end tokens ignored). About a minute on 2 CPU cores.
   smollm2          SmolLM2-135M-Instruct and 300 real pairs, float32, on CPU; set
                    --config.model.source (folder, .gguf or hub id) and
-                   --config.data.train. See the README for time and memory.
+                   --config.data.train. Answers end at their end token, most of them
+                   long before 2,048. See the README for time and memory.
   llama3_8b_v5p32  The real target: Llama-3-8B-Instruct on a TPU v5p-32 (4 hosts x 4
                    chips), 128 pairs a step, max_length 4,096, float32 weights and
                    bfloat16 compute.
@@ -44,6 +45,7 @@ def get_config(variant: str = ""):
   else:
     embedded(c)
   if variant.startswith("phase_a"):
+    c.evaluate.at_end = False
     c.train.steps = 2 if variant == "phase_a_train2" else 3
   if variant == "phase_a_global":
     c.generate.mode = "global_mesh"
@@ -71,10 +73,12 @@ def smollm2(c):
   c.data.max_prompt_length = 512
   c.train.batch_size = 8
   c.train.learning_rate = 1e-6
+  c.train.warmup_ratio = 0.0  # seven steps: a warm-up would waste the first
   c.train.remat = "none"
   c.generate.page_size = 64
   c.generate.prefill_chunk = 64
   c.generate.max_slots = 64  # the KV cache of 128 would take 13 GiB in float32
+  c.generate.template = "In one sentence: what is special about the number {index}?"
 
 
 def llama3_8b_v5p32(c):
@@ -86,6 +90,7 @@ def llama3_8b_v5p32(c):
   c.data.row_length = 8192
   c.train.batch_size = 128
   c.train.learning_rate = 1e-6
+  c.train.warmup_ratio = 0.0
   c.simpo.beta = 2.5
   c.simpo.gamma_beta_ratio = 0.55
   c.generate.ignore_eos = True

@@ -25,5 +25,6 @@ def get_config(variant: str = ""):
     c.generate.max_slots = 128
   if not variant.startswith("phase_a"):
     c.train.steps = 200
+    c.train.warmup_ratio = 0.1
     c.generate.at_steps = (50, 100, 150, 200)
   return c

@@ -60,8 +60,8 @@ def _queries(x, i, C, axis):
   return jax.lax.dynamic_slice_in_dim(x, i * C, C, axis)
 
 
-def _key_block(i, mask, S, window):
-  """First and one-past-last key blocks that query block i sees, and its tokens' bounds."""
+def _key_block(i, mask, S):
+  """Bounds of query block i's tokens, and the first and one-past-last key blocks they see."""
   C, E = _blocks(S)
   start, end, positions = (_queries(x, i, C, 1) for x in mask)
   return start, end, positions, jnp.min(start) // E, -(-jnp.max(end) // E)
@@ -89,7 +89,7 @@ def _forward(q, k, v, k_start, k_end, positions, window):
 
   def query_block(_, i):
     q_i = _queries(q, i, C, 2)
-    start, end, pos, first, last = _key_block(i, mask, S, window)
+    start, end, pos, first, last = _key_block(i, mask, S)
 
     def key_block(j, carry):
       peak, total, acc = carry
@@ -126,7 +126,7 @@ def _backward(window, residuals, d_out):
 
   def query_block(carry, i):
     q_i, d_out_i, lse_i, delta_i = (_queries(x, i, C, 2) for x in (q, d_out, lse, delta))
-    start, end, pos, first, last = _key_block(i, mask, S, window)
+    start, end, pos, first, last = _key_block(i, mask, S)
 
     def key_block(j, carry):
       d_q, d_k, d_v = carry

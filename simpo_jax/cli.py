@@ -1,8 +1,10 @@
 """Command-line parsing whose mistakes are one line with the fix in it."""
 
 import ast
+import inspect
 import math
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -46,9 +48,27 @@ def help_text() -> str:
   """What --help prints: the program's docstring, its flags, and every field of a config."""
   lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
   lines += [f"  --{name}: {flags.FLAGS[name].help}" for name in OWN_FLAGS if name in flags.FLAGS]
-  lines += ["", "Config fields and their defaults; simpo_jax/config.py says what they mean:"]
-  lines += [f"  --config.{name}={value}" for name, value in flatten(default_config()).items()]
+  lines += ["", "Config fields and their defaults:"]
+  meanings = _meanings()
+  for name, value in flatten(default_config()).items():
+    field = f"  --config.{name}={value}"
+    meaning = meanings.get(name)
+    lines.append(f"{field:<44}  {meaning}" if meaning else field)
   return "\n".join(lines)
+
+
+def _meanings() -> dict[str, str]:
+  """The comment of each field: behind its line in `default_config`, or on the lines above."""
+  out, above = {}, []
+  for line in inspect.getsource(default_config).splitlines():
+    text = line.strip()
+    if text.startswith("#"):
+      above.append(text.removeprefix("# "))
+      continue
+    if match := re.match(r"c\.([\w.]+) = .*?(?:  # (.*))?$", text):
+      out[match[1]] = match[2] or " ".join(above)
+    above = []
+  return out
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:

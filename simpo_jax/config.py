@@ -75,12 +75,12 @@ def default_config() -> ml_collections.ConfigDict:
   c.generate.num_samples = 1  # per prompt
   c.generate.max_new_tokens = 2048
   c.generate.max_prompt_length = 1024  # a longer prompt is refused before anything runs
-  c.generate.temperature = 0.0  # 0: greedy
+  c.generate.temperature = 0.0  # 0: greedy; otherwise at least 0.01
   c.generate.top_k = 0  # 0: off
   c.generate.top_p = 1.0
   c.generate.ignore_eos = False
   c.generate.seed = 0
-  c.generate.max_slots = 0  # sequences decoded at once, per host; 0: all of them
+  c.generate.max_slots = 0  # sequences decoded at once, per group of prompts; 0: all
   c.generate.page_size = 128  # tokens per KV page
   c.generate.prefill_chunk = 128  # prompt tokens per prefill step
   c.generate.attention = "auto"  # paged attention: auto | reference | xla
@@ -118,7 +118,7 @@ _RANGES = {  # inclusive
   "data.max_prompt_length": (1, None),
   "data.row_length": (0, None),
   "data.max_pairs_per_row": (1, None),
-  "data.embedded_pairs": (1, None),
+  "data.embedded_pairs": (1, 100_000),
   "train.steps": (1, 10_000_000),
   "train.batch_size": (1, None),
   "train.micro_batch_rows": (0, None),
@@ -213,6 +213,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError(
           f"--config.{name}={fields[name]}: {element!r} is not {what}; write it like {example}"
         )
+  if 0 < config.generate.temperature < 0.01:
+    raise UserError(
+      f"--config.generate.temperature={config.generate.temperature} must be 0 (greedy) or at "
+      "least 0.01"
+    )
   late = [step for step in config.generate.at_steps if not 1 <= step <= config.train.steps]
   if late:
     raise UserError(

@@ -121,7 +121,7 @@ class Display:
     reasons = ", ".join(f"{n} {reason}" for reason, n in summary["finish_reasons"].items())
     self.say(
       f"generated {summary['generated_tokens']:,} tokens for {summary['requests']} requests "
-      f"in {summary['seconds']:.1f} s ({summary['tokens_per_second']:,.0f} tok/s; {reasons})"
+      f"in {summary['step_seconds']:.1f} s ({summary['tokens_per_second']:,.0f} tok/s; {reasons})"
     )
     for row in samples:
       text = " ".join(row["generated_text"].split())

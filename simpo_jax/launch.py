@@ -23,11 +23,12 @@ class Launcher:
   Attributes:
     program: its sizes.
     compiled: the one executable.
-    digest: of the config; the same on every host or the launch aborts.
+    digest: of config, data and prompts; the same on every host or the launch aborts.
     requests: the prompt set, on the devices already.
     idle: a batch for launches that need none.
     log: mode and seconds of every launch so far.
-    executables: fingerprints of what was launched.
+    executables: fingerprints of what was launched (that nothing else compiled is
+      for `monitor.compile_count` to say).
     stopped: a host asked to stop, and every host has seen it in the same launch.
   """
 
@@ -75,9 +76,8 @@ class Launcher:
     rows = np.asarray(report.ledger)
     disagreement = describe_disagreement(rows)
     self.stopped = not disagreement and bool(rows[:, STOP].any())
-    self.log.append(
-      {"mode": "stop" if self.stopped else mode.name.lower(), "seconds": round(seconds, 4)}
-    )
+    ran = "stop" if self.stopped else Mode(int(report.mode)).name.lower()
+    self.log.append({"mode": ran, "seconds": round(seconds, 4)})
     if disagreement:
       raise UserError(
         f"the hosts disagree on launch {len(self.log) - 1}, nothing was changed: "

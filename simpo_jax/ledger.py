@@ -24,9 +24,26 @@ class Mode(enum.IntEnum):
   ABORT = 3
 
 
-def digest(text: str) -> tuple[int, int]:
-  """Two int32 words that stand for `text` (the config, say)."""
-  words = np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], np.int32)
+def digest(*parts) -> tuple[int, int]:
+  """Two int32 words that stand for all the parts: strings, arrays, nested tuples of them.
+
+  Hosts that read another config, other data or other prompts differ in it.
+  """
+  total = hashlib.sha256()
+
+  def add(part):
+    if isinstance(part, (list, tuple)):
+      total.update(b"(%d" % len(part))
+      for item in part:
+        add(item)
+    elif isinstance(part, str):
+      total.update(b"s" + part.encode())
+    else:
+      array = np.asarray(part)
+      total.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+
+  add(parts)
+  words = np.frombuffer(total.digest()[:8], np.int32)
   return int(words[0]), int(words[1])
 
 
@@ -39,7 +56,8 @@ def describe_disagreement(rows: np.ndarray) -> str:
   """One line that names each host that differs from host 0, and in what."""
 
   def show(name, value):
-    return Mode(value).name.lower() if name == "mode" else str(value)
+    known = name == "mode" and value in list(Mode)
+    return Mode(value).name.lower() if known else str(value)
 
   parts = []
   for host, row in enumerate(rows[1:], start=1):

@@ -2,13 +2,12 @@
 
 import math
 
+import jax
 import ml_collections
 import optax
 
-from simpo_jax.errors import UserError
-
-SCHEDULES = ("cosine", "linear", "constant")
-OPTIMIZERS = ("adamw",)
+from simpo_jax.model import tensors
+from simpo_jax.model_config import ModelConfig
 
 
 def make_schedule(cfg: ml_collections.ConfigDict) -> optax.Schedule:
@@ -24,10 +23,6 @@ def make_schedule(cfg: ml_collections.ConfigDict) -> optax.Schedule:
     "linear": lambda: optax.linear_schedule(cfg.learning_rate, 0.0, rest),
     "constant": lambda: optax.constant_schedule(cfg.learning_rate),
   }
-  if cfg.schedule not in decay:
-    raise UserError(
-      f"--config.train.schedule={cfg.schedule!r} is not one of {', '.join(SCHEDULES)}"
-    )
   if not warmup:
     return decay[cfg.schedule]()
   ramp = optax.linear_schedule(0.0, cfg.learning_rate, warmup)
@@ -35,14 +30,16 @@ def make_schedule(cfg: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(
-  cfg: ml_collections.ConfigDict, schedule: optax.Schedule
+  cfg: ml_collections.ConfigDict, schedule: optax.Schedule, model: ModelConfig
 ) -> optax.GradientTransformation:
-  """AdamW (arXiv:1711.05101) behind a clip of the global gradient norm."""
-  if cfg.optimizer not in OPTIMIZERS:
-    raise UserError(
-      f"--config.train.optimizer={cfg.optimizer!r} is not one of {', '.join(OPTIMIZERS)}"
-    )
-  adamw = optax.adamw(schedule, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay)
+  """AdamW (arXiv:1711.05101) behind a clip of the global gradient norm.
+
+  Norms and biases are not decayed, as in Hugging Face's trainers.
+  """
+  decayed = jax.tree.map(lambda tensor: tensor.init == "normal", tensors(model))
+  adamw = optax.adamw(
+    schedule, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay, mask=decayed
+  )
   if cfg.max_grad_norm <= 0:
     return adamw
   return optax.chain(optax.clip_by_global_norm(cfg.max_grad_norm), adamw)

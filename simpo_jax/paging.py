@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from simpo_jax.arith import ceil_div
+
 
 class Pages(NamedTuple):
   """Who owns which page. P pages, numbered 0 .. P-1; the number P means none."""
@@ -21,7 +23,7 @@ class Pages(NamedTuple):
 
 def pages_needed(tokens, page_size: int):
   """Pages that hold `tokens` tokens."""
-  return -(-tokens // page_size)
+  return ceil_div(tokens, page_size)
 
 
 def init_pages(num_pages: int, slots: int, pages_per_seq: int) -> Pages:

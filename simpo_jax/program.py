@@ -9,6 +9,7 @@ and updated in place. Every device launch of a run is a launch of this program.
 
 import dataclasses
 import hashlib
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -24,11 +25,9 @@ from simpo_jax.data.packing import Batch, BatchShape, empty_batch
 from simpo_jax.generate import Generated, GenerateShape, Requests, generate_group
 from simpo_jax.ledger import AGREE, FIELDS, STOP, Mode
 from simpo_jax.memory import Memory, memory_of
-from simpo_jax.sampling import Sampling
+from simpo_jax.requests import empty_requests
 from simpo_jax.sharding import INFERENCE_RULES, ROWS, TRAIN_RULES, named, param_specs, place
 from simpo_jax.train import Metrics, StepConfig, TrainState, evaluate_step, train_step
-
-MAX_STOP_IDS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,29 +106,18 @@ def init_state(cfg: ProgramConfig, params: llama.Params) -> TrainState:
 def input_shardings(cfg: ProgramConfig) -> tuple[Batch, Requests, NamedSharding]:
   """NamedShardings of (batch, requests, ledger)."""
   rows = P(None, *ROWS)
-  batch = Batch(*[rows] * 8, num_micro=P())
+  batch = Batch(*[rows] * (len(Batch._fields) - 1), num_micro=P())
   group = P("host") if cfg.generate.groups > 1 else P()
-  requests = Requests(*[group] * 4, Sampling(*[group] * 3), stop_ids=P(), seed=P())
+  asked = jax.tree.map(lambda _: group, empty_requests(cfg.generate).each)
+  requests = Requests(asked, stop_ids=P(), seed=P())
   return named(cfg.mesh, (batch, requests, P("host")))
 
 
 def abstract_inputs(cfg: ProgramConfig):
   """Shapes, dtypes and shardings of (batch, requests, ledger)."""
-  shape = cfg.generate
-  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), empty_batch(cfg.batch))
-  pair = (shape.groups, shape.requests)
-  i32, f32 = (jax.ShapeDtypeStruct(pair, t) for t in (jnp.int32, jnp.float32))
-  requests = Requests(
-    jax.ShapeDtypeStruct((*pair, shape.prompt_tokens), jnp.int32),
-    i32,
-    i32,
-    i32,
-    Sampling(f32, i32, f32),
-    jax.ShapeDtypeStruct((MAX_STOP_IDS,), jnp.int32),
-    jax.ShapeDtypeStruct((2,), jnp.uint32),
-  )
-  ledger = jax.ShapeDtypeStruct((cfg.mesh.shape["host"], len(FIELDS)), jnp.int32)
-  return jax.tree.map(_with_sharding, (batch, requests, ledger), input_shardings(cfg))
+  ledger = np.zeros((cfg.mesh.shape["host"], len(FIELDS)), np.int32)
+  values = (empty_batch(cfg.batch), empty_requests(cfg.generate), ledger)
+  return jax.tree.map(_with_sharding, values, input_shardings(cfg))
 
 
 def place_inputs(cfg: ProgramConfig, values, shardings):
@@ -189,7 +177,17 @@ def compile_program(cfg: ProgramConfig) -> Compiled:
   lowered = build(cfg).lower(abstract_state(cfg), *abstract_inputs(cfg))
   fingerprint = _fingerprint(lowered)
   compiled = lowered.compile()
-  return Compiled(compiled, fingerprint, time.perf_counter() - start, memory_of(compiled))
+  memory = memory_of(compiled)
+  state = sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(abstract_state(cfg))
+  )
+  if memory.aliased < state:
+    raise RuntimeError(
+      f"only {memory.aliased} of {state} bytes of train state are updated in place; the state "
+      "would be held twice. Please report this with the versions in run.json"
+    )
+  return Compiled(compiled, fingerprint, time.perf_counter() - start, memory)
 
 
 def _generate(params, requests: Requests, cfg: ProgramConfig) -> Generated:
@@ -211,10 +209,10 @@ def _generate(params, requests: Requests, cfg: ProgramConfig) -> Generated:
     return jax.lax.with_sharding_constraint(pool, NamedSharding(mesh, P(None, None, heads)))
 
   def group(params, requests, axis=None):
-    squeezed = jax.tree.map(lambda x: x[0], requests[:5])
+    requests = requests._replace(each=jax.tree.map(lambda x: x[0], requests.each))
     out = generate_group(
       params,
-      Requests(*squeezed, *requests[5:]),
+      requests,
       cfg.step.model,
       cfg.generate,
       cfg.step.dtype,
@@ -225,7 +223,7 @@ def _generate(params, requests: Requests, cfg: ProgramConfig) -> Generated:
 
   if cfg.generate.groups == 1:
     return group(params, requests)
-  in_specs = (P(), Requests(*[P("host")] * 5, stop_ids=P(), seed=P()))
+  in_specs = (P(), Requests(P("host"), stop_ids=P(), seed=P()))
   return jax.shard_map(
     lambda p, r: group(p, r, "host"),
     mesh=cfg.mesh,

@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from simpo_jax.arith import ceil_div, round_up
 from simpo_jax.data.prompts import Prompt
-from simpo_jax.generate import FINISH_REASONS, Generated, GenerateShape, Requests
-from simpo_jax.paging import pages_needed
+from simpo_jax.errors import UserError
+from simpo_jax.generate import FINISH_REASONS, Asked, Generated, GenerateShape, Requests
 from simpo_jax.sampling import Sampling
+
+MAX_STOP_IDS = 16
 
 
 class Request(NamedTuple):
@@ -26,15 +29,15 @@ def make_requests(prompts: list[Prompt], num_samples: int) -> list[Request]:
 
 def generate_shape(requests: list[Request], config, groups: int) -> GenerateShape:
   """The fixed sizes that hold these requests; `config` is `config.generate`."""
-  per_group = pages_needed(len(requests), groups)
+  per_group = ceil_div(len(requests), groups)
   slots = min(config.max_slots or per_group, per_group)
   longest = max(len(r.prompt.tokens) for r in requests)
   chunk = min(config.prefill_chunk, longest)
   return GenerateShape(
     groups=groups,
-    requests=pages_needed(per_group, slots) * slots,
+    requests=round_up(per_group, slots),
     slots=slots,
-    prompt_tokens=pages_needed(longest, chunk) * chunk,
+    prompt_tokens=round_up(longest, chunk),
     max_new_tokens=config.max_new_tokens,
     page_size=config.page_size,
     chunk=chunk,
@@ -47,37 +50,38 @@ def place_of(number: int, groups: int) -> tuple[int, int]:
   return number % groups, number // groups
 
 
-def pack_requests(
-  requests: list[Request],
-  shape: GenerateShape,
-  config,
-  stop_ids: tuple[int, ...],
-  max_stop_ids: int,
-) -> Requests:
-  """The requests as numpy arrays `[groups, N]`; entries left over are empty."""
+def empty_requests(shape: GenerateShape) -> Requests:
+  """Numpy arrays of the right sizes that ask for nothing."""
   size = (shape.groups, shape.requests)
-  out = Requests(
+  zeros = lambda dtype: np.zeros(size, dtype)  # noqa: E731
+  asked = Asked(
     tokens=np.zeros((*size, shape.prompt_tokens), np.int32),
-    length=np.zeros(size, np.int32),
-    prompt=np.zeros(size, np.int32),
-    sample=np.zeros(size, np.int32),
-    sampling=Sampling(
-      np.full(size, config.temperature, np.float32),
-      np.full(size, config.top_k, np.int32),
-      np.full(size, config.top_p, np.float32),
-    ),
-    stop_ids=np.full(max_stop_ids, -1, np.int32),
-    # A seed's raw key, as jax.random.key(seed) would make it on the device.
-    seed=np.asarray([0, config.seed], np.uint32),
+    length=zeros(np.int32),
+    prompt=zeros(np.int32),
+    sample=zeros(np.int32),
+    sampling=Sampling(zeros(np.float32), zeros(np.int32), zeros(np.float32)),
   )
+  return Requests(asked, np.full(MAX_STOP_IDS, -1, np.int32), np.zeros(2, np.uint32))
+
+
+def pack_requests(
+  requests: list[Request], shape: GenerateShape, config, stop_ids: tuple[int, ...]
+) -> Requests:
+  """The requests as numpy arrays `[groups, N]`; `config` is `config.generate`."""
+  out = empty_requests(shape)
+  asked = out.each
+  asked.sampling.temperature[:] = config.temperature
+  asked.sampling.top_k[:] = config.top_k
+  asked.sampling.top_p[:] = config.top_p
   for number, (prompt, sample) in enumerate(requests):
     at = place_of(number, shape.groups)
-    out.tokens[at][: len(prompt.tokens)] = prompt.tokens
-    out.length[at] = len(prompt.tokens)
-    out.prompt[at] = prompt.index
-    out.sample[at] = sample
+    asked.tokens[at][: len(prompt.tokens)] = prompt.tokens
+    asked.length[at] = len(prompt.tokens)
+    asked.prompt[at] = prompt.index
+    asked.sample[at] = sample
   if not config.ignore_eos:
     out.stop_ids[: len(stop_ids)] = stop_ids
+  out.seed[1] = config.seed  # a seed's raw key, as jax.random.key(seed) makes it
   return out
 
 
@@ -93,6 +97,7 @@ def summarize(generated: Generated, total: int, groups: int) -> Summary:
   """Collects the results that all hosts share.
 
   Raises:
+    UserError: the model's logits are not finite for some prompt.
     RuntimeError: a request came back without an answer (a bug in the scheduler).
   """
   at = tuple(np.asarray([place_of(i, groups) for i in range(total)]).T)
@@ -102,6 +107,12 @@ def summarize(generated: Generated, total: int, groups: int) -> Summary:
   lost = np.flatnonzero((out.count < 1) | ~np.isin(out.finish, list(FINISH_REASONS)))
   if lost.size:
     raise RuntimeError(f"requests {lost[:5].tolist()} came back unanswered; please report this")
+  bad = np.flatnonzero(~np.isfinite(out.logprob))
+  if bad.size:
+    raise UserError(
+      f"generation: the logits of requests {bad[:5].tolist()} ({bad.size} in all) are not finite; "
+      "check the weights, or lower --config.train.learning_rate if training did this"
+    )
   return out
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from simpo_jax.arith import round_up
 from simpo_jax.config import validate
 from simpo_jax.data.packing import batch_shape
 from simpo_jax.data.pairs import PairTokens, SkipReport, load_pairs, split_pairs
@@ -15,11 +16,10 @@ from simpo_jax.data.tokenizer import Tokenizer, load_tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.loss import SimPOConfig
 from simpo_jax.optimizer import make_optimizer, make_schedule
-from simpo_jax.paging import pages_needed
-from simpo_jax.program import MAX_STOP_IDS, ProgramConfig
-from simpo_jax.requests import Request, generate_shape, make_requests
+from simpo_jax.program import ProgramConfig
+from simpo_jax.requests import MAX_STOP_IDS, Request, generate_shape, make_requests
 from simpo_jax.schedule import generates
-from simpo_jax.sharding import ROWS, make_mesh
+from simpo_jax.sharding import ROWS, TRAIN_RULES, make_mesh, named, param_specs
 from simpo_jax.train import StepConfig
 from simpo_jax.weights import OpenModel, open_model
 
@@ -27,7 +27,7 @@ LANES = 128  # rows are multiples of it, as TPU kernels want them
 
 
 class Run(NamedTuple):
-  """All that the run loop works on, resolved and checked; no device has been touched."""
+  """All that the run loop works on, resolved and checked; nothing is on a device yet."""
 
   model: OpenModel
   tokenizer: Tokenizer
@@ -70,9 +70,11 @@ def _load_data(config, tokenizer):
   pairs, report = load_pairs(config.data, tokenizer, config.data.train, config.seed)
   skips = {"train": report}
   if config.data.eval:
-    held_out, skips["eval"] = load_pairs(config.data, tokenizer, config.data.eval, config.seed)
+    held_out, skips["eval"] = load_pairs(config.data, tokenizer, config.data.eval, config.seed + 1)
   else:
-    pairs, held_out = split_pairs(pairs, config.data.eval_fraction, config.seed)
+    evaluates = config.evaluate.every or config.evaluate.at_end
+    fraction = config.data.eval_fraction if evaluates else 0.0
+    pairs, held_out = split_pairs(pairs, fraction, config.seed)
   if len(pairs) < config.train.batch_size:
     raise UserError(
       f"--config.train.batch_size={config.train.batch_size} needs at least that many "
@@ -140,19 +142,20 @@ def _program_config(
     pairs=config.train.batch_size,
     slots=config.data.max_pairs_per_row,
     rows=NamedSharding(mesh, ROWS),
+    weights=named(mesh, param_specs(model.config, mesh, TRAIN_RULES)),
   )
   return ProgramConfig(
     step=step,
     batch=batch_shape(
       config.train.batch_size,
-      pages_needed(row_length, LANES) * LANES,
+      round_up(row_length, LANES),
       config.data.max_pairs_per_row,
       rows,
     ),
     generate=generate_shape(requests, generation, groups),
     mode=config.generate.mode,
     param_dtype=jnp.dtype(config.model.param_dtype),
-    tx=make_optimizer(config.train, schedule),
+    tx=make_optimizer(config.train, schedule, model.config),
     schedule=schedule,
     mesh=mesh,
   )

@@ -1,11 +1,6 @@
 """The run, top to bottom: resolve, compile once, load, then launch by the schedule."""
 
-import importlib.metadata
-import json
 import pathlib
-import resource
-import sys
-import time
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -22,15 +17,14 @@ from simpo_jax.launch import Launcher, StopSignal
 from simpo_jax.ledger import Mode, digest
 from simpo_jax.metrics import evaluation_metrics, train_metrics
 from simpo_jax.model import count_params
-from simpo_jax.monitor import compile_count
 from simpo_jax.program import (
-  MAX_STOP_IDS,
   compile_program,
   init_state,
   input_shardings,
   place_inputs,
   state_sharding,
 )
+from simpo_jax.record import RunRecord
 from simpo_jax.requests import pack_requests, sample_rows, summarize
 from simpo_jax.resolve import Run, resolve
 from simpo_jax.schedule import launches_after
@@ -52,95 +46,62 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
   Raises:
     UserError: anything the user can fix, the hosts disagreeing, or a non-finite step.
   """
-  started = time.perf_counter()
   main_process = jax.process_index() == 0
-  display = Display(config.train.steps, main_process)
   resolved = resolve(config)
   program = resolved.program
-  folder = files.make_workdir(workdir, config.name)
-
-  # --- compile, once -------------------------------------------------------------------
+  folder = files.make_workdir(workdir, config.name, jax.process_index())
+  record = RunRecord(folder, resolved, config, main_process)
+  display = Display(config.train.steps, main_process)
   display.banner(resolved, count_params(resolved.model.config), folder)
-  with display.running():
+
+  with display.running(), record.failures():
+    # --- compile, once -----------------------------------------------------------------
     display.doing("compiling")
     compiled = compile_program(program)
     display.compiled(compiled)
+    record.compiled(compiled)
 
     # --- weights and inputs onto the devices ---------------------------------------------
     display.doing("loading weights")
-    params = load_params(
-      resolved.model, state_sharding(program).params, program.param_dtype, config.seed
-    )
+    shardings = state_sharding(program)
+    params = load_params(resolved.model, shardings.params, program.param_dtype, config.seed)
     state = init_state(program, params)
     del params
+    requests = pack_requests(
+      resolved.requests, program.generate, config.generate, resolved.tokenizer.eos_ids
+    )
     batch_sharding, request_sharding, _ = input_shardings(program)
     launch = Launcher(
       program,
       compiled,
-      digest(config.to_json()),
-      requests=place_inputs(
-        program,
-        pack_requests(
-          resolved.requests,
-          program.generate,
-          config.generate,
-          resolved.tokenizer.eos_ids,
-          MAX_STOP_IDS,
-        ),
-        request_sharding,
-      ),
-      idle=place_inputs(program, empty_batch(program.batch), batch_sharding),
+      digest(config.to_json(), resolved.train_pairs, resolved.eval_pairs, requests),
+      place_inputs(program, requests, request_sharding),
+      place_inputs(program, empty_batch(program.batch), batch_sharding),
     )
-
-    record = _first_record(resolved, compiled)
-
-    def save_record(status: str, error: str | None = None) -> None:
-      record.update(
-        status=status,
-        error=error,
-        compiles=compile_count(),
-        executables=len(launch.executables),
-        launches=[entry["mode"] for entry in launch.log],
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-      )
-      record["timings"].update(
-        compile=round(compiled.compile_seconds, 3),
-        launches=launch.log,
-        total=round(time.perf_counter() - started, 3),
-      )
-      if main_process:
-        files.write_json(folder / "run.json", record)
-
-    if main_process:
-      files.write_json(folder / "config.json", json.loads(config.to_json()))
-    save_record("running")
+    record.launching(launch)
 
     # --- the loop ------------------------------------------------------------------------
-    try:
-      with StopSignal() as stop:
-        loop = _Loop(resolved, config, launch, folder, display, stop)
-        for step in range(1, config.train.steps + 1):
-          display.doing("training")
-          state = _train(loop, step, state)
-          for mode in launches_after(step, config):
-            if launch.stopped:
-              break
-            if mode == Mode.GENERATE:
-              display.doing(f"generating {len(resolved.requests)} requests")
-              state = _generate(loop, step, state)
-            else:
-              display.doing("evaluating")
-              state = _evaluate(loop, step, state)
-          save_record("running")
+    with StopSignal() as stop:
+      loop = _Loop(resolved, config, launch, folder, display, stop)
+      for step in range(1, config.train.steps + 1):
+        display.doing("training")
+        state = _train(loop, step, state)
+        for mode in launches_after(step, config):
           if launch.stopped:
-            done = [entry["mode"] for entry in launch.log].count("train")
-            display.say(f"stop requested: ending after step {done}")
             break
-    except BaseException as e:
-      save_record("failed", f"{type(e).__name__}: {e}")
-      raise
-  save_record("stopped" if launch.stopped else "done")
-  display.closing(record, folder)
+          if mode == Mode.GENERATE:
+            display.doing(f"generating {len(resolved.requests)} requests")
+            state = _generate(loop, step, state)
+          else:
+            display.doing("evaluating")
+            state = _evaluate(loop, step, state)
+        record.save("running")
+        if launch.stopped:
+          done = [entry["mode"] for entry in launch.log].count("train")
+          display.say(f"stop requested: ending after step {done}")
+          break
+  record.save("stopped" if launch.stopped else "done")
+  display.closing(record.data, folder)
   return state, folder
 
 
@@ -216,7 +177,7 @@ def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:
     "step": step,
     "requests": len(run.requests),
     "generated_tokens": tokens,
-    "seconds": round(seconds, 3),
+    "step_seconds": round(seconds, 4),
     "tokens_per_second": round(tokens / seconds, 1),
     "finish_reasons": dict(reasons),
     "mean_tokens": tokens / len(run.requests),
@@ -235,7 +196,8 @@ def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:
   if loop.writes:
     files.write_json(files.samples_folder(folder, step) / "summary.json", summary)
     files.append_metrics(
-      folder, {"mode": "generate", **{k: v for k, v in summary.items() if k != "results"}}
+      folder,
+      {"step": step, "mode": "generate", **{k: v for k, v in summary.items() if k != "results"}},
     )
   loop.display.generation(summary, rows[: loop.config.log.samples_shown])
   return state
@@ -259,32 +221,13 @@ def _evaluate(loop: _Loop, step: int, state: TrainState) -> TrainState:
     "step_seconds": round(seconds, 4),
   }
   if not np.isfinite(row["loss"]):
-    raise UserError(f"step {step}: the held-out loss is not finite; check the held-out pairs")
+    bad = np.concatenate([b.pairs.bad[b.pairs.present] for b in batches])
+    names = [pair.id for pair, is_bad in zip(run.eval_pairs, bad, strict=True) if is_bad]
+    raise UserError(
+      f"step {step}: the held-out loss is not finite; pairs: {', '.join(names)}; remove them, or "
+      "lower --config.train.learning_rate if training did this"
+    )
   if loop.writes:
     files.append_metrics(loop.folder, row)
   loop.display.evaluation(row)
   return state
-
-
-def _first_record(run: Run, compiled) -> dict[str, Any]:
-  """The part of run.json that is known before the first launch."""
-  packages = ("jax", "jaxlib", "optax", "numpy", "transformers")
-  devices = run.program.mesh.devices
-  return {
-    "program": compiled.fingerprint,
-    "peak_bytes": compiled.memory.peaks(),
-    "memory": compiled.memory._asdict(),
-    "devices": {
-      "kind": devices.flat[0].device_kind,
-      "count": devices.size,
-      "mesh": dict(run.program.mesh.shape),
-    },
-    "processes": jax.process_count(),
-    "versions": {
-      "python": sys.version.split()[0],
-      **{name: importlib.metadata.version(name) for name in packages},
-    },
-    "data": {name: report._asdict() for name, report in run.skips.items()},
-    "pairs": {"train": len(run.train_pairs), "held_out": len(run.eval_pairs)},
-    "timings": {},
-  }

@@ -128,6 +128,8 @@ def inverse_cdf(weights: jax.Array, u: jax.Array) -> jax.Array:
 
   sums = jnp.sum(blocks, axis=-1)
   block, rest = pick(sums, u * jnp.sum(sums, axis=-1))
+  # Rounding can put the target before its block, whose first entries may weigh nothing.
+  rest = jnp.maximum(rest, 0.0)
   inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
   index, _ = pick(inside, rest)
   return (block * BLOCK + index).astype(jnp.int32)

@@ -31,6 +31,7 @@ class StepConfig(NamedTuple):
   pairs: int  # B pairs per step
   slots: int  # G pairs per row
   rows: Any  # NamedSharding of activations `[rows, S, D]`
+  weights: Any = None  # NamedShardings of the weights, which gradients keep; None: left open
 
 
 class PairStats(NamedTuple):
@@ -163,24 +164,28 @@ def train_step(
     grads, loss, sft_sum, stats = carry
     micro = _micro(batch, index)
     (part, (sft_part, part_stats)), part_grads = gradient(state.params, micro, *totals, cfg)
+    if cfg.weights is not None:
+      part_grads = jax.lax.with_sharding_constraint(part_grads, cfg.weights)
     finite = jnp.isfinite(optax.tree.norm(part_grads))
     bad = part_stats.bad | (part_stats.present & ~finite)
     return (
-      jax.tree.map(jnp.add, grads, part_grads),
+      jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, part_grads),
       loss + part,
       sft_sum + sft_part,
       _merge(stats, part_stats._replace(bad=bad)),
     )
 
   zero = jnp.zeros((), jnp.float32)
-  init = (jax.tree.map(jnp.zeros_like, state.params), zero, zero, _no_stats(cfg))
+  sums = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), state.params)
+  init = (sums, zero, zero, _no_stats(cfg))
   grads, loss, sft_sum, stats = jax.lax.fori_loop(0, batch.num_micro, micro_step, init)
   grad_norm = optax.tree.norm(grads)
   ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
 
   def update(state):
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    typed = jax.tree.map(lambda g, w: g.astype(w.dtype), grads, state.params)
+    updates, opt_state = tx.update(typed, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
 
   state = jax.lax.cond(ok, update, lambda state: state, state)

@@ -16,8 +16,10 @@ import numpy as np
 from simpo_jax.errors import UserError
 
 
-def make_workdir(path: str | None, name: str) -> pathlib.Path:
+def make_workdir(path: str | None, name: str, process: int = 0) -> pathlib.Path:
   """The run's folder; without a path, a fresh dated one under `runs/`.
+
+  Process 0 alone checks it: the others may come after its first files.
 
   Raises:
     UserError: the folder cannot be made or written, or holds an earlier run.
@@ -34,6 +36,8 @@ def make_workdir(path: str | None, name: str) -> pathlib.Path:
     raise UserError(f"--workdir={folder} is a file; choose a folder")
   try:
     folder.mkdir(parents=True, exist_ok=True)
+    if process:
+      return folder
     (folder / ".writable").write_text("")
     (folder / ".writable").unlink()
   except OSError as e:
@@ -54,7 +58,12 @@ def write_rows(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> list[dict[
   """Writes a JSONL file whole, and returns its rows."""
   rows = list(rows)
   path.parent.mkdir(parents=True, exist_ok=True)
-  _replace(path, "".join(json.dumps(r, ensure_ascii=False, default=_plain) + "\n" for r in rows))
+  _replace(
+    path,
+    "".join(
+      json.dumps(r, ensure_ascii=False, allow_nan=False, default=_plain) + "\n" for r in rows
+    ),
+  )
   return rows
 
 

@@ -1,6 +1,7 @@
 """Generation against a dense forward pass, and its independence of everything but the prompt."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -60,21 +61,28 @@ class _Settings:
     vars(self).update({**fields, **changes})
 
 
-def _generate(params, prompts=PROMPTS, cfg=CFG, stop_ids=(), samples=1, **changes):
-  """{(prompt index, sample): (tokens, finish, logprob)}, and the raw result."""
+def _program(prompts, cfg=CFG, stop_ids=(), samples=1, **changes):
+  """(the jitted generation, its packed requests, the list of requests)."""
   requests = make_requests(prompts, samples)
   settings = _Settings(**changes)
   shape = generate_shape(requests, settings, groups=1)
-  packed = pack_requests(requests, shape, settings, stop_ids, 4)
-  alone = packed._replace(
-    **{f: jax.tree.map(lambda x: x[0], getattr(packed, f)) for f in packed._fields[:5]}
-  )
+  packed = pack_requests(requests, shape, settings, stop_ids)
   run = jax.jit(
     lambda p, r: generate_group(
-      model.unstack(p, cfg, jnp.float32), r, cfg, shape, jnp.float32, lambda pool: pool
+      model.unstack(p, cfg, jnp.float32),
+      r._replace(each=jax.tree.map(lambda x: x[0], r.each)),
+      cfg,
+      shape,
+      jnp.float32,
     )
   )
-  out = jax.tree.map(np.asarray, run(params, alone))
+  return run, packed, requests, shape
+
+
+def _generate(params, prompts=PROMPTS, **changes):
+  """{(prompt index, sample): (tokens, finish, logprob)}, and the raw result."""
+  run, packed, requests, _ = _program(prompts, **changes)
+  out = jax.tree.map(np.asarray, run(params, packed))
   answers = {}
   for number, (prompt, sample) in enumerate(requests):
     _, i = place_of(number, 1)
@@ -161,3 +169,18 @@ def test_empty_entries_do_nothing(params, greedy):
   answers, out = _generate(params, max_slots=5)  # 7 prompts in 2 waves of 5: 3 entries left over
   assert out.count.tolist()[7:] == [0, 0, 0] and (out.finish[7:] == RUNNING).all()
   assert {k: v[0] for k, v in answers.items()} == {k: v[0] for k, v in greedy.items()}
+
+
+@pytest.mark.parametrize("attention", ("reference", "xla"))
+def test_the_pool_is_never_copied(params, attention):
+  run, packed, _, shape = _program(PROMPTS, attention=attention)
+  text = run.lower(params, packed).compile().as_text()
+  pool = (
+    f"f32[{CFG.num_hidden_layers * shape.num_pages},{shape.page_size},"
+    f"{2 * CFG.num_key_value_heads},{CFG.head_dim}]"
+  )
+  assert re.search(rf"= \S*{re.escape(pool)}\S* scatter\(|{re.escape(pool)}.*scatter", text)
+  copies = [
+    line for line in text.splitlines() if re.search(rf"= {re.escape(pool)}\S* copy\(", line)
+  ]
+  assert not copies, copies

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -96,6 +97,17 @@ def test_hosts_that_disagree_abort_with_the_state_intact():
   assert drift["next_launch_mode"] == "TRAIN"
 
 
+def test_a_stop_on_one_host_row_stops_all_with_the_state_intact():
+  drift = _results(4)["drift"]
+  assert (drift["stop_mode"], drift["stop_seen"]) == ("ABORT", [0, 1])
+  assert drift["stop_unchanged"]
+
+
+def test_the_decode_loop_crosses_hosts_for_its_own_check_alone():
+  crossing = _results(4)["decode_collectives_across_hosts"]
+  assert crossing == ["pred[] all-reduce"] or crossing == ["s32[] all-reduce"], crossing
+
+
 # --- in the process with the devices -------------------------------------------------------
 
 
@@ -152,7 +164,7 @@ def _two_hosts(folder):
   from simpo_jax import program as programs
   from simpo_jax import resolve, sharding
   from simpo_jax.data.packing import pack
-  from simpo_jax.ledger import Mode, describe_disagreement, make_row
+  from simpo_jax.ledger import STOP, Mode, describe_disagreement, make_row
   from simpo_jax.requests import pack_requests, sample_rows, summarize
   from simpo_jax.run import step_pairs
   from simpo_jax.weights import load_params
@@ -165,19 +177,18 @@ def _two_hosts(folder):
     resolve.make_mesh = make_mesh
   cfg = run.program
   compiled = programs.compile_program(cfg)
+  crossing = _across_hosts(compiled.call.as_text())
   params = load_params(run.model, programs.state_sharding(cfg).params, "float32", config.seed)
   state = programs.init_state(cfg, params)
   batch_in, requests_in, ledger_in = programs.input_shardings(cfg)
   requests = programs.place_inputs(
     cfg,
-    pack_requests(
-      run.requests, cfg.generate, config.generate, run.tokenizer.eos_ids, programs.MAX_STOP_IDS
-    ),
+    pack_requests(run.requests, cfg.generate, config.generate, run.tokenizer.eos_ids),
     requests_in,
   )
 
-  def launch(state, modes, step=1):
-    ledger = np.stack([make_row(m, 0, (1, 2), False) for m in modes])
+  def launch(state, modes, step=1, stop=(False, False)):
+    ledger = np.stack([make_row(m, 0, (1, 2), s) for m, s in zip(modes, stop, strict=True)])
     batch = pack(step_pairs(step, run.train_pairs, config), cfg.batch)
     return compiled.call(
       state,
@@ -199,10 +210,48 @@ def _two_hosts(folder):
     "state_unchanged": _digest(state) == before,
     "message": describe_disagreement(np.asarray(report.ledger)),
   }
+  state, report = launch(state, (Mode.TRAIN, Mode.TRAIN), 3, stop=(False, True))
+  drift["stop_mode"] = Mode(int(report.mode)).name
+  drift["stop_seen"] = np.asarray(report.ledger)[:, STOP].tolist()
+  drift["stop_unchanged"] = _digest(state) == before
   state, report = launch(state, (Mode.TRAIN, Mode.TRAIN), 3)
   drift["next_launch_mode"] = Mode(int(report.mode)).name
   jax.block_until_ready(state)
-  return tokens, drift
+  return tokens, drift, crossing
+
+
+def _across_hosts(text):
+  """Collectives of the decode loop whose groups join devices {0, 1} and {2, 3}."""
+  found = []
+  for line in text.splitlines():
+    match = re.search(
+      r"= (\S+?)(?:\{\S*)? (all-reduce|all-gather|all-to-all|reduce-scatter"
+      r"|collective-permute)(?:-start)?\(",
+      line,
+    )
+    if not match or "/decode/while/" not in line:
+      continue
+    found.append((match[1], match[2], _groups(line)))
+  return [
+    f"{shape} {kind}" for shape, kind, groups in found if any(min(g) < 2 <= max(g) for g in groups)
+  ]
+
+
+def _groups(line):
+  """Replica groups of an HLO line, written out or as an iota."""
+  if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", line):
+    return [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", pairs[1])]
+  if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+    import numpy as np
+
+    shape, dims = ([int(n) for n in iota[i].split(",")] for i in (1, 2))
+    ids = np.arange(np.prod(dims)).reshape(dims)
+    if iota[3]:
+      ids = ids.transpose([int(n) for n in iota[3].split(",")])
+    return ids.reshape(shape).tolist()
+  groups = re.search(r"replica_groups=\{(\{.*?\})\}", line)
+  assert groups, line
+  return [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", groups[1])]
 
 
 def _work(folder):
@@ -228,7 +277,9 @@ def _work(folder):
     load_params(run.model, programs.state_sharding(run.program).params, "float32", 0)
   )
   if out["devices"] > 1:
-    out["two_hosts_tokens"], out["drift"] = _two_hosts(folder)
+    (out["two_hosts_tokens"], out["drift"], out["decode_collectives_across_hosts"]) = _two_hosts(
+      folder
+    )
   (folder / "results.json").write_text(json.dumps(out))
 
 

@@ -64,6 +64,19 @@ def test_inverse_cdf_equals_a_running_sum(vocab):
     assert running[row, out[row]] - weights[row, out[row]] <= target + slack
 
 
+def test_rounding_at_a_block_border_never_draws_a_weightless_token():
+  weights = np.zeros((1, 256), np.float32)
+  weights[0, [3, 130, 200]] = 0.00543625, 0.935, 1.0
+  total = weights.sum(dtype=np.float32)
+  border = weights[0, 3] / total
+  for _ in range(8):  # a few steps of float32 to either side of the border
+    border = np.nextafter(border, np.float32(0))
+  for _ in range(16):
+    [token] = np.asarray(inverse_cdf(weights, np.asarray([border], np.float32)))
+    assert weights[0, token] > 0, (border, token)
+    border = np.nextafter(border, np.float32(1))
+
+
 def test_frequencies_follow_the_distribution():
   n, logits = 20_000, np.asarray([0.0, 1.0, 2.0, -1.0], np.float32)
   key = jax.random.key(3)

@@ -13,8 +13,7 @@ from simpo_jax import model
 from simpo_jax.config import default_config
 from simpo_jax.data.prompts import Prompt
 from simpo_jax.data.tokenizer import encode_with_bos, load_tokenizer
-from simpo_jax.generate import FINISH_REASONS, Requests, generate_group
-from simpo_jax.program import MAX_STOP_IDS
+from simpo_jax.generate import FINISH_REASONS, generate_group
 from simpo_jax.requests import generate_shape, make_requests, pack_requests
 
 PROMPTS = 8
@@ -67,10 +66,8 @@ class _Ours:
   def __call__(self, ignore_eos: bool):
     """Tokens, finish reason and log-probability of each prompt's answer."""
     self.settings.ignore_eos = ignore_eos
-    packed = pack_requests(
-      self.requests, self.shape, self.settings, _tokenizer().eos_ids, MAX_STOP_IDS
-    )
-    one = Requests(*jax.tree.map(lambda x: x[0], packed[:5]), *packed[5:])
+    packed = pack_requests(self.requests, self.shape, self.settings, _tokenizer().eos_ids)
+    one = packed._replace(each=jax.tree.map(lambda x: x[0], packed.each))
     out = jax.device_get(self.run(self.params, one))
     reasons = [FINISH_REASONS[int(f)] for f in out.finish]
     assert np.all(out.tokens[np.arange(NEW_TOKENS) >= out.count[:, None]] == -1)

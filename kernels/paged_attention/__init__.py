@@ -33,6 +33,8 @@ def paged_attention(
   Returns:
     `[B, H, h]` in q's dtype; dead rows are 0.
   """
+  if impl not in IMPLEMENTATIONS:
+    raise ValueError(f"paged attention has no implementation {impl!r}: {IMPLEMENTATIONS}")
   if impl == "reference":
     return reference.attend(q[:, None], pool, page_ids, lengths[:, None] - 1, window)[:, 0]
   return xla.paged_attention(q, pool, page_ids, lengths, window)

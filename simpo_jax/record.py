@@ -1,0 +1,97 @@
+"""run.json: what a run is, what it launched and how it ended, rewritten as it goes."""
+
+import contextlib
+import importlib.metadata
+import json
+import pathlib
+import resource
+import sys
+import time
+from typing import Any
+
+import jax
+
+from simpo_jax import workdir as files
+from simpo_jax.launch import Launcher
+from simpo_jax.monitor import compile_count
+from simpo_jax.program import Compiled
+from simpo_jax.resolve import Run
+
+_PACKAGES = ("jax", "jaxlib", "optax", "numpy", "transformers")
+_EVERY = 5.0  # seconds between rewrites in the middle of a run, whose list of launches grows
+
+
+class RunRecord:
+  """The content of run.json; process 0 writes it, whole or not at all."""
+
+  def __init__(self, folder: pathlib.Path, run: Run, config, writes: bool):
+    self._started = time.perf_counter()
+    self._saved = 0.0
+    self._path = folder / "run.json"
+    self._writes = writes
+    self._launch: Launcher | None = None
+    devices = run.program.mesh.devices
+    self.data: dict[str, Any] = {
+      "status": "compiling",
+      "error": None,
+      "compiles": 0,
+      "executables": 0,
+      "launches": [],
+      "devices": {
+        "kind": devices.flat[0].device_kind,
+        "count": devices.size,
+        "mesh": dict(run.program.mesh.shape),
+      },
+      "processes": jax.process_count(),
+      "versions": {
+        "python": sys.version.split()[0],
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+      },
+      "data": {name: report._asdict() for name, report in run.skips.items()},
+      "pairs": {"train": len(run.train_pairs), "held_out": len(run.eval_pairs)},
+      "timings": {},
+    }
+    if writes:
+      files.write_json(folder / "config.json", json.loads(config.to_json()))
+    self.save("compiling")
+
+  def compiled(self, compiled: Compiled) -> None:
+    """Adds what the compiler said."""
+    self.data["program"] = compiled.fingerprint
+    self.data["peak_bytes"] = compiled.memory.peaks()
+    self.data["memory"] = compiled.memory._asdict()
+    self.data["timings"]["compile"] = round(compiled.compile_seconds, 3)
+    self.save("loading")
+
+  def launching(self, launch: Launcher) -> None:
+    """From now on, the launches are this launcher's."""
+    self._launch = launch
+
+  def save(self, status: str, error: str | None = None) -> None:
+    """Writes the file; while the run goes well, every few seconds at most."""
+    now = time.perf_counter()
+    if status == self.data["status"] == "running" and now - self._saved < _EVERY:
+      return
+    self._saved = now
+    self.data.update(
+      status=status,
+      error=error,
+      compiles=compile_count(),
+      peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+    self.data["timings"]["total"] = round(now - self._started, 3)
+    if self._launch is not None:
+      self.data["executables"] = len(self._launch.executables)
+      self.data["launches"] = [entry["mode"] for entry in self._launch.log]
+      self.data["timings"]["launches"] = self._launch.log
+    if self._writes:
+      files.write_json(self._path, self.data)
+
+  @contextlib.contextmanager
+  def failures(self):
+    """Notes whatever ends the run before its time."""
+    try:
+      yield
+    except BaseException as e:
+      self.save("failed", f"{type(e).__name__}: {e}")
+      raise
