@@ -1,14 +1,13 @@
 """Hugging Face tokenizers, made here so that every id and merge is known."""
 
 import json
-import os
-import pathlib
 
 import numpy as np
 import pytest
 from tokenizers import AddedToken, decoders, models, processors
 from tokenizers import Tokenizer as RustTokenizer
 
+from fixtures import data_file, smollm2_gguf
 from simpo_jax.config import default_config
 from simpo_jax.data.forms import Conversation, SkipRow
 from simpo_jax.data.pairs import load_pairs, tokenize_pair
@@ -209,16 +208,9 @@ def test_unknown_hub_id_says_what_to_do(monkeypatch):
   assert "\n" not in str(error.value)
 
 
-def _real(variable, default=""):
-  path = pathlib.Path(os.environ.get(variable, default))
-  if not path.is_file():
-    pytest.skip(f"no file at ${variable} ({path}); set it to run this test")
-  return str(path)
-
-
 @pytest.fixture(scope="module")
 def gguf():
-  return load_tokenizer(_real("SIMPO_JAX_TEST_GGUF", "unset"))
+  return load_tokenizer(str(smollm2_gguf()))
 
 
 def test_gguf(gguf):
@@ -230,20 +222,10 @@ def test_gguf(gguf):
   assert pair.prompt.tolist()[:2].count(gguf.bos_id) <= 1
 
 
-REAL_DATA = pathlib.Path(__file__).parents[1] / "../shared/data"
-
-
-def _real_data():
-  folder = pathlib.Path(os.environ.get("SIMPO_JAX_TEST_DATA", REAL_DATA))
-  if not (folder / "dpo_en_demo.json").is_file():
-    pytest.skip(f"no dpo_en_demo.json in {folder}; set SIMPO_JAX_TEST_DATA to run this test")
-  return (str(folder / "dpo_en_demo.json"),)
-
-
 @pytest.mark.parametrize("truncation", ["prompt_first", "princeton"])
 def test_real_data_in_bytes(truncation):
   data = _data(max_length=2048, max_prompt_length=1024, truncation=truncation)
-  pairs, report = load_pairs(data, load_tokenizer("embedded"), _real_data(), seed=0)
+  pairs, report = load_pairs(data, load_tokenizer("embedded"), (str(data_file()),), seed=0)
   assert (report.total, report.kept, len(pairs)) == (300, 300, 300)
   assert report.truncated["prompt"] > 0 and report.truncated["chosen"] > 0
   assert all(len(p.prompt) + max(len(p.chosen), len(p.rejected)) <= 2048 for p in pairs)
@@ -252,7 +234,7 @@ def test_real_data_in_bytes(truncation):
 
 def test_real_data_with_a_real_tokenizer(gguf):
   data = _data(max_length=8192, max_prompt_length=4608)
-  pairs, report = load_pairs(data, gguf, _real_data(), seed=0)
+  pairs, report = load_pairs(data, gguf, (str(data_file()),), seed=0)
   assert report.kept == 300 and not any(report.truncated.values())
   for pair in pairs:
     assert pair.chosen[-1] in gguf.eos_ids and pair.rejected[-1] in gguf.eos_ids

@@ -120,7 +120,7 @@ def test_non_finite_step_changes_nothing_and_names_the_micro_batch():
   assert batch.pair[:2, 0].tolist() == [[0, 1], [2, 3]], "0 and 1 share a micro-batch"
   settings = config.default_config().train
   schedule = optimizer.make_schedule(settings)
-  tx = optimizer.make_optimizer(settings, schedule)
+  tx = optimizer.make_optimizer(settings, schedule, cfg)
   step = step_config(cfg, SimPOConfig(), shape)
   run = jax.jit(lambda s, b: train_step(s, b, tx, schedule, step))
   # The last token's embedding is NaN, and a prompt gets that token or not.
