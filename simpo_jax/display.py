@@ -59,7 +59,8 @@ class Display:
       yield
 
   def say(self, text: str) -> None:
-    self._console.print(escape(text), soft_wrap=True)
+    # Words wrap on a terminal; a file keeps each line whole.
+    self._console.print(escape(text), soft_wrap=not self._console.is_terminal)
 
   def doing(self, what: str) -> None:
     """What the next launch does, beside the bar."""
