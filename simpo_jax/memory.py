@@ -62,9 +62,11 @@ def temporaries_by_mode(compiled) -> dict[str, int]:
     [module] = compiled.runtime_executable().hlo_modules()
     owner = _branch_of_instructions(module.as_serialized_hlo_module_proto())
     assignment = bytes(compiled.memory_analysis().serialized_buffer_assignment_proto)
-    return _touched(assignment, owner)
+    touched = _touched(assignment, owner)
   except Exception:  # another backend, or another version of the protobufs: only a figure less
     return {}
+  # A compiler that numbers its buffers' instructions anew leaves nothing to match.
+  return touched if any(touched.values()) else {}
 
 
 def _branch_of_instructions(module: bytes) -> dict[int, Mode]:
