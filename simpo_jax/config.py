@@ -11,6 +11,7 @@ import math
 
 import ml_collections
 
+from simpo_jax.data.truncation import HEADERS, RULES
 from simpo_jax.errors import UserError
 
 
@@ -100,8 +101,8 @@ def default_config() -> ml_collections.ConfigDict:
 _CHOICES = {
   "model.param_dtype": ("float32", "bfloat16"),
   "model.compute_dtype": ("auto", "float32", "bfloat16"),
-  "data.truncation": ("prompt_first", "princeton"),
-  "data.header": ("prompt", "response"),
+  "data.truncation": RULES,
+  "data.header": HEADERS,
   "train.optimizer": ("adamw",),
   "train.schedule": ("cosine", "linear", "constant"),
   "train.remat": ("full", "none"),

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from simpo_jax.data.packing import Batch
+from simpo_jax.data.packing import Batch, empty_batch
 from simpo_jax.errors import UserError
+from simpo_jax.generate import Requests
 from simpo_jax.ledger import FIELDS, STOP, Mode, describe_disagreement, make_row
 from simpo_jax.program import Compiled, ProgramConfig, Report, input_shardings, place_inputs
 from simpo_jax.train import TrainState
@@ -24,8 +25,7 @@ class Launcher:
     program: its sizes.
     compiled: the one executable.
     digest: of config, data and prompts; the same on every host or the launch aborts.
-    requests: the prompt set, on the devices already.
-    idle: a batch for launches that need none.
+    requests: the prompt set, numpy; placed once, as is a batch for launches that need none.
     log: mode and seconds of every launch so far.
     executables: fingerprints of what was launched (that nothing else compiled is
       for `monitor.compile_count` to say).
@@ -35,11 +35,16 @@ class Launcher:
   program: ProgramConfig
   compiled: Compiled
   digest: tuple[int, int]
-  requests: Any
-  idle: Batch
+  requests: dataclasses.InitVar[Requests]
   log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   executables: set[str] = dataclasses.field(default_factory=set)
   stopped: bool = False
+
+  def __post_init__(self, requests: Requests):
+    shardings = input_shardings(self.program)
+    self._batch_sharding, requests_sharding, self._ledger_sharding = shardings
+    self._requests = place_inputs(requests, requests_sharding)
+    self._idle = place_inputs(empty_batch(self.program.batch), self._batch_sharding)
 
   def __call__(
     self, state: TrainState, mode: Mode, batch: Batch | None = None, stop: bool = False
@@ -59,17 +64,16 @@ class Launcher:
       UserError: the hosts did not agree on the launch; says who wanted what.
     """
     start = time.perf_counter()
-    batch_sharding, _, ledger_sharding = input_shardings(self.program)
     row = make_row(mode, len(self.log), self.digest, stop)
     hosts = self.program.mesh.shape["host"]
     # Every process fills only its own row: the callback is asked for no other.
     ledger = jax.make_array_from_callback(
       (hosts, len(FIELDS)),
-      ledger_sharding,
+      self._ledger_sharding,
       lambda index: np.broadcast_to(row, (hosts, len(FIELDS)))[index],
     )
-    placed = self.idle if batch is None else place_inputs(self.program, batch, batch_sharding)
-    state, report = self.compiled.call(state, placed, self.requests, ledger)
+    placed = self._idle if batch is None else place_inputs(batch, self._batch_sharding)
+    state, report = self.compiled.call(state, placed, self._requests, ledger)
     report = jax.block_until_ready(report)
     seconds = time.perf_counter() - start
     self.executables.add(self.compiled.fingerprint)

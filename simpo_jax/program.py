@@ -97,7 +97,7 @@ def init_state(cfg: ProgramConfig, params: llama.Params) -> TrainState:
 
   def zeros(x):
     return jax.make_array_from_callback(
-      x.shape, x.sharding, lambda index: np.zeros(_shard_shape(x.shape, index), x.dtype)
+      x.shape, x.sharding, lambda _: np.zeros(x.sharding.shard_shape(x.shape), x.dtype)
     )
 
   return TrainState(params, jax.tree.map(zeros, abstract.opt_state), zeros(abstract.step))
@@ -120,7 +120,7 @@ def abstract_inputs(cfg: ProgramConfig):
   return jax.tree.map(_with_sharding, values, input_shardings(cfg))
 
 
-def place_inputs(cfg: ProgramConfig, values, shardings):
+def place_inputs(values, shardings):
   """Places a tree of numpy arrays as `input_shardings` says."""
   return jax.tree.map(place, values, shardings)
 
@@ -240,10 +240,6 @@ def _abstract_params(cfg: ProgramConfig) -> llama.Params:
 
 def _with_sharding(x, sharding):
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-
-def _shard_shape(shape, index) -> tuple[int, ...]:
-  return tuple(len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True))
 
 
 def _fingerprint(lowered) -> str:

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from simpo_jax.arith import round_up
 from simpo_jax.config import validate
 from simpo_jax.data.packing import batch_shape
-from simpo_jax.data.pairs import PairTokens, SkipReport, load_pairs, split_pairs
+from simpo_jax.data.pairs import PairTokens, SkipReport, load_pairs, row_length, split_pairs
 from simpo_jax.data.prompts import Prompt, load_prompts
 from simpo_jax.data.tokenizer import Tokenizer, load_tokenizer
 from simpo_jax.errors import UserError
@@ -18,7 +18,7 @@ from simpo_jax.loss import SimPOConfig
 from simpo_jax.optimizer import make_optimizer, make_schedule
 from simpo_jax.program import ProgramConfig
 from simpo_jax.requests import MAX_STOP_IDS, Request, generate_shape, make_requests
-from simpo_jax.schedule import generates
+from simpo_jax.schedule import evaluates, generates
 from simpo_jax.sharding import ROWS, TRAIN_RULES, make_mesh, named, param_specs
 from simpo_jax.train import StepConfig
 from simpo_jax.weights import OpenModel, open_model
@@ -55,14 +55,15 @@ def resolve(config) -> Run:
   train_pairs, eval_pairs, skips = _load_data(config, tokenizer)
   prompts = load_prompts(config.generate, tokenizer) if generates(config) else []
   _check_context(config, model, prompts)
+  requests = make_requests(prompts, config.generate.num_samples)
   return Run(
     model,
     tokenizer,
     train_pairs,
     eval_pairs,
     skips,
-    make_requests(prompts, config.generate.num_samples),
-    _program_config(config, model, tokenizer, prompts),
+    requests,
+    _program_config(config, model, tokenizer, requests),
   )
 
 
@@ -72,15 +73,14 @@ def _load_data(config, tokenizer):
   if config.data.eval:
     held_out, skips["eval"] = load_pairs(config.data, tokenizer, config.data.eval, config.seed + 1)
   else:
-    evaluates = config.evaluate.every or config.evaluate.at_end
-    fraction = config.data.eval_fraction if evaluates else 0.0
+    fraction = config.data.eval_fraction if evaluates(config) else 0.0
     pairs, held_out = split_pairs(pairs, fraction, config.seed)
   if len(pairs) < config.train.batch_size:
     raise UserError(
       f"--config.train.batch_size={config.train.batch_size} needs at least that many "
       f"training pairs, and there are {len(pairs)}; lower it or add data"
     )
-  if (config.evaluate.every or config.evaluate.at_end) and not held_out:
+  if evaluates(config) and not held_out:
     raise UserError(
       "evaluation needs held-out pairs: set --config.data.eval or "
       "--config.data.eval_fraction, or switch it off with "
@@ -107,7 +107,7 @@ def _check_context(config, model: OpenModel, prompts: list[Prompt]) -> None:
 
 
 def _program_config(
-  config, model: OpenModel, tokenizer: Tokenizer, prompts: list[Prompt]
+  config, model: OpenModel, tokenizer: Tokenizer, requests: list[Request]
 ) -> ProgramConfig:
   mesh = make_mesh(config.mesh.tensor)
   shards = mesh.shape["host"] * mesh.shape["fsdp"]
@@ -120,14 +120,12 @@ def _program_config(
   dtype = config.model.compute_dtype
   if dtype == "auto":
     dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-  row_length = config.data.row_length or 2 * config.data.max_length
   schedule = make_schedule(config.train)
   if len(tokenizer.eos_ids) > MAX_STOP_IDS:
     raise UserError(
       f"the tokenizer has {len(tokenizer.eos_ids)} end tokens; at most {MAX_STOP_IDS} are supported"
     )
   groups = mesh.shape["host"] if config.generate.mode == "host_data_parallel" else 1
-  requests = make_requests(prompts, config.generate.num_samples)
   generation = config.generate
   if not requests:
     # A run that never generates keeps a generate branch of the smallest size.
@@ -148,7 +146,7 @@ def _program_config(
     step=step,
     batch=batch_shape(
       config.train.batch_size,
-      round_up(row_length, LANES),
+      round_up(row_length(config.data), LANES),
       config.data.max_pairs_per_row,
       rows,
     ),

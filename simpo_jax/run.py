@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from simpo_jax import workdir as files
-from simpo_jax.data.packing import empty_batch, pack, pair_length, rows_used
+from simpo_jax.data.packing import pack, pair_length, rows_used
 from simpo_jax.data.pairs import PairTokens, pair_indices_for_step
 from simpo_jax.display import Display
 from simpo_jax.errors import UserError
@@ -20,8 +20,6 @@ from simpo_jax.model import count_params
 from simpo_jax.program import (
   compile_program,
   init_state,
-  input_shardings,
-  place_inputs,
   state_sharding,
 )
 from simpo_jax.record import RunRecord
@@ -70,13 +68,11 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
     requests = pack_requests(
       resolved.requests, program.generate, config.generate, resolved.tokenizer.eos_ids
     )
-    batch_sharding, request_sharding, _ = input_shardings(program)
     launch = Launcher(
       program,
       compiled,
       digest(config.to_json(), resolved.train_pairs, resolved.eval_pairs, requests),
-      place_inputs(program, requests, request_sharding),
-      place_inputs(program, empty_batch(program.batch), batch_sharding),
+      requests,
     )
     record.launching(launch)
 

@@ -9,6 +9,11 @@ def generates(config) -> bool:
   return bool(at_steps) or 0 < every <= config.train.steps
 
 
+def evaluates(config) -> bool:
+  """Whether the run is to evaluate at all."""
+  return bool(config.evaluate.every) or config.evaluate.at_end
+
+
 def launches_after(step: int, config) -> list[Mode]:
   """The modes to launch once training step `step` (from 1) has finished, in order.
 

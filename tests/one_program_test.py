@@ -182,7 +182,6 @@ def _two_hosts(folder):
   state = programs.init_state(cfg, params)
   batch_in, requests_in, ledger_in = programs.input_shardings(cfg)
   requests = programs.place_inputs(
-    cfg,
     pack_requests(run.requests, cfg.generate, config.generate, run.tokenizer.eos_ids),
     requests_in,
   )
@@ -192,7 +191,7 @@ def _two_hosts(folder):
     batch = pack(step_pairs(step, run.train_pairs, config), cfg.batch)
     return compiled.call(
       state,
-      programs.place_inputs(cfg, batch, batch_in),
+      programs.place_inputs(batch, batch_in),
       requests,
       sharding.place(ledger, ledger_in),
     )

@@ -42,6 +42,11 @@ class SkipReport(NamedTuple):
   examples: dict[str, str]
 
 
+def row_length(data: ConfigDict) -> int:
+  """Tokens of a packed row; automatically, so many that any pair fits."""
+  return data.row_length or 2 * data.max_length
+
+
 def tokenize_pair(
   conversation: Conversation, tokenizer: Tokenizer, data: ConfigDict, id: str = ""
 ) -> PairTokens:
@@ -207,7 +212,7 @@ def _fit(pair: PairTokens, tokenizer: Tokenizer, data: ConfigDict) -> PairTokens
   cut = PairTokens(pair.id, *truncate(*pair[1:], tokenizer.bos_id, data))
   if np.array_equal(cut.chosen, cut.rejected):
     raise SkipRow("identical")
-  if sum(map(len, cut[1:])) > (data.row_length or 2 * data.max_length):
+  if sum(map(len, cut[1:])) > row_length(data):
     raise SkipRow("longer_than_row")
   return cut
 
