@@ -39,6 +39,13 @@ setup(
     "cuda12": [f"jax[cuda12]{JAX}"],
     "cuda13": [f"jax[cuda13]{JAX}"],
     # torch is the tests' reference; one exact version, for one exact reference.
-    "dev": ["pytest", "hypothesis", "ruff", "torch==2.13.0"],
+    "dev": [
+      "pytest",
+      "hypothesis",
+      "ruff",
+      "torch==2.13.0",
+      # libtpu: the TPU compiler, which needs no TPU.
+      f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    ],
   },
 )

@@ -79,12 +79,18 @@ def default_config() -> ml_collections.ConfigDict:
   c.generate.temperature = 0.0  # 0: greedy; otherwise at least 0.01
   c.generate.top_k = 0  # 0: off
   c.generate.top_p = 1.0
+  c.generate.min_p = 0.0  # drops tokens under this part of the best one's probability; 0: off
+  c.generate.repetition_penalty = 1.0  # 1: off
+  c.generate.stop = ()  # strings that end an answer, beside the end tokens
   c.generate.ignore_eos = False
   c.generate.seed = 0
+  c.generate.logprobs = False  # write the log-probability of every token beside the samples
   c.generate.max_slots = 0  # sequences decoded at once, per group of prompts; 0: all
   c.generate.page_size = 128  # tokens per KV page
-  c.generate.prefill_chunk = 128  # prompt tokens per prefill step
-  c.generate.attention = "auto"  # paged attention: auto | reference | xla
+  c.generate.num_pages = 0  # KV pages per group; 0: for every slot, if memory allows
+  c.generate.prefill_chunk = 128  # prompt tokens of a sequence per prefill pass
+  c.generate.prefill_rows = 0  # sequences per prefill pass; 0: 512 tokens' worth, on CPU 128
+  c.generate.attention = "auto"  # paged attention: auto | tpu | gpu | xla | reference
 
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.every = 0  # 0: only at the end
@@ -108,7 +114,7 @@ _CHOICES = {
   "train.remat": ("full", "none"),
   "simpo.loss_type": ("sigmoid", "hinge"),
   "generate.mode": ("host_data_parallel", "global_mesh"),
-  "generate.attention": ("auto", "reference", "xla"),
+  "generate.attention": ("auto", "tpu", "gpu", "xla", "reference"),
 }
 _RANGES = {  # inclusive
   "seed": (0, 2**32 - 1),
@@ -142,9 +148,13 @@ _RANGES = {  # inclusive
   "generate.temperature": (0.0, None),
   "generate.top_k": (0, None),
   "generate.top_p": (1e-6, 1.0),
+  "generate.min_p": (0.0, 1.0),
+  "generate.repetition_penalty": (0.01, 100.0),
   "generate.max_slots": (0, None),
   "generate.page_size": (1, None),
+  "generate.num_pages": (0, None),
   "generate.prefill_chunk": (1, None),
+  "generate.prefill_rows": (0, None),
   "evaluate.every": (0, None),
   "mesh.tensor": (1, None),
   "log.samples_shown": (0, None),
@@ -156,6 +166,7 @@ _ELEMENTS = {  # of tuples: their type, and an example
   "data.eval": (str, "('a.json',)"),
   "generate.at_steps": (int, "(2,50)"),
   "generate.prompt_list": (str, "('Tell me a joke.',)"),
+  "generate.stop": (str, "('User:',)"),
 }
 _MAX_INT = 2**31 - 1  # counts are int32 on the devices
 
@@ -198,15 +209,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f"--config.{name}={value!r} is not one of {', '.join(choices)}"
         + did_you_mean(str(value), choices)
       )
-  for name, (low, high) in _RANGES.items():
-    value = fields[name]
-    top = high if high is not None else _MAX_INT if isinstance(value, int) else math.inf
-    if not (low <= value <= top and math.isfinite(value)):
-      if high is None and (value < low or isinstance(low, float)):
-        limit = f"at least {low}" + ("" if math.isfinite(value) else ", and finite")
-      else:
-        limit = f"between {low} and {top}"
-      raise UserError(f"--config.{name}={value} must be {limit}")
+  for name in _RANGES:
+    if problem := range_problem(name, fields[name]):
+      raise UserError(f"--config.{name}={fields[name]} {problem}")
   for name, (kind, example) in _ELEMENTS.items():
     for element in fields[name]:
       if type(element) is not kind:
@@ -214,17 +219,25 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError(
           f"--config.{name}={fields[name]}: {element!r} is not {what}; write it like {example}"
         )
-  if 0 < config.generate.temperature < 0.01:
-    raise UserError(
-      f"--config.generate.temperature={config.generate.temperature} must be 0 (greedy) or at "
-      "least 0.01"
-    )
   late = [step for step in config.generate.at_steps if not 1 <= step <= config.train.steps]
   if late:
     raise UserError(
       f"--config.generate.at_steps={config.generate.at_steps}: step {late[0]} is not "
       f"in 1..{config.train.steps} (--config.train.steps)"
     )
+
+
+def range_problem(name: str, value: float) -> str | None:
+  """What is wrong with the value of a numeric field ("must be at least 1"), or None."""
+  low, high = _RANGES[name]
+  top = high if high is not None else _MAX_INT if isinstance(value, int) else math.inf
+  if not (low <= value <= top and math.isfinite(value)):
+    if high is None and (value < low or isinstance(low, float)):
+      return f"must be at least {low}" + ("" if math.isfinite(value) else ", and finite")
+    return f"must be between {low} and {top}"
+  if name == "generate.temperature" and 0 < value < 0.01:
+    return "must be 0 (greedy) or at least 0.01"
+  return None
 
 
 def did_you_mean(name: str, known) -> str:

@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from simpo_jax.data.pairs import SkipReport
+from simpo_jax.inference import page_bytes
 from simpo_jax.program import Compiled
 from simpo_jax.resolve import Run, devices_text
 
@@ -87,14 +88,23 @@ class Display:
     ]
     if run.requests:
       g = program.generate
-      rows.append(
+      pool = g.num_pages * page_bytes(
+        program.step.model, program.mesh, program.mode, g.page_size, program.step.dtype
+      )
+      note = f"; {run.attention_note}" if run.attention_note else ""
+      rows += [
         (
           "generate",
-          f"{len(run.requests)} requests, up to {g.max_new_tokens} new tokens "
-          f"each, {g.slots} at once, {g.pages_per_seq} pages of {g.page_size} "
-          f"tokens per sequence, {program.mode}",
-        )
-      )
+          f"{len(run.requests)} requests, up to {g.max_new_tokens} new tokens each, "
+          f"{g.slots} at once, {program.mode}",
+        ),
+        (
+          "  KV pool",
+          f"{g.num_pages} pages of {g.page_size} tokens, {human_bytes(pool)} per device: "
+          f"{run.pool.reason}",
+        ),
+        ("  attention", g.attention + note),
+      ]
     rows.append(("workdir", str(workdir)))
     for name, text in rows:
       table.add_row(f"[bold]{name}[/bold]", escape(text))

@@ -1,9 +1,10 @@
 """Generation of a whole prompt set inside the one program.
 
-Prefill in fixed chunks, then a `lax.while_loop` that decodes one token for every
-slot at a time over the paged KV cache. The cache is a loop carry, written in
-place; nothing returns to the host until every request has its length and finish
-reason.
+A queue of requests, a number of slots, a paged KV pool. One `lax.while_loop` refills
+free slots from the queue (admission, prefill in chunks) and decodes one token for
+every running slot at a time; nothing returns to the host until every request has its
+length and finish reason. The pool is a loop carry, written in place: it never passes
+through a `lax.cond`, whose untouched branch would copy it on some backends.
 """
 
 from collections.abc import Callable
@@ -13,44 +14,46 @@ import jax
 import jax.numpy as jnp
 
 from simpo_jax import model as llama
-from simpo_jax import paging
+from simpo_jax import paging, scheduler
 from simpo_jax.arith import ceil_div
-from simpo_jax.kernels.paged_attention import paged_attention, paged_prefill
 from simpo_jax.model_config import ModelConfig
 from simpo_jax.sampling import Sampling, choose, uniforms
+from simpo_jax.scheduler import Queue, Work
 
 RUNNING, STOP, LENGTH = 0, 1, 2
 FINISH_REASONS = {STOP: "stop", LENGTH: "length"}
-PREFILL_ROWS = 8  # prompts prefilled together
 
 
 class GenerateShape(NamedTuple):
   """The fixed sizes and choices of generation; part of the compiled program."""
 
   groups: int  # independent prompt groups: hosts, or 1 for the global mesh
-  requests: int  # N requests per group, a multiple of `slots`
+  requests: int  # N requests per group
   slots: int  # sequences decoded at once, per group
+  widths: tuple[int, ...]  # batch sizes of a decode step, falling from `slots`
   prompt_tokens: int  # T, a multiple of `chunk`
   max_new_tokens: int
   page_size: int
-  chunk: int
+  num_pages: int  # P, per group and layer
+  chunk: int  # prompt tokens of a sequence per prefill pass
+  prefill_rows: int  # sequences per prefill pass
+  stop_states: int  # of the stop automaton
   attention: str  # implementation of paged attention
+  shared_prompts: bool  # several requests have the same prompt
+  repetition_penalty: bool  # some request has one
+  out_in: bool  # linear weights lie as [out, in] (`model.OutIn`)
 
   @property
   def pages_per_seq(self) -> int:
     return paging.pages_needed(self.prompt_tokens + self.max_new_tokens, self.page_size)
-
-  @property
-  def num_pages(self) -> int:
-    """P per layer: the worst case of every slot, so that no sequence can run out."""
-    return self.slots * self.pages_per_seq
 
 
 class Asked(NamedTuple):
   """What each request asks for: arrays `[groups, N]`, N requests per group."""
 
   tokens: jax.Array  # int32 [groups, N, T], the prompt, padded on the right
-  length: jax.Array  # int32, prompt tokens; 0 for an empty request
+  length: jax.Array  # int32, prompt tokens; 0 for an unused entry, which come last
+  budget: jax.Array  # int32, tokens it may generate, at most `max_new_tokens`
   prompt: jax.Array  # int32, global prompt index
   sample: jax.Array  # int32, sample index of that prompt
   sampling: Sampling
@@ -60,185 +63,263 @@ class Requests(NamedTuple):
   """What to generate."""
 
   each: Asked
-  stop_ids: jax.Array  # int32 [E], end-of-turn tokens, -1 for none
+  stops: jax.Array  # int32 [states, V], the stop automaton (`stopping.py`)
   seed: jax.Array  # uint32 [2], key data
 
 
 class Generated(NamedTuple):
-  """The answers, in request order: `[groups, N]`, tokens `[groups, N, max_new_tokens]`."""
+  """The answers, in request order: `[groups, N]`, or `[groups, N, max_new_tokens]`."""
 
   tokens: jax.Array  # int32, a stop token included; -1 past the end
+  logprobs: jax.Array  # float32, the model's log-probability of each token; 0 past the end
   count: jax.Array  # int32, tokens generated
-  finish: jax.Array  # int32: STOP, LENGTH, or RUNNING for an empty request
-  logprob: jax.Array  # float32, sum of the model's log-probabilities of the tokens
+  finish: jax.Array  # int32: STOP, LENGTH, or RUNNING for an unused entry
+  logprob: jax.Array  # float32, sum of `logprobs`
 
 
-class _Decode(NamedTuple):
-  """The carry of the decode loop, `[slots]` unless said otherwise."""
+class _Slots(NamedTuple):
+  """The sequences being decoded, int32 `[slots]`."""
 
-  pool: jax.Array  # [L * P, page, 2K, h]
   token: jax.Array  # the newest token, not yet in the cache
   position: jax.Array  # its index in the sequence
+  stop: jax.Array  # state of the stop automaton
+
+
+class _Tally(NamedTuple):
+  """What the loops go by: the same on all groups, so that their loops keep step."""
+
+  running: jax.Array  # int32, most running slots of any group
+  pending: jax.Array  # int32, most requests that wait in any group
+  refill: jax.Array  # int32, 1 if any group wants to admit
+
+
+class _State(NamedTuple):
+  """The carry of all loops."""
+
+  pool: jax.Array  # [L * P, page, 2Kh]
+  queue: Queue
+  slots: _Slots
+  seen: jax.Array | None  # bool [slots, V], tokens of prompt and answer, if penalised
   out: Generated
+  tally: _Tally
 
 
-class _Engine(NamedTuple):
+# attend(q [B,T,H,h], k, v [B,T,K,h], pool, page_ids, start, count) -> (out [B,T,H,h], pool)
+PagedAttend = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+class Engine(NamedTuple):
   """What stays the same over a whole generation."""
 
   params: llama.Params  # decode weights, layers unstacked
   cfg: ModelConfig
   shape: GenerateShape
   dtype: Any
-  over_groups: Callable[[jax.Array], jax.Array]  # maximum over all groups
+  attend: PagedAttend  # writes new keys and values to the pool, then attends to it
+  place_pool: Callable[[jax.Array], jax.Array] = lambda pool: pool  # constrains its sharding
+  # Maximum over all groups, whose loops run in step with this one's.
+  over_groups: Callable[[jax.Array], jax.Array] = lambda x: x
 
 
-def generate_group(
-  params: llama.Params,
-  requests: Requests,
-  cfg: ModelConfig,
-  shape: GenerateShape,
-  dtype,
-  place_pool: Callable[[jax.Array], jax.Array] = lambda pool: pool,
-  axis: str | None = None,
-) -> Generated:
-  """Answers one group's requests, `slots` at a time.
+def generate_group(engine: Engine, requests: Requests) -> Generated:
+  """Answers one group's requests, without a leading group axis: `[N]` in request order."""
+  shape, asked = engine.shape, requests.each
+  work = Work(asked.length, asked.budget, asked.prompt)
+  if shape.out_in:
+    engine = engine._replace(params=llama.out_in(engine.params))
+  s = _tallied(engine, _init(engine), work)
 
-  Args:
-    params: decode weights, layers unstacked (`model.unstack`).
-    requests: of this group alone: no leading group axis.
-    place_pool: constrains the sharding of the KV pool.
-    axis: mesh axis name that other groups run along, whose loops keep step with
-      this one's.
+  def rounds(s: _State) -> _State:
+    s = _tallied(engine, _refill(engine, s, asked, work), work)
+    for width, lower in zip(shape.widths, (*shape.widths[1:], 0), strict=True):
 
-  Returns:
-    `[N]` answers in request order.
-  """
-  engine = _Engine(
-    params, cfg, shape, dtype, lambda x: x if axis is None else jax.lax.pmax(x, axis)
+      def step(s, width=width):
+        return _tallied(engine, _decode(engine, s, requests, width), work)
+
+      def enough(s, lower=lower):
+        return (s.tally.running > lower) & (s.tally.refill == 0)
+
+      with jax.named_scope(f"decode_{width}"):
+        s = jax.lax.while_loop(enough, step, s)
+    return s
+
+  s = jax.lax.while_loop(lambda s: (s.tally.running > 0) | (s.tally.pending > 0), rounds, s)
+  return s.out
+
+
+def _init(engine: Engine) -> _State:
+  shape, cfg = engine.shape, engine.cfg
+  N, slots = shape.requests, shape.slots
+  lanes = 2 * cfg.num_key_value_heads * cfg.head_dim
+  pool = jnp.zeros((cfg.num_hidden_layers * shape.num_pages, shape.page_size, lanes), engine.dtype)
+  zeros = jnp.zeros((slots,), jnp.int32)
+  return _State(
+    pool=engine.place_pool(pool),
+    queue=scheduler.init_queue(N, shape.num_pages, slots, shape.pages_per_seq),
+    slots=_Slots(zeros, zeros, zeros),
+    seen=jnp.zeros((slots, cfg.vocab_size), bool) if shape.repetition_penalty else None,
+    out=Generated(
+      tokens=jnp.full((N, shape.max_new_tokens), -1, jnp.int32),
+      logprobs=jnp.zeros((N, shape.max_new_tokens), jnp.float32),
+      count=jnp.zeros((N,), jnp.int32),
+      finish=jnp.full((N,), RUNNING, jnp.int32),
+      logprob=jnp.zeros((N,), jnp.float32),
+    ),
+    tally=_Tally(*[jnp.zeros((), jnp.int32)] * len(_Tally._fields)),
   )
-  pool_shape = (
-    cfg.num_hidden_layers * shape.num_pages,
-    shape.page_size,
-    2 * cfg.num_key_value_heads,
-    cfg.head_dim,
+
+
+def _tallied(engine: Engine, s: _State, work: Work) -> _State:
+  """Brings the tally up to date: the one exchange between groups per decode step."""
+  refill = scheduler.wants_refill(s.queue, work, engine.shape.prefill_rows)
+  counts = (
+    jnp.sum(s.queue.running, dtype=jnp.int32),
+    scheduler.pending(s.queue, work),
+    refill.astype(jnp.int32),
   )
-  pool = place_pool(jnp.zeros(pool_shape, dtype))
-  pages = paging.init_pages(shape.num_pages, shape.slots, shape.pages_per_seq)
-
-  def wave(carry, asked: Asked):
-    pool, pages = carry
-    alive = asked.length > 0
-    need = paging.pages_needed(asked.length + shape.max_new_tokens, shape.page_size)
-    pages = paging.allocate(pages, jnp.where(alive, need, 0))
-    pool = _prefill(engine, pool, pages.table, asked)
-    pool, out = _decode(engine, pool, pages.table, requests._replace(each=asked))
-    return (pool, paging.release(pages, alive)), out
-
-  waves = jax.tree.map(lambda x: x.reshape(-1, shape.slots, *x.shape[1:]), requests.each)
-  _, out = jax.lax.scan(wave, (pool, pages), waves)
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+  counts = engine.over_groups(jnp.stack(counts))
+  return s._replace(tally=_Tally(*counts))
 
 
-def _forward(engine: _Engine, pool, table, tokens, positions, attention):
+def _forward(engine: Engine, pool, table, tokens, start, count):
   """Runs `tokens [B, T]` through all layers, writing and reading the cache.
 
-  `positions [B, T]` is -1 where there is no token. `table` is the page table of
-  these rows; `attention(q, pool, layer_page_ids)` reads the cache back.
+  Row b has `count[b]` tokens, at `start[b]` and after in its sequence; `table` is the
+  page table of these rows.
   """
   cfg = engine.cfg
+  positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+  angles = llama.rope_angles(positions, cfg)
   x = llama.embed(engine.params, tokens, engine.dtype)
-  angles = llama.rope_angles(jnp.maximum(positions, 0), cfg)
   for index, weights in enumerate(engine.params["layers"]):
     ids = paging.layer_pages(table, index, engine.shape.num_pages, cfg.num_hidden_layers)
 
     def attend(q, k, v, pool=pool, ids=ids):
-      written = paging.write(pool, ids, positions, k, v)
-      return attention(q, written, ids), written
+      return engine.attend(q, k, v, pool, ids, start, count)
 
     x, pool = llama.layer(weights, x, angles, attend, cfg)
   return x, pool
 
 
-def _prefill(engine: _Engine, pool, table, asked: Asked):
-  """Caches all prompt tokens but the last, which is the first input of decoding."""
-  shape, window = engine.shape, engine.cfg.sliding_window
-  rows = min(PREFILL_ROWS, shape.slots)
-  prompt_pages = paging.pages_needed(shape.prompt_tokens, shape.page_size)
+# --- admission and prefill ---------------------------------------------------------------
 
-  def group(first, pool):
-    # The last group overlaps the one before if `rows` does not divide the slots:
-    # writing a prompt's keys again writes the same values.
-    start = jnp.minimum(first * rows, shape.slots - rows)
-    tokens, length, pages = (
-      jax.lax.dynamic_slice_in_dim(x, start, rows, 0) for x in (asked.tokens, asked.length, table)
+
+def _refill(engine: Engine, s: _State, asked: Asked, work: Work) -> _State:
+  """Frees finished slots, admits the next requests and caches their prompts.
+
+  Of a prompt, all tokens but the last are cached; the last is the first input of
+  decoding.
+  """
+  shape = engine.shape
+  with jax.named_scope("admit"):
+    queue = scheduler.retire(s.queue, work)
+    queue, admitted = scheduler.admit(queue, work, shape.page_size)
+    mine = lambda x: x.at[queue.request].get(mode="fill", fill_value=0)  # noqa: E731
+    length, new = mine(asked.length), admitted.new
+    last = jnp.maximum(length - 1, 0)
+    token = asked.tokens.at[queue.request, last].get(mode="fill", fill_value=0)
+    slots = jax.tree.map(
+      lambda now, before: jnp.where(new, now, before),
+      _Slots(token, last, jnp.zeros_like(last)),
+      s.slots,
     )
+    seen = s.seen
+    if seen is not None:
+      tokens = mine(asked.tokens)
+      real = new[:, None] & (jnp.arange(tokens.shape[1]) < length[:, None])
+      row = jnp.arange(shape.slots)[:, None]
+      seen = (
+        (seen & ~new[:, None])
+        .at[row, jnp.where(real, tokens, seen.shape[1])]
+        .set(True, mode="drop")
+      )
+  with jax.named_scope("prefill"):
+    has_it = admitted.donor != jnp.arange(shape.slots)
+    pool = _prefill(engine, s.pool, queue, asked, jnp.where(new & ~has_it, last, 0))
+    if shape.shared_prompts:
+      source, target = scheduler.tail_copies(queue, work, admitted, shape.page_size)
+      copies = engine.over_groups(jnp.any(target < shape.num_pages).astype(jnp.int32))
+      layers = copies * engine.cfg.num_hidden_layers
+      pool = paging.copy_pages(pool, source, target, layers, shape.num_pages)
+  return s._replace(pool=pool, queue=queue, slots=slots, seen=seen)
+
+
+def _prefill(engine: Engine, pool, queue: Queue, asked: Asked, todo) -> jax.Array:
+  """Caches the first `todo[i]` prompt tokens of slot i, `prefill_rows` slots at a time."""
+  shape = engine.shape
+  rows = shape.prefill_rows
+  # Longest first, so that prompts of about the same length go through together.
+  order = jnp.argsort(-todo)
+  padding = jnp.full((-shape.slots % rows,), shape.slots, order.dtype)
+  order = jnp.concatenate([order, padding])
+
+  def group(index, pool):
+    slot = jax.lax.dynamic_slice_in_dim(order, index * rows, rows)
+    left = todo.at[slot].get(mode="fill", fill_value=0)
+    request = queue.request.at[slot].get(mode="fill", fill_value=shape.requests)
+    tokens = asked.tokens.at[request].get(mode="fill", fill_value=0)
+    table = queue.pages.table.at[slot].get(mode="fill", fill_value=shape.num_pages)
 
     def chunk(index, pool):
-      offset = index * shape.chunk
-      positions = offset + jnp.arange(shape.chunk, dtype=jnp.int32)
-      positions = jnp.where(positions < length[:, None] - 1, positions, -1)
-      now = jax.lax.dynamic_slice_in_dim(tokens, offset, shape.chunk, 1)
+      start = jnp.full((rows,), index * shape.chunk, jnp.int32)
+      now = jax.lax.dynamic_slice_in_dim(tokens, index * shape.chunk, shape.chunk, 1)
+      count = jnp.clip(left - start, 0, shape.chunk)
+      return _forward(engine, pool, table, now, start, count)[1]
 
-      def attention(q, pool, ids):
-        return paged_prefill(q, pool, ids[:, :prompt_pages], positions, window)
-
-      return _forward(engine, pool, pages, now, positions, attention)[1]
-
-    chunks = engine.over_groups(ceil_div(jnp.max(length) - 1, shape.chunk))
+    chunks = engine.over_groups(ceil_div(jnp.max(left), shape.chunk))
     return jax.lax.fori_loop(0, chunks, chunk, pool)
 
-  with jax.named_scope("prefill"):
-    return jax.lax.fori_loop(0, ceil_div(shape.slots, rows), group, pool)
+  groups = engine.over_groups(ceil_div(jnp.sum(todo > 0, dtype=jnp.int32), rows))
+  return jax.lax.fori_loop(0, groups, group, pool)
 
 
-def _decode(engine: _Engine, pool, table, requests: Requests):
-  """Decodes every slot until all have stopped or spent `max_new_tokens`."""
-  cfg, shape, asked = engine.cfg, engine.shape, requests.each
-  slots = shape.slots
+# --- decoding ----------------------------------------------------------------------------
+
+
+def _decode(engine: Engine, s: _State, requests: Requests, width: int) -> _State:
+  """One token for every running slot; at most `width` of them run."""
+  cfg, shape, asked, queue = engine.cfg, engine.shape, requests.each, s.queue
   # Pinned: the key must not depend on the environment's default generator.
   key = jax.random.wrap_key_data(requests.seed, impl="threefry2x32")
-  occupied = asked.length > 0
+  # The running slots come first, so that a step is as wide as what runs.
+  slot = jnp.argsort(~queue.running, stable=True)[:width].astype(jnp.int32)
+  alive = queue.running[slot]
+  request = jnp.where(alive, queue.request[slot], shape.requests)
+  mine = lambda x: x.at[request].get(mode="fill", fill_value=0)  # noqa: E731
+  token, position, stop = (x[slot] for x in s.slots)
 
-  def running(out: Generated):
-    return occupied & (out.finish == RUNNING)
+  table = jnp.where(alive[:, None], queue.pages.table[slot], shape.num_pages)
+  x, pool = _forward(engine, s.pool, table, token[:, None], position, alive.astype(jnp.int32))
+  with jax.named_scope("sample"):
+    x = llama.rms_norm(x[:, 0], engine.params["final_norm"], cfg.rms_norm_eps)
+    u = uniforms(key, mine(asked.prompt), mine(asked.sample), position)
+    sampling = jax.tree.map(mine, asked.sampling)
+    # A dead row must not divide by its zero.
+    penalty = jnp.where(alive, sampling.repetition_penalty, 1.0)
+    sampling = sampling._replace(repetition_penalty=penalty)
+    seen = None if s.seen is None else s.seen[slot]
+    token, logprob = choose(llama.unembed(engine.params, x), sampling, u, seen)
 
-  def step(s: _Decode) -> _Decode:
-    now = running(s.out)
-    position = jnp.where(now, s.position, -1)
-
-    def attention(q, pool, ids):
-      return paged_attention(q[:, 0], pool, ids, position + 1, cfg.sliding_window, shape.attention)[
-        :, None
-      ]
-
-    x, pool = _forward(engine, s.pool, table, s.token[:, None], position[:, None], attention)
-    with jax.named_scope("sample"):
-      x = llama.rms_norm(x[:, 0], engine.params["final_norm"], cfg.rms_norm_eps)
-      u = uniforms(key, asked.prompt, asked.sample, s.position)
-      token, logprob = choose(llama.unembed(engine.params, x), asked.sampling, u)
-    column = jnp.where(now, s.out.count, shape.max_new_tokens)  # out of range: dropped
-    count = s.out.count + now
-    stopped = jnp.any(token[:, None] == requests.stop_ids, axis=1)
-    finish = jnp.where(stopped, STOP, jnp.where(count >= shape.max_new_tokens, LENGTH, RUNNING))
+  with jax.named_scope("record"):
+    stop = requests.stops[stop, token]
+    count = mine(s.out.count) + 1
+    finish = jnp.where(stop < 0, STOP, jnp.where(count >= mine(asked.budget), LENGTH, RUNNING))
     out = Generated(
-      tokens=s.out.tokens.at[jnp.arange(slots), column].set(token, mode="drop"),
-      count=count,
-      finish=jnp.where(now, finish, s.out.finish).astype(jnp.int32),
-      logprob=s.out.logprob + jnp.where(now, logprob, 0.0),
+      tokens=s.out.tokens.at[request, count - 1].set(token, mode="drop"),
+      logprobs=s.out.logprobs.at[request, count - 1].set(logprob, mode="drop"),
+      count=s.out.count.at[request].set(count, mode="drop"),
+      finish=s.out.finish.at[request].set(finish, mode="drop"),
+      logprob=s.out.logprob.at[request].add(logprob, mode="drop"),
     )
-    return _Decode(pool, token, s.position + now, out)
-
-  def busy(s: _Decode):
-    return engine.over_groups(jnp.any(running(s.out)))
-
-  last = jnp.maximum(asked.length - 1, 0)
-  token = jnp.take_along_axis(asked.tokens, last[:, None], axis=1)[:, 0]
-  out = Generated(
-    tokens=jnp.full((slots, shape.max_new_tokens), -1, jnp.int32),
-    count=jnp.zeros((slots,), jnp.int32),
-    finish=jnp.full((slots,), RUNNING, jnp.int32),
-    logprob=jnp.zeros((slots,), jnp.float32),
-  )
-  with jax.named_scope("decode"):
-    s = jax.lax.while_loop(busy, step, _Decode(pool, token, last, out))
-  return s.pool, s.out
+    return _State(
+      pool=pool,
+      queue=queue._replace(running=queue.running.at[slot].set(alive & (finish == RUNNING))),
+      slots=jax.tree.map(
+        lambda all_, now: all_.at[slot].set(now),
+        s.slots,
+        _Slots(token, position + 1, jnp.maximum(stop, 0)),
+      ),
+      seen=None if s.seen is None else s.seen.at[slot, token].set(True),
+      out=out,
+      tally=s.tally,
+    )

@@ -20,13 +20,15 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from simpo_jax import inference
 from simpo_jax import model as llama
+from simpo_jax.capacity import HEADROOM, device_bytes
 from simpo_jax.data.packing import Batch, BatchShape, empty_batch
-from simpo_jax.generate import Generated, GenerateShape, Requests, generate_group
+from simpo_jax.generate import Generated, GenerateShape, Requests
 from simpo_jax.ledger import AGREE, FIELDS, STOP, Mode
 from simpo_jax.memory import Memory, memory_of
 from simpo_jax.requests import empty_requests
-from simpo_jax.sharding import INFERENCE_RULES, ROWS, TRAIN_RULES, named, param_specs, place
+from simpo_jax.sharding import ROWS, TRAIN_RULES, named, param_specs, place
 from simpo_jax.train import Metrics, StepConfig, TrainState, evaluate_step, train_step
 
 
@@ -108,15 +110,15 @@ def input_shardings(cfg: ProgramConfig) -> tuple[Batch, Requests, NamedSharding]
   rows = P(None, *ROWS)
   batch = Batch(*[rows] * (len(Batch._fields) - 1), num_micro=P())
   group = P("host") if cfg.generate.groups > 1 else P()
-  asked = jax.tree.map(lambda _: group, empty_requests(cfg.generate).each)
-  requests = Requests(asked, stop_ids=P(), seed=P())
+  asked = jax.tree.map(lambda _: group, _no_requests(cfg).each)
+  requests = Requests(asked, stops=P(), seed=P())
   return named(cfg.mesh, (batch, requests, P("host")))
 
 
 def abstract_inputs(cfg: ProgramConfig):
   """Shapes, dtypes and shardings of (batch, requests, ledger)."""
   ledger = np.zeros((cfg.mesh.shape["host"], len(FIELDS)), np.int32)
-  values = (empty_batch(cfg.batch), empty_requests(cfg.generate), ledger)
+  values = (empty_batch(cfg.batch), _no_requests(cfg), ledger)
   return jax.tree.map(_with_sharding, values, input_shardings(cfg))
 
 
@@ -129,6 +131,12 @@ def build(cfg: ProgramConfig):
   """The program as a jitted function; `compile_program` makes the executable."""
   replicated = NamedSharding(cfg.mesh, P())
 
+  def generation(params, requests):
+    step = cfg.step
+    return inference.generate(
+      params, requests, step.model, cfg.mesh, cfg.mode, cfg.generate, step.dtype
+    )
+
   def train(state, batch, requests):
     del requests
     state, metrics = train_step(state, batch, cfg.tx, cfg.schedule, cfg.step)
@@ -136,7 +144,7 @@ def build(cfg: ProgramConfig):
 
   def generate(state, batch, requests):
     del batch
-    return state, no_metrics(), _generate(state.params, requests, cfg)
+    return state, no_metrics(), generation(state.params, requests)
 
   def evaluate(state, batch, requests):
     del requests
@@ -151,7 +159,7 @@ def build(cfg: ProgramConfig):
 
   state_in, inputs = abstract_state(cfg), abstract_inputs(cfg)
   no_metrics = zeros_like(lambda p, b: evaluate_step(p, b, cfg.step), state_in.params, inputs[0])
-  no_generation = zeros_like(lambda p, r: _generate(p, r, cfg), state_in.params, inputs[1])
+  no_generation = zeros_like(generation, state_in.params, inputs[1])
 
   def program(state, batch, requests, ledger):
     rows = jax.lax.with_sharding_constraint(ledger, replicated)
@@ -166,7 +174,8 @@ def build(cfg: ProgramConfig):
 
   group = P("host") if cfg.generate.groups > 1 else P()
   # Each host keeps the tokens of its own requests; the short results reach all.
-  report = Report(P(), P(), P(), Generated(tokens=group, count=P(), finish=P(), logprob=P()))
+  answers = Generated(tokens=group, logprobs=group, count=P(), finish=P(), logprob=P())
+  report = Report(P(), P(), P(), answers)
   report = named(cfg.mesh, report)
   return jax.jit(program, donate_argnums=0, out_shardings=(state_sharding(cfg), report))
 
@@ -178,10 +187,7 @@ def compile_program(cfg: ProgramConfig) -> Compiled:
   fingerprint = _fingerprint(lowered)
   compiled = lowered.compile()
   memory = memory_of(compiled)
-  state = sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    for x in jax.tree.leaves(abstract_state(cfg))
-  )
+  state = _state_bytes(cfg)
   if memory.aliased < state:
     raise RuntimeError(
       f"only {memory.aliased} of {state} bytes of train state are updated in place; the state "
@@ -190,48 +196,28 @@ def compile_program(cfg: ProgramConfig) -> Compiled:
   return Compiled(compiled, fingerprint, time.perf_counter() - start, memory)
 
 
-def _generate(params, requests: Requests, cfg: ProgramConfig) -> Generated:
-  """Casts and reshards the weights for decoding, then answers every group's requests."""
-  rules = INFERENCE_RULES[cfg.mode]
-  specs = param_specs(cfg.step.model, cfg.mesh, rules)
-  specs["layers"] = [
-    jax.tree.map(lambda s: P(*s[1:]), specs["layers"])
-  ] * cfg.step.model.num_hidden_layers
-  params = jax.lax.with_sharding_constraint(
-    llama.unstack(params, cfg.step.model, cfg.step.dtype), named(cfg.mesh, specs)
+def room_for_pool(cfg: ProgramConfig) -> int | None:
+  """Bytes of a device's memory that the KV pool may take; None if that is unknown.
+
+  What training's activations use at other times is free while generating.
+  """
+  total = device_bytes(cfg.mesh.devices.flat[0])
+  if total is None:
+    return None
+  weights = inference.weight_bytes(cfg.step.model, cfg.mesh, cfg.mode, cfg.step.dtype)
+  return int(total * (1 - HEADROOM)) - _state_bytes(cfg) - weights
+
+
+def _state_bytes(cfg: ProgramConfig) -> int:
+  """Bytes of the train state on one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(abstract_state(cfg))
   )
-  heads = specs["layers"][0]["k"][-1]
 
-  def place_pool(pool):
-    # Inside shard_map the mesh in context knows which axes are manual already.
-    mesh = jax.sharding.get_abstract_mesh()
-    mesh = cfg.mesh if mesh.empty else mesh
-    return jax.lax.with_sharding_constraint(pool, NamedSharding(mesh, P(None, None, heads)))
 
-  def group(params, requests, axis=None):
-    requests = requests._replace(each=jax.tree.map(lambda x: x[0], requests.each))
-    out = generate_group(
-      params,
-      requests,
-      cfg.step.model,
-      cfg.generate,
-      cfg.step.dtype,
-      place_pool,
-      axis,
-    )
-    return jax.tree.map(lambda x: x[None], out)
-
-  if cfg.generate.groups == 1:
-    return group(params, requests)
-  in_specs = (P(), Requests(P("host"), stop_ids=P(), seed=P()))
-  return jax.shard_map(
-    lambda p, r: group(p, r, "host"),
-    mesh=cfg.mesh,
-    in_specs=in_specs,
-    out_specs=P("host"),
-    axis_names={"host"},
-    check_vma=False,
-  )(params, requests)
+def _no_requests(cfg: ProgramConfig) -> Requests:
+  return empty_requests(cfg.generate, cfg.step.model.vocab_size)
 
 
 def _abstract_params(cfg: ProgramConfig) -> llama.Params:

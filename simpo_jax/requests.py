@@ -6,82 +6,161 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from simpo_jax.arith import ceil_div, round_up
+from simpo_jax.arith import round_up
 from simpo_jax.data.prompts import Prompt
 from simpo_jax.errors import UserError
 from simpo_jax.generate import FINISH_REASONS, Asked, Generated, GenerateShape, Requests
+from simpo_jax.paging import pages_needed
 from simpo_jax.sampling import Sampling
-
-MAX_STOP_IDS = 16
 
 
 class Request(NamedTuple):
-  """One answer asked for: a sample of a prompt."""
+  """One answer asked for: a sample of a prompt, with its settings."""
 
   prompt: Prompt
   sample: int
+  sampling: Sampling  # of numbers
+  budget: int  # tokens it may generate
 
 
-def make_requests(prompts: list[Prompt], num_samples: int) -> list[Request]:
-  """Every sample of every prompt, in prompt order."""
-  return [Request(p, s) for p in prompts for s in range(num_samples)]
+class Place(NamedTuple):
+  """Where a request is answered."""
+
+  group: int
+  index: int  # in the group's queue
+  process: int  # that writes its row
 
 
-def generate_shape(requests: list[Request], config, groups: int) -> GenerateShape:
-  """The fixed sizes that hold these requests; `config` is `config.generate`."""
-  per_group = ceil_div(len(requests), groups)
+def make_requests(prompts: list[Prompt], config) -> list[Request]:
+  """Every sample of every prompt, in prompt order; `config` is `config.generate`."""
+
+  def request(prompt, sample):
+    setting = lambda name: prompt.settings.get(name, config[name])  # noqa: E731
+    sampling = Sampling(*map(setting, Sampling._fields))
+    return Request(prompt, sample, sampling, setting("max_new_tokens"))
+
+  return [request(p, s) for p in prompts for s in range(config.num_samples)]
+
+
+def deal(requests: list[Request], groups: int, processes: int = 1) -> list[Place]:
+  """Deals the requests round-robin, so that the groups' loads match.
+
+  The samples of a prompt stay together, to share its pages, unless there are fewer
+  prompts than groups. In the global mesh (one group) every process has every answer
+  and each writes its part.
+  """
+  prompts = list(dict.fromkeys(r.prompt.index for r in requests))
+  ordinal = {index: i for i, index in enumerate(prompts)}
+  filled, places = [0] * groups, []
+  for number, request in enumerate(requests):
+    turn = ordinal[request.prompt.index] if len(prompts) >= groups else number
+    group = turn % groups
+    writer = (group if groups > 1 else number) % processes
+    places.append(Place(group, filled[group], writer))
+    filled[group] += 1
+  return places
+
+
+def request_pages(request: Request, page_size: int) -> int:
+  """KV pages of the request's worst case; its last token is never cached."""
+  return pages_needed(len(request.prompt.tokens) + request.budget - 1, page_size)
+
+
+def worst_pages(requests: list[Request], groups: int, slots: int, page_size: int) -> int:
+  """Pages of the `slots` largest requests of a group, the most that it can ever use."""
+  needs: list[list[int]] = [[] for _ in range(groups)]
+  for request, place in zip(requests, deal(requests, groups), strict=True):
+    needs[place.group].append(request_pages(request, page_size))
+  return max(sum(sorted(group, reverse=True)[:slots]) for group in needs)
+
+
+def generate_shape(
+  requests: list[Request],
+  config,
+  groups: int,
+  platform: str = "cpu",
+  attention: str = "xla",
+  stop_states: int = 1,
+) -> GenerateShape:
+  """The fixed sizes that hold these requests, with a pool for the worst case.
+
+  Args:
+    config: `config.generate`.
+    platform: of the devices; decides what makes a good batch.
+    attention: implementation, already chosen.
+  """
+  places = deal(requests, groups)
+  per_group = 1 + max(p.index for p in places)
   slots = min(config.max_slots or per_group, per_group)
   longest = max(len(r.prompt.tokens) for r in requests)
   chunk = min(config.prefill_chunk, longest)
+  on_cpu = platform == "cpu"
+  rows = config.prefill_rows or max(1, (128 if on_cpu else 512) // chunk)
   return GenerateShape(
     groups=groups,
-    requests=round_up(per_group, slots),
+    requests=per_group,
     slots=slots,
+    widths=_widths(slots, on_cpu),
     prompt_tokens=round_up(longest, chunk),
-    max_new_tokens=config.max_new_tokens,
+    max_new_tokens=max(r.budget for r in requests),
     page_size=config.page_size,
+    num_pages=worst_pages(requests, groups, slots, config.page_size),
     chunk=chunk,
-    attention=config.attention,
+    prefill_rows=min(rows, slots),
+    stop_states=stop_states,
+    attention=attention,
+    shared_prompts=any(r.sample for r in requests),
+    repetition_penalty=any(r.sampling.repetition_penalty != 1.0 for r in requests),
+    out_in=on_cpu,
   )
 
 
-def place_of(number: int, groups: int) -> tuple[int, int]:
-  """Where request `number` goes, (group, index): dealt round-robin, so that loads match."""
-  return number % groups, number // groups
+def _widths(slots: int, on_cpu: bool) -> tuple[int, ...]:
+  """Batch sizes of a decode step: a step of few sequences should cost less than one of many.
+
+  On a CPU it does from 4 on; an accelerator reads all weights for any small batch.
+  """
+  least, widths = 4 if on_cpu else 64, [slots]
+  while widths[-1] // 4 >= least:
+    widths.append(widths[-1] // 4)
+  return tuple(widths)
 
 
-def empty_requests(shape: GenerateShape) -> Requests:
+def empty_requests(shape: GenerateShape, vocab_size: int) -> Requests:
   """Numpy arrays of the right sizes that ask for nothing."""
   size = (shape.groups, shape.requests)
-  zeros = lambda dtype: np.zeros(size, dtype)  # noqa: E731
+  ints, floats = np.zeros(size, np.int32), np.zeros(size, np.float32)
   asked = Asked(
     tokens=np.zeros((*size, shape.prompt_tokens), np.int32),
-    length=zeros(np.int32),
-    prompt=zeros(np.int32),
-    sample=zeros(np.int32),
-    sampling=Sampling(zeros(np.float32), zeros(np.int32), zeros(np.float32)),
+    length=ints,
+    budget=ints,
+    prompt=ints,
+    sample=ints,
+    sampling=Sampling(floats, ints, floats, floats, floats),
   )
-  return Requests(asked, np.full(MAX_STOP_IDS, -1, np.int32), np.zeros(2, np.uint32))
+  asked = jax.tree.map(np.copy, asked)
+  stops = np.zeros((shape.stop_states, vocab_size), np.int16)
+  return Requests(asked, stops, np.zeros(2, np.uint32))
 
 
 def pack_requests(
-  requests: list[Request], shape: GenerateShape, config, stop_ids: tuple[int, ...]
+  requests: list[Request], shape: GenerateShape, stops: np.ndarray, seed: int
 ) -> Requests:
-  """The requests as numpy arrays `[groups, N]`; `config` is `config.generate`."""
-  out = empty_requests(shape)
+  """The requests as numpy arrays `[groups, N]`; `stops` is the stop automaton."""
+  out = empty_requests(shape, stops.shape[1])
   asked = out.each
-  asked.sampling.temperature[:] = config.temperature
-  asked.sampling.top_k[:] = config.top_k
-  asked.sampling.top_p[:] = config.top_p
-  for number, (prompt, sample) in enumerate(requests):
-    at = place_of(number, shape.groups)
-    asked.tokens[at][: len(prompt.tokens)] = prompt.tokens
-    asked.length[at] = len(prompt.tokens)
-    asked.prompt[at] = prompt.index
-    asked.sample[at] = sample
-  if not config.ignore_eos:
-    out.stop_ids[: len(stop_ids)] = stop_ids
-  out.seed[1] = config.seed  # a seed's raw key, as jax.random.key(seed) makes it
+  for request, place in zip(requests, deal(requests, shape.groups), strict=True):
+    at = place.group, place.index
+    tokens = request.prompt.tokens
+    asked.tokens[at][: len(tokens)] = tokens
+    asked.length[at] = len(tokens)
+    asked.budget[at] = request.budget
+    asked.prompt[at] = request.prompt.index
+    asked.sample[at] = request.sample
+    for array, value in zip(asked.sampling, request.sampling, strict=True):
+      array[at] = value
+  out.stops[:] = stops
+  out.seed[1] = seed  # a seed's raw key, as jax.random.key(seed) makes it
   return out
 
 
@@ -93,14 +172,14 @@ class Summary(NamedTuple):
   logprob: np.ndarray  # float32 [requests]
 
 
-def summarize(generated: Generated, total: int, groups: int) -> Summary:
+def summarize(generated: Generated, places: list[Place]) -> Summary:
   """Collects the results that all hosts share.
 
   Raises:
     UserError: the model's logits are not finite for some prompt.
     RuntimeError: a request came back without an answer (a bug in the scheduler).
   """
-  at = tuple(np.asarray([place_of(i, groups) for i in range(total)]).T)
+  at = tuple(np.asarray([place[:2] for place in places]).T)
   out = Summary(
     *(np.asarray(x)[at] for x in (generated.count, generated.finish, generated.logprob))
   )
@@ -118,38 +197,45 @@ def summarize(generated: Generated, total: int, groups: int) -> Summary:
 
 def sample_rows(
   requests: list[Request],
+  places: list[Place],
   generated: Generated,
   summary: Summary,
   decode,
   step: int,
   process: int,
   processes: int,
+  logprobs: bool,
 ) -> Iterator[dict[str, Any]]:
   """This process's rows of the samples file, in request order.
 
-  In host data parallel mode a process has the tokens of its own group; in the
-  global mesh everyone has all and takes every `processes`-th.
+  Args:
+    places: of the requests, from `deal`.
+    decode: ids -> text.
+    logprobs: also write the log-probability of every token.
   """
-  local = local_groups(generated.tokens)
-  groups = generated.tokens.shape[0]
-  for number, (prompt, sample) in enumerate(requests):
-    group, index = place_of(number, groups)
-    if number % processes != process or group not in local:
+  tokens, each = local_groups(generated.tokens), local_groups(generated.logprobs)
+  for number, (request, place) in enumerate(zip(requests, places, strict=True)):
+    if place.process != process:
       continue
-    ids = local[group][index, : summary.count[number]].tolist()
-    yield {
+    count = summary.count[number]
+    ids = tokens[place.group][place.index, :count].tolist()
+    row = {
       "step": step,
       "process_index": process,
       "process_count": processes,
-      "prompt_index": prompt.index,
-      "sample_index": sample,
-      "prompt": prompt.text,
+      "prompt_index": request.prompt.index,
+      "sample_index": request.sample,
+      "prompt": request.prompt.text,
       "generated_text": decode(ids),
       "generated_token_ids": ids,
       "generated_token_count": len(ids),
       "finish_reason": FINISH_REASONS[int(summary.finish[number])],
       "logprob_sum": round(float(summary.logprob[number]), 6),
     }
+    if logprobs:
+      values = each[place.group][place.index, :count].tolist()
+      row["generated_token_logprobs"] = [round(x, 5) for x in values]
+    yield row
 
 
 def local_groups(array: jax.Array) -> dict[int, np.ndarray]:

@@ -1,5 +1,6 @@
 """From a config to everything a run needs: model, data, prompts, program sizes."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -8,18 +9,32 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from simpo_jax.arith import round_up
+from simpo_jax.capacity import Pool, pool_size
 from simpo_jax.config import validate
 from simpo_jax.data.packing import batch_shape
 from simpo_jax.data.pairs import PairTokens, SkipReport, load_pairs, row_length, split_pairs
 from simpo_jax.data.prompts import Prompt, load_prompts
 from simpo_jax.data.tokenizer import Tokenizer, load_tokenizer
 from simpo_jax.errors import UserError
+from simpo_jax.generate import Requests
+from simpo_jax.inference import head_shards, page_bytes
+from simpo_jax.kernels.paged_attention import choose
 from simpo_jax.loss import SimPOConfig
 from simpo_jax.optimizer import make_optimizer, make_schedule
-from simpo_jax.program import ProgramConfig
-from simpo_jax.requests import MAX_STOP_IDS, Request, generate_shape, make_requests
+from simpo_jax.program import ProgramConfig, room_for_pool
+from simpo_jax.requests import (
+  Place,
+  Request,
+  deal,
+  empty_requests,
+  generate_shape,
+  make_requests,
+  pack_requests,
+  request_pages,
+)
 from simpo_jax.schedule import evaluates, generates
 from simpo_jax.sharding import ROWS, TRAIN_RULES, make_mesh, named, param_specs
+from simpo_jax.stopping import stop_automaton
 from simpo_jax.train import StepConfig
 from simpo_jax.weights import OpenModel, open_model
 
@@ -35,6 +50,10 @@ class Run(NamedTuple):
   eval_pairs: list[PairTokens]
   skips: dict[str, SkipReport]
   requests: list[Request]
+  places: list[Place]  # of the requests
+  packed: Requests  # the requests as the program takes them, numpy
+  pool: Pool
+  attention_note: str | None  # why attention is not the platform's own kernel
   program: ProgramConfig
 
 
@@ -54,16 +73,38 @@ def resolve(config) -> Run:
     )
   train_pairs, eval_pairs, skips = _load_data(config, tokenizer)
   prompts = load_prompts(config.generate, tokenizer) if generates(config) else []
-  _check_context(config, model, prompts)
-  requests = make_requests(prompts, config.generate.num_samples)
+  requests = make_requests(prompts, config.generate)
+  _check_context(config, model, requests)
+  stops = _stops(config.generate, model, tokenizer)
+  program, pool, note = _program_config(config, model, requests, len(stops))
+  shape = program.generate
+  packed = (
+    pack_requests(requests, shape, stops, config.generate.seed)
+    if requests
+    else empty_requests(shape, model.config.vocab_size)
+  )
+  places = deal(requests, shape.groups, jax.process_count())
   return Run(
-    model,
-    tokenizer,
-    train_pairs,
-    eval_pairs,
-    skips,
-    requests,
-    _program_config(config, model, tokenizer, requests),
+    model=model,
+    tokenizer=tokenizer,
+    train_pairs=train_pairs,
+    eval_pairs=eval_pairs,
+    skips=skips,
+    requests=requests,
+    places=places,
+    packed=packed,
+    pool=pool,
+    attention_note=note,
+    program=program,
+  )
+
+
+def _stops(generate, model: OpenModel, tokenizer: Tokenizer) -> np.ndarray:
+  return stop_automaton(
+    model.config.vocab_size,
+    () if generate.ignore_eos else tokenizer.eos_ids,
+    generate.stop,
+    tokenizer.token_bytes() if generate.stop else None,
   )
 
 
@@ -89,26 +130,26 @@ def _load_data(config, tokenizer):
   return pairs, held_out, skips
 
 
-def _check_context(config, model: OpenModel, prompts: list[Prompt]) -> None:
+def _check_context(config, model: OpenModel, requests: list[Request]) -> None:
   limit = model.config.max_position_embeddings
   if config.data.max_length > limit:
     raise UserError(
       f"--config.data.max_length={config.data.max_length} exceeds the model's "
       f"context of {limit} tokens; lower it"
     )
-  for prompt in prompts:
-    total = len(prompt.tokens) + config.generate.max_new_tokens
-    if total > limit:
+  for request in requests:
+    length = len(request.prompt.tokens)
+    if length + request.budget > limit:
       raise UserError(
-        f"prompt {prompt.index} has {len(prompt.tokens)} tokens, and with "
-        f"--config.generate.max_new_tokens={config.generate.max_new_tokens} exceeds the model's "
+        f"prompt {request.prompt.index} has {length} tokens, and with "
+        f"--config.generate.max_new_tokens={request.budget} exceeds the model's "
         f"context of {limit}; lower the budget or shorten the prompt"
       )
 
 
 def _program_config(
-  config, model: OpenModel, tokenizer: Tokenizer, requests: list[Request]
-) -> ProgramConfig:
+  config, model: OpenModel, requests: list[Request], stop_states: int
+) -> tuple[ProgramConfig, Pool, str | None]:
   mesh = make_mesh(config.mesh.tensor)
   shards = mesh.shape["host"] * mesh.shape["fsdp"]
   rows = config.train.micro_batch_rows or shards
@@ -117,21 +158,11 @@ def _program_config(
       f"--config.train.micro_batch_rows={rows} must be a multiple of the {shards} "
       "data shards (devices / tensor), or 0 for one row per shard"
     )
+  device = mesh.devices.flat[0]
   dtype = config.model.compute_dtype
   if dtype == "auto":
-    dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+    dtype = "float32" if device.platform == "cpu" else "bfloat16"
   schedule = make_schedule(config.train)
-  if len(tokenizer.eos_ids) > MAX_STOP_IDS:
-    raise UserError(
-      f"the tokenizer has {len(tokenizer.eos_ids)} end tokens; at most {MAX_STOP_IDS} are supported"
-    )
-  groups = mesh.shape["host"] if config.generate.mode == "host_data_parallel" else 1
-  generation = config.generate
-  if not requests:
-    # A run that never generates keeps a generate branch of the smallest size.
-    requests = make_requests([Prompt(0, "", np.zeros(1, np.int32))], 1)
-    generation = generation.copy_and_resolve_references()
-    generation.max_new_tokens = 1
   step = StepConfig(
     model=model.config,
     simpo=SimPOConfig(**config.simpo.to_dict()),
@@ -142,7 +173,15 @@ def _program_config(
     rows=NamedSharding(mesh, ROWS),
     weights=named(mesh, param_specs(model.config, mesh, TRAIN_RULES)),
   )
-  return ProgramConfig(
+  generation = config.generate
+  if not requests:
+    # A run that never generates keeps a generate branch of the smallest size.
+    generation = generation.copy_and_resolve_references()
+    generation.update(max_new_tokens=1, num_samples=1, num_pages=0, repetition_penalty=1.0)
+    requests = make_requests([Prompt(0, "", np.zeros(1, np.int32))], generation)
+  groups = mesh.shape["host"] if generation.mode == "host_data_parallel" else 1
+  shape = generate_shape(requests, generation, groups, device.platform, "xla", stop_states)
+  program = ProgramConfig(
     step=step,
     batch=batch_shape(
       config.train.batch_size,
@@ -150,13 +189,52 @@ def _program_config(
       config.data.max_pairs_per_row,
       rows,
     ),
-    generate=generate_shape(requests, generation, groups),
-    mode=config.generate.mode,
+    generate=shape,
+    mode=generation.mode,
     param_dtype=jnp.dtype(config.model.param_dtype),
     tx=make_optimizer(config.train, schedule, model.config),
     schedule=schedule,
     mesh=mesh,
   )
+  pool = pool_size(
+    generation.num_pages,
+    worst=shape.num_pages,
+    largest=max(request_pages(r, shape.page_size) for r in requests),
+    page_bytes=page_bytes(model.config, mesh, program.mode, shape.page_size, step.dtype),
+    room=room_for_pool(program),
+  )
+  shape = shape._replace(num_pages=pool.pages)
+  attention, note = _attention(generation.attention, device.platform, program, shape)
+  shape = shape._replace(attention=attention)
+  return dataclasses.replace(program, generate=shape), pool, note
+
+
+def _attention(asked: str, platform: str, program: ProgramConfig, shape) -> tuple[str, str | None]:
+  """The implementation of paged attention, checked against the sizes one device has."""
+  model = program.step.model
+  parts = head_shards(model, program.mesh, program.mode)
+  heads, kv_heads = model.num_attention_heads // parts, model.num_key_value_heads // parts
+  for slots, queries in ((shape.slots, 1), (shape.prefill_rows, shape.chunk)):
+    try:
+      chosen, note = choose(
+        asked,
+        platform,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=model.head_dim,
+        page_size=shape.page_size,
+        dtype=program.step.dtype,
+        queries=queries,
+        slots=slots,
+        pages_per_seq=shape.pages_per_seq,
+      )
+    except ValueError as error:
+      raise UserError(
+        f"--config.generate.attention={asked}: {error}; choose another, or auto"
+      ) from error
+    if note:
+      break
+  return chosen, note
 
 
 def devices_text(mesh) -> str:

@@ -23,7 +23,7 @@ from simpo_jax.program import (
   state_sharding,
 )
 from simpo_jax.record import RunRecord
-from simpo_jax.requests import pack_requests, sample_rows, summarize
+from simpo_jax.requests import sample_rows, summarize
 from simpo_jax.resolve import Run, resolve
 from simpo_jax.schedule import launches_after
 from simpo_jax.train import TrainState
@@ -65,14 +65,11 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
     params = load_params(resolved.model, shardings.params, program.param_dtype, config.seed)
     state = init_state(program, params)
     del params
-    requests = pack_requests(
-      resolved.requests, program.generate, config.generate, resolved.tokenizer.eos_ids
-    )
     launch = Launcher(
       program,
       compiled,
-      digest(config.to_json(), resolved.train_pairs, resolved.eval_pairs, requests),
-      requests,
+      digest(config.to_json(), resolved.train_pairs, resolved.eval_pairs, resolved.packed),
+      resolved.packed,
     )
     record.launching(launch)
 
@@ -159,12 +156,20 @@ def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:
   state, report, seconds = loop.launch(state, Mode.GENERATE, stop=loop.stop.requested)
   if loop.launch.stopped:
     return state
-  results = summarize(report.generated, len(run.requests), run.program.generate.groups)
+  results = summarize(report.generated, run.places)
   process, processes = jax.process_index(), jax.process_count()
   rows = files.write_rows(
     files.samples_file(folder, step, process, processes),
     sample_rows(
-      run.requests, report.generated, results, run.tokenizer.decode, step, process, processes
+      run.requests,
+      run.places,
+      report.generated,
+      results,
+      run.tokenizer.decode,
+      step,
+      process,
+      processes,
+      loop.config.generate.logprobs,
     ),
   )
   reasons = Counter(FINISH_REASONS[int(f)] for f in results.finish)
@@ -182,7 +187,7 @@ def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:
       {
         "prompt_index": r.prompt.index,
         "sample_index": r.sample,
-        "process_index": i % processes,
+        "process_index": run.places[i].process,
         "generated_token_count": int(results.count[i]),
         "finish_reason": FINISH_REASONS[int(results.finish[i])],
       }

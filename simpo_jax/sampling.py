@@ -1,4 +1,6 @@
-"""Choosing the next token: greedy, temperature, top-k, top-p. No vocabulary sort.
+"""Choosing the next token: greedy, temperature, top-k, top-p, min-p, repetition penalty.
+
+No vocabulary sort: thresholds are found by bisection.
 
 A draw needs one uniform number per token, which depends on nothing but (seed,
 prompt index, sample index, position): the same prompt gives the same tokens on
@@ -20,6 +22,8 @@ class Sampling(NamedTuple):
   temperature: jax.Array  # float32; 0 is greedy
   top_k: jax.Array  # int32; 0 is off
   top_p: jax.Array  # float32; 1 is off
+  min_p: jax.Array  # float32, of the best token's probability; 0 is off
+  repetition_penalty: jax.Array  # float32; 1 is off
 
 
 def uniforms(key: jax.Array, prompt: jax.Array, sample: jax.Array, position: jax.Array):
@@ -39,52 +43,64 @@ def uniforms(key: jax.Array, prompt: jax.Array, sample: jax.Array, position: jax
   return jax.vmap(draw)(prompt, sample, position)
 
 
-def choose(logits: jax.Array, sampling: Sampling, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+def choose(
+  logits: jax.Array, sampling: Sampling, u: jax.Array, seen: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
   """The next token of each row and its log-probability.
 
   Args:
     logits: float32 `[N, V]`.
     sampling: settings per row.
     u: float32 `[N]`, uniform in [0, 1).
+    seen: bool `[N, V]`, tokens of the row's prompt and answer, or None when no row has
+      a repetition penalty.
 
   Returns:
     int32 `[N]` tokens, and float32 `[N]`, their log-probabilities under the model
-    (before temperature and truncation).
+    (before penalty, temperature and truncation).
   """
-  greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  scores = logits if seen is None else penalise(logits, seen, sampling.repetition_penalty)
+  greedy = jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
   def draw():
     hot = sampling.temperature > 0
-    scaled = logits / jnp.where(hot, sampling.temperature, 1.0)[:, None]
-    drawn = inverse_cdf(truncated_weights(scaled, sampling.top_k, sampling.top_p), u)
-    return jnp.where(hot, drawn, greedy)
+    scaled = scores / jnp.where(hot, sampling.temperature, 1.0)[:, None]
+    return jnp.where(hot, inverse_cdf(truncated_weights(scaled, sampling), u), greedy)
 
   tokens = jax.lax.cond(jnp.any(sampling.temperature > 0), draw, lambda: greedy)
   chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
   return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def truncated_weights(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-  """Unnormalised probabilities `[N, V]`, 0 outside top-k and then top-p.
+def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
+  """Makes tokens that were `seen` less likely (arXiv:1909.05858, section 4.1, with the
+  sign handled as Hugging Face does): positive logits divided, negative multiplied."""
+  penalty = penalty[:, None]
+  return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
-  Each truncation keeps the logits at or above a threshold that bisection finds:
-  the highest one that still keeps k entries, or a mass of p. Ties at the
-  threshold are all kept.
+
+def truncated_weights(logits: jax.Array, sampling: Sampling) -> jax.Array:
+  """Unnormalised probabilities `[N, V]`, 0 outside top-k, then top-p, then min-p.
+
+  top-k and top-p keep the logits at or above a threshold that bisection finds: the
+  highest one that still keeps k entries, or a mass of p. Ties at the threshold are
+  all kept. min-p (arXiv:2407.01082) keeps what has min_p times the best probability.
   """
+  top_k, top_p, min_p = (x[:, None] for x in (sampling.top_k, sampling.top_p, sampling.min_p))
   peak = jnp.max(logits, axis=-1, keepdims=True)
   floor = jnp.min(logits, axis=-1, keepdims=True)
-  vocab = logits.shape[-1]
-  k = jnp.where(top_k > 0, top_k, vocab)[:, None]
+  k = jnp.where(top_k > 0, top_k, logits.shape[-1])
   kept = lambda t: jnp.sum(logits >= t, axis=-1, keepdims=True)  # noqa: E731
   weights = jnp.where(
     logits >= _bisect(lambda t: kept(t) >= k, floor, peak), jnp.exp(logits - peak), 0.0
   )
-  mass = top_p[:, None] * jnp.sum(weights, axis=-1, keepdims=True)
+  mass = top_p * jnp.sum(weights, axis=-1, keepdims=True)
 
   def enough(t):
     return jnp.sum(jnp.where(logits >= t, weights, 0.0), axis=-1, keepdims=True) >= mass
 
-  threshold = jnp.where(top_p[:, None] < 1.0, _bisect(enough, floor, peak), floor)
+  threshold = jnp.where(top_p < 1.0, _bisect(enough, floor, peak), floor)
+  threshold = jnp.maximum(threshold, peak + jnp.log(min_p))  # log(0) is no bound
   return jnp.where(logits >= threshold, weights, 0.0)
 
 

@@ -201,6 +201,17 @@ def cases():
       [M11, "--config.generate.template=Tell {name}"],
       ["generate.template", "{index}"],
     ),
+    (
+      "pool_too_small",
+      [M11, "--config.generate.num_pages=1"],
+      ["KV pages, and --config.generate.num_pages=1; set it to at least"],
+    ),
+    (
+      "kernel_of_another_platform",
+      [M11, "--config.generate.attention=tpu"],
+      ["--config.generate.attention=tpu", "does not run on cpu"],
+    ),
+    ("empty_stop_string", [M11, "--config.generate.stop=('',)"], ["generate.stop", "empty string"]),
     ("synthetic_without_count", [M11, "--config.generate.count=0"], ["generate.count=0"]),
     # --- devices and workdir ---
     (

@@ -9,6 +9,7 @@ from simpo_jax.config import default_config
 from simpo_jax.data.prompts import load_prompts
 from simpo_jax.data.tokenizer import byte_tokenizer
 from simpo_jax.errors import UserError
+from simpo_jax.requests import make_requests
 
 BYTE = byte_tokenizer()
 PLAIN = dataclasses.replace(BYTE, chat_template=None)
@@ -53,6 +54,24 @@ def test_jsonl_forms(tmp_path):
   assert [p.tokens.tolist() for p in prompts] == [whole, whole, [257, 259, 99, 258, 260], whole]
 
 
+def test_a_row_may_have_settings_of_its_own(tmp_path):
+  own = {"temperature": 0.7, "top_k": 40, "max_new_tokens": 9}
+  rows = [{"prompt": "a", **own, "other": 1}, {"prompt": "b"}, {"prompt": "c", "temperature": 1}]
+  path = _file(tmp_path, "p.jsonl", "\n".join(map(json.dumps, rows)))
+  prompts = _load(prompts=path, count=0)
+  assert [dict(p.settings) for p in prompts] == [own, {}, {"temperature": 1}]
+  config = default_config().generate
+  config.update(max_new_tokens=20, num_samples=2, min_p=0.1)
+  requests = make_requests(prompts, config)
+  assert [(r.prompt.index, r.sample) for r in requests] == [
+    (i, s) for i in range(3) for s in (0, 1)
+  ]
+  assert [r.budget for r in requests[::2]] == [9, 20, 20]
+  assert [r.sampling.temperature for r in requests[::2]] == [0.7, 0.0, 1]
+  assert [r.sampling.top_k for r in requests[::2]] == [40, 0, 0]
+  assert {r.sampling.min_p for r in requests} == {0.1}
+
+
 def test_without_a_template_the_text_itself_with_one_bos(tmp_path):
   assert _load(PLAIN, prompt_list=("<|end|>",))[0].tokens.tolist() == [257, *b"<|end|>"]
   chat = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
@@ -80,6 +99,11 @@ def test_template_fields(template):
         ("p.jsonl", '{"text": "a"}', "p.jsonl:1 needs"),
         ("p.jsonl", '[{"role": "tool", "content": "a"}]', r"p.jsonl:1 .*\(unknown_role\)"),
         ("p.jsonl", '[{"role": "assistant", "content": "a"}]', "must end with .* by the user"),
+        ("p.jsonl", '{"prompt": "a", "top_k": 0.5}', "p.jsonl:1: top_k is 0.5"),
+        ("p.jsonl", '{"prompt": "a", "top_p": "x"}', 'p.jsonl:1: top_p is "x", and'),
+        ("p.jsonl", '{"prompt": "a", "top_p": true}', "p.jsonl:1: top_p is true"),
+        ("p.jsonl", '{"prompt": "a", "top_p": 2}', "p.jsonl:1: top_p=2 must be between 1e-06 and"),
+        ("p.jsonl", '{"prompt": "a", "min_p": NaN}', "p.jsonl:1: min_p=nan must be between"),
         ("p.csv", "a", "must be synthetic, a .txt"),
     ],
 )  # fmt: skip

@@ -82,6 +82,14 @@ def test_global_mesh_generates_the_same(results):
   ]
 
 
+def test_four_devices_generate_the_same_as_one():
+  """Their weights differ in rounding after two steps of training; no choice was that near."""
+  tokens = [
+    [r["generated_token_ids"] for r in _results(n)["interleaved"]["samples"]] for n in (1, 4)
+  ]
+  assert tokens[0] == tokens[1]
+
+
 def test_two_host_rows_generate_the_same():
   results = _results(4)
   assert results["two_hosts_tokens"] == [
@@ -105,7 +113,7 @@ def test_a_stop_on_one_host_row_stops_all_with_the_state_intact():
 
 def test_the_decode_loop_crosses_hosts_for_its_own_check_alone():
   crossing = _results(4)["decode_collectives_across_hosts"]
-  assert crossing == ["pred[] all-reduce"] or crossing == ["s32[] all-reduce"], crossing
+  assert set(crossing) == {"s32[3] all-reduce"}, crossing
 
 
 # --- in the process with the devices -------------------------------------------------------
@@ -165,7 +173,7 @@ def _two_hosts(folder):
   from simpo_jax import resolve, sharding
   from simpo_jax.data.packing import pack
   from simpo_jax.ledger import STOP, Mode, describe_disagreement, make_row
-  from simpo_jax.requests import pack_requests, sample_rows, summarize
+  from simpo_jax.requests import sample_rows, summarize
   from simpo_jax.run import step_pairs
   from simpo_jax.weights import load_params
 
@@ -181,10 +189,7 @@ def _two_hosts(folder):
   params = load_params(run.model, programs.state_sharding(cfg).params, "float32", config.seed)
   state = programs.init_state(cfg, params)
   batch_in, requests_in, ledger_in = programs.input_shardings(cfg)
-  requests = programs.place_inputs(
-    pack_requests(run.requests, cfg.generate, config.generate, run.tokenizer.eos_ids),
-    requests_in,
-  )
+  requests = programs.place_inputs(run.packed, requests_in)
 
   def launch(state, modes, step=1, stop=(False, False)):
     ledger = np.stack([make_row(m, 0, (1, 2), s) for m, s in zip(modes, stop, strict=True)])
@@ -199,8 +204,10 @@ def _two_hosts(folder):
   for step in (1, 2):
     state, report = launch(state, (Mode.TRAIN, Mode.TRAIN), step)
   state, report = launch(state, (Mode.GENERATE, Mode.GENERATE))
-  summary = summarize(report.generated, len(run.requests), cfg.generate.groups)
-  rows = sample_rows(run.requests, report.generated, summary, run.tokenizer.decode, 2, 0, 1)
+  summary = summarize(report.generated, run.places)
+  rows = sample_rows(
+    run.requests, run.places, report.generated, summary, run.tokenizer.decode, 2, 0, 1, False
+  )
   tokens = [r["generated_token_ids"] for r in rows]
   before = _digest(state)
   state, report = launch(state, (Mode.TRAIN, Mode.GENERATE))
@@ -228,7 +235,7 @@ def _across_hosts(text):
       r"|collective-permute)(?:-start)?\(",
       line,
     )
-    if not match or "/decode/while/" not in line:
+    if not match or not re.search(r"/decode_\d+/while/", line):
       continue
     found.append((match[1], match[2], _groups(line)))
   return [

@@ -2,19 +2,16 @@
 
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
 from fixtures import preference_data, prompt_messages, smollm2_gguf
+from generation import Generation, settings
 from hf_models import hf_smollm2, load, our_logits
-from simpo_jax import model
-from simpo_jax.config import default_config
 from simpo_jax.data.prompts import Prompt
 from simpo_jax.data.tokenizer import encode_with_bos, load_tokenizer
-from simpo_jax.generate import FINISH_REASONS, generate_group
-from simpo_jax.requests import generate_shape, make_requests, pack_requests
+from simpo_jax.generate import FINISH_REASONS
+from simpo_jax.stopping import stop_automaton
 
 PROMPTS = 8
 MAX_PROMPT = 300
@@ -41,38 +38,16 @@ def _prompts():
   return [Prompt(i, "", np.asarray(ids[n], np.int32)) for i, n in enumerate(chosen)]
 
 
-class _Ours:
-  """Our generation of all prompts at once, in as many slots; compiled once."""
-
-  def __init__(self):
-    self.cfg, self.params = load(smollm2_gguf())
-    self.settings = default_config().generate
-    self.settings.update(max_new_tokens=NEW_TOKENS, page_size=16, prefill_chunk=64)
-    self.requests = make_requests(_prompts(), 1)
-    shape = generate_shape(self.requests, self.settings, groups=1)
-    assert shape.slots == PROMPTS and shape.prompt_tokens > 4 * shape.chunk
-    self.shape = shape
-    self.run = jax.jit(
-      lambda params, requests: generate_group(
-        model.unstack(params, self.cfg, jnp.float32),
-        requests,
-        self.cfg,
-        shape,
-        jnp.float32,
-        lambda pool: pool,
-      )
-    )
-
-  def __call__(self, ignore_eos: bool):
-    """Tokens, finish reason and log-probability of each prompt's answer."""
-    self.settings.ignore_eos = ignore_eos
-    packed = pack_requests(self.requests, self.shape, self.settings, _tokenizer().eos_ids)
-    one = packed._replace(each=jax.tree.map(lambda x: x[0], packed.each))
-    out = jax.device_get(self.run(self.params, one))
-    reasons = [FINISH_REASONS[int(f)] for f in out.finish]
-    assert np.all(out.tokens[np.arange(NEW_TOKENS) >= out.count[:, None]] == -1)
-    tokens = [row[:n].tolist() for row, n in zip(out.tokens, out.count, strict=True)]
-    return tokens, reasons, out.logprob
+def _ours(model, stop_ids):
+  """Tokens, finish reason and log-probability of each prompt's answer, all at once."""
+  cfg, params = model
+  config = settings(max_new_tokens=NEW_TOKENS, page_size=16, prefill_chunk=64)
+  generation = Generation(cfg, _prompts(), config, stop_automaton(cfg.vocab_size, stop_ids))
+  assert generation.shape.slots == PROMPTS
+  assert generation.shape.prompt_tokens > 4 * generation.shape.chunk
+  answers = generation(params)
+  tokens, reasons, logprobs = zip(*(answers[n, 0] for n in range(PROMPTS)), strict=True)
+  return tokens, [FINISH_REASONS[r] for r in reasons], [float(x.sum()) for x in logprobs]
 
 
 def _transformers(prompts, stop_ids):
@@ -102,11 +77,11 @@ def _transformers(prompts, stop_ids):
   return answers, sums, out.logits
 
 
-def _is_tie(ours, prompt, mine, theirs, logits):
+def _is_tie(model, prompt, mine, theirs, logits):
   """Whether the first tokens that differ are the best two in both, as good as equal."""
   at = next(i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b)
   context = np.asarray([[*prompt.tokens, *mine[:at]]], np.int32)
-  our = our_logits(ours.cfg, ours.params, context)[0, -1]
+  our = our_logits(*model, context)[0, -1]
   their = logits[at].numpy()
   print(f"prompt {prompt.index} parts at token {at}")
   best = [mine[at], theirs[at]]
@@ -118,12 +93,12 @@ def _is_tie(ours, prompt, mine, theirs, logits):
   )
 
 
-def _check(ours, prompts, tokens, logprobs, stop_ids):
+def _check(model, prompts, tokens, logprobs, stop_ids):
   """The same tokens and log-probabilities as transformers', or else a tie."""
   answers, sums, logits = _transformers(prompts, stop_ids)
   for n, (prompt, mine, theirs) in enumerate(zip(prompts, tokens, answers, strict=True)):
     if mine != theirs:
-      assert _is_tie(ours, prompt, mine, theirs, [step[n] for step in logits]), (n, mine, theirs)
+      assert _is_tie(model, prompt, mine, theirs, [step[n] for step in logits]), (n, mine, theirs)
       continue
     print(
       f"prompt {prompt.index}: {len(mine)} tokens, off by {logprobs[n] - sums[n]:.1e} "
@@ -133,21 +108,21 @@ def _check(ours, prompts, tokens, logprobs, stop_ids):
 
 
 def test_greedy_generation_equals_transformers():
-  ours, stop_ids = _Ours(), _tokenizer().eos_ids
-  free, reasons, logprobs = ours(ignore_eos=True)
+  model, stop_ids = load(smollm2_gguf()), _tokenizer().eos_ids
+  free, reasons, logprobs = _ours(model, ())
   assert reasons == ["length"] * PROMPTS and {len(t) for t in free} == {NEW_TOKENS}
-  _check(ours, _prompts(), free, logprobs, ())
+  _check(model, _prompts(), free, logprobs, ())
 
   stopping = [n for n, tokens in enumerate(free) if set(tokens) & set(stop_ids)]
   assert 0 < len(stopping) < PROMPTS, "these prompts give both"
-  tokens, reasons, logprobs = ours(ignore_eos=False)
+  tokens, reasons, logprobs = _ours(model, stop_ids)
   for n in range(PROMPTS):
     assert reasons[n] == ("stop" if n in stopping else "length")
     assert tokens[n] == free[n][: len(tokens[n])]
   _check(
-    ours,
+    model,
     [_prompts()[n] for n in stopping],
     [tokens[n] for n in stopping],
-    logprobs[stopping],
+    [logprobs[n] for n in stopping],
     stop_ids,
   )

@@ -1,14 +1,16 @@
-"""Attention over a paged KV pool: one public function, several implementations.
+"""Attention over a paged KV pool: one contract, four implementations.
 
-The pool is token-major, `[L * P, page, 2K, h]`, K and V of a head interleaved on
-the head axis. A layer is chosen by offsetting its page ids by `layer * P`, so
-nothing ever slices a layer out of the pool.
+The pool is token-major, `[L * P, page, 2 * K * h]`: the last axis holds, head by
+head, a token's K and then its V. A layer is chosen by offsetting its page ids by
+`layer * P`, so nothing ever slices a layer out of the pool.
 """
 
-import jax
-from simpo_jax.kernels.paged_attention import reference, xla
+import importlib
 
-IMPLEMENTATIONS = ("auto", "reference", "xla")
+import jax
+
+IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "reference")
+_NATIVE = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu", "cpu": "xla"}  # by platform
 
 
 def paged_attention(
@@ -16,41 +18,98 @@ def paged_attention(
   pool: jax.Array,
   page_ids: jax.Array,
   lengths: jax.Array,
+  *,
   window: int | None = None,
+  soft_cap: float | None = None,
   impl: str = "auto",
 ) -> jax.Array:
   """Attention of each sequence's newest token to its own pages (one decode step).
 
   Args:
-    q: `[B, H, h]`, not yet scaled.
-    pool: `[L * P, page, 2K, h]`; head 2k holds K and head 2k + 1 holds V.
+    q: `[B, H, h]`, float32 or bfloat16, not yet scaled.
+    pool: `[L * P, page, 2 * K * h]` in q's dtype.
     page_ids: int32 `[B, pages_per_seq]`, offset for the layer; entries past the
-      sequence's length may hold anything.
+      sequence's end may hold anything.
     lengths: int32 `[B]`, tokens in the cache, the newest included; 0 for a dead row.
     window: a query sees only this many newest tokens.
-    impl: "reference", "xla", or "auto".
+    soft_cap: scores become `cap * tanh(scores / cap)` (Gemma 2, arXiv:2408.00118).
+    impl: one of `IMPLEMENTATIONS`; "auto" is that of the default device's platform.
 
   Returns:
     `[B, H, h]` in q's dtype; dead rows are 0.
   """
-  if impl not in IMPLEMENTATIONS:
-    raise ValueError(f"paged attention has no implementation {impl!r}: {IMPLEMENTATIONS}")
-  if impl == "reference":
-    return reference.attend(q[:, None], pool, page_ids, lengths[:, None] - 1, window)[:, 0]
-  return xla.paged_attention(q, pool, page_ids, lengths, window)
+  out = paged_prefill(
+    q[:, None],
+    pool,
+    page_ids,
+    lengths - 1,
+    (lengths > 0).astype("int32"),
+    window=window,
+    soft_cap=soft_cap,
+    impl=impl,
+  )
+  return out[:, 0]
 
 
 def paged_prefill(
   q: jax.Array,
   pool: jax.Array,
   page_ids: jax.Array,
-  positions: jax.Array,
+  start: jax.Array,
+  count: jax.Array,
+  *,
   window: int | None = None,
+  soft_cap: float | None = None,
+  impl: str = "auto",
 ) -> jax.Array:
-  """Attention of a chunk of prompt tokens `q [B, T, H, h]` to the pages written so far.
+  """Attention of a chunk of each sequence to its pages, the chunk's own tokens included.
 
-  `positions`, int32 `[B, T]`, is each token's index in its sequence, -1 for padding;
-  the chunk's own keys and values must be in the pool already. Other arguments and
-  the result are those of `paged_attention`.
+  Query t of row b, `t < count[b]`, sees the keys `s <= start[b] + t`. The chunk's keys
+  and values must be in the pool already.
+
+  Args:
+    q: `[B, T, H, h]`.
+    start: int32 `[B]`, the position of `q[:, 0]` in its sequence.
+    count: int32 `[B]`, queries that are real, 0 to T.
+    pool, page_ids, window, soft_cap, impl: as for `paged_attention`.
+
+  Returns:
+    `[B, T, H, h]` in q's dtype; 0 where there is no query.
   """
-  return reference.attend(q, pool, page_ids, positions, window)
+  if impl == "auto":
+    impl = _NATIVE[jax.default_backend()]
+  return _module(impl).attend(q, pool, page_ids, start, count, window=window, soft_cap=soft_cap)
+
+
+def choose(impl: str, platform: str, **shape) -> tuple[str, str | None]:
+  """The implementation to build with, and why it is not the platform's own kernel.
+
+  Args:
+    impl: what was asked for, one of `IMPLEMENTATIONS`.
+    platform: "cpu", "tpu" or "gpu".
+    **shape: heads, kv_heads, head_dim, page_size, dtype, queries, slots, pages_per_seq.
+
+  Raises:
+    ValueError: `impl` was asked for by name and cannot take this shape; says why.
+  """
+  asked, impl = impl, _NATIVE[platform] if impl == "auto" else impl
+  reason = refusal(impl, platform, **shape)
+  if reason and asked != "auto":
+    raise ValueError(reason)
+  return ("xla", reason) if reason else (impl, None)
+
+
+def refusal(impl: str, platform: str, **shape) -> str | None:
+  """Why `impl` cannot take a shape on a platform, or None if it can."""
+  if impl not in ("tpu", "gpu"):
+    return None
+  if _NATIVE[platform] != impl:
+    return f"the {impl} kernel does not run on {platform}"
+  return _module(impl).refusal(**shape)
+
+
+def _module(impl: str):
+  # Only what is used is imported: Pallas is slow to import and not on every machine.
+  if impl not in IMPLEMENTATIONS:
+    raise ValueError(f"paged attention has no implementation {impl!r}: {IMPLEMENTATIONS}")
+  return importlib.import_module(f"{__name__}.{impl}")

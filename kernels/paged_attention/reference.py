@@ -8,37 +8,34 @@ def attend(
   q: jax.Array,
   pool: jax.Array,
   page_ids: jax.Array,
-  positions: jax.Array,
+  start: jax.Array,
+  count: jax.Array,
+  *,
   window: int | None = None,
+  soft_cap: float | None = None,
 ) -> jax.Array:
-  """Query t of row b sees the tokens `s <= positions[b, t]` of its sequence.
-
-  Args:
-    q: `[B, T, H, h]`.
-    pool: `[L * P, page, 2K, h]`.
-    page_ids: int32 `[B, n]`.
-    positions: int32 `[B, T]`; -1 makes a row of zeros.
-    window: only `positions[b, t] - s < window` is seen.
-
-  Returns:
-    `[B, T, H, h]` in q's dtype.
-  """
+  """See `simpo_jax.kernels.paged_attention.paged_prefill`."""
   B, T, H, h = q.shape
-  K = pool.shape[2] // 2
-  kv = jnp.take(pool, page_ids, axis=0, mode="clip")  # [B, n, page, 2K, h]
+  K = pool.shape[2] // (2 * h)
+  kv = jnp.take(pool, page_ids, axis=0, mode="clip")  # [B, n, page, 2Kh]
   kv = kv.reshape(B, -1, K, 2, h).astype(jnp.float32)  # S = n * page
-  key_positions = jnp.arange(kv.shape[1], dtype=jnp.int32)
-  seen = key_positions <= positions[..., None]  # [B, T, S]
+  query = jnp.arange(T, dtype=jnp.int32)
+  position = jnp.where(query < count[:, None], start[:, None] + query, -1)[..., None]  # [B, T, 1]
+  key = jnp.arange(kv.shape[1], dtype=jnp.int32)
+  seen = key <= position  # [B, T, S]
   if window is not None:
-    seen &= positions[..., None] - key_positions < window
+    seen &= position - key < window
   # What no query may see can be anything, NaN included: 0 * NaN must not leak.
   used = jnp.any(seen, axis=1)[:, :, None, None]
   k, v = (jnp.where(used, kv[:, :, :, i], 0.0) for i in (0, 1))
   grouped = (q.astype(jnp.float32) * h**-0.5).reshape(B, T, K, H // K, h)
-  scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k)
+  scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, precision="highest")
+  if soft_cap is not None:
+    scores = soft_cap * jnp.tanh(scores / soft_cap)
   mask = seen[:, None, None]
   scores = jnp.where(mask, scores, -jnp.inf)
   peak = jnp.max(scores, axis=-1, keepdims=True, initial=-1e30)
   weights = jnp.where(mask, jnp.exp(scores - peak), 0.0)
   weights /= jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
-  return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(B, T, H, h).astype(q.dtype)
+  out = jnp.einsum("bkgts,bskh->btkgh", weights, v, precision="highest")
+  return out.reshape(B, T, H, h).astype(q.dtype)

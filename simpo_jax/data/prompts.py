@@ -2,12 +2,14 @@
 
 import json
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from simpo_jax.config import range_problem
 from simpo_jax.data.forms import Message, SkipRow, to_messages
 from simpo_jax.data.sources import find_file, open_lines
 from simpo_jax.data.tokenizer import TemplateFailed, Tokenizer, encode_with_bos
@@ -20,6 +22,11 @@ class Prompt(NamedTuple):
   index: int
   text: str
   tokens: np.ndarray  # int32[T], one BOS at most, ending where the answer begins
+  settings: Mapping[str, float] = MappingProxyType({})  # its own, in place of the config's
+
+
+# Fields of `config.generate` that a row of a .jsonl file may set for its own prompt.
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
 
 
 def load_prompts(generate: ConfigDict, tokenizer: Tokenizer) -> list[Prompt]:
@@ -30,7 +37,7 @@ def load_prompts(generate: ConfigDict, tokenizer: Tokenizer) -> list[Prompt]:
       `generate.max_prompt_length`, or the template of synthetic ones is wrong.
   """
   prompts = []
-  for place, messages in _sources(generate):
+  for place, messages, settings in _sources(generate):
     index = len(prompts)
     tokens = np.asarray(_encode(place, messages, tokenizer), np.int32)
     if not len(tokens):
@@ -40,23 +47,26 @@ def load_prompts(generate: ConfigDict, tokenizer: Tokenizer) -> list[Prompt]:
         f"prompt {index} ({place}) has {len(tokens)} tokens, more than"
         f" generate.max_prompt_length={generate.max_prompt_length}; raise that or shorten it"
       )
-    prompts.append(Prompt(index, messages[-1]["content"], tokens))
+    prompts.append(Prompt(index, messages[-1]["content"], tokens, settings))
   return prompts
 
 
-def _sources(generate: ConfigDict) -> Iterator[tuple[str, tuple[Message, ...]]]:
-  """Yields (where it stands, messages)."""
+_Source = tuple[str, tuple[Message, ...], dict[str, float]]
+
+
+def _sources(generate: ConfigDict) -> Iterator[_Source]:
+  """Yields (where it stands, messages, settings of its own)."""
   if generate.prompt_list:
     texts = generate.prompt_list
     for i, text in enumerate((texts,) if isinstance(texts, str) else texts):
-      yield f"generate.prompt_list[{i}]", _user(text, f"generate.prompt_list[{i}]")
+      yield f"generate.prompt_list[{i}]", _user(text, f"generate.prompt_list[{i}]"), {}
   elif generate.prompts == "synthetic":
     yield from _synthetic(generate.template, generate.count)
   else:
     yield from _from_file(generate.prompts, generate.count)
 
 
-def _synthetic(template: str, count: int) -> Iterator[tuple[str, tuple[Message, ...]]]:
+def _synthetic(template: str, count: int) -> Iterator[_Source]:
   if count < 1:
     raise UserError(f"generate.count={count} must be at least 1 for synthetic prompts")
   try:
@@ -70,10 +80,10 @@ def _synthetic(template: str, count: int) -> Iterator[tuple[str, tuple[Message, 
       " (write {{ and }} for braces)"
     ) from error
   for i, text in enumerate(texts):
-    yield f"synthetic prompt {i}", _user(text, "generate.template")
+    yield f"synthetic prompt {i}", _user(text, "generate.template"), {}
 
 
-def _from_file(path: str, count: int) -> Iterator[tuple[str, tuple[Message, ...]]]:
+def _from_file(path: str, count: int) -> Iterator[_Source]:
   if count < 0:
     raise UserError(f"generate.count={count} must be 0 (all) or positive")
   file = find_file(path)
@@ -91,7 +101,10 @@ def _from_file(path: str, count: int) -> Iterator[tuple[str, tuple[Message, ...]
       found += 1
       place = f"{file.name}:{number}"
       text = line.decode("utf-8").strip()
-      yield place, _user(text, place) if name.endswith(".txt") else _from_json(text, place)
+      if name.endswith(".txt"):
+        yield place, _user(text, place), {}
+      else:
+        yield place, *_from_json(text, place)
   except UnicodeDecodeError as error:
     raise UserError(f"{place} is not UTF-8 text; save the file as UTF-8") from error
   except OSError as error:
@@ -100,15 +113,17 @@ def _from_file(path: str, count: int) -> Iterator[tuple[str, tuple[Message, ...]
     raise UserError(f"{path} has no prompts; write one per line")
 
 
-def _from_json(text: str, place: str) -> tuple[Message, ...]:
+def _from_json(text: str, place: str) -> tuple[tuple[Message, ...], dict[str, float]]:
   try:
     row = json.loads(text)
   except (ValueError, RecursionError) as error:
     raise UserError(f"{place} is not valid JSON; write one object per line") from error
+  settings = {}
   if isinstance(row, dict):
+    settings = {name: _setting(name, row[name], place) for name in SETTINGS if name in row}
     row = row.get("messages", row.get("prompt"))
     if isinstance(row, str):
-      return _user(row, place)
+      return _user(row, place), settings
   if not isinstance(row, list):
     raise UserError(f'{place} needs {{"messages": [...]}}, {{"prompt": ...}} or a list of messages')
   try:
@@ -118,7 +133,17 @@ def _from_json(text: str, place: str) -> tuple[Message, ...]:
   if not messages or messages[-1]["role"] != "user":
     raise UserError(f"{place} must end with a message by the user")
   _user(messages[-1]["content"], place)
-  return messages
+  return messages, settings
+
+
+def _setting(name: str, value: Any, place: str) -> float:
+  whole = name in ("top_k", "max_new_tokens")
+  if type(value) is not int and (whole or type(value) is not float):
+    what = "a whole number" if whole else "a number"
+    raise UserError(f"{place}: {name} is {json.dumps(value)}, and must be {what}")
+  if problem := range_problem(f"generate.{name}", value):
+    raise UserError(f"{place}: {name}={value} {problem}")
+  return value
 
 
 def _user(text: Any, place: str) -> tuple[Message, ...]:

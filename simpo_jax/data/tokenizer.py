@@ -45,6 +45,7 @@ class Tokenizer:
   bos_id: None if there is none.
   eos_ids: every id that ends a turn or a text; the first is the tokenizer's own.
   adds_bos: whether the tokenizer puts BOS before plain text of its own accord.
+  token_bytes: the bytes that each id stands for; for a special token, its name.
   """
 
   encode: Callable[[str], list[int]]
@@ -57,6 +58,7 @@ class Tokenizer:
   vocab_size: int
   chat_template: str | None
   adds_bos: bool
+  token_bytes: Callable[[], list[bytes]]
 
 
 def encode_with_bos(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -94,6 +96,7 @@ def byte_tokenizer() -> Tokenizer:
     vocab_size=256 + len(SPECIAL_IDS),
     chat_template=TEMPLATE,
     adds_bos=True,
+    token_bytes=lambda: [bytes([i]) for i in range(256)] + [s.encode() for s in SPECIAL_IDS],
   )
 
 
@@ -236,7 +239,37 @@ def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
     vocab_size=len(hf),
     chat_template=template,
     adds_bos=bos is not None and with_specials[:1] == [bos],
+    token_bytes=lambda: _token_bytes(hf),
   )
+
+
+def _token_bytes(hf) -> list[bytes]:
+  byte_level = "ByteLevel" in hf.backend_tokenizer.to_str()
+  added = hf.added_tokens_decoder  # these are written as they are
+  return [
+    added[i].content.encode() if i in added else _bytes_of(token or "", byte_level)
+    for i, token in enumerate(hf.convert_ids_to_tokens(range(len(hf))))
+  ]
+
+
+def _bytes_of(token: str, byte_level: bool) -> bytes:
+  """The bytes of a vocabulary entry, in GPT-2's spelling of bytes or SentencePiece's."""
+  if byte_level and all(c in _BYTE_OF for c in token):
+    return bytes(_BYTE_OF[c] for c in token)
+  if match := _HEX_BYTE.fullmatch(token):
+    return bytes([int(match[1], 16)])
+  return token.replace("\u2581", " ").encode()
+
+
+def _byte_spellings() -> dict[str, int]:
+  """GPT-2 spells a printable byte as itself, the others as the characters from 256 on."""
+  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [b for b in range(256) if b not in printable]
+  return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_spellings()
+_HEX_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def _turn_ends(template: str) -> list[str]:

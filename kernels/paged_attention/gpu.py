@@ -1,0 +1,231 @@
+"""Paged attention for NVIDIA GPUs, in Pallas (Triton): decoding and prefill chunks.
+
+A program takes one KV head of one row: the queries of a sequence, or one tile of them
+if they are many. The query heads of a KV head share a matmul's rows. Where rows and
+heads are too few to fill a GPU, the keys of a row are split between programs too: each
+walks its own blocks of keys with a running softmax (arXiv:1805.02867), and the parts are
+merged by their log-sum-exp, as in flash-decoding. Only keys that some query of the row
+sees are loaded, each from the page that the table says.
+
+Triton's arrays have power-of-two sizes: what heads, lanes and keys lack is masked.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+ROWS = 16  # fewest of a matmul on tensor cores
+STAGES = 3  # of the loop over blocks: page ids, then keys and values, then arithmetic
+KIB = 2**10
+SHARED = 96 * KIB  # to aim at: 99 is what a GeForce or an L4 has
+SHARED_MOST = 227 * KIB  # H100
+PROGRAMS = 8 * 132  # enough to keep an H100's multiprocessors busy until the longest row ends
+LOG2E = math.log2(math.e)
+
+
+def attend(
+  q: jax.Array,
+  pool: jax.Array,
+  page_ids: jax.Array,
+  start: jax.Array,
+  count: jax.Array,
+  *,
+  window: int | None = None,
+  soft_cap: float | None = None,
+  interpret=False,
+) -> jax.Array:
+  """See `simpo_jax.kernels.paged_attention.paged_prefill`.
+
+  Args:
+    q: `[B, T, H, h]`, float32 or bfloat16, not yet scaled.
+    pool: `[L * P, page, 2 * K * h]` in q's dtype.
+    page_ids: int32 `[B, n]`, offset for the layer; what is past the end is not read.
+    start: int32 `[B]`, the position of `q[:, 0]`.
+    count: int32 `[B]`, queries that are real, 0 to T.
+    window: a query sees only this many newest tokens.
+    soft_cap: scores become `cap * tanh(scores / cap)`.
+    interpret: what `pl.pallas_call` takes: True to run on CPU.
+
+  Returns:
+    `[B, T, H, h]` in q's dtype; 0 where there is no query.
+  """
+  B, T, H, h = q.shape
+  page, lanes = pool.shape[1:]
+  K = lanes // (2 * h)
+  tile, R, block, warps, _ = _plan(H, K, h, q.dtype, T)
+  rows = B * -(-T // tile)
+  keys = page_ids.shape[1] * page
+  splits = _splits(rows * K, R, block, keys if window is None else min(keys, window + tile))
+  kernel = functools.partial(
+    _kernel,
+    tile=tile,
+    R=R,
+    D=_lanes(h),
+    block=block,
+    page=page,
+    window=window,
+    soft_cap=soft_cap,
+  )
+  parts = [jax.ShapeDtypeStruct((splits, *q.shape), q.dtype if splits == 1 else jnp.float32)]
+  if splits > 1:
+    parts.append(jax.ShapeDtypeStruct((splits, B, T, H), jnp.float32))
+  # The heads of a row are launched side by side: their keys lie side by side in memory.
+  out, *lse = pl.pallas_call(
+    kernel,
+    out_shape=parts,
+    grid=(K, rows, splits),
+    compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=STAGES),
+    name="paged_attention",
+    interpret=interpret,
+  )(page_ids, start, count, q, pool.reshape(-1, lanes))
+  return _merge(out, lse[0]).astype(q.dtype) if lse else out[0]
+
+
+def refusal(
+  *,
+  heads: int,
+  kv_heads: int,
+  head_dim: int,
+  page_size: int,
+  dtype,
+  queries: int = 1,
+  slots: int = 1,
+  pages_per_seq: int = 1,
+) -> str | None:
+  """Why the kernel cannot take a shape, or None. Pages, slots and queries can be any number."""
+  del page_size, slots, pages_per_seq
+  dtype = jnp.dtype(dtype)
+  if dtype not in (jnp.float32, jnp.bfloat16):
+    return f"the gpu kernel computes in float32 or bfloat16, not {dtype.name}"
+  if heads % kv_heads:
+    return f"{heads} query heads are not a multiple of {kv_heads} KV heads"
+  *_, shared = _plan(heads, kv_heads, head_dim, dtype, queries)
+  if shared > SHARED_MOST:
+    return (
+      f"{heads // kv_heads} query heads of {head_dim} to a KV head take {shared // KIB} KiB of a "
+      f"GPU's shared memory in {dtype.name}, more than {SHARED_MOST // KIB}: use another kernel"
+    )
+  return None
+
+
+def _plan(H, K, h, dtype, T):
+  """Queries per tile, matmul rows, keys per block, warps, bytes of shared memory."""
+  G, D = H // K, _lanes(h)
+  item = jnp.dtype(dtype).itemsize
+  # float32 cannot use the tensor cores, whose tf32 is too coarse: its tiles fill the registers.
+  most, keys = (128, 64) if item == 2 else (32, 32)
+  most = max(most * 128 // max(D, 128), ROWS)
+  tile = min(max(most // G, 1), T)
+  tile = -(-T // -(-T // tile))  # as many tiles, equally full
+  R = max(pl.next_power_of_2(tile * G), ROWS)
+  warps = 8 if item == 4 or R * max(D, 128) > 64 * 128 else 4
+
+  def shared(block):
+    kept = STAGES - 1  # blocks at a time
+    weights = R * block if item == 4 or R < 64 else 0  # else Triton has them in registers
+    return item * (kept * 2 * block * D + R * D + weights)
+
+  block = next((b for b in (keys, keys // 2) if shared(b) <= SHARED), 16)
+  return tile, R, block, warps, shared(block)
+
+
+def _splits(programs, R, block, keys):
+  """Parts of a row's keys: enough for `PROGRAMS`, none so short that merging outweighs it."""
+  return max(min(PROGRAMS // programs, keys // max(2 * block, 4 * R)), 1)
+
+
+def _lanes(h):
+  return max(pl.next_power_of_2(h), 16)
+
+
+def _merge(out, lse):
+  """Of `out [splits, ..., h]`, each a softmax over its own keys, the softmax over all keys."""
+  weights = jnp.exp2(lse - jnp.max(lse, axis=0))
+  weights /= jnp.sum(weights, axis=0)
+  return jnp.sum(out * weights[..., None], axis=0)
+
+
+def _kernel(
+  page_ids,  # int32 [B, n]
+  start,  # int32 [B]
+  count,  # int32 [B]
+  q,  # [B, T, H, h]
+  pool,  # [L * P * page, 2 * K * h]
+  out,  # [splits, B, T, H, h]
+  *lse,  # float32 [splits, B, T, H], base 2, if there is more than one split
+  tile,
+  R,
+  D,
+  block,
+  page,
+  window,
+  soft_cap,
+):
+  splits, _, T, H, h = out.shape
+  G = H * 2 * h // pool.shape[1]
+  dot = functools.partial(plgpu.dot, precision=jax.lax.Precision.HIGHEST)  # float32, not tf32
+  kv_head, row, split = (pl.program_id(i) for i in range(3))
+  tiles = -(-T // tile)
+  b, first = jax.lax.div(row, tiles), jax.lax.rem(row, tiles) * tile
+
+  r, lane = jnp.arange(R, dtype=jnp.int32), jnp.arange(D, dtype=jnp.int32)
+  query, head = jax.lax.div(r, G), kv_head * G + jax.lax.rem(r, G)
+  t = first + query
+  exists, inside = (query < tile) & (t < T), (lane < h)[None]
+  where = b, t[:, None], head[:, None], lane[None]
+  queries = plgpu.load(q.at[where], mask=exists[:, None] & inside, other=0)
+
+  real = jnp.clip(count[b] - first, 0, tile)  # queries of this tile
+  position = start[b] + first
+  begin = 0 if window is None else jnp.maximum(position - window + 1, 0)
+  end = position + real
+  blocks = jnp.where(real > 0, pl.cdiv(end - begin, block), 0)
+  share = pl.cdiv(blocks, splits)
+
+  def step(i, carry):
+    peak, total, acc = carry
+    key = begin + i * block + jnp.arange(block, dtype=jnp.int32)
+    used = key < end
+    ids = plgpu.load(page_ids.at[b, jax.lax.div(key, page)], mask=used, other=0)
+    token = (ids * page + jax.lax.rem(key, page))[:, None]
+
+    def fetch(i):
+      # What is not loaded must be 0, not just unseen: 0 * NaN is NaN.
+      lanes = (2 * kv_head + i) * h + lane[None]
+      return plgpu.load(pool.at[token, lanes], mask=used[:, None] & inside, other=0)
+
+    scores = dot(queries, fetch(0), trans_b=True)
+    if soft_cap is None:  # in base 2, which is what the GPU has
+      scores *= h**-0.5 * LOG2E
+    else:
+      scores = soft_cap * LOG2E * jnp.tanh(scores * (h**-0.5 / soft_cap))
+    behind = (position + query)[:, None] - key[None]
+    seen = behind >= 0
+    if window is not None:
+      seen &= behind < window
+    scores = jnp.where(seen, scores, -jnp.inf)
+    new_peak = jnp.maximum(peak, jnp.max(scores, axis=1))
+    weights = jnp.exp2(scores - new_peak[:, None])
+    shrink = jnp.exp2(peak - new_peak)
+    total = total * shrink + jnp.sum(weights, axis=1)
+    return new_peak, total, acc * shrink[:, None] + dot(weights.astype(pool.dtype), fetch(1))
+
+  peak, total, acc = jax.lax.fori_loop(
+    split * share,
+    jnp.minimum((split + 1) * share, blocks),
+    step,
+    (
+      jnp.full((R,), -1e30, jnp.float32),
+      jnp.zeros((R,), jnp.float32),
+      jnp.zeros((R, D), jnp.float32),
+    ),
+  )
+  total = jnp.maximum(total, 1e-30)
+  value = jnp.where((query < real)[:, None], acc / total[:, None], 0).astype(out.dtype)
+  plgpu.store(out.at[split, *where], value, mask=exists[:, None] & inside)
+  if lse:
+    plgpu.store(lse[0].at[split, b, t, head], peak + jnp.log2(total), mask=exists)

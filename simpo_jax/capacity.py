@@ -1,0 +1,76 @@
+"""How large the KV pool may be: the worst case of the slots, or what memory allows."""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+import jax
+
+from simpo_jax.errors import UserError
+
+# Bytes of HBM per device, for devices that are only described (compiling ahead of time).
+_HBM_GIB = {"TPU v4": 32, "TPU v5": 95, "TPU v5 lite": 16, "TPU v6 lite": 32}
+HEADROOM = 0.1  # of a device's memory, for the temporaries of prefill and decoding
+
+
+class Pool(NamedTuple):
+  """The size of the KV pool, and why."""
+
+  pages: int  # P, per group and layer
+  reason: str
+
+
+def pool_size(asked: int, worst: int, largest: int, page_bytes: int, room: int | None) -> Pool:
+  """Chooses the number of pages.
+
+  Args:
+    asked: `config.generate.num_pages`; 0 to choose.
+    worst: pages of the largest requests that may run at once.
+    largest: pages of the largest single request.
+    page_bytes: bytes of a page in all layers, on one device.
+    room: bytes that one device has left for the pool; None if unknown.
+
+  Raises:
+    UserError: the largest request would never fit.
+  """
+  fits = worst if room is None else max(0, room // page_bytes)
+  pages = asked or min(worst, fits)
+  if pages < largest:
+    have = f"--config.generate.num_pages={asked}" if asked else f"there is memory for {pages}"
+    raise UserError(
+      f"the largest request (prompt and budget) takes {largest} KV pages, and {have}; "
+      + (f"set it to at least {largest}, " if asked else "")
+      + "lower --config.generate.max_new_tokens, or shorten the prompts"
+    )
+  if asked:
+    reason = "as configured" + (f", {worst} would hold every slot" if asked < worst else "")
+  elif pages == worst:
+    reason = "every slot at its longest"
+  else:
+    reason = f"what memory allows; every slot at its longest would take {worst}"
+  return Pool(pages, reason)
+
+
+def device_bytes(device: jax.Device) -> int | None:
+  """Memory of one device; a CPU device has its share of what the machine has free."""
+  if device.platform == "cpu":
+    return _free_memory() // jax.local_device_count()
+  try:
+    return device.memory_stats()["bytes_limit"]
+  except Exception:  # a device that is only described, or a backend without statistics
+    gib = _HBM_GIB.get(device.device_kind)
+    return gib and gib * 2**30
+
+
+def _free_memory() -> int:
+  """Bytes that this process may still take: the machine's, or its container's if less."""
+  free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  try:
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
+    group = pathlib.Path("/sys/fs/cgroup")
+    used = int((group / "memory.current").read_text())
+    free = min(free, int((group / "memory.max").read_text()) - used)
+  except (OSError, ValueError, StopIteration):
+    pass  # no such file on this system, or no limit ("max")
+  return free

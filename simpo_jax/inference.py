@@ -1,0 +1,133 @@
+"""Generation on the mesh: how weights and KV cache lie, and which part each device does.
+
+In `host_data_parallel` mode every host answers its own requests with a full set of
+weights, tensor-parallel over the host's devices: the host axis is manual, and the only
+thing that crosses it is the loops' own count of what still runs. In `global_mesh` mode
+all devices answer one queue.
+"""
+
+import math
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from simpo_jax import model as llama
+from simpo_jax import paging
+from simpo_jax.generate import Engine, Generated, GenerateShape, Requests, generate_group
+from simpo_jax.kernels.paged_attention import paged_prefill
+from simpo_jax.model_config import ModelConfig
+from simpo_jax.sharding import INFERENCE_RULES, named, param_specs
+
+
+def decode_specs(model: ModelConfig, mesh: Mesh, mode: str):
+  """PartitionSpecs of the decode weights, layers unstacked."""
+  specs = param_specs(model, mesh, INFERENCE_RULES[mode])
+  layer = jax.tree.map(lambda spec: P(*spec[1:]), specs["layers"])
+  return {**specs, "layers": [layer] * model.num_hidden_layers}
+
+
+def kv_axes(model: ModelConfig, mesh: Mesh, mode: str) -> tuple[str, ...]:
+  """The mesh axes over which the KV cache is cut, by heads."""
+  axes = param_specs(model, mesh, INFERENCE_RULES[mode])["layers"]["k"][-1] or ()
+  return (axes,) if isinstance(axes, str) else axes
+
+
+def head_shards(model: ModelConfig, mesh: Mesh, mode: str) -> int:
+  """Parts into which the heads are cut."""
+  return math.prod(mesh.shape[axis] for axis in kv_axes(model, mesh, mode))
+
+
+def page_bytes(model: ModelConfig, mesh: Mesh, mode: str, page_size: int, dtype) -> int:
+  """Bytes of one page on one device, in all layers."""
+  tokens = model.num_hidden_layers * page_size
+  heads = model.num_key_value_heads // head_shards(model, mesh, mode)
+  return tokens * 2 * heads * model.head_dim * dtype.itemsize
+
+
+def weight_bytes(model: ModelConfig, mesh: Mesh, mode: str, dtype) -> int:
+  """Bytes of the decode weights on one device."""
+  shardings = named(mesh, param_specs(model, mesh, INFERENCE_RULES[mode]))
+  sizes = jax.tree.map(
+    lambda x, s: math.prod(s.shard_shape(x.shape)), llama.abstract_params(model, dtype), shardings
+  )
+  return sum(jax.tree.leaves(sizes)) * dtype.itemsize
+
+
+def generate(
+  params: llama.Params,
+  requests: Requests,
+  model: ModelConfig,
+  mesh: Mesh,
+  mode: str,
+  shape: GenerateShape,
+  dtype,
+) -> Generated:
+  """Casts and reshards the training weights for decoding, then answers all requests.
+
+  Args:
+    params: as in training, layers stacked.
+    requests: arrays `[groups, N]`.
+  """
+  specs = named(mesh, decode_specs(model, mesh, mode))
+  params = jax.lax.with_sharding_constraint(llama.unstack(params, model, dtype), specs)
+  heads = kv_axes(model, mesh, mode)
+
+  def group(params, requests, axis=None):
+    # Inside shard_map the mesh in context knows which axes are manual already.
+    context = jax.sharding.get_abstract_mesh() if axis else mesh
+    pool = NamedSharding(context, P(None, None, heads or None))
+    engine = Engine(
+      params,
+      model,
+      shape,
+      dtype,
+      attend=_paged_attend(model, shape, context, heads, {axis}),
+      place_pool=lambda x: jax.lax.with_sharding_constraint(x, pool),
+      over_groups=(lambda x: jax.lax.pmax(x, axis)) if axis else (lambda x: x),
+    )
+    out = generate_group(
+      engine, requests._replace(each=jax.tree.map(lambda x: x[0], requests.each))
+    )
+    return jax.tree.map(lambda x: x[None], out)
+
+  if shape.groups == 1:
+    return group(params, requests)
+  return jax.shard_map(
+    lambda p, r: group(p, r, "host"),
+    mesh=mesh,
+    in_specs=(P(), Requests(P("host"), stops=P(), seed=P())),
+    out_specs=P("host"),
+    axis_names={"host"},
+    check_vma=False,
+  )(params, requests)
+
+
+def paged_attend(model: ModelConfig, shape: GenerateShape):
+  """Writes a chunk's keys and values to the pool, then attends; see `generate.PagedAttend`."""
+
+  def attend(q, k, v, pool, page_ids, start, count):
+    pool = paging.write(pool, page_ids, start, count, k, v)
+    out = paged_prefill(
+      q, pool, page_ids, start, count, window=model.sliding_window, impl=shape.attention
+    )
+    return out, pool
+
+  return attend
+
+
+def _paged_attend(model, shape, mesh, heads, manual):
+  """The same on this mesh: each device writes and reads its own heads, nothing moves."""
+  attend = paged_attend(model, shape)
+  axes = set(mesh.axis_names) - manual
+  if math.prod(mesh.shape[axis] for axis in axes) == 1:
+    return attend
+  by_head, pool = P(None, None, heads or None), P(None, None, heads or None)
+  return jax.shard_map(
+    attend,
+    mesh=mesh,
+    in_specs=(by_head, by_head, by_head, pool, P(), P(), P()),
+    out_specs=(by_head, pool),
+    axis_names=axes,
+    check_vma=False,
+  )
