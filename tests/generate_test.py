@@ -8,6 +8,7 @@ import pytest
 
 from generation import Generation, random_prompts, random_weights, settings, tokens_of
 from hf_models import our_logits
+from hlo import copies
 from simpo_jax.data.prompts import Prompt
 from simpo_jax.generate import LENGTH, STOP
 from simpo_jax.model_config import EMBEDDED
@@ -175,7 +176,4 @@ def test_the_pool_is_never_copied(params, attention, samples):
   lanes = 2 * CFG.num_key_value_heads * CFG.head_dim
   pool = f"f32[{CFG.num_hidden_layers * g.shape.num_pages},{g.shape.page_size},{lanes}]"
   assert re.search(rf"{re.escape(pool)}.*scatter", text)
-  copies = [
-    line for line in text.splitlines() if re.search(rf"= {re.escape(pool)}\S* copy\(", line)
-  ]
-  assert not copies, copies
+  assert not copies(text, pool)

@@ -227,37 +227,12 @@ def _two_hosts(folder):
 
 
 def _across_hosts(text):
-  """Collectives of the decode loop whose groups join devices {0, 1} and {2, 3}."""
-  found = []
-  for line in text.splitlines():
-    match = re.search(
-      r"= (\S+?)(?:\{\S*)? (all-reduce|all-gather|all-to-all|reduce-scatter"
-      r"|collective-permute)(?:-start)?\(",
-      line,
-    )
-    if not match or not re.search(r"/decode_\d+/while/", line):
-      continue
-    found.append((match[1], match[2], _groups(line)))
-  return [
-    f"{shape} {kind}" for shape, kind, groups in found if any(min(g) < 2 <= max(g) for g in groups)
-  ]
+  """What the decode loop exchanges between the host rows {0, 1} and {2, 3}."""
+  from hlo import collectives
 
-
-def _groups(line):
-  """Replica groups of an HLO line, written out or as an iota."""
-  if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", line):
-    return [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", pairs[1])]
-  if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-    import numpy as np
-
-    shape, dims = ([int(n) for n in iota[i].split(",")] for i in (1, 2))
-    ids = np.arange(np.prod(dims)).reshape(dims)
-    if iota[3]:
-      ids = ids.transpose([int(n) for n in iota[3].split(",")])
-    return ids.reshape(shape).tolist()
-  groups = re.search(r"replica_groups=\{(\{.*?\})\}", line)
-  assert groups, line
-  return [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", groups[1])]
+  decode = [c for c in collectives(text) if re.search(r"/decode_\d+/while/", c.scope)]
+  assert decode
+  return [f"{c.shapes} {c.kind}" for c in decode if c.crosses_hosts(2)]
 
 
 def _work(folder):

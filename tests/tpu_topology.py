@@ -10,14 +10,14 @@ from jax.experimental import topologies
 
 
 @functools.cache
-def device(topology: str):
-  """The first device of a topology such as `v5p:2x2x1`, `v5e:2x2` or `v6e:2x2`."""
-  return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+def devices(topology: str):
+  """The devices of a topology such as `v5p:2x2x1`, `v5e:2x2` or `v6e:2x2`."""
+  return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
 def compile_for(topology: str, f, *shapes, **jit_options):
   """`f` compiled for one device of the topology; shapes are `(shape, dtype)`, or trees of them."""
-  sharding = jax.sharding.SingleDeviceSharding(device(topology))
+  sharding = jax.sharding.SingleDeviceSharding(devices(topology)[0])
 
   def is_shape(x):
     return isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], tuple)

@@ -1,0 +1,250 @@
+"""Generation side by side with transformers: same weights, same prompts, one run.
+
+  python bench/generate.py --model=SmolLM2-135M-Instruct.Q4_1.gguf --data=dpo_en_demo.json
+  python bench/generate.py ... --cases=queue,batch16 --json
+
+Cases (greedy, prompts rendered from real pairs unless it says short):
+
+  batch16, batch64   so many prompts at once, exactly 128 new tokens each
+  short16, short64   the same with prompts cut to 40 tokens
+  queue              128 prompts through 16 slots, up to 256 tokens, ending at end tokens;
+                     transformers gets them in the same order in batches of 16
+  scale128, scale1024   so many short prompts through 16 slots, 64 tokens each; ours alone
+
+Columns: tokens per second of both, their ratio, and how near ours comes to two floors,
+each from what this machine did in the same run: `of_matmuls` is the time that the model's
+matrix products alone take (decode steps at this batch, and prompt tokens) over our time;
+`of_memory` the time to read weights and cache once per step over our decoding time.
+"""
+
+import json
+import time
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from rich.progress import track
+from simpo_jax.kernels.paged_attention import choose
+
+from simpo_jax import inference, model, sharding
+from simpo_jax.config import default_config
+from simpo_jax.data.forms import to_messages
+from simpo_jax.data.prompts import Prompt
+from simpo_jax.data.tokenizer import encode_with_bos, load_tokenizer
+from simpo_jax.generate import Requests
+from simpo_jax.requests import generate_shape, make_requests, pack_requests
+from simpo_jax.stopping import stop_automaton
+from simpo_jax.weights import load_params, open_model
+
+CASES = {  # prompts, slots, tokens of a prompt (0: as they are), new tokens, ends at end tokens
+  "short16": (16, 16, 40, 128, False),
+  "batch16": (16, 16, 0, 128, False),
+  "short64": (64, 64, 40, 128, False),
+  "batch64": (64, 64, 0, 128, False),
+  "queue": (128, 16, 0, 256, True),
+  "scale128": (128, 16, 40, 64, False),
+  "scale1024": (1024, 16, 40, 64, False),
+}
+LONGEST = 512  # tokens; longer prompts are left out
+
+_MODEL = flags.DEFINE_string("model", None, "folder, .gguf file or hub id", required=True)
+_DATA = flags.DEFINE_string("data", None, "a JSON file of preference pairs", required=True)
+_CASES = flags.DEFINE_list("cases", ["short16", "batch16", "batch64", "queue"], "of the list above")
+_PEER = flags.DEFINE_bool("peer", True, "run transformers, too")
+_RUNS = flags.DEFINE_integer("runs", 3, "timed runs of each; the median counts")
+_DTYPE = flags.DEFINE_string("dtype", None, "float32 or bfloat16; by default the platform's")
+_JSON = flags.DEFINE_bool("json", False, "one JSON object per case")
+
+
+def main(_):
+  """Runs the cases and prints their table."""
+  platform = jax.default_backend()
+  dtype = jnp.dtype(_DTYPE.value or ("float32" if platform == "cpu" else "bfloat16"))
+  opened, tokenizer = open_model(_MODEL.value), load_tokenizer(_MODEL.value)
+  mesh = sharding.make_mesh(devices=jax.devices()[:1], hosts=1)
+  specs = sharding.param_specs(opened.config, mesh, sharding.TRAIN_RULES)
+  params = load_params(opened, sharding.named(mesh, specs), dtype)
+  peer = _Transformers(_MODEL.value, dtype) if _PEER.value else None
+  bandwidth = common.read_bandwidth()
+  rows = []
+  for name in track(_CASES.value, "benchmark", disable=_JSON.value):
+    rows.append(_case(name, opened.config, params, mesh, dtype, tokenizer, peer, bandwidth))
+  common.report("generation", rows, _JSON.value)
+
+
+def _case(name, cfg, params, mesh, dtype, tokenizer, peer, bandwidth) -> dict:
+  count, slots, cut, new, ends = CASES[name]
+  prompts = _prompts(tokenizer, count, cut)
+  stop_ids = tokenizer.eos_ids if ends else ()
+  ours = _Ours(cfg, params, mesh, dtype, prompts, slots, new, stop_ids)
+  first = _Ours(cfg, params, mesh, dtype, prompts, slots, 1, stop_ids)
+  theirs = peer if not name.startswith("scale") else None
+  times, prefill, their_times = [], [], []
+  for _ in range(_RUNS.value):  # in turn, so that a busy machine disturbs both
+    times.append(ours.seconds())
+    prefill.append(first.seconds())
+    if theirs:
+      their_times.append(theirs.seconds(prompts, slots, new, stop_ids))
+  seconds, start = float(np.median(times)), float(np.median(prefill))
+  tokens = sum(map(len, ours.answers))
+  row = {
+    "case": name,
+    "tokens": tokens,
+    "seconds": seconds,
+    "prefill_seconds": start,
+    "ours_tok_s": tokens / seconds,
+    "transformers_tok_s": None,
+    "ratio": None,
+    "same_tokens": None,
+  }
+  if theirs:
+    their_tokens = sum(map(len, theirs.answers))
+    row["transformers_tok_s"] = their_tokens / float(np.median(their_times))
+    row["ratio"] = row["ours_tok_s"] / row["transformers_tok_s"]
+    row["same_tokens"] = sum(a == b for a, b in zip(ours.answers, theirs.answers, strict=True))
+  if not ends and count == slots:
+    prompt_tokens = sum(len(p.tokens) - 1 for p in prompts)
+    step = _matmul_seconds(cfg, ours.weights, slots, dtype)
+    chunk = _matmul_seconds(cfg, ours.weights, 128, dtype, logits=False) / 128
+    row["of_matmuls"] = (new * step + prompt_tokens * chunk) / seconds
+    row["decode_of_matmuls"] = (new - 1) * step / (seconds - start)
+    cached = prompt_tokens + count * new / 2
+    lanes = 2 * cfg.num_key_value_heads * cfg.head_dim * cfg.num_hidden_layers
+    weights = sum(x.size for x in jax.tree.leaves(ours.weights))
+    read = (weights + cached * lanes) * dtype.itemsize
+    row["of_memory"] = (new - 1) * read / bandwidth / (seconds - start)
+  else:
+    row |= {"of_matmuls": None, "decode_of_matmuls": None, "of_memory": None}
+  return row
+
+
+def _prompts(tokenizer, count, cut) -> list[Prompt]:
+  with open(_DATA.value) as f:
+    rows = json.load(f)
+  messages = (to_messages(row["conversations"]) for row in rows)
+  ids = [encode_with_bos(tokenizer, tokenizer.render(m, True)) for m in messages]
+  ids = [x for x in ids if len(x) <= LONGEST and len(x) >= cut]
+  return [
+    Prompt(i, "", np.asarray(ids[i % len(ids)][-cut:], np.int32)) for i in range(count)
+  ]  # of a cut prompt the end stays, which opens the answer
+
+
+class _Ours:
+  """One compiled generation, as the program's generate branch has it."""
+
+  def __init__(self, cfg, params, mesh, dtype, prompts, slots, new, stop_ids):
+    config = default_config().generate
+    on_cpu = jax.default_backend() == "cpu"
+    config.update(max_slots=slots, max_new_tokens=new, page_size=64 if on_cpu else 128)
+    self.requests = make_requests(prompts, config)
+    shape = generate_shape(self.requests, config, 1, jax.default_backend())
+    sizes = dict(
+      heads=cfg.num_attention_heads,
+      kv_heads=cfg.num_key_value_heads,
+      head_dim=cfg.head_dim,
+      page_size=shape.page_size,
+      dtype=dtype,
+      queries=shape.chunk,
+      slots=slots,
+      pages_per_seq=shape.pages_per_seq,
+    )
+    shape = shape._replace(attention=choose("auto", jax.default_backend(), **sizes)[0])
+    stops = stop_automaton(cfg.vocab_size, stop_ids)
+    self.packed: Requests = jax.device_put(pack_requests(self.requests, shape, stops, 0))
+    self.params = params
+    self.weights = jax.jit(lambda p: _decode_weights(p, cfg, dtype, shape))(params)
+    self.run = jax.jit(
+      lambda p, r: inference.generate(p, r, cfg, mesh, "host_data_parallel", shape, dtype)
+    )
+    jax.block_until_ready(self.run(params, self.packed))
+
+  def seconds(self) -> float:
+    start = time.perf_counter()
+    out = jax.block_until_ready(self.run(self.params, self.packed))
+    elapsed = time.perf_counter() - start
+    tokens, count = np.asarray(out.tokens[0]), np.asarray(out.count[0])
+    self.answers = [tokens[i, : count[i]].tolist() for i in range(len(self.requests))]
+    return elapsed
+
+
+def _decode_weights(params, cfg, dtype, shape):
+  params = model.unstack(params, cfg, dtype)
+  return model.out_in(params) if shape.out_in else params
+
+
+def _matmul_seconds(cfg, weights, rows, dtype, logits=True) -> float:
+  """Seconds for all products of one pass with `rows` tokens, and nothing else."""
+  steps = 8
+
+  def one(x, w):
+    for p in w["layers"]:
+      q, k, v = (model.linear(x, p[n]) for n in "qkv")
+      x = model.linear(q, p["o"]) + jnp.sum(k + v) * 1e-9
+      gate, up = model.linear(x, p["gate"]), model.linear(x, p["up"])
+      x = model.linear(gate * up, p["down"]) * 1e-6
+    if logits:
+      x = x + jnp.max(model.unembed(w, x)) * 1e-9
+    return x
+
+  x = jnp.ones((rows, cfg.hidden_size), dtype)
+  loop = jax.jit(lambda x, w: jax.lax.fori_loop(0, steps, lambda _, x: one(x, w), x))
+  return common.seconds(loop, x, weights) / steps
+
+
+class _Transformers:
+  """transformers' generate on the same weights, as its documentation has it."""
+
+  def __init__(self, source, dtype):
+    import pathlib
+
+    import torch
+    import transformers
+
+    self.torch = torch
+    kind = getattr(torch, dtype.name)
+    path = pathlib.Path(source)
+    if path.suffix == ".gguf":
+      from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+      config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+      net = transformers.AutoModelForCausalLM.from_config(config, dtype=kind)
+      # from_pretrained(gguf_file=...) does this too, but only where accelerate is installed.
+      stored = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=net)["tensors"]
+      net.load_state_dict(stored, strict=False)
+    else:
+      net = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=kind)
+    self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    self.net = net.eval().to(self.device)
+    self.net.generation_config.pad_token_id = 0
+
+  def seconds(self, prompts, batch, new, stop_ids) -> float:
+    batches = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
+    self.answers = []
+    start = time.perf_counter()
+    for some in batches:
+      self.answers += self._answers(some, new, stop_ids)
+    return time.perf_counter() - start
+
+  def _answers(self, prompts, new, stop_ids):
+    torch = self.torch
+    longest = max(len(p.tokens) for p in prompts)
+    ids = torch.zeros((len(prompts), longest), dtype=torch.long)  # padded on the left
+    present = torch.zeros_like(ids)
+    for row, mask, prompt in zip(ids, present, prompts, strict=True):
+      row[-len(prompt.tokens) :] = torch.from_numpy(prompt.tokens)
+      mask[-len(prompt.tokens) :] = 1
+    self.net.generation_config.eos_token_id = list(stop_ids) or None
+    out = self.net.generate(
+      ids.to(self.device),
+      attention_mask=present.to(self.device),
+      do_sample=False,
+      max_new_tokens=new,
+    )
+    answers = out[:, longest:].tolist()
+    return [next((a[: i + 1] for i, t in enumerate(a) if t in stop_ids), a) for a in answers]
+
+
+if __name__ == "__main__":
+  app.run(main)

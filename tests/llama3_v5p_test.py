@@ -1,0 +1,98 @@
+"""The whole program with Llama-3-8B, compiled for a TPU v5p-32: 4 hosts of 4 chips."""
+
+import collections
+import json
+import pathlib
+import re
+import sys
+
+import pytest
+
+pytest.importorskip("libtpu")
+
+import tpu_topology
+from hlo import collectives, copies
+from simpo_jax import inference, program, resolve, sharding
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "configs"))
+import m11
+
+HOSTS, CHIPS = 4, 4
+HBM = 95 * 2**30
+LLAMA3_8B = dict(
+  architectures=["LlamaForCausalLM"],
+  model_type="llama",
+  hidden_size=4096,
+  intermediate_size=14336,
+  num_hidden_layers=32,
+  num_attention_heads=32,
+  num_key_value_heads=8,
+  vocab_size=128256,
+  rope_theta=500000.0,
+  rms_norm_eps=1e-5,
+  max_position_embeddings=8192,
+  tie_word_embeddings=False,
+)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+  """The program's config and executable: real generation sizes, short training rows."""
+  folder = tmp_path_factory.mktemp("llama3")
+  (folder / "config.json").write_text(json.dumps(LLAMA3_8B))
+  config = m11.get_config("llama3_8b_v5p32")
+  config.model.source = f"random:{folder}"
+  config.data.update(
+    train=("embedded",), embedded_pairs=256, max_length=512, max_prompt_length=256, row_length=512
+  )
+  devices = tpu_topology.devices("v5p:2x2x4")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(resolve, "make_mesh", lambda t: sharding.make_mesh(t, devices, HOSTS))
+    cfg = resolve.resolve(config).program
+  return cfg, program.compile_program(cfg)
+
+
+def test_decoding_uses_the_kernel_and_crosses_hosts_for_its_own_check_alone(compiled):
+  cfg, executable = compiled
+  assert cfg.generate.attention == "tpu"
+  text = executable.call.as_text()
+  kernels = re.findall(r'custom_call_target="tpu_custom_call".*op_name="([^"]*)"', text)
+  for scope in ("decode_32/while/body/attention", "prefill/"):
+    calls = [name for name in kernels if scope in name and "paged_attention" in name]
+    # The keys and values of the last layer are all that prefill needs of it.
+    layers = LLAMA3_8B["num_hidden_layers"] - (scope == "prefill/")
+    assert len(calls) == layers, scope
+
+  decode = [c for c in collectives(text) if "/decode_32/while/" in c.scope]
+  counts = collections.Counter(
+    (c.kind, c.shapes, "across hosts" if c.crosses_hosts(CHIPS) else "in host") for c in decode
+  )
+  print("collectives of the decode loop:")
+  for (kind, shapes, where), n in sorted(counts.items()):
+    print(f"{n:4} {kind:20} {where:14} {shapes}")
+  assert [c[:2] for c in counts if c[2] == "across hosts"] == [("all-reduce", "s32[3]")]
+  # Two a layer, after attention and after the MLP, and one for the embedding.
+  assert counts["all-reduce", "bf16[32,1,4096]", "in host"] == 2 * 32 + 1
+
+
+def test_it_fits_and_the_pool_is_never_copied(compiled):
+  cfg, executable = compiled
+  memory, shape = executable.memory, cfg.generate
+  page = inference.page_bytes(cfg.step.model, cfg.mesh, cfg.mode, shape.page_size, cfg.step.dtype)
+  pool = shape.num_pages * page
+  peak = memory.arguments + memory.outputs - memory.aliased + memory.temporaries
+  print(
+    f"per chip: state and inputs {memory.arguments / 2**30:.2f} GiB, temporaries "
+    f"{memory.temporaries / 2**30:.2f} GiB, of which KV pool {pool / 2**30:.2f} GiB and decode "
+    f"weights {_decode_weights(cfg) / 2**30:.2f} GiB; peak {peak / 2**30:.2f} of 95 GiB"
+  )
+  assert peak < HBM / 2
+  lanes = 2 * 128 * 8 // CHIPS
+  array = f"bf16[{32 * shape.num_pages},{shape.page_size},{lanes}]"
+  text = executable.call.as_text()
+  assert array in text
+  assert not copies(text, array)
+
+
+def _decode_weights(cfg):
+  return inference.weight_bytes(cfg.step.model, cfg.mesh, cfg.mode, cfg.step.dtype)
