@@ -60,7 +60,7 @@ def choose(
     (before penalty, temperature and truncation).
   """
   scores = logits if seen is None else penalise(logits, seen, sampling.repetition_penalty)
-  greedy = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+  greedy = _argmax(scores)
 
   def draw():
     hot = sampling.temperature > 0
@@ -70,6 +70,14 @@ def choose(
   tokens = jax.lax.cond(jnp.any(sampling.temperature > 0), draw, lambda: greedy)
   chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
   return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _argmax(x):
+  # Two plain reductions: several times as fast on a CPU as the one that carries the index.
+  best = jnp.max(x, axis=-1, keepdims=True)
+  index = jnp.arange(x.shape[-1], dtype=jnp.int32)
+  # Of NaN nothing is the best; an index in range keeps the NaN visible in the log-probability.
+  return jnp.min(jnp.where(x == best, index, x.shape[-1] - 1), axis=-1)
 
 
 def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:

@@ -91,7 +91,8 @@ def test_bfloat16_equals_dense(impl):
   lengths, page = _ragged(16), 16
   pool, ids, keys, values = _case(lengths, 2, 64, page, dtype=jnp.bfloat16)
   q = _queries(len(lengths), 8, 64, dtype=jnp.bfloat16)
-  out = paged_attention(q, pool, ids, np.asarray(lengths, np.int32), impl=impl)
+  run = jax.jit(lambda *a: paged_attention(*a, impl=impl))
+  out = run(q, pool, ids, np.asarray(lengths, np.int32))
   assert out.dtype == jnp.bfloat16
   for row, length in enumerate(lengths):
     expected = _dense(q[row : row + 1], keys[row], values[row], [length - 1])[0]
@@ -123,7 +124,8 @@ def test_sequences_may_share_pages(impl):
   pool, ids, keys, values = _case([24, 24], 2, 16, 8)
   q = _queries(2, 4, 16)
   ids[1] = ids[0]
-  out = np.asarray(paged_attention(q, pool, ids, np.asarray([24, 11], np.int32), impl=impl))
+  run = jax.jit(lambda *a: paged_attention(*a, impl=impl))
+  out = np.asarray(run(q, pool, ids, np.asarray([24, 11], np.int32)))
   for row, length in enumerate((24, 11)):
     expected = _dense(q[row : row + 1], keys[0], values[0], [length - 1])[0]
     np.testing.assert_allclose(out[row], expected, atol=TOLERANCE, rtol=0)

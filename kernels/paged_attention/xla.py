@@ -1,14 +1,19 @@
 """Paged attention in plain XLA whose cost follows the actual lengths.
 
-Sequences are taken in groups; each group walks its pages once, with a running
-softmax (arXiv:1805.02867), up to the longest sequence of the group.
+The blocks of keys of all sequences stand in one line, each sequence's own after
+another's, and a loop takes so many at a time, whoever they belong to: no sequence
+waits for a longer one. Each block's part joins its sequence's by a running softmax
+(arXiv:1805.02867).
 """
 
 import jax
 import jax.numpy as jnp
 
-BLOCK = 64  # keys of a sequence per step, or one page if that is more
-GROUP_KEYS = 1024  # keys of a group per step: enough to fill a core, few enough for its cache
+from simpo_jax.arith import ceil_div
+
+BLOCK = 64  # keys of a block, or one page if that is more
+STEP_KEYS = 2048  # keys of a step: enough to fill a core, few enough for its cache
+STEP_SCORES = 2**20  # scores of a step, at most
 
 
 def attend(
@@ -22,66 +27,72 @@ def attend(
   soft_cap: float | None = None,
 ) -> jax.Array:
   """See `simpo_jax.kernels.paged_attention.paged_prefill`."""
-  B, page = q.shape[0], pool.shape[1]
-  pages = max(1, BLOCK // page)  # per step
-  group = min(B, max(1, GROUP_KEYS // (pages * page)))
+  B, T, H, h = q.shape
+  page, lanes = pool.shape[1:]
+  K, G = lanes // (2 * h), H * 2 * h // lanes
+  R = G * T  # rows of a KV head's products
+  pages = max(1, BLOCK // page)  # of a block
+  block = pages * page
+  I = max(1, min(STEP_KEYS // block, STEP_SCORES // (K * R * block)))  # blocks of a step
   page_ids = jnp.pad(page_ids, ((0, 0), (0, -page_ids.shape[1] % pages)))
+  page_ids = page_ids.reshape(B, -1, pages)
 
-  def split(x):
-    x = jnp.pad(x, ((0, -B % group),) + ((0, 0),) * (x.ndim - 1))
-    return x.reshape(-1, group, *x.shape[1:])
-
-  out = jax.lax.map(
-    lambda rows: _walk(pool, *rows, pages, window, soft_cap),
-    (*map(split, (q, page_ids, start, count)),),
-  )
-  return out.reshape(-1, *q.shape[1:])[:B]
-
-
-def _walk(pool, q, page_ids, start, count, pages, window, soft_cap):
-  B, T, H, h = q.shape  # B sequences of one group
-  K, G = pool.shape[2] // (2 * h), H * 2 * h // pool.shape[2]
-  block = pages * pool.shape[1]
-  grouped = (q * h**-0.5).reshape(B, T, K, G, h)
+  rows = (q * h**-0.5).reshape(B, T, K, G, h).transpose(0, 2, 3, 1, 4).reshape(B, K, R, h)
   query = jnp.arange(T, dtype=jnp.int32)
-  position = jnp.where(query < count[:, None], start[:, None] + query, -1)  # [B, T]
+  position = jnp.where(query < count[:, None], start[:, None] + query, -1)
+  position = jnp.tile(position, (1, G))  # [B, R]
   end = jnp.where(count > 0, start + count, 0)
+  first = 0 if window is None else jnp.maximum(start - window + 1, 0) // block
+  blocks = jnp.maximum(ceil_div(end, block) - first, 0)  # [B]
+  behind = jnp.cumsum(blocks)  # where each sequence's blocks end in the line
 
   def step(i, carry):
     peak, total, acc = carry
-    ids = jax.lax.dynamic_slice_in_dim(page_ids, i * pages, pages, 1)
-    kv = jnp.take(pool, ids, axis=0, mode="clip").reshape(B, block, K, 2, h)
-    key = i * block + jnp.arange(block, dtype=jnp.int32)
-    seen = key <= position[..., None]  # [B, T, block]
+    place = i * I + jnp.arange(I, dtype=jnp.int32)
+    owner = jnp.sum(place[:, None] >= behind, axis=1, dtype=jnp.int32)  # B past the last
+    owns = owner[:, None] == jnp.arange(B)  # [I, B]
+    b = jnp.minimum(owner, B - 1)
+    number = place - (behind - blocks - first)[b]  # of the block in its sequence
+    ids = page_ids.at[owner, number].get(mode="fill", fill_value=0)
+    kv = jnp.take(pool, ids, axis=0, mode="clip").reshape(I, block, K, 2, h)
+    key = number[:, None] * block + jnp.arange(block, dtype=jnp.int32)  # [I, block]
+    seen = (owner < B)[:, None, None] & (key[:, None] <= position[b][..., None])
     if window is not None:
-      seen &= position[..., None] - key < window
+      seen &= position[b][..., None] - key[:, None] < window
+    seen = seen[:, None]  # [I, 1, R, block]
     # An unwritten slot of the pool may hold NaN, and 0 * NaN must not leak.
-    v = jnp.where((key < end[:, None])[:, :, None, None], kv[:, :, :, 1], 0)
+    v = jnp.where((key < end[b][:, None])[:, :, None, None], kv[:, :, :, 1], 0)
     scores = jnp.einsum(
-      "btkgh,bskh->bkgts", grouped, kv[:, :, :, 0], preferred_element_type=jnp.float32
+      "ikrh,iskh->ikrs", rows[b], kv[:, :, :, 0], preferred_element_type=jnp.float32
     )
     if soft_cap is not None:
       scores = soft_cap * jnp.tanh(scores / soft_cap)
-    mask = seen[:, None, None]
-    scores = jnp.where(mask, scores, -1e30)
-    new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))
-    weights = jnp.where(mask, jnp.exp(scores - new_peak[..., None]), 0.0)
-    shrink = jnp.exp(peak - new_peak)
+    scores = jnp.where(seen, scores, -1e30)
+    best = jnp.where(owns[:, :, None, None], jnp.max(scores, axis=-1)[:, None], -1e30)
+    new_peak = jnp.maximum(peak, jnp.max(best, axis=0))  # [B, K, R]
+    weights = jnp.where(seen, jnp.exp(scores - new_peak[b][..., None]), 0.0)
     part = jnp.einsum(
-      "bkgts,bskh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+      "ikrs,iskh->ikrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
-    return new_peak, total * shrink + jnp.sum(weights, axis=-1), acc * shrink[..., None] + part
+    shrink = jnp.exp(peak - new_peak)
+    # A product with `owns` adds up each sequence's parts faster than a scatter.
+    total = total * shrink + _sum_by_owner(owns, jnp.sum(weights, axis=-1))
+    acc = acc * shrink[..., None] + _sum_by_owner(owns, part)
+    return new_peak, total, acc
 
-  first = jnp.zeros((), jnp.int32)
-  if window is not None:
-    oldest = jnp.where(count > 0, jnp.maximum(start - window + 1, 0), jnp.max(end))
-    first = jnp.min(oldest) // block
-  shape = (B, K, G, T)
   init = (
-    jnp.full(shape, -1e30, jnp.float32),
-    jnp.zeros(shape, jnp.float32),
-    jnp.zeros((*shape, h), jnp.float32),
+    jnp.full((B, K, R), -1e30, jnp.float32),
+    jnp.zeros((B, K, R), jnp.float32),
+    jnp.zeros((B, K, R, h), jnp.float32),
   )
-  _, total, acc = jax.lax.fori_loop(first, -(-jnp.max(end) // block), step, init)
-  out = acc / jnp.maximum(total, 1e-30)[..., None]  # [B, K, G, T, h]
-  return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H, h).astype(q.dtype)
+  _, total, acc = jax.lax.fori_loop(0, ceil_div(behind[-1], I), step, init)
+  out = acc / jnp.maximum(total, 1e-30)[..., None]
+  out = out.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4)
+  return out.reshape(B, T, H, h).astype(q.dtype)
+
+
+def _sum_by_owner(owns, parts):
+  """`parts [I, ...]` added up over the blocks of each sequence, `[B, ...]`."""
+  flat = parts.reshape(parts.shape[0], -1)
+  sums = jnp.matmul(owns.T.astype(flat.dtype), flat, precision="highest")
+  return sums.reshape(-1, *parts.shape[1:])
