@@ -62,7 +62,6 @@ def embedded(c):
   c.train.remat = "none"
   c.generate.ignore_eos = True
   c.generate.page_size = 64
-  c.generate.prefill_chunk = 64
 
 
 def smollm2(c):
@@ -76,7 +75,6 @@ def smollm2(c):
   c.train.warmup_ratio = 0.0  # seven steps: a warm-up would waste the first
   c.train.remat = "none"
   c.generate.page_size = 64
-  c.generate.prefill_chunk = 64
   c.generate.max_slots = 64  # the KV cache of 128 would take 13 GiB in float32
   c.generate.template = "In one sentence: what is special about the number {index}?"
 

@@ -88,8 +88,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.generate.max_slots = 0  # sequences decoded at once, per group of prompts; 0: all
   c.generate.page_size = 128  # tokens per KV page
   c.generate.num_pages = 0  # KV pages per group; 0: for every slot, if memory allows
-  c.generate.prefill_chunk = 128  # prompt tokens of a sequence per prefill pass
-  c.generate.prefill_rows = 0  # sequences per prefill pass; 0: 512 tokens' worth, on CPU 128
+  c.generate.prefill_chunk = 0  # prompt tokens of a row of prefill; 0: 128, on CPU 32
+  c.generate.prefill_rows = 0  # rows of a prefill pass; 0: 512 tokens' worth, on CPU 256
   c.generate.attention = "auto"  # paged attention: auto | tpu | gpu | xla | reference
 
   c.evaluate = ml_collections.ConfigDict()
@@ -153,7 +153,7 @@ _RANGES = {  # inclusive
   "generate.max_slots": (0, None),
   "generate.page_size": (1, None),
   "generate.num_pages": (0, None),
-  "generate.prefill_chunk": (1, None),
+  "generate.prefill_chunk": (0, None),
   "generate.prefill_rows": (0, None),
   "evaluate.every": (0, None),
   "mesh.tensor": (1, None),

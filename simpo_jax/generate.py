@@ -31,17 +31,16 @@ class GenerateShape(NamedTuple):
   requests: int  # N requests per group
   slots: int  # sequences decoded at once, per group
   widths: tuple[int, ...]  # batch sizes of a decode step, falling from `slots`
-  prompt_tokens: int  # T, a multiple of `chunk`
+  prompt_tokens: int  # of the longest prompt
   max_new_tokens: int
   page_size: int
   num_pages: int  # P, per group and layer
-  chunk: int  # prompt tokens of a sequence per prefill pass
-  prefill_rows: int  # sequences per prefill pass
+  chunk: int  # T, prompt tokens of a row of a prefill pass
+  prefill_rows: int  # rows of a prefill pass
   stop_states: int  # of the stop automaton
   attention: str  # implementation of paged attention
   shared_prompts: bool  # several requests have the same prompt
   repetition_penalty: bool  # some request has one
-  out_in: bool  # linear weights lie as [out, in] (`model.OutIn`)
 
   @property
   def pages_per_seq(self) -> int:
@@ -125,8 +124,6 @@ def generate_group(engine: Engine, requests: Requests) -> Generated:
   """Answers one group's requests, without a leading group axis: `[N]` in request order."""
   shape, asked = engine.shape, requests.each
   work = Work(asked.length, asked.budget, asked.prompt)
-  if shape.out_in:
-    engine = engine._replace(params=llama.out_in(engine.params))
   s = _tallied(engine, _init(engine), work)
 
   def rounds(s: _State) -> _State:
@@ -245,32 +242,30 @@ def _refill(engine: Engine, s: _State, asked: Asked, work: Work) -> _State:
 
 
 def _prefill(engine: Engine, pool, queue: Queue, asked: Asked, todo) -> jax.Array:
-  """Caches the first `todo[i]` prompt tokens of slot i, `prefill_rows` slots at a time."""
+  """Caches the first `todo[i]` prompt tokens of slot i.
+
+  The prompts' chunks stand in one line, and a pass takes the next `prefill_rows` of
+  them. Several may be of one prompt: a pass writes all its keys and values before it
+  attends, so a chunk finds those before it in the pool.
+  """
   shape = engine.shape
-  rows = shape.prefill_rows
-  # Longest first, so that prompts of about the same length go through together.
-  order = jnp.argsort(-todo)
-  padding = jnp.full((-shape.slots % rows,), shape.slots, order.dtype)
-  order = jnp.concatenate([order, padding])
+  chunks = ceil_div(todo, shape.chunk)  # of each slot
+  behind = jnp.cumsum(chunks)  # where each slot's chunks end in the line
 
-  def group(index, pool):
-    slot = jax.lax.dynamic_slice_in_dim(order, index * rows, rows)
-    left = todo.at[slot].get(mode="fill", fill_value=0)
-    request = queue.request.at[slot].get(mode="fill", fill_value=shape.requests)
-    tokens = asked.tokens.at[request].get(mode="fill", fill_value=0)
-    table = queue.pages.table.at[slot].get(mode="fill", fill_value=shape.num_pages)
+  def one_pass(index, pool):
+    place = index * shape.prefill_rows + jnp.arange(shape.prefill_rows, dtype=jnp.int32)
+    slot = jnp.sum(place[:, None] >= behind, axis=1, dtype=jnp.int32)  # past the last: no slot
+    of_slot = lambda x, none: x.at[slot].get(mode="fill", fill_value=none)  # noqa: E731
+    start = (place - of_slot(behind - chunks, 0)) * shape.chunk
+    token = jnp.arange(shape.chunk, dtype=jnp.int32)
+    request = of_slot(queue.request, shape.requests)[:, None]
+    tokens = asked.tokens.at[request, start[:, None] + token].get(mode="fill", fill_value=0)
+    count = jnp.clip(of_slot(todo, 0) - start, 0, shape.chunk)
+    table = of_slot(queue.pages.table, shape.num_pages)
+    return _forward(engine, pool, table, tokens, start, count)[1]
 
-    def chunk(index, pool):
-      start = jnp.full((rows,), index * shape.chunk, jnp.int32)
-      now = jax.lax.dynamic_slice_in_dim(tokens, index * shape.chunk, shape.chunk, 1)
-      count = jnp.clip(left - start, 0, shape.chunk)
-      return _forward(engine, pool, table, now, start, count)[1]
-
-    chunks = engine.over_groups(ceil_div(jnp.max(left), shape.chunk))
-    return jax.lax.fori_loop(0, chunks, chunk, pool)
-
-  groups = engine.over_groups(ceil_div(jnp.sum(todo > 0, dtype=jnp.int32), rows))
-  return jax.lax.fori_loop(0, groups, group, pool)
+  passes = engine.over_groups(ceil_div(behind[-1], shape.prefill_rows))
+  return jax.lax.fori_loop(0, passes, one_pass, pool)
 
 
 # --- decoding ----------------------------------------------------------------------------

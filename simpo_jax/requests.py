@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from simpo_jax.arith import round_up
+from simpo_jax.arith import ceil_div
 from simpo_jax.data.prompts import Prompt
 from simpo_jax.errors import UserError
 from simpo_jax.generate import FINISH_REASONS, Asked, Generated, GenerateShape, Requests
@@ -93,25 +93,24 @@ def generate_shape(
   per_group = 1 + max(p.index for p in places)
   slots = min(config.max_slots or per_group, per_group)
   longest = max(len(r.prompt.tokens) for r in requests)
-  chunk = min(config.prefill_chunk, longest)
   on_cpu = platform == "cpu"
-  rows = config.prefill_rows or max(1, (128 if on_cpu else 512) // chunk)
+  chunk = min(config.prefill_chunk or (32 if on_cpu else 128), longest)
+  rows = config.prefill_rows or max(1, (256 if on_cpu else 512) // chunk)
   return GenerateShape(
     groups=groups,
     requests=per_group,
     slots=slots,
     widths=_widths(slots, on_cpu),
-    prompt_tokens=round_up(longest, chunk),
+    prompt_tokens=longest,
     max_new_tokens=max(r.budget for r in requests),
     page_size=config.page_size,
     num_pages=worst_pages(requests, groups, slots, config.page_size),
     chunk=chunk,
-    prefill_rows=min(rows, slots),
+    prefill_rows=min(rows, slots * ceil_div(longest, chunk)),
     stop_states=stop_states,
     attention=attention,
     shared_prompts=any(r.sample for r in requests),
     repetition_penalty=any(r.sampling.repetition_penalty != 1.0 for r in requests),
-    out_in=on_cpu,
   )
 
 

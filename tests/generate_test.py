@@ -72,7 +72,7 @@ def test_sliding_window_equals_the_dense_forward_pass(params, greedy):
     dict(page_size=16, prefill_chunk=4),
     dict(prefill_chunk=64, prefill_rows=7),
     dict(shape=dict(attention="reference")),
-    dict(shape=dict(out_in=False, widths=(7, 5, 2))),
+    dict(shape=dict(widths=(7, 5, 2))),
     # One sequence at a time for want of pages, and two or three.
     dict(shape=dict(num_pages=4)),
     dict(shape=dict(num_pages=9)),
