@@ -57,8 +57,8 @@ def pending(queue: Queue, work: Work) -> jax.Array:
 def wants_refill(queue: Queue, work: Work, rows: int) -> jax.Array:
   """bool []: is it time to admit?
 
-  Yes when nothing runs; else when as many sequences have finished as one prefill pass
-  takes (`rows`), or an eighth of those that were running, whichever is less.
+  Yes when nothing runs; else when as many sequences have finished as a prefill pass has
+  rows, or an eighth of those that were running, whichever is less.
   """
   running = jnp.sum(queue.running, dtype=jnp.int32)
   finished = jnp.sum(queue.request < work.length.shape[0], dtype=jnp.int32) - running
