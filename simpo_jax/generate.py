@@ -41,6 +41,7 @@ class GenerateShape(NamedTuple):
   attention: str  # implementation of paged attention
   shared_prompts: bool  # several requests have the same prompt
   repetition_penalty: bool  # some request has one
+  sampled: bool  # some request has a temperature
 
   @property
   def pages_per_seq(self) -> int:
@@ -62,7 +63,7 @@ class Requests(NamedTuple):
   """What to generate."""
 
   each: Asked
-  stops: jax.Array  # int32 [states, V], the stop automaton (`stopping.py`)
+  stops: jax.Array  # int16 [states, V], the stop automaton (`stopping.py`)
   seed: jax.Array  # uint32 [2], key data
 
 
@@ -293,7 +294,7 @@ def _decode(engine: Engine, s: _State, requests: Requests, width: int) -> _State
     penalty = jnp.where(alive, sampling.repetition_penalty, 1.0)
     sampling = sampling._replace(repetition_penalty=penalty)
     seen = None if s.seen is None else s.seen[slot]
-    token, logprob = choose(llama.unembed(engine.params, x), sampling, u, seen)
+    token, logprob = choose(llama.unembed(engine.params, x), sampling, u, seen, shape.sampled)
 
   with jax.named_scope("record"):
     stop = requests.stops[stop, token]

@@ -201,7 +201,10 @@ def room_for_pool(cfg: ProgramConfig) -> int | None:
 
   What training's activations use at other times is free while generating.
   """
-  total = device_bytes(cfg.mesh.devices.flat[0])
+  devices = list(cfg.mesh.devices.flat)
+  # Another process's device does not tell its memory; one that is only described is the first.
+  own = [d for d in devices if d.process_index == jax.process_index()]
+  total = device_bytes((own or devices)[0])
   if total is None:
     return None
   weights = inference.weight_bytes(cfg.step.model, cfg.mesh, cfg.mode, cfg.step.dtype)

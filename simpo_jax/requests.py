@@ -111,6 +111,7 @@ def generate_shape(
     attention=attention,
     shared_prompts=any(r.sample for r in requests),
     repetition_penalty=any(r.sampling.repetition_penalty != 1.0 for r in requests),
+    sampled=any(r.sampling.temperature > 0 for r in requests),
   )
 
 
@@ -188,7 +189,8 @@ def summarize(generated: Generated, places: list[Place]) -> Summary:
   bad = np.flatnonzero(~np.isfinite(out.logprob))
   if bad.size:
     raise UserError(
-      f"generation: the logits of requests {bad[:5].tolist()} ({bad.size} in all) are not finite; "
+      f"generation: the logits of requests {bad[:5].tolist()} ({bad.size} in all, some perhaps "
+      "for what was decoded beside them) are not finite; "
       "check the weights, or lower --config.train.learning_rate if training did this"
     )
   return out

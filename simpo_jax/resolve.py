@@ -141,10 +141,14 @@ def _check_context(config, model: OpenModel, requests: list[Request]) -> None:
     length = len(request.prompt.tokens)
     if length + request.budget > limit:
       raise UserError(
-        f"prompt {request.prompt.index} has {length} tokens, and with "
-        f"--config.generate.max_new_tokens={request.budget} exceeds the model's "
-        f"context of {limit}; lower the budget or shorten the prompt"
+        f"prompt {request.prompt.index} has {length} tokens, and with {_budget(request)} exceeds "
+        f"the model's context of {limit}; lower the budget or shorten the prompt"
       )
+
+
+def _budget(request: Request) -> str:
+  own = "max_new_tokens" in request.prompt.settings
+  return f"{'its own ' if own else '--config.generate.'}max_new_tokens={request.budget}"
 
 
 def _program_config(

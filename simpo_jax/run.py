@@ -68,7 +68,13 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
     launch = Launcher(
       program,
       compiled,
-      digest(config.to_json(), resolved.train_pairs, resolved.eval_pairs, resolved.packed),
+      digest(
+        config.to_json(),
+        str(resolved.program.generate),  # its pool follows from this host's memory
+        resolved.train_pairs,
+        resolved.eval_pairs,
+        resolved.packed,
+      ),
       resolved.packed,
     )
     record.launching(launch)

@@ -4,7 +4,7 @@ No vocabulary sort: thresholds are found by bisection.
 
 A draw needs one uniform number per token, which depends on nothing but (seed,
 prompt index, sample index, position): the same prompt gives the same tokens on
-one host or four, in any slot.
+one host or four, in any slot, as far as rounding leaves the logits the same.
 """
 
 from typing import NamedTuple
@@ -44,7 +44,11 @@ def uniforms(key: jax.Array, prompt: jax.Array, sample: jax.Array, position: jax
 
 
 def choose(
-  logits: jax.Array, sampling: Sampling, u: jax.Array, seen: jax.Array | None = None
+  logits: jax.Array,
+  sampling: Sampling,
+  u: jax.Array,
+  seen: jax.Array | None = None,
+  sampled: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
   """The next token of each row and its log-probability.
 
@@ -54,6 +58,7 @@ def choose(
     u: float32 `[N]`, uniform in [0, 1).
     seen: bool `[N, V]`, tokens of the row's prompt and answer, or None when no row has
       a repetition penalty.
+    sampled: False if every row is known to be greedy.
 
   Returns:
     int32 `[N]` tokens, and float32 `[N]`, their log-probabilities under the model
@@ -62,12 +67,13 @@ def choose(
   scores = logits if seen is None else penalise(logits, seen, sampling.repetition_penalty)
   greedy = _argmax(scores)
 
-  def draw():
+  tokens = greedy
+  # Not a `lax.cond` on the rows: hosts would differ in it, and a draw over a sharded
+  # vocabulary has collectives.
+  if sampled:
     hot = sampling.temperature > 0
     scaled = scores / jnp.where(hot, sampling.temperature, 1.0)[:, None]
-    return jnp.where(hot, inverse_cdf(truncated_weights(scaled, sampling), u), greedy)
-
-  tokens = jax.lax.cond(jnp.any(sampling.temperature > 0), draw, lambda: greedy)
+    tokens = jnp.where(hot, inverse_cdf(truncated_weights(scaled, sampling), u), greedy)
   chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
   return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
 

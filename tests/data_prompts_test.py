@@ -104,6 +104,8 @@ def test_template_fields(template):
         ("p.jsonl", '{"prompt": "a", "top_p": true}', "p.jsonl:1: top_p is true"),
         ("p.jsonl", '{"prompt": "a", "top_p": 2}', "p.jsonl:1: top_p=2 must be between 1e-06 and"),
         ("p.jsonl", '{"prompt": "a", "min_p": NaN}', "p.jsonl:1: min_p=nan must be between"),
+        ("p.jsonl", '{"prompt": "a", "temperature": 3000000000}', "between 0.0 and 2147483647"),
+        ("p.jsonl", '{"prompt": "a", "top_p": 1%s}' % ("0" * 400), "must be between 1e-06 and 1.0"),
         ("p.csv", "a", "must be synthetic, a .txt"),
     ],
 )  # fmt: skip

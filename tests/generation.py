@@ -54,7 +54,8 @@ class Generation:
     self.stops = stop_automaton(cfg.vocab_size) if stops is None else stops
     self.requests = make_requests(prompts, config)
     self.shape = generate_shape(self.requests, config, 1, stop_states=len(self.stops))
-    self.shape = self.shape._replace(**shape)
+    # A request's own settings may come later (see `of`).
+    self.shape = self.shape._replace(**{"sampled": True, **shape})
     self.packed = pack_requests(self.requests, self.shape, self.stops, config.seed)
 
     def run(params, requests):

@@ -179,8 +179,11 @@ def _two_hosts(folder):
 
   make_mesh, resolve.make_mesh = resolve.make_mesh, lambda t: sharding.make_mesh(t, hosts=2)
   try:
-    config = _config()
+    # One host draws from the best token alone, the other is greedy: the same tokens, but
+    # not the same need for what a draw exchanges inside a host.
+    config = _config(**{"generate.temperature": 0.7, "generate.top_k": 1})
     run = resolve.resolve(config)
+    run.packed.each.sampling.temperature[1] = 0
   finally:
     resolve.make_mesh = make_mesh
   cfg = run.program

@@ -17,7 +17,7 @@ from simpo_jax.errors import UserError
 
 
 class Prompt(NamedTuple):
-  """One request. text: what the user wrote last, for display."""
+  """One prompt. text: what the user wrote last, for display."""
 
   index: int
   text: str
