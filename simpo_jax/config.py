@@ -230,7 +230,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 def range_problem(name: str, value: float) -> str | None:
   """What is wrong with the value of a numeric field ("must be at least 1"), or None."""
   low, high = _RANGES[name]
-  if isinstance(value, int) and abs(value) > _MAX_INT:
+  if isinstance(value, int) and abs(value) > (high if isinstance(high, int) else _MAX_INT):
     return f"must be between {low} and {_MAX_INT if high is None else high}"
   top = high if high is not None else _MAX_INT if isinstance(value, int) else math.inf
   if not (low <= value <= top and math.isfinite(value)):
