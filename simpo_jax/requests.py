@@ -79,15 +79,13 @@ def generate_shape(
   config,
   groups: int,
   platform: str = "cpu",
-  attention: str = "xla",
   stop_states: int = 1,
 ) -> GenerateShape:
-  """The fixed sizes that hold these requests, with a pool for the worst case.
+  """The fixed sizes that hold these requests: a pool for the worst case, attention in plain XLA.
 
   Args:
     config: `config.generate`.
     platform: of the devices; decides what makes a good batch.
-    attention: implementation, already chosen.
   """
   places = deal(requests, groups)
   per_group = 1 + max(p.index for p in places)
@@ -108,7 +106,7 @@ def generate_shape(
     chunk=chunk,
     prefill_rows=min(rows, slots * ceil_div(longest, chunk)),
     stop_states=stop_states,
-    attention=attention,
+    attention="xla",
     shared_prompts=any(r.sample for r in requests),
     repetition_penalty=any(r.sampling.repetition_penalty != 1.0 for r in requests),
     sampled=any(r.sampling.temperature > 0 for r in requests),

@@ -184,7 +184,7 @@ def _program_config(
     generation.update(max_new_tokens=1, num_samples=1, num_pages=0, repetition_penalty=1.0)
     requests = make_requests([Prompt(0, "", np.zeros(1, np.int32))], generation)
   groups = mesh.shape["host"] if generation.mode == "host_data_parallel" else 1
-  shape = generate_shape(requests, generation, groups, device.platform, "xla", stop_states)
+  shape = generate_shape(requests, generation, groups, device.platform, stop_states)
   program = ProgramConfig(
     step=step,
     batch=batch_shape(

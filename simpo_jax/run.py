@@ -70,7 +70,7 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
       compiled,
       digest(
         config.to_json(),
-        str(resolved.program.generate),  # its pool follows from this host's memory
+        str(program.generate),  # its pool follows from this host's memory
         resolved.train_pairs,
         resolved.eval_pairs,
         resolved.packed,

@@ -40,18 +40,7 @@ def attend(
 ) -> jax.Array:
   """See `simpo_jax.kernels.paged_attention.paged_prefill`.
 
-  Args:
-    q: `[B, T, H, h]`, float32 or bfloat16, not yet scaled.
-    pool: `[L * P, page, 2 * K * h]` in q's dtype.
-    page_ids: int32 `[B, n]`, offset for the layer; what is past the end is not read.
-    start: int32 `[B]`, the position of `q[:, 0]`.
-    count: int32 `[B]`, queries that are real, 0 to T.
-    window: a query sees only this many newest tokens.
-    soft_cap: scores become `cap * tanh(scores / cap)`.
-    interpret: what `pl.pallas_call` takes: True to run on CPU.
-
-  Returns:
-    `[B, T, H, h]` in q's dtype; 0 where there is no query.
+  `interpret` is what `pl.pallas_call` takes: True to run on CPU.
   """
   B, T, H, h = q.shape
   page, lanes = pool.shape[1:]

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from simpo_jax.arith import ceil_div, round_up
+
 LANES = 128
 MIB = 2**20
 BLOCK_BYTES = 1 * MIB  # of keys and values: a long enough DMA, a small enough wait for the first
@@ -85,7 +87,7 @@ def attend(
     out_shape=jax.ShapeDtypeStruct((rows, K, R, h), q.dtype),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=3,
-      grid=(shares, -(-rows // shares)),
+      grid=(shares, ceil_div(rows, shares)),
       in_specs=[
         pl.BlockSpec((1, *q.shape[1:]), block),
         pl.BlockSpec(memory_space=pl.ANY),
@@ -152,31 +154,27 @@ def _plan(H, K, h, page, dtype, T, n):
   """Tiles of queries, queries per tile, pages per block, bytes of VMEM to ask for."""
   G = H // K
   rows = TILE * TILE_HEADS // max(K, TILE_HEADS)
-  tiles = -(-T * G // max(rows, G))
-  tile = -(-T // tiles)
+  tiles = ceil_div(T * G, max(rows, G))
+  tile = ceil_div(T, tiles)
   item = jnp.dtype(dtype).itemsize
-  lanes = _round(2 * K * h, LANES)
+  lanes = round_up(2 * K * h, LANES)
   fewest, most = BLOCK_KEYS
   block = min(max(BLOCK_BYTES // (lanes * item), fewest), most, max(SCORES // (tile * G), LANES))
   pages = min(max(block // page, 1), n)
-  keys, values = (_round(_widest(x), LANES) for x in _covers(K, h))
-  R = _round(tile * G, 32 // item)
+  keys, values = (round_up(_widest(x), LANES) for x in _covers(K, h))
+  R = round_up(tile * G, 32 // item)
   blocks = 2 * pages * page * lanes * item
-  operands = 2 * K * R * (keys + _round(h, LANES)) * item
+  operands = 2 * K * R * (keys + round_up(h, LANES)) * item
   state = K * R * (2 * LANES + values) * 4
-  scores = R * _round(pages * page, LANES) * 4
+  scores = R * round_up(pages * page, LANES) * 4
   return tiles, tile, pages, blocks + operands + state + scores + SPILL[item]
-
-
-def _round(x, multiple):
-  return -(-x // multiple) * multiple
 
 
 def _covers(K, h):
   """Of each KV head, the lanes `(begin, end)` that are taken for its K, and for its V."""
 
   def cover(lane):
-    return lane // LANES * LANES, min(_round(lane + h, LANES), 2 * K * h)
+    return lane // LANES * LANES, min(round_up(lane + h, LANES), 2 * K * h)
 
   return tuple(tuple(cover((2 * k + i) * h) for k in range(K)) for i in (0, 1))
 
