@@ -97,7 +97,11 @@ def default_config() -> ml_collections.ConfigDict:
   c.evaluate.at_end = True
 
   c.mesh = ml_collections.ConfigDict()
-  c.mesh.tensor = 1  # tensor-parallel devices in training; the rest of a host is FSDP
+  # A host's devices in training: data * fsdp * tensor. Tensor-parallel groups never cross hosts.
+  c.mesh.data = 1  # groups of devices that hold the same weights
+  c.mesh.fsdp = 0  # devices that share one set of weights; 0: the rest of the host
+  c.mesh.tensor = 1
+  c.mesh.shard_over_hosts = True  # False: every host holds whole weights and optimizer state
 
   c.log = ml_collections.ConfigDict()
   c.log.samples_shown = 3  # generations printed after each launch
@@ -156,6 +160,8 @@ _RANGES = {  # inclusive
   "generate.prefill_chunk": (0, None),
   "generate.prefill_rows": (0, None),
   "evaluate.every": (0, None),
+  "mesh.data": (1, None),
+  "mesh.fsdp": (0, None),
   "mesh.tensor": (1, None),
   "log.samples_shown": (0, None),
 }

@@ -28,7 +28,7 @@ from simpo_jax.generate import Generated, GenerateShape, Requests
 from simpo_jax.ledger import AGREE, FIELDS, STOP, Mode
 from simpo_jax.memory import Memory, memory_of
 from simpo_jax.requests import empty_requests
-from simpo_jax.sharding import ROWS, TRAIN_RULES, named, param_specs, place
+from simpo_jax.sharding import ROWS, named, place
 from simpo_jax.train import Metrics, StepConfig, TrainState, evaluate_step, train_step
 
 
@@ -69,16 +69,16 @@ class Compiled(NamedTuple):
 
 def state_sharding(cfg: ProgramConfig):
   """NamedShardings of the train state: optimizer moments lie as their weights do."""
-  specs = param_specs(cfg.step.model, cfg.mesh, TRAIN_RULES)
+  weights, replicated = cfg.step.weights, NamedSharding(cfg.mesh, P())
   params = _abstract_params(cfg)
   # optax's own tree_map_params would run the optimizer's init on the device.
   like_params = lambda x: jax.tree.structure(x) == jax.tree.structure(params)  # noqa: E731
-  opt_specs = jax.tree.map(
-    lambda x: specs if like_params(x) else P(),
+  optimizer = jax.tree.map(
+    lambda x: weights if like_params(x) else replicated,
     jax.eval_shape(cfg.tx.init, params),
     is_leaf=like_params,
   )
-  return named(cfg.mesh, TrainState(specs, opt_specs, P()))
+  return TrainState(weights, optimizer, replicated)
 
 
 def abstract_state(cfg: ProgramConfig) -> TrainState:

@@ -1,12 +1,13 @@
 """From a config to everything a run needs: model, data, prompts, program sizes."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from simpo_jax.arith import round_up
 from simpo_jax.capacity import Pool, pool_size
@@ -20,6 +21,7 @@ from simpo_jax.generate import Requests
 from simpo_jax.inference import head_shards, page_bytes
 from simpo_jax.kernels.paged_attention import choose
 from simpo_jax.loss import SimPOConfig
+from simpo_jax.model_config import ModelConfig
 from simpo_jax.optimizer import make_optimizer, make_schedule
 from simpo_jax.program import ProgramConfig, room_for_pool
 from simpo_jax.requests import (
@@ -33,7 +35,7 @@ from simpo_jax.requests import (
   request_pages,
 )
 from simpo_jax.schedule import evaluates, generates
-from simpo_jax.sharding import ROWS, TRAIN_RULES, make_mesh, named, param_specs
+from simpo_jax.sharding import ROWS, make_mesh, named, param_specs, train_rules
 from simpo_jax.stopping import stop_automaton
 from simpo_jax.train import StepConfig
 from simpo_jax.weights import OpenModel, open_model
@@ -57,8 +59,11 @@ class Run(NamedTuple):
   program: ProgramConfig
 
 
-def resolve(config) -> Run:
+def resolve(config, mesh: Mesh | None = None) -> Run:
   """Opens and checks all that the config names.
+
+  Args:
+    mesh: of described devices, to plan a run on them; None: this run's own devices.
 
   Raises:
     UserError: a field, file, model or prompt that cannot be used, and what to change.
@@ -76,7 +81,8 @@ def resolve(config) -> Run:
   requests = make_requests(prompts, config.generate)
   _check_context(config, model, requests)
   stops = _stops(config.generate, model, tokenizer)
-  program, pool, note = _program_config(config, model, requests, len(stops))
+  mesh = mesh_of(config) if mesh is None else mesh
+  program, pool, note = program_config(config, mesh, model.config, requests, len(stops))
   shape = program.generate
   packed = (
     pack_requests(requests, shape, stops, config.generate.seed)
@@ -151,11 +157,25 @@ def _budget(request: Request) -> str:
   return f"{'its own ' if own else '--config.generate.'}max_new_tokens={request.budget}"
 
 
-def _program_config(
-  config, model: OpenModel, requests: list[Request], stop_states: int
+def mesh_of(config, devices=None, hosts: int | None = None) -> Mesh:
+  """The mesh that `config.mesh` asks for; see `make_mesh`."""
+  axes = config.mesh
+  return make_mesh(devices, hosts, data=axes.data, fsdp=axes.fsdp, tensor=axes.tensor)
+
+
+def program_config(
+  config, mesh: Mesh, model: ModelConfig, requests: list[Request], stop_states: int
 ) -> tuple[ProgramConfig, Pool, str | None]:
-  mesh = make_mesh(config.mesh.tensor)
-  shards = mesh.shape["host"] * mesh.shape["fsdp"]
+  """The program's sizes, its KV pool, and why attention is not the platform's own kernel.
+
+  Args:
+    requests: may be empty, for a run that never generates.
+    stop_states: of the stop automaton.
+
+  Raises:
+    UserError: sizes that cannot be had on these devices, and what to change.
+  """
+  shards = math.prod(mesh.shape[axis] for axis in ROWS[0])
   rows = config.train.micro_batch_rows or shards
   if rows % shards:
     raise UserError(
@@ -168,14 +188,14 @@ def _program_config(
     dtype = "float32" if device.platform == "cpu" else "bfloat16"
   schedule = make_schedule(config.train)
   step = StepConfig(
-    model=model.config,
+    model=model,
     simpo=SimPOConfig(**config.simpo.to_dict()),
     dtype=jnp.dtype(dtype),
     remat=config.train.remat == "full",
     pairs=config.train.batch_size,
     slots=config.data.max_pairs_per_row,
     rows=NamedSharding(mesh, ROWS),
-    weights=named(mesh, param_specs(model.config, mesh, TRAIN_RULES)),
+    weights=named(mesh, param_specs(model, mesh, train_rules(config.mesh.shard_over_hosts))),
   )
   generation = config.generate
   if not requests:
@@ -196,7 +216,7 @@ def _program_config(
     generate=shape,
     mode=generation.mode,
     param_dtype=jnp.dtype(config.model.param_dtype),
-    tx=make_optimizer(config.train, schedule, model.config),
+    tx=make_optimizer(config.train, schedule, model),
     schedule=schedule,
     mesh=mesh,
   )
@@ -204,7 +224,7 @@ def _program_config(
     generation.num_pages,
     worst=shape.num_pages,
     largest=max(request_pages(r, shape.page_size) for r in requests),
-    page_bytes=page_bytes(model.config, mesh, program.mode, shape.page_size, step.dtype),
+    page_bytes=page_bytes(model, mesh, program.mode, shape.page_size, step.dtype),
     room=room_for_pool(program),
   )
   shape = shape._replace(num_pages=pool.pages)

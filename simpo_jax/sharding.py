@@ -1,11 +1,12 @@
 """The mesh, and the rules that map logical axes of weights to mesh axes.
 
-One mesh, axes `(host, fsdp, tensor)`: a host row per process, and inside it the
-host's own devices, so that what is sharded over `fsdp` and `tensor` never crosses
+One mesh, axes `(host, data, fsdp, tensor)`: a host row per process, and inside it
+the host's own devices, so that what is sharded over the other axes never crosses
 hosts. Two small tables say how weights lie in training and in each inference mode.
 """
 
 import math
+from collections import Counter
 
 import jax
 import numpy as np
@@ -16,31 +17,41 @@ from simpo_jax.errors import UserError
 from simpo_jax.model import tensors
 from simpo_jax.model_config import ModelConfig
 
+AXES = ("host", "data", "fsdp", "tensor")
 TRAIN_RULES = {
-  "embed": ("host", "fsdp"),
+  "embed": ("fsdp", "host"),
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
   "ffn": ("tensor",),
   "vocab": ("tensor",),
 }
 # Prompts over hosts; weights tensor-parallel inside a host, replicated over hosts.
-_IN_HOST = ("tensor", "fsdp")
+_IN_HOST = ("tensor", "fsdp", "data")
 # Every prompt on every host; weights tensor-parallel over the whole mesh.
-_EVERYWHERE = ("tensor", "fsdp", "host")
+_EVERYWHERE = (*_IN_HOST, "host")
 INFERENCE_RULES = {
   mode: {"heads": axes, "kv_heads": axes, "ffn": axes, "vocab": axes}
   for mode, axes in (("host_data_parallel", _IN_HOST), ("global_mesh", _EVERYWHERE))
 }
-ROWS = P(("host", "fsdp"))  # the batch axis of training rows
+ROWS = P(("host", "data", "fsdp"))  # the batch axis of training rows
 
 
-def make_mesh(tensor: int = 1, devices=None, hosts: int | None = None) -> Mesh:
-  """The mesh `(host, fsdp, tensor)` over all devices.
+def train_rules(over_hosts: bool) -> dict[str, tuple[str, ...]]:
+  """The rules of training: FSDP over the whole mesh, or inside each host alone."""
+  if over_hosts:
+    return TRAIN_RULES
+  return {axis: tuple(a for a in axes if a != "host") for axis, axes in TRAIN_RULES.items()}
+
+
+def make_mesh(
+  devices=None, hosts: int | None = None, *, data: int = 1, fsdp: int = 0, tensor: int = 1
+) -> Mesh:
+  """The mesh `(host, data, fsdp, tensor)` over all devices.
 
   Args:
-    tensor: tensor-parallel degree in training; must divide a host's devices.
     devices: defaults to all, ordered by process, so that a host is one mesh row.
     hosts: number of host rows; defaults to the number of processes.
+    data, fsdp, tensor: a host's devices, as in `config.mesh`; fsdp 0 is the rest.
 
   Raises:
     UserError: the devices cannot be laid out so.
@@ -48,12 +59,17 @@ def make_mesh(tensor: int = 1, devices=None, hosts: int | None = None) -> Mesh:
   devices = jax.devices() if devices is None else devices
   devices = sorted(devices, key=lambda d: (d.process_index, d.id))
   hosts = jax.process_count() if hosts is None else hosts
-  if len(devices) % (hosts * tensor):
+  if len(devices) % hosts:
+    counts = Counter(d.process_index for d in devices)
+    raise UserError(f"the hosts have different numbers of devices: {dict(counts)}")
+  own = len(devices) // hosts
+  fsdp = fsdp or max(1, own // (data * tensor))
+  if data * fsdp * tensor != own:
     raise UserError(
-      f"--config.mesh.tensor={tensor} does not divide the {len(devices) // hosts} devices of a host"
+      f"--config.mesh.data={data} x fsdp={fsdp} x tensor={tensor} are not the {own} devices of a "
+      "host; choose factors of that number (fsdp=0 takes the rest)"
     )
-  shape = (hosts, len(devices) // hosts // tensor, tensor)
-  return Mesh(np.asarray(devices).reshape(shape), ("host", "fsdp", "tensor"))
+  return Mesh(np.asarray(devices).reshape(hosts, data, fsdp, tensor), AXES)
 
 
 def param_specs(cfg: ModelConfig, mesh: Mesh, rules: dict[str, tuple[str, ...]]):

@@ -12,7 +12,7 @@ pytest.importorskip("libtpu")
 
 import tpu_topology
 from hlo import collectives, copies
-from simpo_jax import inference, program, resolve, sharding
+from simpo_jax import inference, program, resolve
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "configs"))
 import m11
@@ -46,9 +46,7 @@ def compiled(tmp_path_factory):
     train=("embedded",), embedded_pairs=256, max_length=512, max_prompt_length=256, row_length=512
   )
   devices = tpu_topology.devices("v5p:2x2x4")
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(resolve, "make_mesh", lambda t: sharding.make_mesh(t, devices, HOSTS))
-    cfg = resolve.resolve(config).program
+  cfg = resolve.resolve(config, resolve.mesh_of(config, devices, HOSTS)).program
   return cfg, program.compile_program(cfg)
 
 

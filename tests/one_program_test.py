@@ -177,15 +177,11 @@ def _two_hosts(folder):
   from simpo_jax.run import step_pairs
   from simpo_jax.weights import load_params
 
-  make_mesh, resolve.make_mesh = resolve.make_mesh, lambda t: sharding.make_mesh(t, hosts=2)
-  try:
-    # One host draws from the best token alone, the other is greedy: the same tokens, but
-    # not the same need for what a draw exchanges inside a host.
-    config = _config(**{"generate.temperature": 0.7, "generate.top_k": 1})
-    run = resolve.resolve(config)
-    run.packed.each.sampling.temperature[1] = 0
-  finally:
-    resolve.make_mesh = make_mesh
+  # One host draws from the best token alone, the other is greedy: the same tokens, but
+  # not the same need for what a draw exchanges inside a host.
+  config = _config(**{"generate.temperature": 0.7, "generate.top_k": 1})
+  run = resolve.resolve(config, resolve.mesh_of(config, hosts=2))
+  run.packed.each.sampling.temperature[1] = 0
   cfg = run.program
   compiled = programs.compile_program(cfg)
   crossing = _across_hosts(compiled.call.as_text())

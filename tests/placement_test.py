@@ -59,7 +59,7 @@ def test_random_weights(dtype):
 
 def _load(source, devices, hosts, tensor, rules, dtype="float32", seed=0):
   opened = weights.open_model(source)
-  mesh = sharding.make_mesh(tensor, devices, hosts)
+  mesh = sharding.make_mesh(devices, hosts, tensor=tensor)
   shardings = sharding.named(mesh, sharding.param_specs(opened.config, mesh, rules))
   return weights.load_params(opened, shardings, dtype, seed)
 
