@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import jax
 
+from simpo_jax import distributed
+from simpo_jax.chips import chip_of
 from simpo_jax.errors import UserError
 
-# Bytes of HBM per device, for devices that are only described (compiling ahead of time).
-_HBM_GIB = {"TPU v4": 32, "TPU v5": 95, "TPU v5 lite": 16, "TPU v6 lite": 32}
 HEADROOM = 0.1  # of a device's memory, for the temporaries of prefill and decoding
 
 
@@ -54,12 +54,12 @@ def pool_size(asked: int, worst: int, largest: int, page_bytes: int, room: int |
 def device_bytes(device: jax.Device) -> int | None:
   """Memory of one device; a CPU device has its share of what the machine has free."""
   if device.platform == "cpu":
-    return _free_memory() // jax.local_device_count()
+    return _free_memory() // (jax.local_device_count() * distributed.processes_here())
   try:
     return device.memory_stats()["bytes_limit"]
   except Exception:  # a device that is only described, or a backend without statistics
-    gib = _HBM_GIB.get(device.device_kind)
-    return gib and gib * 2**30
+    chip = chip_of(device.device_kind)
+    return chip and chip.hbm_bytes
 
 
 def _free_memory() -> int:

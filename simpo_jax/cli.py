@@ -13,9 +13,17 @@ import ml_collections
 from absl import flags
 
 from simpo_jax.config import default_config, did_you_mean, flatten, tuple_example
-from simpo_jax.errors import UserError
+from simpo_jax.errors import UserError, one_line
 
-OWN_FLAGS = ("config", "workdir", "debug")
+OWN_FLAGS = (
+  "config",
+  "workdir",
+  "debug",
+  "distributed",
+  "coordinator_address",
+  "num_processes",
+  "process_id",
+)
 _HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull")
 _EXPECTED = {
   bool: "True or False",
@@ -25,13 +33,17 @@ _EXPECTED = {
 }
 
 
-def parse_flags(argv: Sequence[str]) -> Sequence[str]:
-  """An absl `flags_parser` that explains itself: exit code 0 after --help, 2 after a mistake."""
+def parse_flags(argv: Sequence[str], own: Sequence[str] = OWN_FLAGS) -> Sequence[str]:
+  """An absl `flags_parser` that explains itself: exit code 0 after --help, 2 after a mistake.
+
+  Args:
+    own: the program's flags beside those of the config; all but `debug` take a value.
+  """
   if any(a in _HELP for a in argv[1:]):
-    print(help_text())
+    print(help_text(own))
     sys.exit(0)
   try:
-    return _parse(argv)
+    return _parse(argv, own)
   except UserError as e:
     if any(a in ("--debug", "--debug=true", "-debug") for a in argv):
       raise
@@ -39,15 +51,15 @@ def parse_flags(argv: Sequence[str]) -> Sequence[str]:
 
 
 def fail(error: UserError) -> None:
-  """Ends the process with one line on stderr and exit code 2."""
-  print(f"error: {_one_line(error)}", file=sys.stderr)
-  sys.exit(2)
+  """Ends the process with one line on stderr and the error's exit code."""
+  print(f"error: {one_line(error)}", file=sys.stderr)
+  sys.exit(error.exit_code)
 
 
-def help_text() -> str:
+def help_text(own: Sequence[str] = OWN_FLAGS) -> str:
   """What --help prints: the program's docstring, its flags, and every field of a config."""
   lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
-  lines += [f"  --{name}: {flags.FLAGS[name].help}" for name in OWN_FLAGS if name in flags.FLAGS]
+  lines += [f"  --{name}: {flags.FLAGS[name].help}" for name in own if name in flags.FLAGS]
   lines += ["", "Config fields and their defaults:"]
   meanings = _meanings()
   for name, value in flatten(default_config()).items():
@@ -71,27 +83,27 @@ def _meanings() -> dict[str, str]:
   return out
 
 
-def _parse(argv: Sequence[str]) -> Sequence[str]:
-  path = _check_arguments(argv)
+def _parse(argv: Sequence[str], own: Sequence[str]) -> Sequence[str]:
+  path = _check_arguments(argv, own)
   try:
     rest = flags.FLAGS(list(argv))
   except UserError:
     raise
   except flags.UnrecognizedFlagError as e:
-    near = did_you_mean(e.flagname, OWN_FLAGS) or "; --help lists them all"
+    near = did_you_mean(e.flagname, own) or "; --help lists them all"
     raise UserError(f"--{e.flagname}: there is no such flag{near}") from e
   except Exception as e:  # absl's own errors, and whatever the code in the config file raises
-    raise _config_error(path, e) or UserError(f"{_one_line(e)}; see --help") from e
+    raise _config_error(path, e) or UserError(f"{one_line(e)}; see --help") from e
   if path is not None:
     _check_config(path, flags.FLAGS["config"].value)
   return rest
 
 
-def _check_arguments(argv: Sequence[str]) -> str | None:
+def _check_arguments(argv: Sequence[str], own: Sequence[str]) -> str | None:
   """Finds typos and values of the wrong type; returns the config's FILE[:VARIANT]."""
   known = flatten(default_config())
   path = None
-  for name, value in _arguments(argv):
+  for name, value in _arguments(argv, own):
     if name == "config":
       path = value
       _check_file((value or "").split(":", 1)[0])
@@ -102,7 +114,7 @@ def _check_arguments(argv: Sequence[str]) -> str | None:
   return path
 
 
-def _arguments(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+def _arguments(argv: Sequence[str], own: Sequence[str]) -> Iterator[tuple[str, str | None]]:
   """Yields (name, value) of every flag, as absl reads them: a value may follow its flag."""
   rest = iter(argv[1:])
   for argument in rest:
@@ -112,7 +124,7 @@ def _arguments(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     if not equals:
       value = None
       field = flatten(default_config()).get(name.removeprefix("config."))
-      if name in ("config", "workdir") or (
+      if (name in own and name != "debug") or (
         name.startswith("config.") and field is not None and not isinstance(field, bool)
       ):
         value = next(rest, None)
@@ -166,7 +178,7 @@ def _check_config(path: str, config) -> None:
   try:
     config.items  # noqa: B018  a config that could not be read says so when it is touched
   except OSError as e:
-    raise _config_error(path, e) or UserError(f"--config={path}: {_one_line(e)}") from e
+    raise _config_error(path, e) or UserError(f"--config={path}: {one_line(e)}") from e
   except AttributeError:
     pass
   if not isinstance(config, ml_collections.ConfigDict):
@@ -192,8 +204,7 @@ def _config_error(path: str | None, error: BaseException) -> UserError | None:
       return UserError(f"{file}, line {cause.lineno}: {cause.msg}; mend the config file")
     if lines:
       return UserError(
-        f"{file}, line {lines[-1]}: {type(cause).__name__}: {_one_line(cause)}; "
-        "mend the config file"
+        f"{file}, line {lines[-1]}: {type(cause).__name__}: {one_line(cause)}; mend the config file"
       )
     text = str(cause)
     if text.endswith("has no attribute 'get_config'"):
@@ -208,7 +219,3 @@ def _config_error(path: str | None, error: BaseException) -> UserError | None:
 
 def _same_file(a: str, b: str) -> bool:
   return pathlib.Path(a).absolute() == pathlib.Path(b).absolute()
-
-
-def _one_line(error: BaseException) -> str:
-  return " ".join(str(error).split()) or type(error).__name__

@@ -103,6 +103,11 @@ def default_config() -> ml_collections.ConfigDict:
   c.mesh.tensor = 1
   c.mesh.shard_over_hosts = True  # False: every host holds whole weights and optimizer state
 
+  c.watchdog = ml_collections.ConfigDict()
+  c.watchdog.factor = 10.0  # a launch this many times slower than any of its mode hangs; 0: off
+  c.watchdog.least_seconds = 600.0  # no launch counts as hanging before
+  c.watchdog.first_seconds = 7200.0  # for the first launch of a mode
+
   c.log = ml_collections.ConfigDict()
   c.log.samples_shown = 3  # generations printed after each launch
   return c
@@ -163,6 +168,9 @@ _RANGES = {  # inclusive
   "mesh.data": (1, None),
   "mesh.fsdp": (0, None),
   "mesh.tensor": (1, None),
+  "watchdog.factor": (0.0, None),
+  "watchdog.least_seconds": (0.1, None),
+  "watchdog.first_seconds": (0.1, None),
   "log.samples_shown": (0, None),
 }
 

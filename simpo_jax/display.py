@@ -128,13 +128,13 @@ class Display:
     )
     self._progress.update(self._task, advance=1)
 
-  def generation(self, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+  def generation(self, summary: dict[str, Any]) -> None:
     reasons = ", ".join(f"{n} {reason}" for reason, n in summary["finish_reasons"].items())
     self.say(
       f"generated {summary['generated_tokens']:,} tokens for {summary['requests']} requests "
       f"in {summary['step_seconds']:.1f} s ({summary['tokens_per_second']:,.0f} tok/s; {reasons})"
     )
-    for row in samples:
+    for row in summary["samples"]:
       text = " ".join(row["generated_text"].split())
       shown = text[:_SAMPLE_WIDTH] + ("…" if len(text) > _SAMPLE_WIDTH else "")
       nothing = f"({row['generated_token_count']} tokens, none of them text)"

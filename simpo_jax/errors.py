@@ -1,4 +1,4 @@
-"""The one error that a user is meant to see."""
+"""The errors that a user is meant to see, and the exit codes they end a process with."""
 
 
 class UserError(Exception):
@@ -7,3 +7,19 @@ class UserError(Exception):
   `main` prints the message alone and exits with code 2 (`--debug` shows the
   stack trace). Anything else that escapes is a bug and keeps its trace.
   """
+
+  exit_code = 2
+
+
+class Interrupted(UserError):
+  """Nothing is wrong with the run itself: a host was lost, or a launch hangs.
+
+  Exit code 75 (EX_TEMPFAIL of sysexits.h) tells a launcher to start the run again.
+  """
+
+  exit_code = 75
+
+
+def one_line(error: BaseException) -> str:
+  """An error's message without its line breaks."""
+  return " ".join(str(error).split()) or type(error).__name__

@@ -9,12 +9,22 @@ from typing import Any
 import jax
 import numpy as np
 
+from simpo_jax import distributed
 from simpo_jax.data.packing import Batch, empty_batch
 from simpo_jax.errors import UserError
 from simpo_jax.generate import Requests
 from simpo_jax.ledger import FIELDS, STOP, Mode, describe_disagreement, make_row
-from simpo_jax.program import Compiled, ProgramConfig, Report, input_shardings, place_inputs
+from simpo_jax.program import (
+  Compiled,
+  ProgramConfig,
+  Report,
+  input_shardings,
+  own_rows,
+  place_batch,
+  place_inputs,
+)
 from simpo_jax.train import TrainState
+from simpo_jax.watchdog import Watchdog
 
 
 @dataclasses.dataclass
@@ -26,6 +36,7 @@ class Launcher:
     compiled: the one executable.
     digest: of config, data and prompts; the same on every host or the launch aborts.
     requests: the prompt set, numpy; placed once, as is a batch for launches that need none.
+    watchdog: ends a launch that hangs.
     log: mode and seconds of every launch so far.
     executables: fingerprints of what was launched (that nothing else compiled is
       for `monitor.compile_count` to say).
@@ -36,6 +47,7 @@ class Launcher:
   compiled: Compiled
   digest: tuple[int, int]
   requests: dataclasses.InitVar[Requests]
+  watchdog: Watchdog
   log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   executables: set[str] = dataclasses.field(default_factory=set)
   stopped: bool = False
@@ -44,7 +56,7 @@ class Launcher:
     shardings = input_shardings(self.program)
     self._batch_sharding, requests_sharding, self._ledger_sharding = shardings
     self._requests = place_inputs(requests, requests_sharding)
-    self._idle = place_inputs(empty_batch(self.program.batch), self._batch_sharding)
+    self._idle = self._placed(empty_batch(self.program.batch, own_rows(self.program)))
 
   def __call__(
     self, state: TrainState, mode: Mode, batch: Batch | None = None, stop: bool = False
@@ -53,7 +65,7 @@ class Launcher:
 
     Args:
       state: donated.
-      batch: numpy, for TRAIN and EVALUATE.
+      batch: numpy, for TRAIN and EVALUATE; this process's rows of it.
       stop: this host wants the run to end now. Then the launch does nothing on any
         host, and `stopped` becomes true on all of them.
 
@@ -62,6 +74,7 @@ class Launcher:
 
     Raises:
       UserError: the hosts did not agree on the launch; says who wanted what.
+      Interrupted: another host was lost.
     """
     start = time.perf_counter()
     row = make_row(mode, len(self.log), self.digest, stop)
@@ -72,9 +85,16 @@ class Launcher:
       self._ledger_sharding,
       lambda index: np.broadcast_to(row, (hosts, len(FIELDS)))[index],
     )
-    placed = self._idle if batch is None else place_inputs(batch, self._batch_sharding)
-    state, report = self.compiled.call(state, placed, self._requests, ledger)
-    report = jax.block_until_ready(report)
+    placed = self._idle if batch is None else self._placed(batch)
+    name = mode.name.lower()
+    try:
+      with self.watchdog.watching(name, self.log, row.tolist()):
+        state, report = self.compiled.call(state, placed, self._requests, ledger)
+        report = jax.block_until_ready(report)
+    except Exception as e:  # of many types, by backend
+      if lost := distributed.explain(f"in launch {len(self.log)} ({name})"):
+        raise lost from e
+      raise
     seconds = time.perf_counter() - start
     self.executables.add(self.compiled.fingerprint)
     rows = np.asarray(report.ledger)
@@ -88,6 +108,9 @@ class Launcher:
         f"{disagreement}; start all hosts with the same command"
       )
     return state, report, seconds
+
+  def _placed(self, batch: Batch) -> Batch:
+    return place_batch(self.program, batch, self._batch_sharding)
 
 
 class StopSignal:

@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simpo_jax import monitor  # noqa: F401  counts compilations from here on
+from simpo_jax import (
+  distributed,
+  monitor,  # noqa: F401  counts compilations from here on
+)
 from simpo_jax.cli import fail, parse_flags
 from simpo_jax.config import validate
 from simpo_jax.errors import UserError
@@ -29,6 +32,18 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run's files go; default: a fresh dated folder under runs/."
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
+_DISTRIBUTED = flags.DEFINE_enum(
+  "distributed",
+  "auto",
+  ["auto", "off"],
+  "auto: join the other processes of a TPU slice, or those that the three flags below (or "
+  "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID) name; off: run alone.",
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator_address", None, "HOST:PORT of process 0, free to listen on."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, one per host.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,15 +53,20 @@ def main(argv: Sequence[str]) -> None:
   if _CONFIG.value is None:
     raise UserError("name a config: --config=configs/m11.py (see --help)")
   validate(_CONFIG.value)  # before any device is asked for: typos answer at once
+  distributed.start(
+    distributed.Options(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  )
   from simpo_jax.run import run
 
   run(_CONFIG.value, _WORKDIR.value)
+  distributed.finish()
 
 
 def _main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   try:
-    main(argv)
+    with distributed.ending_together():
+      main(argv)
   except UserError as e:
     if _DEBUG.value:
       raise

@@ -58,12 +58,20 @@ class Report(NamedTuple):
   generated: Generated
 
 
+class Lowered(NamedTuple):
+  """The program before the compiler."""
+
+  stage: jax.stages.Lowered
+  fingerprint: str  # of its text
+  seconds: float
+
+
 class Compiled(NamedTuple):
   """The executable, and what the compiler said about it."""
 
   call: Any
   fingerprint: str  # of the lowered program's text
-  compile_seconds: float
+  compile_seconds: float  # lowering included
   memory: Memory
 
 
@@ -127,6 +135,32 @@ def place_inputs(values, shardings):
   return jax.tree.map(place, values, shardings)
 
 
+def own_rows(cfg: ProgramConfig) -> range:
+  """The rows of a micro-batch that lie on this process's devices."""
+  sharding = NamedSharding(cfg.mesh, ROWS)
+  rows = (cfg.batch.rows,)
+  spans = [i[0].indices(*rows) for i in sharding.addressable_devices_indices_map(rows).values()]
+  return range(min(start for start, *_ in spans), max(stop for _, stop, _ in spans))
+
+
+def place_batch(cfg: ProgramConfig, batch: Batch, shardings: Batch) -> Batch:
+  """Places a batch of which this process holds its `own_rows` alone."""
+  own = own_rows(cfg)
+
+  def put(value, sharding):
+    if not value.ndim:
+      return place(value, sharding)
+
+    def part(index):
+      start, stop, _ = index[1].indices(cfg.batch.rows)
+      return value[:, start - own.start : stop - own.start]
+
+    shape = (value.shape[0], cfg.batch.rows, *value.shape[2:])
+    return jax.make_array_from_callback(shape, sharding, part)
+
+  return jax.tree.map(put, batch, shardings)
+
+
 def build(cfg: ProgramConfig):
   """The program as a jitted function; `compile_program` makes the executable."""
   replicated = NamedSharding(cfg.mesh, P())
@@ -173,19 +207,27 @@ def build(cfg: ProgramConfig):
     return state, Report(mode, rows, metrics, generated)
 
   group = P("host") if cfg.generate.groups > 1 else P()
-  # Each host keeps the tokens of its own requests; the short results reach all.
-  answers = Generated(tokens=group, logprobs=group, count=P(), finish=P(), logprob=P())
+  # All but the log-probability of every token reaches every host, so that process 0 can tell
+  # of all samples without an exchange of its own.
+  answers = Generated(tokens=P(), logprobs=group, count=P(), finish=P(), logprob=P())
   report = Report(P(), P(), P(), answers)
   report = named(cfg.mesh, report)
   return jax.jit(program, donate_argnums=0, out_shardings=(state_sharding(cfg), report))
 
 
-def compile_program(cfg: ProgramConfig) -> Compiled:
-  """Lowers and compiles the program from abstract values."""
+def lower_program(cfg: ProgramConfig) -> Lowered:
+  """Traces and lowers the program from abstract values."""
   start = time.perf_counter()
-  lowered = build(cfg).lower(abstract_state(cfg), *abstract_inputs(cfg))
-  fingerprint = _fingerprint(lowered)
-  compiled = lowered.compile()
+  stage = build(cfg).lower(abstract_state(cfg), *abstract_inputs(cfg))
+  fingerprint = hashlib.sha256(stage.as_text().encode()).hexdigest()[:16]
+  return Lowered(stage, fingerprint, time.perf_counter() - start)
+
+
+def compile_program(cfg: ProgramConfig, lowered: Lowered | None = None) -> Compiled:
+  """Compiles the lowered program; lowers it first if that was not done."""
+  lowered = lowered or lower_program(cfg)
+  start = time.perf_counter()
+  compiled = lowered.stage.compile()
   memory = memory_of(compiled)
   state = _state_bytes(cfg)
   if memory.aliased < state:
@@ -193,7 +235,8 @@ def compile_program(cfg: ProgramConfig) -> Compiled:
       f"only {memory.aliased} of {state} bytes of train state are updated in place; the state "
       "would be held twice. Please report this with the versions in run.json"
     )
-  return Compiled(compiled, fingerprint, time.perf_counter() - start, memory)
+  seconds = lowered.seconds + time.perf_counter() - start
+  return Compiled(compiled, lowered.fingerprint, seconds, memory)
 
 
 def room_for_pool(cfg: ProgramConfig) -> int | None:
@@ -229,7 +272,3 @@ def _abstract_params(cfg: ProgramConfig) -> llama.Params:
 
 def _with_sharding(x, sharding):
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-
-def _fingerprint(lowered) -> str:
-  return hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]

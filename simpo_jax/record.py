@@ -1,23 +1,23 @@
 """run.json: what a run is, what it launched and how it ended, rewritten as it goes."""
 
 import contextlib
-import importlib.metadata
 import json
 import pathlib
 import resource
-import sys
+import socket
 import time
 from typing import Any
 
 import jax
 
+from simpo_jax import distributed
 from simpo_jax import workdir as files
+from simpo_jax.fingerprint import versions
 from simpo_jax.launch import Launcher
 from simpo_jax.monitor import compile_count
 from simpo_jax.program import Compiled
 from simpo_jax.resolve import Run
 
-_PACKAGES = ("jax", "jaxlib", "optax", "numpy", "transformers")
 _EVERY = 5.0  # seconds between rewrites in the middle of a run, whose list of launches grows
 
 
@@ -43,10 +43,7 @@ class RunRecord:
         "mesh": dict(run.program.mesh.shape),
       },
       "processes": jax.process_count(),
-      "versions": {
-        "python": sys.version.split()[0],
-        **{name: importlib.metadata.version(name) for name in _PACKAGES},
-      },
+      "versions": versions(),
       "data": {name: report._asdict() for name, report in run.skips.items()},
       "pairs": {"train": len(run.train_pairs), "held_out": len(run.eval_pairs)},
       "timings": {},
@@ -87,9 +84,19 @@ class RunRecord:
     if self._writes:
       files.write_json(self._path, self.data)
 
+  def finished(self, status: str) -> None:
+    """The end of the run, with what every host has to say about itself."""
+    self.save(status)
+    own = {name: self.data[name] for name in ("compiles", "executables", "launches", "program")}
+    own["peak_rss_bytes"] = self.data["peak_rss_bytes"]
+    hosts = distributed.gather("record", json.dumps({"host": socket.gethostname(), **own}))
+    self.data["hosts"] = [json.loads(host) for host in hosts]
+    self.save(status)
+
   @contextlib.contextmanager
   def failures(self):
     """Notes whatever ends the run before its time."""
+    distributed.at_end(lambda error: self.save("failed", error))
     try:
       yield
     except BaseException as e:

@@ -1,6 +1,6 @@
 """Prompts to the program's requests, and the program's answers back to rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -195,32 +195,32 @@ def summarize(generated: Generated, places: list[Place]) -> Summary:
 
 
 def sample_rows(
+  numbers: Iterable[int],
   requests: list[Request],
   places: list[Place],
   generated: Generated,
   summary: Summary,
   decode,
   step: int,
-  process: int,
   processes: int,
   logprobs: bool,
 ) -> Iterator[dict[str, Any]]:
-  """This process's rows of the samples file, in request order.
+  """Rows of the samples files; any process can make those of any request.
 
   Args:
-    places: of the requests, from `deal`.
+    numbers: of the wanted requests.
+    places: of all requests, from `deal`.
     decode: ids -> text.
-    logprobs: also write the log-probability of every token.
+    logprobs: also the log-probability of every token, which only the process that
+      answers the request has.
   """
-  tokens, each = local_groups(generated.tokens), local_groups(generated.logprobs)
-  for number, (request, place) in enumerate(zip(requests, places, strict=True)):
-    if place.process != process:
-      continue
-    count = summary.count[number]
-    ids = tokens[place.group][place.index, :count].tolist()
+  tokens, each = np.asarray(generated.tokens), local_groups(generated.logprobs)
+  for number in numbers:
+    request, place, count = requests[number], places[number], summary.count[number]
+    ids = tokens[place.group, place.index, :count].tolist()
     row = {
       "step": step,
-      "process_index": process,
+      "process_index": place.process,
       "process_count": processes,
       "prompt_index": request.prompt.index,
       "sample_index": request.sample,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from simpo_jax import distributed
 from simpo_jax.arith import round_up
 from simpo_jax.capacity import Pool, pool_size
 from simpo_jax.config import validate
@@ -225,7 +226,7 @@ def program_config(
     worst=shape.num_pages,
     largest=max(request_pages(r, shape.page_size) for r in requests),
     page_bytes=page_bytes(model, mesh, program.mode, shape.page_size, step.dtype),
-    room=room_for_pool(program),
+    room=distributed.smallest("room for the KV pool", room_for_pool(program)),
   )
   shape = shape._replace(num_pages=pool.pages)
   attention, note = _attention(generation.attention, device.platform, program, shape)

@@ -1,5 +1,6 @@
 """The run, top to bottom: resolve, compile once, load, then launch by the schedule."""
 
+import json
 import pathlib
 from collections import Counter
 from typing import Any, NamedTuple
@@ -7,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from simpo_jax import distributed
 from simpo_jax import workdir as files
-from simpo_jax.data.packing import pack, pair_length, rows_used
+from simpo_jax.data.packing import lay_out, pair_length, row_members
 from simpo_jax.data.pairs import PairTokens, pair_indices_for_step
 from simpo_jax.display import Display
 from simpo_jax.errors import UserError
+from simpo_jax.fingerprint import data_fields, settings_fields
 from simpo_jax.generate import FINISH_REASONS
 from simpo_jax.launch import Launcher, StopSignal
 from simpo_jax.ledger import Mode, digest
@@ -20,6 +23,8 @@ from simpo_jax.model import count_params
 from simpo_jax.program import (
   compile_program,
   init_state,
+  lower_program,
+  own_rows,
   state_sharding,
 )
 from simpo_jax.record import RunRecord
@@ -27,6 +32,7 @@ from simpo_jax.requests import sample_rows, summarize
 from simpo_jax.resolve import Run, resolve
 from simpo_jax.schedule import launches_after
 from simpo_jax.train import TrainState
+from simpo_jax.watchdog import Watchdog
 from simpo_jax.weights import load_params
 
 
@@ -45,9 +51,13 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
     UserError: anything the user can fix, the hosts disagreeing, or a non-finite step.
   """
   main_process = jax.process_index() == 0
+  distributed.agree("settings", settings_fields(config))
   resolved = resolve(config)
   program = resolved.program
-  folder = files.make_workdir(workdir, config.name, jax.process_index())
+  data = data_fields(resolved)
+  distributed.agree("data", data)
+  workdir = workdir or distributed.gather("workdir", files.fresh_name(config.name))[0]
+  folder = files.make_workdir(workdir, json.loads(config.to_json()), jax.process_index())
   record = RunRecord(folder, resolved, config, main_process)
   display = Display(config.train.steps, main_process)
   display.banner(resolved, count_params(resolved.model.config), folder)
@@ -55,7 +65,9 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
   with display.running(), record.failures():
     # --- compile, once -----------------------------------------------------------------
     display.doing("compiling")
-    compiled = compile_program(program)
+    lowered = lower_program(program)
+    distributed.agree("program", {"program text": lowered.fingerprint})
+    compiled = compile_program(program, lowered)
     display.compiled(compiled)
     record.compiled(compiled)
 
@@ -68,20 +80,15 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
     launch = Launcher(
       program,
       compiled,
-      digest(
-        config.to_json(),
-        str(program.generate),  # its pool follows from this host's memory
-        resolved.train_pairs,
-        resolved.eval_pairs,
-        resolved.packed,
-      ),
+      digest(config.to_json(), compiled.fingerprint, list(data.values())),
       resolved.packed,
+      Watchdog(config.watchdog, folder),
     )
     record.launching(launch)
 
     # --- the loop ------------------------------------------------------------------------
     with StopSignal() as stop:
-      loop = _Loop(resolved, config, launch, folder, display, stop)
+      loop = _Loop(resolved, config, launch, folder, display, stop, own_rows(program))
       for step in range(1, config.train.steps + 1):
         display.doing("training")
         state = _train(loop, step, state)
@@ -99,7 +106,7 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
           done = [entry["mode"] for entry in launch.log].count("train")
           display.say(f"stop requested: ending after step {done}")
           break
-  record.save("stopped" if launch.stopped else "done")
+  record.finished("stopped" if launch.stopped else "done")
   display.closing(record.data, folder)
   return state, folder
 
@@ -113,6 +120,7 @@ class _Loop(NamedTuple):
   folder: pathlib.Path
   display: Display
   stop: StopSignal
+  rows: range  # of each micro-batch, those that lie on this process's devices
 
   @property
   def writes(self) -> bool:
@@ -129,7 +137,8 @@ def step_pairs(step: int, pairs: list[PairTokens], config) -> list[PairTokens]:
 def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
   run, config = loop.run, loop.config
   pairs = step_pairs(step, run.train_pairs, config)
-  batch = pack(pairs, run.program.batch)
+  rows = row_members(pairs, run.program.batch)
+  batch = lay_out(pairs, rows, run.program.batch, loop.rows)
   state, report, seconds = loop.launch(state, Mode.TRAIN, batch, loop.stop.requested)
   if loop.launch.stopped:
     return state
@@ -141,15 +150,15 @@ def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
       f"finite, no update was applied; pairs: {', '.join(bad)}; lower "
       "--config.train.learning_rate or remove these rows"
     )
-  tokens, rows = sum(map(pair_length, pairs)), rows_used(batch, run.program.batch)
+  tokens = sum(map(pair_length, pairs))
   row = {
     "step": step,
     "mode": "train",
     **train_metrics(metrics, run.program.step.simpo),
     "tokens_per_second": round(tokens / seconds, 1),
     "step_seconds": round(seconds, 4),
-    "rows": rows,
-    "row_fill": round(tokens / (rows * run.program.batch.row_length), 4),
+    "rows": len(rows),
+    "row_fill": round(tokens / (len(rows) * run.program.batch.row_length), 4),
   }
   if loop.writes:
     files.append_metrics(loop.folder, row)
@@ -164,20 +173,26 @@ def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:
     return state
   results = summarize(report.generated, run.places)
   process, processes = jax.process_index(), jax.process_count()
-  rows = files.write_rows(
-    files.samples_file(folder, step, process, processes),
-    sample_rows(
+
+  def rows(numbers, logprobs):
+    return sample_rows(
+      numbers,
       run.requests,
       run.places,
       report.generated,
       results,
       run.tokenizer.decode,
       step,
-      process,
       processes,
-      loop.config.generate.logprobs,
-    ),
+      logprobs,
+    )
+
+  own = [number for number, place in enumerate(run.places) if place.process == process]
+  files.write_rows(
+    files.samples_file(folder, step, process, processes),
+    rows(own, loop.config.generate.logprobs),
   )
+  shown = list(rows(range(min(loop.config.log.samples_shown, len(run.requests))), False))
   reasons = Counter(FINISH_REASONS[int(f)] for f in results.finish)
   tokens = int(results.count.sum())
   summary = {
@@ -189,6 +204,7 @@ def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:
     "finish_reasons": dict(reasons),
     "mean_tokens": tokens / len(run.requests),
     "mean_logprob_per_token": float(results.logprob.sum() / tokens),
+    "samples": shown,
     "results": [
       {
         "prompt_index": r.prompt.index,
@@ -204,9 +220,13 @@ def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:
     files.write_json(files.samples_folder(folder, step) / "summary.json", summary)
     files.append_metrics(
       folder,
-      {"step": step, "mode": "generate", **{k: v for k, v in summary.items() if k != "results"}},
+      {
+        "step": step,
+        "mode": "generate",
+        **{k: v for k, v in summary.items() if k not in ("samples", "results")},
+      },
     )
-  loop.display.generation(summary, rows[: loop.config.log.samples_shown])
+  loop.display.generation(summary)
   return state
 
 
@@ -215,7 +235,9 @@ def _evaluate(loop: _Loop, step: int, state: TrainState) -> TrainState:
   size = run.program.batch.pairs
   batches, seconds = [], 0.0
   for start in range(0, len(run.eval_pairs), size):
-    batch = pack(run.eval_pairs[start : start + size], run.program.batch)
+    pairs = run.eval_pairs[start : start + size]
+    rows = row_members(pairs, run.program.batch)
+    batch = lay_out(pairs, rows, run.program.batch, loop.rows)
     state, report, took = loop.launch(state, Mode.EVALUATE, batch, loop.stop.requested)
     if loop.launch.stopped:
       return state

@@ -66,8 +66,8 @@ def make_mesh(
   fsdp = fsdp or max(1, own // (data * tensor))
   if data * fsdp * tensor != own:
     raise UserError(
-      f"--config.mesh.data={data} x fsdp={fsdp} x tensor={tensor} are not the {own} devices of a "
-      "host; choose factors of that number (fsdp=0 takes the rest)"
+      f"--config.mesh.data={data} x --config.mesh.fsdp={fsdp} x --config.mesh.tensor={tensor} are "
+      f"not the {own} devices of a host; choose factors of that number (fsdp=0 takes the rest)"
     )
   return Mesh(np.asarray(devices).reshape(hosts, data, fsdp, tensor), AXES)
 

@@ -5,32 +5,45 @@ a killed run, never sees half of one. Process 0 writes all but the samples.
 """
 
 import datetime
+import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from simpo_jax.errors import UserError
 
+_locks: list[IO[str]] = []
 
-def make_workdir(path: str | None, name: str, process: int = 0) -> pathlib.Path:
-  """The run's folder; without a path, a fresh dated one under `runs/`.
 
-  Process 0 alone checks it: the others may come after its first files.
+def fresh_name(name: str) -> str:
+  """A dated folder under `runs/` that is not there yet."""
+  stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+  path = f"runs/{stamp}-{name}"
+  number = 1
+  while pathlib.Path(path).exists():
+    number += 1
+    path = f"runs/{stamp}-{name}-{number}"
+  return path
+
+
+def make_workdir(path: str, config: dict[str, Any], process: int = 0) -> pathlib.Path:
+  """The run's folder, empty but for earlier attempts at the same run.
+
+  What an attempt that did not finish has left moves into `attempts/`. Process 0 alone
+  does so: the others may come after its first files.
+
+  Args:
+    path: its name.
+    config: of the run, as config.json has it.
 
   Raises:
-    UserError: the folder cannot be made or written, or holds an earlier run.
+    UserError: the folder cannot be made or written, holds a finished run or one of
+      another config, or is in use.
   """
-  if not path:
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = f"runs/{stamp}-{name}"
-    number = 1
-    while pathlib.Path(path).exists():
-      number += 1
-      path = f"runs/{stamp}-{name}-{number}"
   folder = pathlib.Path(path).expanduser()
   if folder.is_file():
     raise UserError(f"--workdir={folder} is a file; choose a folder")
@@ -44,9 +57,44 @@ def make_workdir(path: str | None, name: str, process: int = 0) -> pathlib.Path:
     raise UserError(
       f"--workdir={folder} cannot be written ({e.strerror}); choose another folder"
     ) from e
+  _lock(folder)
   if (folder / "run.json").exists():
-    raise UserError(f"--workdir={folder} holds an earlier run; choose another folder or remove it")
+    _set_aside(folder, config)
   return folder
+
+
+def _lock(folder: pathlib.Path) -> None:
+  """Keeps a second run out of the folder for as long as this process lives."""
+  file = open(folder / ".lock", "w")  # noqa: SIM115  closed, and so unlocked, by the process's end
+  _locks.append(file)
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise UserError(
+      f"--workdir={folder} is in use by a run in progress; choose another folder"
+    ) from None
+  except OSError:
+    pass  # a file system without locks
+
+
+def _set_aside(folder: pathlib.Path, config: dict[str, Any]) -> None:
+  try:
+    before = json.loads((folder / "config.json").read_text())
+    status = json.loads((folder / "run.json").read_text())["status"]
+  except (OSError, ValueError, KeyError, TypeError):
+    before = status = None
+  if status in (None, "done") or before != json.loads(json.dumps(config)):
+    what = "that is finished" if status == "done" else "of another config"
+    raise UserError(
+      f"--workdir={folder} holds an earlier run {what}; choose another folder or remove it"
+    )
+  attempts = folder / "attempts"
+  attempts.mkdir(exist_ok=True)
+  target = attempts / f"{len(list(attempts.iterdir())) + 1:04d}"
+  target.mkdir()
+  for path in folder.iterdir():
+    if path.name not in ("attempts", ".lock"):
+      path.rename(target / path.name)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -9,9 +9,10 @@ from simpo_jax.data.packing import (
   assign_rows,
   batch_shape,
   empty_batch,
+  lay_out,
   pack,
   pair_length,
-  rows_used,
+  row_members,
 )
 from simpo_jax.data.pairs import PairTokens
 
@@ -59,7 +60,7 @@ def test_each_token_sees_its_prompt_and_its_own_response_so_far(row_length, slot
   assert (batch.target_id >= 0).sum() == total
   used = (batch.k_end - batch.k_start > 1).sum()
   assert used <= sum(map(pair_length, pairs))
-  assert int(batch.num_micro) == -(-rows_used(batch, shape) // rows)
+  assert int(batch.num_micro) == -(-len(row_members(pairs, shape)) // rows)
 
 
 def test_prompt_tokens_are_causal():
@@ -77,6 +78,18 @@ def test_padding_sees_itself_alone_and_targets_nothing():
   assert (batch.k_end - batch.k_start == 1).all()
   assert (batch.target_id == -1).all() and (batch.pair == 2).all()
   assert int(batch.num_micro) == 0
+
+
+def test_each_host_lays_out_its_own_rows():
+  pairs, shape = _pairs(SIZES), batch_shape(len(SIZES), 64, 2, 4)
+  whole, members = pack(pairs, shape), row_members(pairs, shape)
+  hosts = [lay_out(pairs, members, shape, range(start, start + 2)) for start in (0, 2)]
+  for name, array in whole._asdict().items():
+    parts = [getattr(host, name) for host in hosts]
+    if array.ndim:
+      np.testing.assert_array_equal(np.concatenate(parts, axis=1), array)
+    else:
+      assert array == parts[0] == parts[1]
 
 
 def test_targets_come_first():
@@ -99,7 +112,7 @@ def test_a_step_fits_even_if_no_two_pairs_share_a_row():
   pairs = _pairs([(10, 10, 10)] * 5)
   shape = batch_shape(5, 32, 4, 2)
   batch = pack(pairs, shape)
-  assert rows_used(batch, shape) == 5 and int(batch.num_micro) == 3
+  assert len(row_members(pairs, shape)) == 5 and int(batch.num_micro) == 3
 
 
 def test_what_cannot_fit_is_refused():

@@ -42,9 +42,14 @@ def batch_shape(pairs: int, row_length: int, slots: int, rows: int) -> BatchShap
   return BatchShape(-(-pairs // rows), rows, row_length, slots, pairs)
 
 
-def empty_batch(shape: BatchShape) -> Batch:
-  """A batch of padding: each token sees itself alone, and nothing is a target."""
+def empty_batch(shape: BatchShape, own: range | None = None) -> Batch:
+  """A batch of padding: each token sees itself alone, and nothing is a target.
+
+  Args:
+    own: the rows of each micro-batch that it holds; None for all.
+  """
   M, R, S, G, B = shape
+  R = R if own is None else len(own)
   own = np.broadcast_to(np.arange(S, dtype=np.int32), (M, R, S))
   return Batch(
     tokens=np.zeros((M, R, S), np.int32),
@@ -60,9 +65,12 @@ def empty_batch(shape: BatchShape) -> Batch:
 
 
 def pack(pairs: list[PairTokens], shape: BatchShape) -> Batch:
-  """Packs up to `shape.pairs` pairs, longest first into the fullest row that holds them.
+  """Packs up to `shape.pairs` pairs; see `assign_rows` and `lay_out`."""
+  return lay_out(pairs, row_members(pairs, shape), shape)
 
-  Deterministic. Pair numbers are positions in `pairs`.
+
+def row_members(pairs: list[PairTokens], shape: BatchShape) -> list[list[int]]:
+  """Which pairs share each row of a step; the same on every host, from lengths alone.
 
   Raises:
     ValueError: a pair longer than a row, or more pairs than the shape holds
@@ -70,13 +78,28 @@ def pack(pairs: list[PairTokens], shape: BatchShape) -> Batch:
   """
   if len(pairs) > shape.pairs:
     raise ValueError(f"{len(pairs)} pairs for a batch of {shape.pairs}")
-  batch = empty_batch(shape)
-  rows = assign_rows([pair_length(p) for p in pairs], shape.row_length, shape.slots)
+  return assign_rows([pair_length(p) for p in pairs], shape.row_length, shape.slots)
+
+
+def lay_out(
+  pairs: list[PairTokens], rows: list[list[int]], shape: BatchShape, own: range | None = None
+) -> Batch:
+  """The batch of these rows. Pair numbers are positions in `pairs`.
+
+  Args:
+    rows: from `row_members`.
+    own: the rows of each micro-batch to fill, those of this host; None for all.
+  """
+  batch = empty_batch(shape, own)
+  own = range(shape.rows) if own is None else own
   for number, members in enumerate(rows):
     micro, row = divmod(number, shape.rows)
+    if row not in own:
+      continue
     start = targets = 0
     for slot, index in enumerate(members):
-      start, targets = _lay_out(batch, (micro, row), slot, index, pairs[index], start, targets)
+      at = (micro, row - own.start)
+      start, targets = _lay_out(batch, at, slot, index, pairs[index], start, targets)
   used = np.asarray(-(-len(rows) // shape.rows), np.int32)
   return batch._replace(num_micro=used)
 
@@ -86,13 +109,8 @@ def pair_length(pair: PairTokens) -> int:
   return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
 
 
-def rows_used(batch: Batch, shape: BatchShape) -> int:
-  """Rows that hold at least one pair."""
-  return int(np.sum(batch.pair[..., 0] < shape.pairs))
-
-
 def assign_rows(lengths: list[int], row_length: int, slots: int) -> list[list[int]]:
-  """Best-fit decreasing: the members of each row, as indices into `lengths`."""
+  """Best-fit decreasing: the members of each row, as indices into `lengths`; deterministic."""
   rows: list[list[int]] = []
   room: list[int] = []
   for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
