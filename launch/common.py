@@ -1,0 +1,204 @@
+"""What the launchers share: their options, running with signals passed on, restarts, YAML.
+
+Only the standard library: any Python 3.11 can launch, on a machine that has neither JAX nor
+this package.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+# Exit codes of simpo_jax.main. Any other failure is a crash; it may be worth another attempt.
+MISTAKE = 2  # of the user: another attempt would end the same way
+RESUMABLE = 75  # a lost peer, a hang, a preemption
+COORDINATOR_PORT = 8476
+
+
+class Mistake(Exception):
+  """A mistake of the user, told in one line that says what to change."""
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message):
+    if message.startswith("unrecognized arguments"):
+      message += "; the flags of simpo_jax.main go after --"
+    raise Mistake(f"{message}; see --help")
+
+
+def parser(doc: str, python: str, max_restarts: int) -> argparse.ArgumentParser:
+  """Returns a parser with the options of every launcher; --help prints `doc`."""
+  out = _Parser(
+    usage="python launch/%(prog)s OPTIONS -- FLAGS OF simpo_jax.main",
+    description=doc,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  out.add_argument("--dry-run", action="store_true", help="print what would run; run nothing")
+  out.add_argument(
+    "--max-restarts",
+    type=whole,
+    default=max_restarts,
+    metavar="N",
+    help=f"after a failure run the same line again, up to N times (default {max_restarts})",
+  )
+  out.add_argument(
+    "--python",
+    default=python,
+    metavar="PATH",
+    help=f"the interpreter that runs -m simpo_jax.main (default {python})",
+  )
+  return out
+
+
+def add_env(to: argparse.ArgumentParser) -> None:
+  """Adds --env, for launchers whose processes do not inherit this environment."""
+  to.add_argument(
+    "--env",
+    type=_variable,
+    action="append",
+    default=[],
+    metavar="KEY[=VALUE]",
+    help="an environment variable of the run; without a value, the one it has here; repeatable",
+  )
+
+
+def parse(by: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """Returns (options, flags of simpo_jax.main): what stands before and after the first `--`.
+
+  Raises Mistake for a bad option, for no flags, and for restarts that could not resume.
+  """
+  cut = argv.index("--") if "--" in argv else len(argv)
+  options = by.parse_args(argv[:cut])
+  flags = list(argv[cut + 1 :])
+  if not flags:
+    raise Mistake("no flags for simpo_jax.main; put them after --: ... -- --config=configs/m11.py")
+  if options.max_restarts and not any(re.match(r"--?workdir(=.|$)", flag) for flag in flags):
+    raise Mistake(
+      f"--max-restarts={options.max_restarts} needs --workdir=DIR after --, since a restart "
+      "resumes that folder; name one, or say --max-restarts=0"
+    )
+  return options, flags
+
+
+def main_line(python: str, flags: Sequence[str]) -> list[str]:
+  """Returns the one command line of every process on every host."""
+  return [python, "-m", "simpo_jax.main", *flags]
+
+
+def whole(text: str) -> int:
+  """Returns `text` as a whole number; raises argparse.ArgumentTypeError below 0."""
+  if not re.fullmatch(r"\d+", text):
+    raise argparse.ArgumentTypeError(f"expected a whole number from 0, not {text!r}")
+  return int(text)
+
+
+def positive(text: str) -> int:
+  """Returns `text` as a whole number; raises argparse.ArgumentTypeError below 1."""
+  if not re.fullmatch(r"0*[1-9]\d*", text):
+    raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
+  return int(text)
+
+
+def _variable(text: str) -> tuple[str, str]:
+  key, equals, value = text.partition("=")
+  if not re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII):
+    raise argparse.ArgumentTypeError(f"expected KEY=VALUE or KEY, not {text!r}")
+  if not equals and key not in os.environ:
+    raise argparse.ArgumentTypeError(f"{key} is not set here; set it, or say {key}=VALUE")
+  return key, value if equals else os.environ[key]
+
+
+def say(message: str) -> None:
+  """Tells the person who launches, apart from what the run prints."""
+  print(f"[launch] {message}", file=sys.stderr, flush=True)
+
+
+def exit_code(returncode: int) -> int:
+  """Returns Popen's `returncode` as a shell tells it: 128 + n for a death by signal n."""
+  return 128 - returncode if returncode < 0 else returncode
+
+
+@contextlib.contextmanager
+def passing_signals(deliver: Callable[[int], None]) -> Iterator[list[int]]:
+  """Hands each SIGINT and SIGTERM to `deliver`; yields the growing list of those that came."""
+  received: list[int] = []
+
+  def handle(signum, _):
+    received.append(signum)
+    deliver(signum)
+
+  before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield received
+  finally:
+    for signum, handler in before.items():
+      signal.signal(signum, handler)
+
+
+def start(argv: Sequence[str], **how) -> subprocess.Popen:
+  """Returns the started command; raises Mistake when it cannot be started."""
+  try:
+    return subprocess.Popen(argv, **how)
+  except OSError as e:
+    raise Mistake(f"cannot run {argv[0]}: {e.strerror}; install it or put it on PATH") from e
+
+
+def run(argv: Sequence[str], text: str | None = None) -> tuple[int, bool]:
+  """Runs a command with `text` as its input; returns (exit code, whether a signal came)."""
+  children: list[subprocess.Popen] = []
+  with passing_signals(lambda s: [child.send_signal(s) for child in children]) as received:
+    children.append(start(argv, stdin=None if text is None else subprocess.PIPE, text=True))
+    children[0].communicate(text)
+  return exit_code(children[0].returncode), bool(received)
+
+
+def with_restarts(attempt: Callable[[int], int], limit: int, received: list[int]) -> int:
+  """Calls attempt(0), attempt(1), ... until one need not or must not be followed by another.
+
+  Returns the last exit code. Success, a mistake, and a signal to the launcher end it.
+  """
+  number = 0
+  while True:
+    code = attempt(number)
+    if code in (0, MISTAKE) or received or number == limit:
+      return code
+    number += 1
+    say(f"exit code {code}; restart {number} of {limit}")
+
+
+def to_yaml(value: dict | list, depth: int = 0) -> str:
+  """Returns YAML of nested dicts, lists, strings, numbers and booleans.
+
+  Strings stand in JSON's quotes, so nothing in them can mean anything else; scripts are blocks.
+  """
+  pad = "  " * depth
+  lines = []
+  for key, item in value.items() if isinstance(value, dict) else ((None, v) for v in value):
+    head = f"{pad}-" if key is None else f"{pad}{key}:"
+    if isinstance(item, dict | list) and item:
+      body = to_yaml(item, depth + 1)
+      lines.append(f"{head} {body.lstrip()}" if key is None else f"{head}\n{body}")
+    elif isinstance(item, str) and item.endswith("\n") and item.replace("\n", "").isprintable():
+      indented = "".join(f"{pad}  {line}" for line in item.splitlines(keepends=True))
+      lines.append(f"{head} |\n{indented}")
+    else:
+      lines.append(f"{head} {json.dumps(item, ensure_ascii=False)}\n")
+  return "".join(lines)
+
+
+def entry(main: Callable[[Sequence[str]], int]) -> None:
+  """Ends this process with main's exit code; a Mistake is one line and exit code 2."""
+  try:
+    sys.exit(main(sys.argv[1:]))
+  except Mistake as e:
+    print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+    sys.exit(MISTAKE)
+  except BrokenPipeError:  # the reader has left, as `| head` does
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
