@@ -10,13 +10,11 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from simpo_jax.errors import UserError
-
-_locks: list[IO[str]] = []
 
 
 def fresh_name(name: str) -> str:
@@ -65,10 +63,9 @@ def make_workdir(path: str, config: dict[str, Any], process: int = 0) -> pathlib
 
 def _lock(folder: pathlib.Path) -> None:
   """Keeps a second run out of the folder for as long as this process lives."""
-  file = open(folder / ".lock", "w")  # noqa: SIM115  closed, and so unlocked, by the process's end
-  _locks.append(file)
   try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Never closed: the process's end unlocks it.
+    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     raise UserError(
       f"--workdir={folder} is in use by a run in progress; choose another folder"
@@ -93,7 +90,7 @@ def _set_aside(folder: pathlib.Path, config: dict[str, Any]) -> None:
   target = attempts / f"{len(list(attempts.iterdir())) + 1:04d}"
   target.mkdir()
   for path in folder.iterdir():
-    if path.name not in ("attempts", ".lock"):
+    if path.name != "attempts":
       path.rename(target / path.name)
 
 

@@ -18,7 +18,7 @@ from simpo_jax.data.byte_vocab import decode
 from simpo_jax.errors import UserError
 from simpo_jax.ledger import Mode
 from simpo_jax.schedule import generates, launches_after
-from simpo_jax.workdir import make_workdir, write_json, write_rows
+from simpo_jax.workdir import fresh_name, make_workdir, write_json, write_rows
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 M11 = f"--config={REPO}/configs/m11.py"
@@ -275,17 +275,17 @@ def test_sigterm_ends_the_run_after_the_launch_in_progress(tmp_path):
 
 def test_default_folders_do_not_collide(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  folders = [make_workdir(None, "m11") for _ in range(3)]
+  folders = [make_workdir(fresh_name("m11"), {}) for _ in range(3)]
   assert len(set(folders)) == 3
   assert all(f.is_dir() and not list(f.iterdir()) for f in folders)
 
 
 def test_an_empty_folder_is_accepted_and_a_file_is_not(tmp_path):
-  assert make_workdir(str(tmp_path), "m11") == tmp_path
+  assert make_workdir(str(tmp_path), {}) == tmp_path
   (tmp_path / "file").write_text("")
   for path in ("file", "file/run"):
     with pytest.raises(UserError, match="folder"):
-      make_workdir(str(tmp_path / path), "m11")
+      make_workdir(str(tmp_path / path), {})
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
