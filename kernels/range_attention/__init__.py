@@ -1,0 +1,114 @@
+"""Attention over packed training rows, where each token sees one range of keys.
+
+That one range per token expresses any packing of `[chosen reversed | prompt |
+rejected]` pairs (see `simpo_jax/data/packing.py`). One contract, three implementations,
+all with a backward pass.
+"""
+
+import functools
+import importlib
+import math
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+IMPLEMENTATIONS = ("auto", "tpu", "xla", "reference")
+_NATIVE = {"tpu": "tpu"}  # by platform; the others have no kernel of their own: XLA
+
+
+def range_attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  k_start: jax.Array,
+  k_end: jax.Array,
+  positions: jax.Array,
+  *,
+  window: int | None = None,
+  impl: str = "xla",
+) -> jax.Array:
+  """Softmax attention where query t sees the keys `k_start[t] <= s < k_end[t]`.
+
+  Args:
+    q: `[B, S, H, h]`, not yet scaled; k, v: `[B, S, K, h]` with H a multiple of K.
+    k_start, k_end: int32 `[B, S]`, indices into the row. A token's range contains the
+      token itself.
+    positions: int32 `[B, S]`, rotary, below S; used by `window` alone.
+    window: a query sees keys less than this many positions back (Mistral).
+    impl: one of `IMPLEMENTATIONS`; "auto" is that of the default device's platform.
+
+  Returns:
+    `[B, S, H, h]` in q's dtype; scores and softmax are float32.
+  """
+  if impl == "auto":
+    impl = _NATIVE.get(jax.default_backend(), "xla")
+  return _module(impl).attend(q, k, v, k_start, k_end, positions, window=window)
+
+
+def sharded_range_attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  k_start: jax.Array,
+  k_end: jax.Array,
+  positions: jax.Array,
+  *,
+  rows: NamedSharding,
+  heads: str = "tensor",
+  window: int | None = None,
+  impl: str = "xla",
+) -> jax.Array:
+  """`range_attention` of each device's own rows and heads: no partitioner can cut a kernel.
+
+  Args:
+    q, k, v, k_start, k_end, positions, window, impl: as for `range_attention`.
+    rows: the sharding of activations: its first axis is that of B, and divides it.
+    heads: the mesh axis of H and K. Where it does not divide both, each of its devices
+      computes all heads.
+  """
+  attend = functools.partial(range_attention, window=window, impl=impl)
+  mesh = rows.mesh
+  if mesh.size == 1:
+    return attend(q, k, v, k_start, k_end, positions)
+  by_row = rows.spec[0]
+  by_head = heads if math.gcd(q.shape[2], k.shape[2]) % mesh.shape[heads] == 0 else None
+  wide, flat = P(by_row, None, by_head), P(by_row)
+  # A Pallas call does not say over which mesh axes its results vary: nothing to check.
+  return jax.shard_map(
+    attend, mesh=mesh, in_specs=(*[wide] * 3, *[flat] * 3), out_specs=wide, check_vma=False
+  )(q, k, v, k_start, k_end, positions)
+
+
+def choose(impl: str, platform: str, **shape) -> tuple[str, str | None]:
+  """The implementation to build with, and why it is not the platform's own kernel.
+
+  Args:
+    impl: what was asked for, one of `IMPLEMENTATIONS`.
+    platform: "cpu", "tpu" or "gpu".
+    **shape: heads, kv_heads, head_dim, row_length, dtype, window.
+
+  Raises:
+    ValueError: `impl` was asked for by name and cannot take this shape; says why.
+  """
+  asked, impl = impl, _NATIVE.get(platform, "xla") if impl == "auto" else impl
+  reason = refusal(impl, platform, **shape)
+  if reason and asked != "auto":
+    raise ValueError(reason)
+  return ("xla", reason) if reason else (impl, None)
+
+
+def refusal(impl: str, platform: str, **shape) -> str | None:
+  """Why `impl` cannot take a shape on a platform, or None if it can."""
+  if impl != "tpu":
+    return None
+  if platform != "tpu":
+    return f"the tpu kernel does not run on {platform}"
+  return _module(impl).refusal(**shape)
+
+
+def _module(impl: str):
+  # Only what is used is imported: Pallas is slow to import and not on every machine.
+  if impl not in IMPLEMENTATIONS:
+    raise ValueError(f"range attention has no implementation {impl!r}: {IMPLEMENTATIONS}")
+  return importlib.import_module(f"{__name__}.{impl}")
