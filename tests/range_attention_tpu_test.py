@@ -1,0 +1,189 @@
+"""The TPU kernel: interpreted on CPU against the dense one, and compiled by the real compiler."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from simpo_jax.kernels import range_attention as contract
+from simpo_jax.kernels.range_attention import reference, tpu
+
+from packed_rows import packed_rows, random_case
+
+F32, BF16 = jnp.float32, jnp.bfloat16
+TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+
+
+# --- numbers -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+  """Many blocks in a short row."""
+  for name in ("QUERY_BLOCK", "KEY_BLOCK", "COMPUTE_BLOCK"):
+    monkeypatch.setattr(tpu, name, 128)
+
+
+def _vjp(attend, qkv, cotangent, mask, dtype=F32):
+  """Attention and its gradients, as float32 numpy."""
+
+  def run(*qkv):
+    out, pullback = jax.vjp(lambda *x: attend(*x, *mask), *qkv)
+    return out, *pullback(jnp.asarray(cotangent, dtype))
+
+  return [np.asarray(x, np.float32) for x in jax.jit(run)(*(jnp.asarray(x, dtype) for x in qkv))]
+
+
+_interpreted = functools.partial(tpu.attend, interpret=True)
+
+
+@pytest.mark.parametrize(
+  "S, H, K, h",
+  ((256, 2, 2, 128), (384, 6, 2, 64), (512, 4, 1, 128), (384, 3, 1, 80)),
+)
+def test_equals_reference(small_blocks, S, H, K, h):
+  case = random_case(S, H, K, h)
+  ours, expected = _vjp(_interpreted, *case), _vjp(reference.attend, *case)
+  for name, a, b, tolerance in zip(
+    ("out", "dq", "dk", "dv"), ours, expected, (1e-5, 5e-5, 5e-5, 5e-5), strict=True
+  ):
+    error = np.abs(a - b).max() / np.abs(b).max()
+    print(f"{name}: {error:.1e}")
+    assert error <= tolerance, name  # a NaN fails
+
+
+def test_blocks_of_keys_larger_than_of_queries_and_computed_in_parts(monkeypatch):
+  monkeypatch.setattr(tpu, "QUERY_BLOCK", 128)
+  monkeypatch.setattr(tpu, "KEY_BLOCK", 256)
+  monkeypatch.setattr(tpu, "COMPUTE_BLOCK", 128)
+  case = random_case(512, 2, 1, 64)
+  for a, b in zip(_vjp(_interpreted, *case), _vjp(reference.attend, *case), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+def test_bfloat16_differs_by_its_rounding(small_blocks):
+  qkv, *rest = random_case(384, 4, 2, 128)
+  qkv = [np.asarray(jnp.asarray(x, BF16), np.float32) for x in qkv]
+  ours = _vjp(_interpreted, qkv, *rest, dtype=BF16)
+  for a, b in zip(ours, _vjp(reference.attend, qkv, *rest), strict=True):
+    # Scores of up to 2^3 from bfloat16 products; each gradient has two roundings more.
+    assert np.sqrt(np.mean((a - b) ** 2)) <= 2**-7 * np.sqrt(np.mean(b**2))
+
+
+# --- what is computed, and fetched -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queries, keys", ((128, 128), (128, 256), (256, 128), (512, 512)))
+def test_only_blocks_with_something_to_see_are_computed(queries, keys):
+  S = 2048
+  k_start, k_end, _ = packed_rows(np.random.default_rng(0), 1, S)
+  at = np.arange(S)
+  seen = (at >= k_start[0][:, None]) & (at < k_end[0][:, None])
+  dense = seen.reshape(S // queries, queries, S // keys, keys).any((1, 3))
+  active = np.asarray(tpu.seen_blocks(k_start[0], k_end[0], queries, keys))
+  np.testing.assert_array_equal(active, dense)
+  if max(queries, keys) < 512:
+    assert active.sum() < active.size / 2
+  for axis in (0, 1):
+    fetched = np.asarray(tpu._fetched(jnp.asarray(active), axis))
+    own = np.arange(active.shape[axis])[(None, slice(None)) if axis else (slice(None), None)]
+    np.testing.assert_array_equal(fetched[active], np.broadcast_to(own, active.shape)[active])
+    changes = (np.diff(fetched, axis=axis) != 0).sum() + active.shape[1 - axis]
+    assert changes == active.sum(), "each active block is fetched once, and nothing else"
+
+
+def test_what_is_in_unseen_blocks_does_not_matter(small_blocks):
+  (q, k, v), cotangent, mask = random_case(512, 4, 2, 64, B=1)
+  active = np.asarray(tpu.seen_blocks(mask[0][0], mask[1][0], 128, 128))
+  bad = slice(0, 128)  # keys for the forward pass and dq, queries for dk and dv
+  by_query, by_key = (np.repeat(~x, 128) for x in (active[:, 0], active[0]))
+  assert by_query.any() and by_key.any()
+  clean = _vjp(_interpreted, (q, k, v), cotangent, mask)
+
+  def poisoned(x):
+    x = x.copy()
+    x[:, bad] = np.nan
+    return x
+
+  out, dq, *_ = _vjp(_interpreted, (q, poisoned(k), poisoned(v)), cotangent, mask)
+  *_, dk, dv = _vjp(_interpreted, (poisoned(q), k, v), poisoned(cotangent), mask)
+  untouched = (by_query, by_query, by_key, by_key)
+  for ours, expected, rows in zip((out, dq, dk, dv), clean, untouched, strict=True):
+    np.testing.assert_array_equal(ours[:, rows], expected[:, rows])
+    assert np.isnan(ours).any()
+
+
+# --- the TPU's compiler ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def topology():
+  pytest.importorskip("libtpu")
+  import tpu_topology
+
+  return tpu_topology
+
+
+def _forward_and_backward(attend):
+  def run(q, k, v, k_start, k_end):
+    @jax.checkpoint
+    def loss(q, k, v):
+      return jnp.sum(attend(q, k, v, k_start, k_end, k_start).astype(F32) ** 2)
+
+    return jax.grad(loss, (0, 1, 2))(q, k, v)
+
+  return run
+
+
+@pytest.mark.parametrize(
+  "name, B, S, H, K, h, dtype",
+  (
+    *((name, 1, 8192, 32, 8, 128, BF16) for name in TOPOLOGIES),  # Llama-3-8B
+    ("v5e:2x2", 1, 2048, 2, 1, 256, F32),  # the largest blocks, the smallest chip
+    ("v6e:2x2", 2, 640, 14, 2, 80, BF16),
+    ("v5p:2x2x1", 3, 384, 9, 3, 64, F32),  # SmolLM2-135M
+    ("v5p:2x2x1", 1, 32768, 2, 1, 128, BF16),
+  ),
+)
+def test_compiles(topology, name, B, S, H, K, h, dtype):
+  shape = dict(heads=H, kv_heads=K, head_dim=h, row_length=S, dtype=dtype, window=None)
+  assert contract.choose("tpu", "tpu", **shape) == ("tpu", None)
+  compiled = topology.compile_for(
+    name,
+    _forward_and_backward(tpu.attend),
+    *((((B, S, n, h), dtype)) for n in (H, K, K)),
+    *(((B, S), jnp.int32),) * 2,
+  )
+  text = compiled.as_text()
+  for kernel in ("fwd_residuals", "dq_no_residuals", "dkv_no_residuals"):
+    assert f"splash_mqa_{kernel}" in text
+  assert f"{S},{S}]" not in text, "all scores at once"
+
+
+@pytest.mark.parametrize("tensor, rows, S", ((1, 8, 256), (2, 2, 8192)))
+def test_compiles_on_a_mesh(topology, tensor, rows, S):
+  H, K, h = 32, 8, 128
+  devices = np.asarray(topology.devices("v5p:2x2x1")).reshape(1, -1, tensor)
+  mesh = Mesh(devices, ("host", "fsdp", "tensor"))
+  by_row = "host", "fsdp"
+  attend = functools.partial(
+    contract.sharded_range_attention, rows=NamedSharding(mesh, P(by_row)), impl="tpu"
+  )
+
+  def argument(shape, dtype, *spec):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+
+  compiled = (
+    jax.jit(_forward_and_backward(attend))
+    .lower(
+      *(argument((rows, S, n, h), BF16, by_row, None, "tensor") for n in (H, K, K)),
+      *(argument((rows, S), jnp.int32, by_row),) * 2,
+    )
+    .compile()
+  )
+  text = compiled.as_text()
+  assert f"bf16[{K // tensor},4,{S},{h}]" in text, "each device has its own heads of its own rows"
+  assert "all-gather" not in text and "all-to-all" not in text
