@@ -205,7 +205,15 @@ def _two_hosts(folder):
   state, report = launch(state, (Mode.GENERATE, Mode.GENERATE))
   summary = summarize(report.generated, run.places)
   rows = sample_rows(
-    run.requests, run.places, report.generated, summary, run.tokenizer.decode, 2, 0, 1, False
+    range(len(run.requests)),
+    run.requests,
+    run.places,
+    report.generated,
+    summary,
+    run.tokenizer.decode,
+    2,
+    1,
+    False,
   )
   tokens = [r["generated_token_ids"] for r in rows]
   before = _digest(state)
