@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from simpo_jax import model as llama
-from simpo_jax.attention import range_attention
 from simpo_jax.data.packing import Batch
+from simpo_jax.kernels.range_attention import range_attention
 from simpo_jax.loss import SimPOConfig, simpo_loss, target_log_probs
 from simpo_jax.model_config import ModelConfig
 
@@ -67,7 +67,7 @@ def _micro_loss(params, micro: Batch, total_pairs, total_chosen_tokens, cfg: Ste
 
   def attend(q, k, v):
     return range_attention(
-      q, k, v, micro.k_start, micro.k_end, micro.positions, cfg.model.sliding_window
+      q, k, v, micro.k_start, micro.k_end, micro.positions, window=cfg.model.sliding_window
     ), None
 
   hidden = llama.forward(

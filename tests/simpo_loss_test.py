@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_models import VOCAB, hf_model, load
-from simpo_jax import attention, config, loss, optimizer
+from simpo_jax import config, loss, optimizer
 from simpo_jax.data.packing import batch_shape, pack
 from simpo_jax.data.pairs import PairTokens
 from simpo_jax.loss import SimPOConfig, simpo_loss, target_log_probs
@@ -186,57 +186,3 @@ def test_target_log_probs_equal_dense_log_softmax():
   _close(d_hidden, x.grad.numpy(), "d hidden")
   _close(d_matrix, w.grad.numpy(), "d matrix")
   assert not np.any(np.asarray(d_hidden)[:, 0]) and not np.any(np.asarray(d_hidden)[2])
-
-
-def _random_rows(rng, B, S):
-  """The masks of B rows of S tokens, filled with random pairs up to a random length."""
-  lengths = []
-  for _ in range(B):
-    left = S - int(rng.integers(0, 30))  # the rest is padding
-    while left > 12:
-      total = int(rng.integers(12, min(left, 3 * S // 4) + 1))
-      left -= total
-      first, second = np.sort(rng.choice(np.arange(1, total), 2, replace=False))
-      lengths.append((first, second - first, total - second))
-  shape = batch_shape(len(lengths), S, slots=S, rows=len(lengths))
-  batch = pack(_pairs(lengths), shape)
-  return tuple(x[0, :B] for x in (batch.k_start, batch.k_end, batch.positions))
-
-
-def _dense_attention(q, k, v, k_start, k_end, positions, window):
-  group, keys = q.shape[2] // k.shape[2], np.arange(q.shape[1])
-  seen = (keys >= k_start[..., None]) & (keys < k_end[..., None])
-  seen &= positions[..., None] - positions[:, None] < (window or q.shape[1])
-  k, v = (x.repeat_interleave(group, 2) for x in (k, v))
-  scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[3] ** -0.5
-  scores = scores.masked_fill(torch.tensor(~seen)[:, None], -torch.inf)
-  return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)
-
-
-@pytest.mark.parametrize(
-  "S, H, K, window",
-  [
-    (128, 2, 2, None),
-    (128, 8, 2, 5),
-    (384, 6, 2, None),
-    (384, 3, 1, 50),
-    (512, 4, 1, None),
-    (512, 2, 2, 300),
-  ],
-)
-def test_range_attention_equals_dense(S, H, K, window):
-  rng = np.random.default_rng(S + H)
-  B, h = 2, 16
-  mask = _random_rows(rng, B, S)
-  q, k, v, cotangent = (rng.normal(size=(B, S, n, h)).astype(np.float32) for n in (H, K, K, H))
-  q *= 4  # attention far from uniform
-
-  dense = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (q, k, v)]
-  expected = _dense_attention(*dense, *mask, window)
-  (expected * torch.tensor(cotangent)).sum().backward()
-  ours, pullback = jax.vjp(
-    jax.jit(lambda q, k, v: attention.range_attention(q, k, v, *mask, window)), q, k, v
-  )
-  _close(ours, expected.detach().numpy(), "attention")
-  for name, grad, x in zip("qkv", pullback(jnp.asarray(cotangent)), dense, strict=True):
-    _close(grad, x.grad.numpy(), f"d {name}")
