@@ -41,6 +41,7 @@ setup(
     # torch is the tests' reference; one exact version, for one exact reference.
     "dev": [
       "pytest",
+      "pytest-xdist",
       "hypothesis",
       "ruff",
       # The launchers' scripts and manifests against shellcheck and the JobSet API's models.

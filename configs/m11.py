@@ -15,6 +15,10 @@ samples/step_000002/. Variants:
   llama3_8b_v5p32  The real target: Llama-3-8B-Instruct on a TPU v5p-32 (4 hosts x 4
                    chips), 128 pairs a step, max_length 4,096, float32 weights and
                    bfloat16 compute.
+  llama3_70b_v5p256  Llama-3.1-70B-Instruct on a v5p-256 (32 hosts x 4 chips).
+  llama32_1b_v5e16   Llama-3.2-1B-Instruct on a v5e-16 (4 hosts x 4 chips).
+  llama3_8b_v6e64    Llama-3-8B-Instruct on a v6e-64 (16 hosts x 4 chips). These three with
+                   max_length 2,048, as in the paper; docs/plans.md has what they take.
   phase_a          The debugging shape: 2 steps, generate, 1 step.
   phase_a_train2   Stops after generating.
   phase_a_global   phase_a with every prompt on the whole mesh (global_mesh).
@@ -22,8 +26,6 @@ samples/step_000002/. Variants:
 
 from simpo_jax.config import default_config, did_you_mean
 from simpo_jax.errors import UserError
-
-VARIANTS = ("", "smollm2", "llama3_8b_v5p32", "phase_a", "phase_a_train2", "phase_a_global")
 
 
 def get_config(variant: str = ""):
@@ -40,8 +42,8 @@ def get_config(variant: str = ""):
   c.generate.max_new_tokens = 2048
   if variant == "smollm2":
     smollm2(c)
-  elif variant == "llama3_8b_v5p32":
-    llama3_8b_v5p32(c)
+  elif variant in PODS:
+    PODS[variant](c)
   else:
     embedded(c)
   if variant.startswith("phase_a"):
@@ -92,3 +94,35 @@ def llama3_8b_v5p32(c):
   c.simpo.beta = 2.5
   c.simpo.gamma_beta_ratio = 0.55
   c.generate.ignore_eos = True
+
+
+def llama3_70b_v5p256(c):
+  """Llama-3.1-70B-Instruct on TPU v5p-256: a row is computed by the four chips of a host."""
+  _paper(c, "meta-llama/Llama-3.1-70B-Instruct")
+  c.mesh.tensor = 4
+
+
+def llama32_1b_v5e16(c):
+  """Llama-3.2-1B-Instruct on TPU v5e-16."""
+  _paper(c, "meta-llama/Llama-3.2-1B-Instruct")
+
+
+def llama3_8b_v6e64(c):
+  """Llama-3-8B-Instruct on TPU v6e-64: two chips a row, or a batch would not fill the rows."""
+  _paper(c, "meta-llama/Meta-Llama-3-8B-Instruct")
+  c.mesh.tensor = 2
+
+
+def _paper(c, source):
+  """The lengths and the loss of the paper's v0.1 models."""
+  llama3_8b_v5p32(c)
+  c.model.source = source
+  c.data.max_length = 2048
+  c.data.max_prompt_length = 1800
+  c.data.row_length = 4096
+
+
+PODS = {
+  f.__name__: f for f in (llama3_8b_v5p32, llama3_70b_v5p256, llama32_1b_v5e16, llama3_8b_v6e64)
+}
+VARIANTS = ("", "smollm2", *PODS, "phase_a", "phase_a_train2", "phase_a_global")

@@ -4,8 +4,9 @@
 
 The variants are those of configs/m11.py: the embedded default (the same tiny model,
 up to 256 new tokens a prompt so that it stays a matter of minutes on 2 CPU cores),
-smollm2, llama3_8b_v5p32 (2,048 new tokens), and the phase_a shapes (2 steps, generate,
-1 step, here with 1,024 prompts). One compile in all, 4 x 1,024 sample rows.
+smollm2, the pods llama3_8b_v5p32, llama3_70b_v5p256, llama32_1b_v5e16 and
+llama3_8b_v6e64 (2,048 new tokens), and the phase_a shapes (2 steps, generate, 1 step,
+here with 1,024 prompts). One compile in all, 4 x 1,024 sample rows.
 """
 
 import importlib.util

@@ -13,6 +13,14 @@ from simpo_jax.errors import UserError
 HEADROOM = 0.1  # of a device's memory, for the temporaries of prefill and decoding
 
 
+class NoRoom(UserError):
+  """A device's memory does not hold the KV pages of the largest request."""
+
+  def __init__(self, message: str, pages: int):
+    super().__init__(message)
+    self.pages = pages  # that it takes
+
+
 class Pool(NamedTuple):
   """The size of the KV pool, and why."""
 
@@ -31,16 +39,27 @@ def pool_size(asked: int, worst: int, largest: int, page_bytes: int, room: int |
     room: bytes that one device has left for the pool; None if unknown.
 
   Raises:
-    UserError: the largest request would never fit.
+    UserError: the largest request would never fit; `NoRoom` where memory is what it lacks.
   """
   fits = worst if room is None else max(0, room // page_bytes)
   pages = asked or min(worst, fits)
   if pages < largest:
-    have = f"--config.generate.num_pages={asked}" if asked else f"there is memory for {pages}"
-    raise UserError(
-      f"the largest request (prompt and budget) takes {largest} KV pages, and {have}; "
-      + (f"set it to at least {largest}, " if asked else "")
-      + "lower --config.generate.max_new_tokens, or shorten the prompts"
+    takes = f"the largest request (prompt and budget) takes {largest} KV pages"
+    if asked:
+      raise UserError(
+        f"{takes}, and --config.generate.num_pages={asked}; set it to at least {largest}, "
+        "lower --config.generate.max_new_tokens, or shorten the prompts"
+      )
+    if room <= 0:
+      raise NoRoom(
+        "train state and the weights for decoding take all memory of a device, and leave none for "
+        "KV pages; use more devices, or see what would fit: python -m simpo_jax.plan",
+        largest,
+      )
+    raise NoRoom(
+      f"{takes}, and there is memory for {pages}; lower --config.generate.max_new_tokens, or "
+      "shorten the prompts",
+      largest,
     )
   if asked:
     reason = "as configured" + (f", {worst} would hold every slot" if asked < worst else "")

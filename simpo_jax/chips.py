@@ -6,7 +6,6 @@ had, a tenth below the nominal rate); NVIDIA's data sheets. `hbm_bytes` of TPUs 
 their compiler (libtpu 0.0.42) lets a program have, a little less than what is built in.
 """
 
-import math
 from typing import NamedTuple
 
 GIB = 2**30
@@ -106,8 +105,3 @@ def exchange_seconds(chip: Chip, kind: str, size: int, group: int, into: int, ho
 def bounds_of(coords: list[tuple[int, ...]]) -> tuple[int, ...]:
   """Sides of the slice that has these coordinates."""
   return tuple(1 + max(side) for side in zip(*coords, strict=True)) if coords else ()
-
-
-def pretty_rate(rate: float) -> str:
-  """2765000000000.0 -> "2,765 GB/s"."""
-  return f"{rate / 1e9:,.0f} GB/s" if math.isfinite(rate) else "unknown"

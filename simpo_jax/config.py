@@ -13,6 +13,7 @@ import ml_collections
 
 from simpo_jax.data.truncation import HEADERS, RULES
 from simpo_jax.errors import UserError
+from simpo_jax.kernels import paged_attention, range_attention
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -55,6 +56,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.train.b2 = 0.999
   c.train.eps = 1e-8
   c.train.max_grad_norm = 1.0  # 0: no clipping
+  c.train.attention = "auto"  # over packed rows: auto | tpu | xla | reference
   c.train.remat = "full"  # full | none: recompute each layer in the backward pass, or keep it
 
   c.simpo = ml_collections.ConfigDict()  # the names and defaults of princeton-nlp/SimPO
@@ -120,10 +122,11 @@ _CHOICES = {
   "data.header": HEADERS,
   "train.optimizer": ("adamw",),
   "train.schedule": ("cosine", "linear", "constant"),
+  "train.attention": range_attention.IMPLEMENTATIONS,
   "train.remat": ("full", "none"),
   "simpo.loss_type": ("sigmoid", "hinge"),
   "generate.mode": ("host_data_parallel", "global_mesh"),
-  "generate.attention": ("auto", "tpu", "gpu", "xla", "reference"),
+  "generate.attention": paged_attention.IMPLEMENTATIONS,
 }
 _RANGES = {  # inclusive
   "seed": (0, 2**32 - 1),

@@ -91,7 +91,6 @@ class Display:
       pool = g.num_pages * page_bytes(
         program.step.model, program.mesh, program.mode, g.page_size, program.step.dtype
       )
-      note = f"; {run.attention_note}" if run.attention_note else ""
       rows += [
         (
           "generate",
@@ -103,8 +102,10 @@ class Display:
           f"{g.num_pages} pages of {g.page_size} tokens, {human_bytes(pool)} per device: "
           f"{run.pool.reason}",
         ),
-        ("  attention", g.attention + note),
       ]
+    note = f"; {run.attention_note}" if run.attention_note else ""
+    kernels = f"{program.step.attention} in training, {program.generate.attention} in generation"
+    rows.append(("attention", kernels + note))
     rows.append(("workdir", str(workdir)))
     for name, text in rows:
       table.add_row(f"[bold]{name}[/bold]", escape(text))

@@ -4,11 +4,16 @@ The modes of the one program share one arena of temporaries. The assignment says
 where in it each buffer lies, and the HLO says which branch defines the buffer: the
 bytes of the arena that a branch touches are what it needs. Both are protobufs without
 published Python classes, hence the few field numbers of xla/service/hlo.proto here.
+
+TPU compilers keep their assignment to themselves, but dump it as text where they are
+asked to (`xla_dump_to`), which a plan does: `read_assignment`.
 """
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from simpo_jax import hlo
 from simpo_jax.ledger import Mode
 
 # HloModuleProto, HloComputationProto, HloInstructionProto
@@ -21,6 +26,7 @@ _BUFFER_ID, _DEFINED_AT = 1, 3
 _DEFINED_BY = 4
 _ASSIGNED = 9
 _ASSIGNED_ID, _OFFSET, _SIZE = 1, 2, 3
+_LARGEST = 8  # buffers listed of a mode
 # BufferAllocationProto: what is not a temporary is an argument, an output or a constant.
 _NOT_TEMPORARY = (5, 7, 12)  # is_entry_computation_parameter, maybe_live_out, is_constant
 
@@ -33,15 +39,78 @@ class Memory(NamedTuple):
   aliased: int  # of the arguments: updated in place
   temporaries: int
   by_mode: dict[str, int]  # of the temporaries, what each mode touches; {} if not known
+  code: int = 0  # the program itself
 
   @property
   def peak(self) -> int:
-    return self.arguments + self.outputs - self.aliased + self.temporaries
+    return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
   def peaks(self) -> dict[str, int]:
     """The peak of the program, and of each mode where it is known."""
     rest = self.peak - self.temporaries
     return {"program": self.peak, **{mode: rest + n for mode, n in self.by_mode.items()}}
+
+
+class Buffer(NamedTuple):
+  """A temporary array."""
+
+  bytes: int
+  name: str  # the instruction that makes it
+  shape: str
+
+
+class Assignment(NamedTuple):
+  """What lies in a device's main memory, by the compiler's own account."""
+
+  total: int  # bytes: arguments, results and temporaries
+  by_mode: dict[str, int]  # of the temporaries, what each mode touches
+  largest: dict[str, tuple[Buffer, ...]]  # of each mode's temporaries, distinct in place
+
+
+_ALLOCATION = re.compile(r"allocation \d+: size (\d+)(?:, color (\d+))?(.*):$")
+_VALUE = re.compile(
+  r" value: <\d+ ([^ {]+)(?:\{[\d,]*\})? .*?\(size=(\d+),offset=(\d+)\): (\(|[\w]+\[[\d,]*\])"
+)
+
+
+def read_assignment(text: str, module: hlo.Module) -> Assignment:
+  """Reads the dump of a buffer assignment.
+
+  Args:
+    text: the file `*buffer-assignment.txt`.
+    module: the compiled program that it belongs to.
+
+  Raises:
+    ValueError: the text or the program is not as expected.
+  """
+  owner = {
+    name: mode
+    for mode, branch in zip(Mode, hlo.branches(module, len(Mode)), strict=True)
+    for computation in hlo.reachable(module, branch)
+    for name in module.computations[computation]
+  }
+  total, temporary, known = 0, False, False
+  spans: dict[Mode, dict[tuple[int, int], Buffer]] = {mode: {} for mode in Mode}
+  for line in text.splitlines():
+    if found := _ALLOCATION.match(line):
+      size, color, what = int(found[1]), found[2] or "0", found[3]
+      total += size if color == "0" else 0
+      temporary = color == "0" and "preallocated-temp" in what
+    elif temporary and (found := _VALUE.match(line)):
+      mode, size, start = owner.get(found[1]), int(found[2]), int(found[3])
+      known = known or mode is not None
+      if mode is not None:
+        spans[mode].setdefault((start, start + size), Buffer(size, found[1], found[4]))
+  if not known:
+    raise ValueError("no temporaries of the program's instructions in the buffer assignment")
+  return Assignment(
+    total,
+    {mode.name.lower(): _union(list(own)) for mode, own in spans.items()},
+    {
+      mode.name.lower(): tuple(sorted(own.values(), key=lambda b: -b.bytes)[:_LARGEST])
+      for mode, own in spans.items()
+    },
+  )
 
 
 def memory_of(compiled) -> Memory:
@@ -53,6 +122,7 @@ def memory_of(compiled) -> Memory:
     stats.alias_size_in_bytes,
     stats.temp_size_in_bytes,
     temporaries_by_mode(compiled),
+    stats.generated_code_size_in_bytes,
   )
 
 

@@ -153,34 +153,31 @@ def unembed(params: Params, x: jax.Array) -> jax.Array:
 
 def forward(
   params: Params,
-  tokens: jax.Array,
+  x: jax.Array,
   positions: jax.Array,
   attend: Attend,
   cfg: ModelConfig,
-  dtype,
+  ready: Callable[[Params], Params],
   remat: bool = False,
-  constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> jax.Array:
   """Final hidden states `[B, T, D]` of whole rows (training and evaluation).
 
   Args:
-    params: the weights, layers stacked; cast to `dtype` layer by layer.
-    tokens: int32 `[B, T]`.
+    params: the weights, layers stacked.
+    x: `[B, T, D]`, the token embeddings.
     positions: int32 `[B, T]`, the rotary position of each token.
     attend: attention over the row, closed over its mask.
+    ready: makes one layer's weights ready for use: in x's dtype, and whole.
     remat: recompute each layer in the backward pass instead of keeping it.
-    constrain: pins the sharding of the activations, so that the partitioner
-      gathers weights and not activations.
   """
   angles = rope_angles(positions, cfg)
 
   def body(x, p):
-    x, _ = layer(jax.tree.map(lambda w: w.astype(dtype), p), x, angles, attend, cfg)
-    return constrain(x), None
+    return layer(ready(p), x, angles, attend, cfg)[0], None
 
   if remat:
     body = jax.checkpoint(body)
-  x, _ = jax.lax.scan(body, constrain(embed(params, tokens, dtype)), params["layers"])
+  x, _ = jax.lax.scan(body, x, params["layers"])
   return rms_norm(x, params["final_norm"], cfg.rms_norm_eps)
 
 

@@ -20,7 +20,7 @@ from simpo_jax.data.tokenizer import Tokenizer, load_tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.generate import Requests
 from simpo_jax.inference import head_shards, page_bytes
-from simpo_jax.kernels.paged_attention import choose
+from simpo_jax.kernels import paged_attention, range_attention
 from simpo_jax.loss import SimPOConfig
 from simpo_jax.model_config import ModelConfig
 from simpo_jax.optimizer import make_optimizer, make_schedule
@@ -56,7 +56,7 @@ class Run(NamedTuple):
   places: list[Place]  # of the requests
   packed: Requests  # the requests as the program takes them, numpy
   pool: Pool
-  attention_note: str | None  # why attention is not the platform's own kernel
+  attention_note: str | None  # where and why attention is not the platform's own kernel
   program: ProgramConfig
 
 
@@ -187,6 +187,22 @@ def program_config(
   dtype = config.model.compute_dtype
   if dtype == "auto":
     dtype = "float32" if device.platform == "cpu" else "bfloat16"
+  row = round_up(row_length(config.data), LANES)
+  window = model.sliding_window
+  if window is not None and window >= config.data.max_length:
+    window = None  # no sequence is that long
+  attention, train_note = _chosen(
+    "train.attention",
+    config.train.attention,
+    range_attention.choose,
+    device.platform,
+    heads=model.num_attention_heads,
+    kv_heads=model.num_key_value_heads,
+    head_dim=model.head_dim,
+    row_length=row,
+    dtype=jnp.dtype(dtype),
+    window=window,
+  )
   schedule = make_schedule(config.train)
   step = StepConfig(
     model=model,
@@ -197,6 +213,8 @@ def program_config(
     slots=config.data.max_pairs_per_row,
     rows=NamedSharding(mesh, ROWS),
     weights=named(mesh, param_specs(model, mesh, train_rules(config.mesh.shard_over_hosts))),
+    attention=attention,
+    window=window,
   )
   generation = config.generate
   if not requests:
@@ -208,12 +226,7 @@ def program_config(
   shape = generate_shape(requests, generation, groups, device.platform, stop_states)
   program = ProgramConfig(
     step=step,
-    batch=batch_shape(
-      config.train.batch_size,
-      round_up(row_length(config.data), LANES),
-      config.data.max_pairs_per_row,
-      rows,
-    ),
+    batch=batch_shape(config.train.batch_size, row, config.data.max_pairs_per_row, rows),
     generate=shape,
     mode=generation.mode,
     param_dtype=jnp.dtype(config.model.param_dtype),
@@ -229,37 +242,44 @@ def program_config(
     room=distributed.smallest("room for the KV pool", room_for_pool(program)),
   )
   shape = shape._replace(num_pages=pool.pages)
-  attention, note = _attention(generation.attention, device.platform, program, shape)
+  attention, decode_note = _paged_attention(generation.attention, device.platform, program, shape)
   shape = shape._replace(attention=attention)
-  return dataclasses.replace(program, generate=shape), pool, note
+  notes = [
+    f"{what}: {why}" for what, why in (("train", train_note), ("generate", decode_note)) if why
+  ]
+  return dataclasses.replace(program, generate=shape), pool, "; ".join(notes) or None
 
 
-def _attention(asked: str, platform: str, program: ProgramConfig, shape) -> tuple[str, str | None]:
+def _paged_attention(asked: str, platform: str, program: ProgramConfig, shape):
   """The implementation of paged attention, checked against the sizes one device has."""
   model = program.step.model
   parts = head_shards(model, program.mesh, program.mode)
   heads, kv_heads = model.num_attention_heads // parts, model.num_key_value_heads // parts
   for slots, queries in ((shape.slots, 1), (shape.prefill_rows, shape.chunk)):
-    try:
-      chosen, note = choose(
-        asked,
-        platform,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=model.head_dim,
-        page_size=shape.page_size,
-        dtype=program.step.dtype,
-        queries=queries,
-        slots=slots,
-        pages_per_seq=shape.pages_per_seq,
-      )
-    except ValueError as error:
-      raise UserError(
-        f"--config.generate.attention={asked}: {error}; choose another, or auto"
-      ) from error
+    chosen, note = _chosen(
+      "generate.attention",
+      asked,
+      paged_attention.choose,
+      platform,
+      heads=heads,
+      kv_heads=kv_heads,
+      head_dim=model.head_dim,
+      page_size=shape.page_size,
+      dtype=program.step.dtype,
+      queries=queries,
+      slots=slots,
+      pages_per_seq=shape.pages_per_seq,
+    )
     if note:
       break
   return chosen, note
+
+
+def _chosen(field: str, asked: str, choose, platform: str, **shape) -> tuple[str, str | None]:
+  try:
+    return choose(asked, platform, **shape)
+  except ValueError as error:
+    raise UserError(f"--config.{field}={asked}: {error}; choose another, or auto") from error
 
 
 def devices_text(mesh) -> str:

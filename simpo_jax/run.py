@@ -22,6 +22,7 @@ from simpo_jax.metrics import evaluation_metrics, train_metrics
 from simpo_jax.model import count_params
 from simpo_jax.program import (
   compile_program,
+  compiler_options,
   init_state,
   lower_program,
   own_rows,
@@ -66,7 +67,13 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
     # --- compile, once -----------------------------------------------------------------
     display.doing("compiling")
     lowered = lower_program(program)
-    distributed.agree("program", {"program text": lowered.fingerprint})
+    distributed.agree(
+      "program",
+      {
+        "program text": lowered.fingerprint,
+        "compile options": str(compiler_options(program.mesh)),
+      },
+    )
     compiled = compile_program(program, lowered)
     display.compiled(compiled)
     record.compiled(compiled)

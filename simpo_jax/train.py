@@ -1,14 +1,17 @@
 """One SimPO step on packed rows: losses, gradients over micro-batches, the update."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
+from simpo_jax import fsdp
 from simpo_jax import model as llama
 from simpo_jax.data.packing import Batch
-from simpo_jax.kernels.range_attention import range_attention
+from simpo_jax.kernels.range_attention import sharded_range_attention
 from simpo_jax.loss import SimPOConfig, simpo_loss, target_log_probs
 from simpo_jax.model_config import ModelConfig
 
@@ -31,7 +34,9 @@ class StepConfig(NamedTuple):
   pairs: int  # B pairs per step
   slots: int  # G pairs per row
   rows: Any  # NamedSharding of activations `[rows, S, D]`
-  weights: Any = None  # NamedShardings of the weights, which gradients keep; None: left open
+  weights: Any  # NamedShardings of the weights, which gradients keep
+  attention: str = "xla"  # implementation of range attention
+  window: int | None = None  # of the model, if rows are longer than that
 
 
 class PairStats(NamedTuple):
@@ -62,27 +67,59 @@ def _micro_loss(params, micro: Batch, total_pairs, total_chosen_tokens, cfg: Ste
   """The micro-batch's share of the step's loss, and its per-pair statistics.
 
   Shares add up to: mean over pairs of the SimPO loss + sft_weight * mean over all
-  chosen tokens of their cross-entropy.
+  chosen tokens of their cross-entropy. Each device computes its own rows.
   """
+  weights = jax.tree.map(fsdp.own_spec, cfg.weights)
+  rows = cfg.rows.spec[0]
+
+  def own(*args):
+    return jax.tree.map(lambda x: x[None], _own_loss(*args, cfg=cfg))
+
+  parts = jax.shard_map(
+    own,
+    mesh=cfg.rows.mesh,
+    in_specs=(weights, P(rows), P(), P()),
+    out_specs=P(rows),
+    axis_names=set(rows),
+    check_vma=False,  # a Pallas call does not say over which axes its results vary
+  )(params, micro, total_pairs, total_chosen_tokens)
+  loss, aux = jax.tree.map(lambda x: x.any(0) if x.dtype == jnp.bool_ else x.sum(0), parts)
+  return loss, aux
+
+
+def _own_loss(params, micro: Batch, total_pairs, total_chosen_tokens, *, cfg: StepConfig):
+  """`_micro_loss` of one device's rows and shards of the weights."""
+  ready = {
+    name: functools.partial(fsdp.gather, spec=fsdp.own_spec(s, stacked=True), dtype=cfg.dtype)
+    for name, s in cfg.weights["layers"].items()
+  }
 
   def attend(q, k, v):
-    return range_attention(
-      q, k, v, micro.k_start, micro.k_end, micro.positions, window=cfg.model.sliding_window
-    ), None
+    out = sharded_range_attention(
+      q,
+      k,
+      v,
+      micro.k_start,
+      micro.k_end,
+      micro.positions,
+      mesh=cfg.rows.mesh,
+      window=cfg.window,
+      impl=cfg.attention,
+    )
+    return out, None
 
+  table = fsdp.own_spec(cfg.weights["embed"])
   hidden = llama.forward(
     params,
-    micro.tokens,
+    fsdp.lookup(params["embed"], table, micro.tokens, cfg.dtype),
     micro.positions,
     attend,
     cfg.model,
-    cfg.dtype,
+    lambda p: {name: ready[name](w) for name, w in p.items()},
     cfg.remat,
-    lambda x: jax.lax.with_sharding_constraint(x, cfg.rows),
   )
-  logps = target_log_probs(
-    hidden, llama.unembed_matrix(params), micro.target_index, micro.target_id
-  )
+  matrix = fsdp.gather(llama.unembed_matrix(params), table, cfg.dtype)
+  logps = target_log_probs(hidden, matrix, micro.target_index, micro.target_id)
   sums, counts = (
     jax.vmap(lambda x, seq: jax.ops.segment_sum(x, seq, 2 * cfg.slots))(x, micro.target_seq)
     for x in (logps, (micro.target_id >= 0).astype(jnp.float32))
@@ -164,8 +201,7 @@ def train_step(
     grads, loss, sft_sum, stats = carry
     micro = _micro(batch, index)
     (part, (sft_part, part_stats)), part_grads = gradient(state.params, micro, *totals, cfg)
-    if cfg.weights is not None:
-      part_grads = jax.lax.with_sharding_constraint(part_grads, cfg.weights)
+    part_grads = jax.lax.with_sharding_constraint(part_grads, cfg.weights)
     finite = jnp.isfinite(optax.tree.norm(part_grads))
     bad = part_stats.bad | (part_stats.present & ~finite)
     return (

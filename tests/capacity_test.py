@@ -29,7 +29,8 @@ def test_the_pool_is_what_was_asked_or_what_fits(asked, room, pages, reason):
   (
     (6, None, "takes 7 KV pages, and --config.generate.num_pages=6; set it to at least 7"),
     (0, 69, "takes 7 KV pages, and there is memory for 6; lower --config.generate.max_new_tokens"),
-    (0, -5, "there is memory for 0"),
+    (0, 5, "there is memory for 0"),
+    (0, -5, "train state and the weights for decoding take all memory"),
   ),
 )
 def test_a_request_that_never_fits_is_refused(asked, room, message):

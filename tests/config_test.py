@@ -28,6 +28,9 @@ EXPECTED = {  # file, variant: steps, at_steps, prompts, new tokens, mode of gen
   ("m12", "phase_a_train2"): (2, (2,), 1024, 2048, "host_data_parallel"),
   ("m12", "phase_a_global"): (3, (2,), 1024, 2048, "global_mesh"),
 }
+for pod in ("llama3_70b_v5p256", "llama32_1b_v5e16", "llama3_8b_v6e64"):
+  EXPECTED["m11", pod] = EXPECTED["m11", "llama3_8b_v5p32"]
+  EXPECTED["m12", pod] = EXPECTED["m12", "llama3_8b_v5p32"]
 
 
 def load(name):

@@ -8,9 +8,9 @@ import pytest
 
 from generation import Generation, random_prompts, random_weights, settings, tokens_of
 from hf_models import our_logits
-from hlo import copies
 from simpo_jax.data.prompts import Prompt
 from simpo_jax.generate import LENGTH, STOP
+from simpo_jax.hlo import copies
 from simpo_jax.model_config import EMBEDDED
 from simpo_jax.requests import make_requests, request_pages
 from simpo_jax.stopping import stop_automaton

@@ -89,8 +89,12 @@ def dense_attend(cfg):
 def our_hidden(cfg, params, tokens: np.ndarray) -> jax.Array:
   """Final hidden states of full rows, float32."""
   positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-  run = jax.jit(lambda p, t, x: model.forward(p, t, x, dense_attend(cfg), cfg, jnp.float32))
-  return run(params, tokens, positions)
+
+  def run(params, tokens, positions):
+    x = model.embed(params, tokens, jnp.float32)
+    return model.forward(params, x, positions, dense_attend(cfg), cfg, ready=lambda p: p)
+
+  return jax.jit(run)(params, tokens, positions)
 
 
 def our_logits(cfg, params, tokens: np.ndarray) -> np.ndarray:

@@ -11,8 +11,11 @@ import pytest
 pytest.importorskip("libtpu")
 
 import tpu_topology
-from hlo import collectives, copies
-from simpo_jax import inference, program, resolve
+from simpo_jax import hlo, inference, program, resolve
+from simpo_jax.hlo import collectives, copies
+from simpo_jax.ledger import Mode
+from simpo_jax.plan import costs
+from simpo_jax.plan.workload import layer_weights
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "configs"))
 import m11
@@ -90,6 +93,18 @@ def test_it_fits_and_the_pool_is_never_copied(compiled):
   text = executable.call.as_text()
   assert array in text
   assert not copies(text, array)
+
+
+def test_a_decode_step_reads_the_weights_once_and_little_else(compiled):
+  cfg, executable = compiled
+  module = hlo.parse(executable.call.as_text())
+  generate = costs.region(module, hlo.branches(module, len(Mode))[Mode.GENERATE])
+  [decode] = [r for r in costs.walk(generate) if r.scope.endswith("/decode_32/while")]
+  model = cfg.step.model
+  # Of the input embedding only some rows are read. The KV cache is the kernel's to read.
+  weights = (layer_weights(model) + model.vocab_size * model.hidden_size) / CHIPS
+  assert 0.99 < decode.flops / (2 * 32 * weights) < 1.01
+  assert 1 < decode.bytes / (2 * weights) < 1.1
 
 
 def _decode_weights(cfg):

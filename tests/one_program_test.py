@@ -235,7 +235,7 @@ def _two_hosts(folder):
 
 def _across_hosts(text):
   """What the decode loop exchanges between the host rows {0, 1} and {2, 3}."""
-  from hlo import collectives
+  from simpo_jax.hlo import collectives
 
   decode = [c for c in collectives(text) if re.search(r"/decode_\d+/while/", c.scope)]
   assert decode

@@ -9,8 +9,8 @@ from jax.experimental.pallas import tpu as pltpu
 from simpo_jax.kernels import paged_attention as contract
 from simpo_jax.kernels.paged_attention import reference, tpu
 
-from hlo import copies
 from simpo_jax import paging
+from simpo_jax.hlo import copies
 
 F32, BF16 = jnp.float32, jnp.bfloat16
 NO_PAGE = 2**30  # the simulator raises on a fetch of it

@@ -10,17 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from simpo_jax.kernels.range_attention import (
   choose,
   range_attention,
   refusal,
-  sharded_range_attention,
   tpu,
 )
 
-from packed_rows import packed_rows, random_case
+from packed_rows import by_rows, packed_rows, random_case
 
 TOLERANCE = 1e-5  # of the largest entry
 SHAPE = dict(heads=32, kv_heads=8, head_dim=128, row_length=8192, dtype=jnp.bfloat16, window=None)
@@ -139,8 +137,7 @@ def test_sharded_equals_unsharded():
 def _check_sharded(impl, H, K, B, tensor):
   qkv, cotangent, mask = random_case(128, H, K, h=16, B=B)
   devices = np.asarray(jax.devices()).reshape(2, -1, tensor)
-  rows = NamedSharding(Mesh(devices, ("host", "fsdp", "tensor")), P(("host", "fsdp")))
-  attend = functools.partial(sharded_range_attention, rows=rows, impl=impl)
+  attend = by_rows(Mesh(devices, ("host", "fsdp", "tensor")), impl)
   run = jax.jit(lambda *x: jax.vjp(lambda *x: attend(*x, *mask), *x)[1](cotangent))
   expected = jax.vjp(lambda *x: range_attention(*x, *mask, impl="reference"), *qkv)[1](cotangent)
   # A gradient that the devices of an axis share must not be their sum.

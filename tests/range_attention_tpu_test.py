@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from simpo_jax.kernels import range_attention as contract
 from simpo_jax.kernels.range_attention import reference, tpu
 
-from packed_rows import packed_rows, random_case
+from packed_rows import by_rows, packed_rows, random_case
 
 F32, BF16 = jnp.float32, jnp.bfloat16
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
@@ -169,9 +169,7 @@ def test_compiles_on_a_mesh(topology, tensor, rows, S):
   devices = np.asarray(topology.devices("v5p:2x2x1")).reshape(1, -1, tensor)
   mesh = Mesh(devices, ("host", "fsdp", "tensor"))
   by_row = "host", "fsdp"
-  attend = functools.partial(
-    contract.sharded_range_attention, rows=NamedSharding(mesh, P(by_row)), impl="tpu"
-  )
+  attend = by_rows(mesh, "tpu")
 
   def argument(shape, dtype, *spec):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))

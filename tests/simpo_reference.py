@@ -98,9 +98,9 @@ def _response_log_probs(net, pair):
   return torch.where(counted, logps, 0).sum(1), counted.sum(1)
 
 
-def step_config(cfg, simpo, shape) -> StepConfig:
-  """A float32 step of packed rows of `shape`, on one device."""
-  mesh = sharding.make_mesh(devices=jax.devices()[:1], hosts=1)
+def step_config(cfg, simpo, shape, mesh=None, rules=sharding.TRAIN_RULES) -> StepConfig:
+  """A float32 step of packed rows of `shape`, on one device or a mesh."""
+  mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1], hosts=1)
   return StepConfig(
     model=cfg,
     simpo=simpo,
@@ -109,6 +109,8 @@ def step_config(cfg, simpo, shape) -> StepConfig:
     pairs=shape.pairs,
     slots=shape.slots,
     rows=NamedSharding(mesh, sharding.ROWS),
+    weights=sharding.named(mesh, sharding.param_specs(cfg, mesh, rules)),
+    window=cfg.sliding_window,
   )
 
 

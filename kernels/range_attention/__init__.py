@@ -10,7 +10,7 @@ import importlib
 import math
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 IMPLEMENTATIONS = ("auto", "tpu", "xla", "reference")
@@ -54,29 +54,31 @@ def sharded_range_attention(
   k_end: jax.Array,
   positions: jax.Array,
   *,
-  rows: NamedSharding,
+  mesh: Mesh,
   heads: str = "tensor",
   window: int | None = None,
   impl: str = "xla",
 ) -> jax.Array:
-  """`range_attention` of each device's own rows and heads: no partitioner can cut a kernel.
+  """`range_attention` of each device's own heads: no partitioner can cut a kernel.
+
+  To be called inside a `jax.shard_map` over the axes that cut the batch.
 
   Args:
     q, k, v, k_start, k_end, positions, window, impl: as for `range_attention`.
-    rows: the sharding of activations: its first axis is that of B, and divides it.
-    heads: the mesh axis of H and K. Where it does not divide both, each of its devices
+    mesh: the mesh of the surrounding `jax.shard_map`.
+    heads: its axis of H and K. Where it does not divide both, each of its devices
       computes all heads.
   """
   attend = functools.partial(range_attention, window=window, impl=impl)
-  mesh = rows.mesh
-  if mesh.size == 1:
-    return attend(q, k, v, k_start, k_end, positions)
-  by_row = rows.spec[0]
-  by_head = heads if math.gcd(q.shape[2], k.shape[2]) % mesh.shape[heads] == 0 else None
-  wide, flat = P(by_row, None, by_head), P(by_row)
+  divides = math.gcd(q.shape[2], k.shape[2]) % mesh.shape[heads] == 0
+  cut = P(None, None, heads if divides else None)
   # A Pallas call does not say over which mesh axes its results vary: nothing to check.
   return jax.shard_map(
-    attend, mesh=mesh, in_specs=(*[wide] * 3, *[flat] * 3), out_specs=wide, check_vma=False
+    attend,
+    in_specs=(*[cut] * 3, *[P()] * 3),
+    out_specs=cut,
+    axis_names={heads},
+    check_vma=False,
   )(q, k, v, k_start, k_end, positions)
 
 

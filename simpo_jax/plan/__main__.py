@@ -1,0 +1,104 @@
+"""What a run would take, before it runs: memory, time, exchanges, and whether it fits.
+
+Compiles the very program of a run for a TPU slice that need not be there, and runs
+nothing. Without --topology, for the devices of this machine.
+
+Examples:
+  python -m simpo_jax.plan --config=configs/m11.py:llama3_8b_v5p32 --topology=v5p:2x2x4
+  python -m simpo_jax.plan --config=configs/m11.py --topology=v5e:2x2 --json=plan.json
+  python -m simpo_jax.plan --config=configs/m11.py --config.train.batch_size=16
+
+A topology is a TPU generation and the sides of its slice in chips: v5p:2x2x4 (a
+v5p-32), v4:2x2x4, v5e:4x4, v6e:4x4. TPUs need libtpu: pip install -e '.[tpu]'.
+
+The program is that of the run where model, tokenizer and data are on this machine.
+Where they are not (nothing is downloaded for a plan), models known by their hub id are
+planned with prompts and responses of assumed lengths, and the output says so.
+"""
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from simpo_jax.cli import fail, parse_flags
+from simpo_jax.config import validate
+from simpo_jax.errors import UserError
+from simpo_jax.plan.topology import TOPOLOGIES, topology_devices
+
+_FLAGS = ("config", "topology", "json", "prompt_tokens", "response_tokens", "debug")
+
+
+def _define_flags() -> None:
+  config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The run: FILE.py or FILE.py:VARIANT, such as configs/m11.py:llama3_8b_v5p32.",
+    lock_config=True,
+  )
+  flags.DEFINE_string(
+    "topology", None, f"The slice to compile for ({TOPOLOGIES}, ...); default: local devices."
+  )
+  flags.DEFINE_string("json", None, "A file to write the plan to, as JSON.")
+  flags.DEFINE_integer(
+    "prompt_tokens", 256, "Assumed length of prompts, where they are not at hand.", lower_bound=1
+  )
+  flags.DEFINE_integer(
+    "response_tokens",
+    384,
+    "Assumed length of a pair's responses, where the data is not at hand.",
+    lower_bound=2,
+  )
+  flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints the plan, and writes it if asked to; exit code 0 also when it does not fit."""
+  values = flags.FLAGS
+  if len(argv) > 1:
+    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --config=configs/m11.py")
+  if values.config is None:
+    raise UserError("name a config: --config=configs/m11.py (see --help)")
+  validate(values.config)
+  path = values.json and pathlib.Path(values.json)
+  if path and not path.parent.is_dir():
+    raise UserError(f"--json={path}: there is no folder {path.parent}; create it first")
+  os.environ["HF_HUB_OFFLINE"] = "1"  # a plan downloads no model
+  if values.topology:
+    import jax
+
+    # The TPU of this machine, if there is one, may be at work.
+    jax.config.update("jax_platforms", "cpu")
+  from simpo_jax.plan import text
+  from simpo_jax.plan.planning import make_plan
+
+  devices = topology_devices(values.topology) if values.topology else None
+  plan = make_plan(
+    values.config,
+    devices,
+    prompt_tokens=values.prompt_tokens,
+    response_tokens=values.response_tokens,
+    topology=values.topology,
+  )
+  if path:
+    path.write_text(json.dumps(plan, indent=2) + "\n")
+  print(text.render(plan))
+
+
+def _main(argv: Sequence[str]) -> None:
+  logging.set_verbosity(logging.ERROR)
+  try:
+    main(argv)
+  except UserError as e:
+    if flags.FLAGS.debug:
+      raise
+    fail(e)
+
+
+if __name__ == "__main__":
+  _define_flags()
+  app.run(_main, flags_parser=functools.partial(parse_flags, own=_FLAGS))

@@ -1,0 +1,130 @@
+"""What to change when a plan does not fit, and what each change would give."""
+
+import math
+from typing import Any, NamedTuple
+
+from simpo_jax.display import human_bytes
+from simpo_jax.sharding import ROWS
+
+_SPARE = 0.5  # of a device's memory: with more of it free, larger micro-batches are worth a word
+
+
+class Lever(NamedTuple):
+  """A change of the config."""
+
+  modes: tuple[str, ...]  # whose memory it lowers
+  saved: float  # bytes of one device, about
+  text: str
+
+
+def advise(config, planned, plan: dict[str, Any]) -> list[str]:
+  """Lines of advice, the most helpful first; `planned` is a `planning.Planned`."""
+  levers = _levers(config, planned, plan["memory"])
+  hbm, peak = plan["hbm_bytes_per_chip"], plan["peak_bytes_per_chip"]
+  if not plan["fits"]:
+    tight = _tight(plan)
+    useful = sorted((x for x in levers if set(x.modes) & tight), key=lambda x: -x.saved)
+    over = max(0, peak - (hbm or 0))
+    lines = [
+      f"over by {human_bytes(over)} in {', '.join(sorted(tight))}; each of these gives about:",
+    ]
+    lines += [f"{human_bytes(x.saved)}: {x.text}" for x in useful]
+    return [*lines, "or a larger slice: state and weights are cut over more chips"]
+  if not hbm or planned.program.mesh.devices.flat[0].platform == "cpu":
+    return []
+  return _room(planned, plan, hbm - peak)
+
+
+def _room(planned, plan: dict[str, Any], free: int) -> list[str]:
+  """What free memory could be used for."""
+  cfg, lines = planned.program, []
+  if plan["modes"]["train"]["micro_batches"] > 1 and free > _SPARE * plan["hbm_bytes_per_chip"]:
+    lines.append(
+      f"--config.train.micro_batch_rows={2 * cfg.batch.rows} would gather the weights half as often"
+    )
+  if cfg.step.remat and _kept_bytes(cfg) < free:
+    lines.append(
+      "--config.train.remat=none would recompute nothing, for about "
+      f"{human_bytes(_kept_bytes(cfg))} more"
+    )
+  return [f"{human_bytes(free)} are free; plan again with", *lines] if lines else []
+
+
+def _kept_bytes(cfg) -> float:
+  """About what the backward pass needs of all layers, if nothing is computed again."""
+  model = cfg.step.model
+  rows = cfg.batch.rows / math.prod(cfg.mesh.shape[axis] for axis in ROWS[0])
+  heads = model.num_attention_heads + 2 * model.num_key_value_heads
+  # Inputs of the norms and of every matrix product, q, k and v before and after rotation.
+  kept = 5 * model.hidden_size + 2 * heads * model.head_dim + 4 * model.intermediate_size
+  tokens = rows * cfg.batch.row_length * model.num_hidden_layers / cfg.mesh.shape["tensor"]
+  return tokens * kept * cfg.step.dtype.itemsize
+
+
+def _tight(plan: dict[str, Any]) -> set[str]:
+  """The modes that do not fit; all of them, if the compiler does not tell them apart."""
+  peaks = {mode: m["peak"] for mode, m in plan["memory"]["modes"].items()}
+  hbm = plan["hbm_bytes_per_chip"]
+  over = {mode for mode, peak in peaks.items() if peak is None or peak > hbm}
+  return over or set(peaks)
+
+
+def _levers(config, planned, memory: dict[str, Any]) -> list[Lever]:
+  cfg, every = planned.program, ("train", "generate", "evaluate")
+  state = memory["params"] + memory["optimizer_state"]
+  levers = []
+  if config.model.param_dtype == "float32":
+    text = "--config.model.param_dtype=bfloat16 (weights and optimizer state; less exact updates)"
+    levers.append(Lever(every, state / 2, text))
+  hosts, data = cfg.mesh.shape["host"], cfg.mesh.shape["data"]
+  if not config.mesh.shard_over_hosts and hosts > 1:
+    text = "--config.mesh.shard_over_hosts=True (state cut over all hosts)"
+    levers.append(Lever(every, state * (1 - 1 / hosts), text))
+  if data > 1:
+    text = "--config.mesh.data=1 (state cut over all devices of a host)"
+    levers.append(Lever(every, state * (1 - 1 / data), text))
+  levers += _training(config, cfg, memory) + _generation(config, cfg, memory)
+  return [x for x in levers if x.saved > 0]
+
+
+def _training(config, cfg, memory) -> list[Lever]:
+  levers, both = [], ("train", "evaluate")
+  other = memory["modes"]["train"]["kinds"]["other"] or 0
+  batch = cfg.batch
+  shards = math.prod(cfg.mesh.shape[axis] for axis in ROWS[0])
+  rows = batch.rows // shards
+  if rows > 1:
+    text = f"--config.train.micro_batch_rows={shards} (one row a device instead of {rows})"
+    levers.append(Lever(both, other * (1 - 1 / rows), text))
+  if not cfg.step.remat:
+    text = "--config.train.remat=full (each layer computed again in the backward pass)"
+    levers.append(Lever(("train",), _kept_bytes(cfg), text))
+  if batch.row_length >= 512:
+    shorter = batch.row_length // 2 // 128 * 128
+    text = f"--config.data.row_length={shorter} (shorter rows; longer pairs are skipped)"
+    levers.append(Lever(both, other / 2, text))
+  if cfg.mesh.shape["tensor"] == 1 and cfg.mesh.shape["fsdp"] > 1:
+    text = "--config.mesh.tensor=2 (activations cut over two devices, fewer rows at a time)"
+    levers.append(Lever(both, other / 2, text))
+  return levers
+
+
+def _generation(config, cfg, memory) -> list[Lever]:
+  kinds, shape = memory["modes"]["generate"]["kinds"], cfg.generate
+  pool, weights = kinds["kv_pool"], kinds["decode_weights"]
+  levers = []
+  if shape.slots > 1:
+    half = shape.slots // 2
+    text = f"--config.generate.max_slots={half} (sequences decoded at once, of {shape.slots})"
+    levers.append(Lever(("generate",), pool * (1 - half / shape.slots), text))
+    pages = max(shape.num_pages // 2, shape.pages_per_seq)
+    text = f"--config.generate.num_pages={pages} (answers wait for pages, of {shape.num_pages})"
+    levers.append(Lever(("generate",), pool * (1 - pages / shape.num_pages), text))
+  hosts = cfg.mesh.shape["host"]
+  if cfg.mode == "host_data_parallel" and hosts > 1:
+    text = "--config.generate.mode=global_mesh (decode weights cut over all hosts)"
+    levers.append(Lever(("generate",), weights * (1 - 1 / hosts), text))
+  if config.generate.max_new_tokens > 256:
+    text = f"--config.generate.max_new_tokens={config.generate.max_new_tokens // 2}"
+    levers.append(Lever(("generate",), pool / 2, text))
+  return levers

@@ -1,0 +1,241 @@
+"""The figures of a plan: memory by kind and mode, and the least times of each mode."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from simpo_jax import hlo, inference
+from simpo_jax.data.packing import pack
+from simpo_jax.ledger import Mode
+from simpo_jax.memory import Assignment, Memory
+from simpo_jax.plan import costs
+from simpo_jax.plan.costs import Region, Total
+from simpo_jax.plan.roofline import Cost, Machine, combine, more
+from simpo_jax.plan.workload import (
+  StepWork,
+  attention_flops,
+  cache_bytes,
+  generation_work,
+  model_flops,
+  step_work,
+)
+from simpo_jax.program import ProgramConfig, abstract_inputs, abstract_state
+from simpo_jax.sharding import ROWS
+
+_BACKWARD = 2.5  # of attention's forward flops: five matrix products for two
+_KEY_BLOCK = 256  # keys of a block of training attention in plain XLA
+
+
+# --- memory ------------------------------------------------------------------------------
+
+
+def memory_figures(
+  cfg: ProgramConfig, memory: Memory | None, assignment: Assignment | None
+) -> dict[str, Any]:
+  """Bytes of one device by kind, and of each mode's temporaries by kind.
+
+  Args:
+    memory: None if the compiler refused the program.
+    assignment: the compiler's own account, where it gives one.
+  """
+  state, inputs = abstract_state(cfg), abstract_inputs(cfg)
+  params, optimizer = local_bytes(state.params), local_bytes(state.opt_state)
+  whole = local_bytes(state) + local_bytes(inputs)
+  code = memory.code if memory else 0
+  by_mode = assignment.by_mode if assignment else memory.by_mode
+  if assignment:
+    peak = assignment.total + code
+  else:
+    peak = memory.peak
+  out = {
+    "params": params,
+    "optimizer_state": optimizer,
+    "inputs": whole - params - optimizer,
+    "code": code,
+    "temporaries": peak - code - (memory.arguments if memory else whole),
+    "alias": memory.aliased if memory else local_bytes(state),
+    "peak": peak,
+    "modes": {},
+  }
+  kinds = _kinds(cfg, assignment)
+  for mode in ("train", "generate", "evaluate"):
+    total = by_mode.get(mode)
+    own = {**kinds[mode]}
+    own["other"] = None if total is None else max(0, total - sum(own.values()))
+    out["modes"][mode] = {
+      "temporaries": total,
+      "kinds": own,
+      "peak": None if total is None else peak - out["temporaries"] + total,
+      "largest": [b._asdict() for b in assignment.largest[mode]] if assignment else [],
+    }
+  return out
+
+
+def _kinds(cfg: ProgramConfig, assignment: Assignment | None) -> dict[str, dict[str, int]]:
+  """Of each mode's temporaries, the bytes of what is known from its sizes."""
+  step, shape = cfg.step, cfg.generate
+  sums = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding),
+    abstract_state(cfg).params,
+  )
+  page = inference.page_bytes(step.model, cfg.mesh, cfg.mode, shape.page_size, step.dtype)
+  pool = shape.num_pages * page
+  if assignment:
+    # Pages of few lanes are padded: what the compiler made of it counts.
+    pages = f"[{step.model.num_hidden_layers * shape.num_pages},{shape.page_size},"
+    pool = max([b.bytes for b in assignment.largest["generate"] if pages in b.shape], default=pool)
+  weights = inference.weight_bytes(step.model, cfg.mesh, cfg.mode, step.dtype)
+  return {
+    "train": {"gradients": local_bytes(sums)},
+    "generate": {"kv_pool": pool, "decode_weights": weights},
+    "evaluate": {},
+  }
+
+
+def local_bytes(tree) -> int:
+  """Bytes of abstract arrays on one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
+
+
+# --- modes -------------------------------------------------------------------------------
+
+
+def mode_figures(planned, module: hlo.Module, machine: Machine) -> dict[str, Any]:
+  """Flops, bytes, exchanges and least times of each mode; `planned` is a `planning.Planned`."""
+  cfg = planned.program
+  names = dict(zip(Mode, hlo.branches(module, len(Mode)), strict=True))
+  branch = lambda mode: costs.region(module, names[mode])  # noqa: E731
+  step = step_work(planned.pairs, pack(planned.pairs, cfg.batch), cfg.batch)
+  out = {
+    "train": _step(planned, branch(Mode.TRAIN), step, machine, backward=True),
+    "evaluate": _step(planned, branch(Mode.EVALUATE), step, machine, backward=False),
+  }
+  if planned.requests:
+    out["generate"] = _generation(planned, branch(Mode.GENERATE), machine)
+  return out
+
+
+def _step(planned, branch: Region, work: StepWork, machine: Machine, backward: bool):
+  """A training step, or the evaluation of a batch of its size."""
+  cfg, model = planned.program, planned.model
+
+  def trips(loop: Region) -> float:
+    if any(loop is outer for outer in branch.loops):
+      return work.micro
+    if "attention" in loop.scope:  # blocks of keys that a block of queries sees
+      return work.keys / max(work.tokens, 1) / _KEY_BLOCK + 1
+    return work.chunks
+
+  total = costs.total(branch, trips)
+  # Of the busiest device, which has a row in every micro-batch.
+  rows = cfg.batch.rows / math.prod(cfg.mesh.shape[axis] for axis in ROWS[0]) * work.micro
+  keys = work.keys / work.rows * rows / cfg.mesh.shape["tensor"]
+  # Attention is the only kernel there is.
+  kernels = any(r.kernels for r in costs.walk(branch))
+  if kernels:
+    passes = (1 + cfg.step.remat + _BACKWARD) if backward else 1
+    total = more(total, passes * attention_flops(model, keys))
+  cost = machine.price(total)
+  needed = model_flops(model, work, backward)
+  out = _json(cost)
+  seconds = cost.seconds
+  out.update(
+    counted="the program's text" + (", attention by formula" if kernels else ""),
+    micro_batches=work.micro,
+    rows=work.rows,
+    tokens=work.tokens,
+    response_tokens=work.targets,
+    model_flops=needed / machine.mesh.size,
+    tokens_per_second=work.tokens / seconds if seconds else None,
+    model_flops_utilization=(
+      needed / machine.mesh.size / machine.chip.flops / seconds if seconds else None
+    ),
+  )
+  return out
+
+
+def _generation(planned, branch: Region, machine: Machine) -> dict[str, Any]:
+  """The whole generation of all requests, each at its full budget."""
+  cfg, model = planned.program, planned.model
+  work = generation_work(planned.requests, cfg.generate)
+  price = functools.partial(_price, machine=machine)
+  decodes, prefill = {}, None
+  for loop in costs.walk(branch):
+    if loop.trips is not None:
+      continue
+    for width in cfg.generate.widths:
+      if loop.scope.endswith(f"/decode_{width}/while"):
+        decodes[width] = loop
+    # Beside prefill proper, its scope has a loop that copies shared pages.
+    if loop.scope.endswith("/prefill/while") and sum(r.flops for r in costs.walk(loop)):
+      prefill = loop
+  rounds = [r for r in branch.loops if r.trips is None]
+
+  parts = {
+    "resharding": (price(branch), 1),
+    "refill": (combine([(price(r), 1) for r in rounds]), work.rounds),
+  }
+  shards = inference.head_shards(model, cfg.mesh, cfg.mode)
+  itemsize = cfg.step.dtype.itemsize
+  if prefill is not None and work.passes:
+    flops = attention_flops(model, work.prompt_keys) / shards / work.passes
+    chunk_ends = work.prompt_keys / cfg.generate.chunk  # each chunk reads what is before it
+    moved = cache_bytes(model, chunk_ends, itemsize) / shards / work.passes
+    parts["prefill_pass"] = (price(prefill, flops, moved), work.passes)
+  steps = sum(work.steps.values())
+  flops = attention_flops(model, work.context) / shards / steps
+  moved = cache_bytes(model, work.context, itemsize) / shards / steps
+  for width, loop in decodes.items():
+    parts[f"decode_step_{width}"] = (price(loop, flops, moved), work.steps[width])
+
+  whole = combine(list(parts.values()))
+  seconds = [cost.seconds for cost, _ in parts.values()]
+  known = None not in seconds
+  total = sum(c.seconds * n for c, n in parts.values()) if known else None
+  out = _json(whole, collectives=False)
+  out.update(
+    roofline_seconds=total,
+    bound=None,
+    counted="the program's text, attention by formula",
+    collectives=[
+      {"part": name, **x} for name, (cost, _) in parts.items() for x in _json(cost)["collectives"]
+    ],
+    requests=len(planned.requests),
+    tokens=work.tokens,
+    tokens_per_second=work.tokens / total if total else None,
+    decode_steps=steps,
+    parts={
+      name: {"times": times, **_json(cost, collectives=False)}
+      for name, (cost, times) in parts.items()
+    },
+  )
+  return out
+
+
+def _price(region: Region, flops: float = 0.0, moved: float = 0.0, *, machine: Machine) -> Cost:
+  """One pass of a region without its inner loops of unknown length, plus kernels' work."""
+  return machine.price(more(_straight(region), flops, moved))
+
+
+def _straight(region: Region) -> Total:
+  return costs.total(region, lambda loop: 0)
+
+
+def _json(cost: Cost, collectives: bool = True) -> dict[str, Any]:
+  out = {
+    "flops": cost.flops,
+    "bytes": cost.bytes,
+    "roofline_seconds": cost.seconds,
+    "bound": cost.bound,
+    "compute_seconds": cost.compute_seconds,
+    "memory_seconds": cost.memory_seconds,
+    "exchange_seconds": cost.exchange_seconds,
+  }
+  if collectives:
+    out["collectives"] = [{**x._asdict(), "axes": list(x.axes)} for x in cost.exchanges if x.count]
+  return out

@@ -1,0 +1,124 @@
+"""Architectures of well-known models by hub id, for planning where the model is not at hand.
+
+Facts of their config.json files; weights, tokenizer and licence stay with the hub.
+"""
+
+from simpo_jax.model_config import ModelConfig, from_hf
+
+
+def _llama3(hidden, ffn, layers, heads, **more):
+  return dict(
+    model_type="llama",
+    vocab_size=128256,
+    hidden_size=hidden,
+    intermediate_size=ffn,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=8,
+    rope_theta=500000.0,
+    rms_norm_eps=1e-5,
+    **{"max_position_embeddings": 131072, **more},
+  )
+
+
+def _scaled(factor):
+  return dict(
+    rope_type="llama3",
+    factor=factor,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=8192,
+  )
+
+
+def _mistral(**more):
+  return dict(
+    model_type="mistral",
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=32768,
+    **more,
+  )
+
+
+def _qwen25(vocab, hidden, ffn, layers, heads, kv_heads, tied, positions=32768):
+  return dict(
+    model_type="qwen2",
+    vocab_size=vocab,
+    hidden_size=hidden,
+    intermediate_size=ffn,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=kv_heads,
+    rope_theta=1000000.0,
+    rms_norm_eps=1e-6,
+    max_position_embeddings=positions,
+    tie_word_embeddings=tied,
+    use_sliding_window=False,
+  )
+
+
+def _smollm2(hidden, ffn, layers, heads, kv_heads, theta=100000.0):
+  return dict(
+    model_type="llama",
+    vocab_size=49152,
+    hidden_size=hidden,
+    intermediate_size=ffn,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=kv_heads,
+    rope_theta=theta,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=8192,
+    tie_word_embeddings=True,
+  )
+
+
+_LLAMA_3_8B = _llama3(4096, 14336, 32, 32, max_position_embeddings=8192)
+_LLAMA_31_8B = _llama3(4096, 14336, 32, 32, rope_scaling=_scaled(8.0))
+_LLAMA_31_70B = _llama3(8192, 28672, 80, 64, rope_scaling=_scaled(8.0))
+_LLAMA_32_1B = _llama3(
+  2048, 8192, 16, 32, head_dim=64, tie_word_embeddings=True, rope_scaling=_scaled(32.0)
+)
+_LLAMA_32_3B = _llama3(
+  3072, 8192, 28, 24, head_dim=128, tie_word_embeddings=True, rope_scaling=_scaled(32.0)
+)
+_CONFIGS = {
+  "meta-llama/Meta-Llama-3-8B": _LLAMA_3_8B,
+  "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA_3_8B,
+  "meta-llama/Llama-3.1-8B": _LLAMA_31_8B,
+  "meta-llama/Llama-3.1-8B-Instruct": _LLAMA_31_8B,
+  "meta-llama/Llama-3.1-70B": _LLAMA_31_70B,
+  "meta-llama/Llama-3.1-70B-Instruct": _LLAMA_31_70B,
+  "meta-llama/Llama-3.2-1B": _LLAMA_32_1B,
+  "meta-llama/Llama-3.2-1B-Instruct": _LLAMA_32_1B,
+  "meta-llama/Llama-3.2-3B": _LLAMA_32_3B,
+  "meta-llama/Llama-3.2-3B-Instruct": _LLAMA_32_3B,
+  "mistralai/Mistral-7B-v0.1": _mistral(rope_theta=10000.0, sliding_window=4096),
+  "mistralai/Mistral-7B-Instruct-v0.2": _mistral(rope_theta=1000000.0, sliding_window=None),
+  "Qwen/Qwen2.5-0.5B": _qwen25(151936, 896, 4864, 24, 14, 2, True),
+  "Qwen/Qwen2.5-0.5B-Instruct": _qwen25(151936, 896, 4864, 24, 14, 2, True),
+  "Qwen/Qwen2.5-1.5B": _qwen25(151936, 1536, 8960, 28, 12, 2, True, 131072),
+  "Qwen/Qwen2.5-1.5B-Instruct": _qwen25(151936, 1536, 8960, 28, 12, 2, True),
+  "Qwen/Qwen2.5-7B": _qwen25(152064, 3584, 18944, 28, 28, 4, False, 131072),
+  "Qwen/Qwen2.5-7B-Instruct": _qwen25(152064, 3584, 18944, 28, 28, 4, False),
+  "HuggingFaceTB/SmolLM2-135M": _smollm2(576, 1536, 30, 9, 3),
+  "HuggingFaceTB/SmolLM2-135M-Instruct": _smollm2(576, 1536, 30, 9, 3),
+  "HuggingFaceTB/SmolLM2-360M": _smollm2(960, 2560, 32, 15, 5),
+  "HuggingFaceTB/SmolLM2-360M-Instruct": _smollm2(960, 2560, 32, 15, 5),
+  "HuggingFaceTB/SmolLM2-1.7B": _smollm2(2048, 8192, 24, 32, 32, 130000.0),
+  "HuggingFaceTB/SmolLM2-1.7B-Instruct": _smollm2(2048, 8192, 24, 32, 32, 130000.0),
+}
+NAMES = tuple(_CONFIGS)
+
+
+def known_model(source: str) -> ModelConfig | None:
+  """The architecture of a hub id, or None if it is not among `NAMES`."""
+  by_name = {name.lower(): config for name, config in _CONFIGS.items()}
+  config = by_name.get(source.lower())
+  return from_hf(config, source) if config else None

@@ -1,0 +1,242 @@
+"""A plan: the run's program, compiled for given devices, and what it would take there.
+
+`make_plan` gives plain JSON values; `plan_text.py` shows them to a person. All bytes and
+flops are those of one chip (one JAX device); all seconds are least times, in which
+everything overlaps perfectly.
+"""
+
+import contextlib
+import importlib.metadata
+import pathlib
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from simpo_jax import hlo, resolve
+from simpo_jax.capacity import NoRoom, device_bytes
+from simpo_jax.chips import chip_of
+from simpo_jax.data.pairs import PairTokens
+from simpo_jax.data.prompts import Prompt
+from simpo_jax.errors import UserError, one_line
+from simpo_jax.memory import Assignment, Memory, memory_of, read_assignment
+from simpo_jax.model_config import ModelConfig
+from simpo_jax.plan.advice import advise
+from simpo_jax.plan.figures import memory_figures, mode_figures
+from simpo_jax.plan.known_models import NAMES, known_model
+from simpo_jax.plan.roofline import Machine
+from simpo_jax.program import ProgramConfig, compiler_options, lower_program
+from simpo_jax.requests import Request, make_requests
+from simpo_jax.run import step_pairs
+from simpo_jax.schedule import generates
+from simpo_jax.weights import open_model
+
+_PROMPTS_UNKNOWN = 128  # of a file that is not here, when `generate.count` does not say
+
+
+class Planned(NamedTuple):
+  """What is to run."""
+
+  program: ProgramConfig
+  model: ModelConfig
+  pairs: list[PairTokens]  # of one step
+  requests: list[Request]
+  pool_reason: str
+  attention_note: str | None
+  assumed: tuple[str, ...]  # what was not at hand; empty: this is the run's own program
+
+
+class Built(NamedTuple):
+  """What the compiler made of it."""
+
+  fingerprint: str
+  seconds: float
+  module: hlo.Module
+  memory: Memory | None  # None if it was refused
+  assignment: Assignment | None  # None where the compiler does not show it
+  refused: str | None  # why, in the compiler's words
+
+
+def make_plan(
+  config,
+  devices: list | None = None,
+  *,
+  prompt_tokens: int = 256,
+  response_tokens: int = 384,
+  topology: str | None = None,
+) -> dict[str, Any]:
+  """Resolves, compiles and prices the program of a config.
+
+  Args:
+    config: validated.
+    devices: described ones; None for those of this process.
+    prompt_tokens, response_tokens: lengths to assume where prompts or data are not here.
+    topology: the name of the devices' slice, for the record.
+
+  Raises:
+    UserError: the run could not start either, or nothing is known of the model.
+  """
+  hosts = len({d.process_index for d in devices}) if devices else None
+  mesh = resolve.mesh_of(config, devices, hosts)
+  planned = describe(config, mesh, prompt_tokens, response_tokens)
+  cfg = planned.program
+  built = build(cfg)
+  device = mesh.devices.flat[0]
+  machine = Machine(mesh, chip_of(device.device_kind))
+  hbm = machine.chip.hbm_bytes if machine.chip else device_bytes(device)
+  memory = memory_figures(cfg, built.memory, built.assignment)
+  fits = built.refused is None and (hbm is None or memory["peak"] <= hbm)
+  plan = {
+    "config": config.name,
+    "topology": topology,
+    "devices": {
+      "kind": device.device_kind,
+      "chip": machine.chip.name if machine.chip else None,
+      "count": mesh.size,
+      "hosts": mesh.shape["host"],
+      "mesh": dict(mesh.shape),
+    },
+    "versions": _versions(),
+    "model": {"source": config.model.source, "param_dtype": config.model.param_dtype},
+    "program": built.fingerprint,
+    "assumed": list(planned.assumed),
+    "attention": {"train": cfg.step.attention, "generate": cfg.generate.attention},
+    "attention_note": planned.attention_note,
+    "pool": {
+      "pages": cfg.generate.num_pages,
+      "page_size": cfg.generate.page_size,
+      "reason": planned.pool_reason,
+    },
+    "batch": cfg.batch._asdict(),
+    "compile_seconds": round(built.seconds, 1),
+    "fits": fits,
+    "refused": built.refused,
+    "peak_bytes_per_chip": memory["peak"],
+    "hbm_bytes_per_chip": hbm,
+    "alias_bytes": memory["alias"],
+    "memory": memory,
+    "modes": mode_figures(planned, built.module, machine),
+  }
+  plan["advice"] = advise(config, planned, plan)
+  return plan
+
+
+def describe(config, mesh, prompt_tokens: int, response_tokens: int) -> Planned:
+  """The run's own program, or where its parts are not on this machine, one of its sizes.
+
+  Where memory has no room for KV pages, the program has the fewest that its requests need.
+  """
+  try:
+    return _describe(config, mesh, prompt_tokens, response_tokens)
+  except NoRoom as error:
+    config = config.copy_and_resolve_references()
+    config.generate.num_pages = error.pages
+    return _describe(config, mesh, prompt_tokens, response_tokens)
+
+
+def _describe(config, mesh, prompt_tokens: int, response_tokens: int) -> Planned:
+  try:
+    run = resolve.resolve(config, mesh)
+  except NoRoom:
+    raise
+  except UserError as error:
+    return _assume(config, mesh, prompt_tokens, response_tokens, one_line(error))
+  return Planned(
+    run.program,
+    run.model.config,
+    step_pairs(1, run.train_pairs, config),
+    run.requests,
+    run.pool.reason,
+    run.attention_note,
+    (),
+  )
+
+
+def _assume(config, mesh, prompt_tokens: int, response_tokens: int, reason: str) -> Planned:
+  source = config.model.source
+  model, assumed = known_model(source), [f"the run could not be resolved here ({reason})"]
+  if model is None:
+    try:
+      model = open_model(source).config
+    except UserError as error:
+      raise UserError(
+        f"{reason}; a plan needs at least the model's config.json (random:FOLDER will do), or one "
+        f"of the models it knows: {', '.join(NAMES)}"
+      ) from error
+  else:
+    assumed.append(f"{source}: the sizes that this project knows of it")
+  requests = []
+  if generates(config):
+    count = len(config.generate.prompt_list) or config.generate.count or _PROMPTS_UNKNOWN
+    length = min(prompt_tokens, config.generate.max_prompt_length)
+    tokens = np.zeros(length, np.int32)
+    requests = make_requests([Prompt(i, "", tokens) for i in range(count)], config.generate)
+    assumed.append(f"{count} prompts of {length} tokens")
+  # The automaton has a state for each byte of the stop strings, at most.
+  states = 1 + sum(len(s.encode()) for s in config.generate.stop)
+  cfg, pool, note = resolve.program_config(config, mesh, model, requests, states)
+  prompt = min(prompt_tokens, config.data.max_prompt_length, config.data.max_length - 2)
+  response = min(
+    response_tokens, config.data.max_length - prompt, (cfg.batch.row_length - prompt) // 2
+  )
+  if response < 1:
+    raise UserError(
+      f"rows of {cfg.batch.row_length} tokens hold no pair with a prompt of {prompt}; raise "
+      "--config.data.row_length or lower --prompt_tokens"
+    )
+  assumed.append(f"pairs of a {prompt}-token prompt and two responses of {response}")
+  ids = [np.zeros(n, np.int32) for n in (prompt, response, response)]
+  pairs = [PairTokens(str(i), *ids) for i in range(config.train.batch_size)]
+  return Planned(cfg, model, pairs, requests, pool.reason, note, tuple(assumed))
+
+
+def build(cfg: ProgramConfig) -> Built:
+  """Compiles the program, and reads what the compiler says about it.
+
+  Raises:
+    UserError: the compiler refuses for lack of memory, and nothing more can be told.
+    Exception: the compiler's own, of another kind.
+  """
+  lowered = lower_program(cfg)
+  start = time.perf_counter()
+  with tempfile.TemporaryDirectory() as folder:
+    on_tpu = cfg.mesh.devices.flat[0].platform == "tpu"
+    options = compiler_options(cfg.mesh) | ({"xla_dump_to": folder} if on_tpu else {})
+    try:
+      compiled = lowered.stage.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+      refused = one_line(error)
+      if "RESOURCE_EXHAUSTED" not in refused or not on_tpu:
+        raise
+      memory, text = None, _dumped(folder, "after_optimizations.txt")
+    else:
+      refused, memory, text = None, memory_of(compiled), compiled.as_text()
+    seconds = lowered.seconds + time.perf_counter() - start
+    module = hlo.parse(text)
+    assignment = None
+    if on_tpu:
+      with contextlib.suppress(ValueError):  # another version's way of writing it
+        assignment = read_assignment(_dumped(folder, "-buffer-assignment.txt"), module)
+    if refused and assignment is None:
+      raise UserError(f"the program does not fit: {refused}")
+  return Built(lowered.fingerprint, seconds, module, memory, assignment, refused)
+
+
+def _dumped(folder: str, name: str) -> str:
+  """The dump of the program proper, which is the largest if there are several."""
+  found = list(pathlib.Path(folder).glob(f"*{name}"))
+  if not found:
+    raise RuntimeError(f"the compiler wrote no {name}; please report this with its version")
+  return max(found, key=lambda p: p.stat().st_size).read_text()
+
+
+def _versions() -> dict[str, str]:
+  out = {}
+  for name in ("jax", "jaxlib", "libtpu"):
+    try:
+      out[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      out[name] = "absent"
+  return out

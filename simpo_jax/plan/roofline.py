@@ -1,0 +1,128 @@
+"""Least times: what a region's flops, bytes and exchanges take at a chip's peak rates."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from simpo_jax.chips import Chip, bounds_of, exchange_seconds, links
+from simpo_jax.hlo import Collective
+from simpo_jax.plan.costs import Total
+
+
+class Exchange(NamedTuple):
+  """Collectives of one kind and size, per pass of a region."""
+
+  kind: str
+  shapes: str
+  bytes: int  # of one; see `hlo.Collective`
+  count: float
+  group: int  # devices that exchange with each other
+  axes: tuple[str, ...]  # of the mesh, that they differ in
+  crosses_hosts: bool
+  seconds: float | None  # least time of all of them; None for a chip that is not known
+
+
+class Cost(NamedTuple):
+  """What a region takes on one device."""
+
+  flops: float
+  bytes: float
+  exchanges: tuple[Exchange, ...]  # the slowest first
+  compute_seconds: float | None
+  memory_seconds: float | None
+  exchange_seconds: float | None
+
+  @property
+  def seconds(self) -> float | None:
+    """The roofline: everything overlaps, the slowest counts."""
+    parts = (self.compute_seconds, self.memory_seconds, self.exchange_seconds)
+    return None if None in parts else max(parts)
+
+  @property
+  def bound(self) -> str:
+    """What it waits for."""
+    times = {
+      "compute": self.compute_seconds,
+      "memory": self.memory_seconds,
+      "exchange": self.exchange_seconds,
+    }
+    return max(times, key=times.get) if self.seconds is not None else "unknown"
+
+
+class Machine(NamedTuple):
+  """A mesh of chips."""
+
+  mesh: Mesh
+  chip: Chip | None
+
+  def price(self, total: Total) -> Cost:
+    """The least time of work on one device of this machine."""
+    exchanges = self._exchanges(total)
+    chip = self.chip
+    return Cost(
+      total.flops,
+      total.bytes,
+      exchanges,
+      total.flops / chip.flops if chip else None,
+      total.bytes / chip.hbm_rate if chip else None,
+      sum(x.seconds for x in exchanges) if chip else None,
+    )
+
+  def _exchanges(self, total: Total) -> tuple[Exchange, ...]:
+    found: dict[Any, list] = {}
+    for collective, times in total.collectives:
+      group, axes, into, hops = self._group(collective)
+      if group > 1:
+        key = (collective.kind, collective.shapes, collective.bytes, group, axes, into, hops)
+        found.setdefault(key, []).append(times)
+    out = []
+    for (kind, shapes, size, group, axes, into, hops), times in found.items():
+      seconds = None
+      if self.chip:
+        seconds = sum(times) * exchange_seconds(self.chip, kind, size, group, into, hops)
+      crosses = "host" in axes
+      out.append(Exchange(kind, shapes, size, sum(times), group, axes, crosses, seconds))
+    return tuple(sorted(out, key=lambda x: (-(x.seconds or 0), -x.bytes * x.count)))
+
+  def _group(self, collective: Collective) -> tuple[int, tuple[str, ...], int, int]:
+    """Devices of a group, mesh axes they differ in, and how the worst-placed are linked."""
+    groups = np.asarray(collective.groups())
+    places = np.stack(np.unravel_index(groups, self.mesh.devices.shape), -1)  # [groups, n, axes]
+    varies = (places != places[:, :1]).any(axis=(0, 1))
+    axes = tuple(name for name, v in zip(self.mesh.axis_names, varies, strict=True) if v)
+    into, hops = 1, 1
+    coords = [getattr(d, "coords", None) for d in self.mesh.devices.flat]
+    if self.chip and all(c is not None for c in coords):
+      bounds = bounds_of(coords)
+      linked = [links(self.chip, [coords[d] for d in group], bounds) for group in groups]
+      into, hops = min(i for i, _ in linked), max(h for _, h in linked)
+    return groups.shape[1], axes, into, hops
+
+
+def combine(parts: list[tuple[Cost, float]]) -> Cost:
+  """Work done one after the other, each part so many times."""
+
+  def add(field):
+    values = [(getattr(cost, field), times) for cost, times in parts]
+    return None if any(v is None for v, _ in values) else math.fsum(v * t for v, t in values)
+
+  exchanges = tuple(
+    x._replace(count=x.count * times, seconds=None if x.seconds is None else x.seconds * times)
+    for cost, times in parts
+    for x in cost.exchanges
+  )
+  return Cost(
+    add("flops"),
+    add("bytes"),
+    exchanges,
+    add("compute_seconds"),
+    add("memory_seconds"),
+    add("exchange_seconds"),
+  )
+
+
+def more(total: Total, flops: float = 0.0, moved: float = 0.0) -> Total:
+  """Adds work that the program's text does not tell of, such as a kernel's."""
+  return total._replace(flops=total.flops + flops, bytes=total.bytes + moved)

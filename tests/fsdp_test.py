@@ -1,0 +1,90 @@
+"""Losses and gradients on a mesh are those of one device, however it is cut."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from simpo_jax import sharding
+from simpo_jax.data.packing import batch_shape
+from simpo_jax.data.pairs import PairTokens
+from simpo_jax.loss import SimPOConfig
+from simpo_jax.model_config import from_hf
+
+DEVICES = 8
+# (hosts, data, fsdp, tensor), and whether weights are cut over hosts
+MESHES = (
+  ((2, 1, 4, 1), True),
+  ((2, 2, 2, 1), True),
+  ((2, 1, 4, 1), False),
+  ((2, 1, 2, 2), True),
+  ((1, 2, 1, 4), True),  # 2 KV heads on 4 devices: attention is not cut, its projections are
+)
+MODELS = {
+  "untied": dict(model_type="llama", vocab_size=96),
+  "tied, biases, odd vocabulary": dict(model_type="qwen2", vocab_size=97, tie_word_embeddings=True),
+}
+SIZES = dict(
+  hidden_size=32,
+  intermediate_size=48,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  rms_norm_eps=1e-5,
+)
+LENGTHS = ((5, 7, 3), (1, 1, 9), (12, 4, 4), (3, 10, 1), (8, 2, 6), (20, 30, 25), (4, 4, 4)) * 3
+
+
+def test_gradients_of_a_mesh_are_those_of_one_device():
+  """In a process of its own: the device count is fixed when jax starts."""
+  env = dict(
+    os.environ,
+    XLA_FLAGS=f"--xla_force_host_platform_device_count={DEVICES}",
+    JAX_PLATFORMS="cpu",
+    PYTHONPATH=os.pathsep.join(sys.path),
+  )
+  done = subprocess.run(
+    [sys.executable, __file__], env=env, text=True, capture_output=True, timeout=600
+  )
+  assert done.returncode == 0, done.stderr[-4000:]
+  assert done.stdout.count("equal") == len(MODELS) * len(MESHES), done.stdout
+
+
+def _check(name, hf):
+  from simpo_jax.model import abstract_params
+  from simpo_reference import check_close, gradient_of_step, step_config
+
+  cfg, rng = from_hf({**SIZES, **hf}, name), np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), abstract_params(cfg, np.float32)
+  )
+  pairs = [
+    PairTokens(str(i), *(rng.integers(cfg.vocab_size, size=n).astype(np.int32) for n in lengths))
+    for i, lengths in enumerate(LENGTHS)
+  ]
+  simpo = SimPOConfig(sft_weight=0.3)
+  # Eight rows a micro-batch, several micro-batches, the last one not full.
+  shape = batch_shape(len(pairs), row_length=128, slots=2, rows=8)
+  one = step_config(cfg, simpo, shape)
+  expected, expected_metrics = gradient_of_step(one, params, pairs, shape)
+  for (hosts, data, fsdp, tensor), over_hosts in MESHES:
+    mesh = sharding.make_mesh(jax.devices(), hosts, data=data, fsdp=fsdp, tensor=tensor)
+    step = step_config(cfg, simpo, shape, mesh, sharding.train_rules(over_hosts))
+    placed = jax.tree.map(sharding.place, params, step.weights)
+    grads, metrics = gradient_of_step(step, placed, pairs, shape)
+    np.testing.assert_allclose(metrics.loss, expected_metrics.loss, rtol=1e-6)
+    for ours, theirs in zip(metrics.pairs, expected_metrics.pairs, strict=True):
+      np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6)
+    for path, truth in jax.tree.leaves_with_path(expected):
+      ours = grads
+      for key in path:
+        ours = ours[key.key]
+      check_close(ours, truth, jax.tree_util.keystr(path), 1e-5)
+    print(f"{name} on {mesh.shape}: equal")
+
+
+if __name__ == "__main__":
+  for name, hf in MODELS.items():
+    _check(name, hf)
