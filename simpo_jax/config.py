@@ -57,6 +57,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.train.eps = 1e-8
   c.train.max_grad_norm = 1.0  # 0: no clipping
   c.train.attention = "auto"  # over packed rows: auto | tpu | xla | reference
+  # Response tokens of a row whose logits exist at once; 0: 1,024, on CPU 256.
+  c.train.logits_chunk = 0
   c.train.remat = "full"  # full | none: recompute each layer in the backward pass, or keep it
 
   c.simpo = ml_collections.ConfigDict()  # the names and defaults of princeton-nlp/SimPO
@@ -141,6 +143,7 @@ _RANGES = {  # inclusive
   "train.steps": (1, 10_000_000),
   "train.batch_size": (1, None),
   "train.micro_batch_rows": (0, None),
+  "train.logits_chunk": (0, None),
   "train.learning_rate": (0.0, 1.0),
   "train.warmup_ratio": (0.0, 1.0),
   "train.weight_decay": (0.0, None),

@@ -1,11 +1,10 @@
 """SimPO: the loss on average response log-probabilities (arXiv:2405.14734)."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-CHUNK = 256  # response tokens whose logits exist at once, per row
 
 
 class SimPOConfig(NamedTuple):
@@ -40,36 +39,37 @@ def simpo_loss(chosen: jax.Array, rejected: jax.Array, cfg: SimPOConfig) -> jax.
   ) - cfg.label_smoothing * jax.nn.log_sigmoid(-margin)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def target_log_probs(
-  hidden: jax.Array, matrix: jax.Array, index: jax.Array, ids: jax.Array
+  hidden: jax.Array, matrix: jax.Array, index: jax.Array, ids: jax.Array, chunk: int
 ) -> jax.Array:
   """Log-probabilities of the target tokens alone, a chunk of logits at a time.
 
   Chunks without targets are not computed, and the backward pass computes each
-  chunk's logits again: at most `[B, CHUNK, V]` of them ever exist.
+  chunk's logits again: at most `[B, chunk, V]` of them ever exist.
 
   Args:
     hidden: `[B, S, D]`, final hidden states.
     matrix: `[V, D]`, the output embedding.
     index: int32 `[B, U]`, where in the row each target is predicted from.
     ids: int32 `[B, U]`, the target token, or -1 for an empty entry; targets come first.
+    chunk: targets of a row whose logits exist at once.
 
   Returns:
     float32 `[B, U]`, 0 for empty entries.
   """
-  return _forward(hidden, matrix, index, ids)[0]
+  return _forward(hidden, matrix, index, ids, chunk)[0]
 
 
-def _chunks(index: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _chunks(index: jax.Array, ids: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Index and ids padded to whole chunks, and the number of chunks with targets."""
-  padding = ((0, 0), (0, -ids.shape[1] % CHUNK))
+  padding = ((0, 0), (0, -ids.shape[1] % chunk))
   count = jnp.max(jnp.sum(ids >= 0, axis=1))
-  return jnp.pad(index, padding), jnp.pad(ids, padding, constant_values=-1), -(-count // CHUNK)
+  return jnp.pad(index, padding), jnp.pad(ids, padding, constant_values=-1), -(-count // chunk)
 
 
-def _chunk(x: jax.Array, i: jax.Array) -> jax.Array:
-  return jax.lax.dynamic_slice_in_dim(x, i * CHUNK, CHUNK, axis=1)
+def _chunk(x: jax.Array, i: jax.Array, chunk: int) -> jax.Array:
+  return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1)
 
 
 def _logits(hidden, matrix, index):
@@ -77,35 +77,35 @@ def _logits(hidden, matrix, index):
   return x, jnp.einsum("bud,vd->buv", x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
-def _forward(hidden, matrix, index, ids):
-  all_index, all_ids, count = _chunks(index, ids)
+def _forward(hidden, matrix, index, ids, chunk):
+  all_index, all_ids, count = _chunks(index, ids, chunk)
 
   def body(i, out):
-    index, ids = _chunk(all_index, i), _chunk(all_ids, i)
+    index, ids = _chunk(all_index, i, chunk), _chunk(all_ids, i, chunk)
     _, logits = _logits(hidden, matrix, index)
     target = jnp.take_along_axis(logits, jnp.maximum(ids, 0)[..., None], axis=-1)[..., 0]
     lse = jax.nn.logsumexp(logits, axis=-1)
     new = jnp.stack([jnp.where(ids >= 0, target - lse, 0.0), lse])
-    return jax.lax.dynamic_update_slice_in_dim(out, new, i * CHUNK, axis=2)
+    return jax.lax.dynamic_update_slice_in_dim(out, new, i * chunk, axis=2)
 
   out = jax.lax.fori_loop(0, count, body, jnp.zeros((2, *all_ids.shape), jnp.float32))
   logps, lse = out[:, :, : ids.shape[1]]
   return logps, (hidden, matrix, index, ids, lse)
 
 
-def _backward(residuals, d_logps):
+def _backward(chunk, residuals, d_logps):
   hidden, matrix, index, ids, lse = residuals
-  all_index, all_ids, count = _chunks(index, ids)
-  d_logps, lse = (jnp.pad(x, ((0, 0), (0, -ids.shape[1] % CHUNK))) for x in (d_logps, lse))
+  all_index, all_ids, count = _chunks(index, ids, chunk)
+  d_logps, lse = (jnp.pad(x, ((0, 0), (0, -ids.shape[1] % chunk))) for x in (d_logps, lse))
   rows = jnp.arange(ids.shape[0], dtype=jnp.int32)[:, None]
 
   def body(i, carry):
     d_hidden, d_matrix = carry
-    index, ids = _chunk(all_index, i), _chunk(all_ids, i)
+    index, ids = _chunk(all_index, i, chunk), _chunk(all_ids, i, chunk)
     x, logits = _logits(hidden, matrix, index)
-    scale = jnp.where(ids >= 0, _chunk(d_logps, i), 0.0)[..., None]
+    scale = jnp.where(ids >= 0, _chunk(d_logps, i, chunk), 0.0)[..., None]
     hit = jnp.arange(logits.shape[-1], dtype=jnp.int32) == ids[..., None]
-    d_logits = (hit - jnp.exp(logits - _chunk(lse, i)[..., None])) * scale
+    d_logits = (hit - jnp.exp(logits - _chunk(lse, i, chunk)[..., None])) * scale
     # An empty entry has no saved normaliser: its exponential may overflow.
     d_logits = jnp.where(ids[..., None] >= 0, d_logits, 0.0).astype(x.dtype)
     d_x = jnp.einsum(

@@ -184,9 +184,10 @@ def program_config(
       "data shards (devices / tensor), or 0 for one row per shard"
     )
   device = mesh.devices.flat[0]
+  on_cpu = device.platform == "cpu"
   dtype = config.model.compute_dtype
   if dtype == "auto":
-    dtype = "float32" if device.platform == "cpu" else "bfloat16"
+    dtype = "float32" if on_cpu else "bfloat16"
   row = round_up(row_length(config.data), LANES)
   window = model.sliding_window
   if window is not None and window >= config.data.max_length:
@@ -214,6 +215,7 @@ def program_config(
     rows=NamedSharding(mesh, ROWS),
     weights=named(mesh, param_specs(model, mesh, train_rules(config.mesh.shard_over_hosts))),
     attention=attention,
+    logits_chunk=min(row, config.train.logits_chunk or (256 if on_cpu else 1024)),
     window=window,
   )
   generation = config.generate

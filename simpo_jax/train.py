@@ -36,6 +36,7 @@ class StepConfig(NamedTuple):
   rows: Any  # NamedSharding of activations `[rows, S, D]`
   weights: Any  # NamedShardings of the weights, which gradients keep
   attention: str = "xla"  # implementation of range attention
+  logits_chunk: int = 256  # response tokens of a row whose logits exist at once
   window: int | None = None  # of the model, if rows are longer than that
 
 
@@ -119,7 +120,7 @@ def _own_loss(params, micro: Batch, total_pairs, total_chosen_tokens, *, cfg: St
     cfg.remat,
   )
   matrix = fsdp.gather(llama.unembed_matrix(params), table, cfg.dtype)
-  logps = target_log_probs(hidden, matrix, micro.target_index, micro.target_id)
+  logps = target_log_probs(hidden, matrix, micro.target_index, micro.target_id, cfg.logits_chunk)
   sums, counts = (
     jax.vmap(lambda x, seq: jax.ops.segment_sum(x, seq, 2 * cfg.slots))(x, micro.target_seq)
     for x in (logps, (micro.target_id >= 0).astype(jnp.float32))

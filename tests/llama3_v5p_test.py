@@ -107,5 +107,37 @@ def test_a_decode_step_reads_the_weights_once_and_little_else(compiled):
   assert 1 < decode.bytes / (2 * weights) < 1.1
 
 
+def test_training_moves_weights_and_gradients_once_in_bfloat16(compiled):
+  cfg, executable = compiled
+  assert cfg.step.attention == "tpu"
+  module = hlo.parse(executable.call.as_text())
+  name = hlo.branches(module, len(Mode))[Mode.TRAIN]
+  train = costs.region(module, name)
+  assert any("splash" in kernel for r in costs.walk(train) for kernel in r.kernels)
+  exchanges = costs.total(train, lambda loop: 1).collectives
+  large = [c for c, _ in exchanges if c.bytes > 2**21]
+  # The compiler sums the output embedding's gradient over hosts once for all micro-batches.
+  wide = [(c.kind, c.shapes) for c in large if not c.shapes.startswith("bf16")]
+  assert wide in ([], [("reduce-scatter", "f32[128256,256]")])
+  # No gradient is summed whole on every device.
+  assert {c.kind for c in large if c.bytes > 2**26} <= {"all-gather", "reduce-scatter"}
+  # Each matrix of a layer: gathered forward, and again backward, inside the host and across.
+  layers = LLAMA3_8B["num_hidden_layers"]
+  gathered = collections.Counter()
+  for c, times in exchanges:
+    if c.kind == "all-gather" and "14336" in c.shapes:
+      gathered[c.crosses_hosts(CHIPS)] += times
+  assert gathered == {True: 2 * 3 * layers, False: 2 * 3 * layers}
+  copied = [
+    i.name
+    for computation in hlo.reachable(module, name)
+    for i in module.computations[computation].values()
+    if i.opcode == "copy"  # into nearer memory and back it is a copy-start
+    and str(i.arrays[0]).startswith(f"f32[{layers},")
+    and i.arrays[0].bytes > 2**22
+  ]
+  assert not copied, "weights, gradients or optimizer state"
+
+
 def _decode_weights(cfg):
   return inference.weight_bytes(cfg.step.model, cfg.mesh, cfg.mode, cfg.step.dtype)

@@ -268,7 +268,7 @@ def test_work_of_a_step():
   ids = lambda n: np.zeros(n, np.int32)  # noqa: E731
   pairs = [PairTokens("a", ids(10), ids(5), ids(7)), PairTokens("b", ids(20), ids(3), ids(300))]
   shape = BatchShape(micro=2, rows=1, row_length=512, slots=4, pairs=2)
-  work = step_work(pairs, pack(pairs, shape), shape)
+  work = step_work(pairs, pack(pairs, shape), shape, 256)
   assert (work.micro, work.rows, work.tokens, work.targets) == (1, 1, 345, 315)
   assert work.chunks == 2
   # Every token sees the prompt and its own response up to itself.

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_models import VOCAB, hf_model, load
-from simpo_jax import config, loss, optimizer
+from simpo_jax import config, optimizer
 from simpo_jax.data.packing import batch_shape, pack
 from simpo_jax.data.pairs import PairTokens
 from simpo_jax.loss import SimPOConfig, simpo_loss, target_log_probs
@@ -26,6 +26,7 @@ from simpo_reference import (
 
 # References are float64, so only our own float32 rounding counts.
 TOLERANCE = 1e-5
+CHUNK = 256
 _close = functools.partial(check_close, tolerance=TOLERANCE)
 MODELS = {  # name: transformers class, and changes to its config
   "llama": ("Llama", {}),
@@ -161,8 +162,8 @@ def test_simpo_loss_by_hand(simpo, chosen, rejected, expected):
 def test_target_log_probs_equal_dense_log_softmax():
   rng = np.random.default_rng(0)
   B, S, D, V = 3, 40, 16, 97
-  counts = (loss.CHUNK + 2, 7, 0)
-  U = loss.CHUNK + 5  # more than a chunk, and not a multiple of it
+  counts = (CHUNK + 2, 7, 0)
+  U = CHUNK + 5  # more than a chunk, and not a multiple of it
   hidden, matrix = rng.normal(size=(B, S, D)), rng.normal(size=(V, D))
   index, ids = np.zeros((B, U), np.int32), np.full((B, U), -1, np.int32)
   for row, n in enumerate(counts):  # positions repeat: a prompt's end predicts two tokens
@@ -179,7 +180,7 @@ def test_target_log_probs_equal_dense_log_softmax():
   expected = torch.where(torch.tensor(ids >= 0), logps, 0)
   (expected * torch.tensor(cotangent)).sum().backward()
 
-  ours, pullback = jax.vjp(lambda h, m: target_log_probs(h, m, index, ids), hidden, matrix)
+  ours, pullback = jax.vjp(lambda h, m: target_log_probs(h, m, index, ids, CHUNK), hidden, matrix)
   d_hidden, d_matrix = pullback(jnp.asarray(cotangent))
   assert not np.any(np.asarray(ours)[ids < 0])
   _close(ours, expected.detach().numpy(), "log-probabilities")

@@ -110,7 +110,8 @@ def mode_figures(planned, module: hlo.Module, machine: Machine) -> dict[str, Any
   cfg = planned.program
   names = dict(zip(Mode, hlo.branches(module, len(Mode)), strict=True))
   branch = lambda mode: costs.region(module, names[mode])  # noqa: E731
-  step = step_work(planned.pairs, pack(planned.pairs, cfg.batch), cfg.batch)
+  batch = pack(planned.pairs, cfg.batch)
+  step = step_work(planned.pairs, batch, cfg.batch, cfg.step.logits_chunk)
   out = {
     "train": _step(planned, branch(Mode.TRAIN), step, machine, backward=True),
     "evaluate": _step(planned, branch(Mode.EVALUATE), step, machine, backward=False),
