@@ -288,6 +288,38 @@ def test_an_empty_folder_is_accepted_and_a_file_is_not(tmp_path):
       make_workdir(str(tmp_path / path), {})
 
 
+def test_what_an_unfinished_attempt_left_is_set_aside(tmp_path):
+  folder, config = tmp_path / "run", {"name": "mine", "train": {"steps": (1, 2)}}
+
+  def attempt(status, config=config):
+    """In a process of its own, whose end unlocks the folder."""
+    code = (
+      "import json, sys; from simpo_jax.workdir import make_workdir, write_json\n"
+      "folder = make_workdir(sys.argv[1], json.loads(sys.argv[2]))\n"
+      "write_json(folder / 'config.json', json.loads(sys.argv[2]))\n"
+      "write_json(folder / 'run.json', {'status': sys.argv[3]})\n"
+    )
+    done = subprocess.run(
+      [sys.executable, "-c", code, str(folder), json.dumps(config), status],
+      text=True,
+      capture_output=True,
+    )
+    return done.stderr.splitlines()[-1] if done.returncode else None
+
+  assert attempt("running") is None
+  assert attempt("failed") is None
+  assert attempt("done") is None
+  kept = {
+    p.name: json.loads((p / "run.json").read_text())["status"] for p in folder.glob("attempts/*")
+  }
+  assert kept == {"0001": "running", "0002": "failed"}
+  assert (folder / "attempts" / "0001" / "config.json").exists()
+  assert "an earlier run that is finished" in attempt("running")
+  (folder / "run.json").write_text('{"status": "failed"}')
+  assert "an earlier run of another config" in attempt("running", {"name": "other"})
+  assert sorted(p.name for p in folder.iterdir()) == ["attempts", "config.json", "run.json"]
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
   path = tmp_path / "run.json"
   write_json(path, {"step": 1})
