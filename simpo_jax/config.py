@@ -42,6 +42,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.max_skip_fraction = 0.1  # more skipped rows than this is an error
   c.data.row_length = 0  # tokens of one packed row; 0: 2 * max_length, which any pair fits
   c.data.max_pairs_per_row = 16
+  c.data.lookahead = 32  # steps within which pairs change places so that rows are full; 0: none
 
   c.train = ml_collections.ConfigDict()
   c.train.steps = 7
@@ -142,6 +143,7 @@ _RANGES = {  # inclusive
   "data.embedded_pairs": (1, 100_000),
   "train.steps": (1, 10_000_000),
   "train.batch_size": (1, None),
+  "data.lookahead": (0, 1000),
   "train.micro_batch_rows": (0, None),
   "train.logits_chunk": (0, None),
   "train.learning_rate": (0.0, 1.0),

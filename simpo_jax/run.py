@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,8 @@ import numpy as np
 from simpo_jax import distributed
 from simpo_jax import workdir as files
 from simpo_jax.data.packing import lay_out, pair_length, row_members
-from simpo_jax.data.pairs import PairTokens, pair_indices_for_step
+from simpo_jax.data.pairs import PairTokens
+from simpo_jax.data.steps import step_source
 from simpo_jax.display import Display
 from simpo_jax.errors import UserError
 from simpo_jax.fingerprint import data_fields, settings_fields
@@ -95,7 +97,8 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
 
     # --- the loop ------------------------------------------------------------------------
     with StopSignal() as stop:
-      loop = _Loop(resolved, config, launch, folder, display, stop, own_rows(program))
+      pairs_of = pairs_by_step(resolved, config)
+      loop = _Loop(resolved, config, launch, folder, display, stop, pairs_of, own_rows(program))
       for step in range(1, config.train.steps + 1):
         display.doing("training")
         state = _train(loop, step, state)
@@ -127,6 +130,7 @@ class _Loop(NamedTuple):
   folder: pathlib.Path
   display: Display
   stop: StopSignal
+  pairs_of: Callable[[int], list[PairTokens]]  # a training step's
   rows: range  # of each micro-batch, those that lie on this process's devices
 
   @property
@@ -135,15 +139,23 @@ class _Loop(NamedTuple):
     return jax.process_index() == 0
 
 
-def step_pairs(step: int, pairs: list[PairTokens], config) -> list[PairTokens]:
-  """The pairs of a training step: a pure function of (seed, step)."""
-  indices = pair_indices_for_step(len(pairs), config.train.batch_size, config.seed, step)
-  return [pairs[i] for i in indices]
+def pairs_by_step(run: Run, config) -> Callable[[int], list[PairTokens]]:
+  """The function from a training step to its pairs; see `step_source`."""
+  pairs, shape = run.train_pairs, run.program.batch
+  source = step_source(
+    [pair_length(p) for p in pairs],
+    shape.pairs,
+    shape.row_length,
+    shape.slots,
+    config.data.lookahead,
+    config.seed,
+  )
+  return lambda step: [pairs[i] for i in source(step)]
 
 
 def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
   run, config = loop.run, loop.config
-  pairs = step_pairs(step, run.train_pairs, config)
+  pairs = loop.pairs_of(step)
   rows = row_members(pairs, run.program.batch)
   batch = lay_out(pairs, rows, run.program.batch, loop.rows)
   state, report, seconds = loop.launch(state, Mode.TRAIN, batch, loop.stop.requested)

@@ -174,7 +174,7 @@ def _two_hosts(folder):
   from simpo_jax.data.packing import pack
   from simpo_jax.ledger import STOP, Mode, describe_disagreement, make_row
   from simpo_jax.requests import sample_rows, summarize
-  from simpo_jax.run import step_pairs
+  from simpo_jax.run import pairs_by_step
   from simpo_jax.weights import load_params
 
   # One host draws from the best token alone, the other is greedy: the same tokens, but
@@ -187,12 +187,13 @@ def _two_hosts(folder):
   crossing = _across_hosts(compiled.call.as_text())
   params = load_params(run.model, programs.state_sharding(cfg).params, "float32", config.seed)
   state = programs.init_state(cfg, params)
+  pairs_of = pairs_by_step(run, config)
   batch_in, requests_in, ledger_in = programs.input_shardings(cfg)
   requests = programs.place_inputs(run.packed, requests_in)
 
   def launch(state, modes, step=1, stop=(False, False)):
     ledger = np.stack([make_row(m, 0, (1, 2), s) for m, s in zip(modes, stop, strict=True)])
-    batch = pack(step_pairs(step, run.train_pairs, config), cfg.batch)
+    batch = pack(pairs_of(step), cfg.batch)
     return compiled.call(
       state,
       programs.place_inputs(batch, batch_in),

@@ -29,7 +29,7 @@ from simpo_jax.plan.known_models import NAMES, known_model
 from simpo_jax.plan.roofline import Machine
 from simpo_jax.program import ProgramConfig, compiler_options, lower_program
 from simpo_jax.requests import Request, make_requests
-from simpo_jax.run import step_pairs
+from simpo_jax.run import pairs_by_step
 from simpo_jax.schedule import generates
 from simpo_jax.weights import open_model
 
@@ -146,7 +146,7 @@ def _describe(config, mesh, prompt_tokens: int, response_tokens: int) -> Planned
   return Planned(
     run.program,
     run.model.config,
-    step_pairs(1, run.train_pairs, config),
+    pairs_by_step(run, config)(1),
     run.requests,
     run.pool.reason,
     run.attention_note,
