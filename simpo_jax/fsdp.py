@@ -11,28 +11,32 @@ time, the innermost first: gradients then cross hosts last, when they are smalle
 """
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from simpo_jax.sharding import ROWS
 
 
-def own_spec(sharding: NamedSharding, stacked: bool = False) -> PartitionSpec:
-  """How a weight is cut over the axes of the batch; tensor parallelism is not ours to handle.
-
-  Args:
-    stacked: leave out the first axis, that of layers.
-  """
-  cut = (tuple(a for a in axes or () if a in ROWS[0]) or None for axes in sharding.spec)
-  return PartitionSpec(*tuple(cut)[stacked:])
+def own_spec(spec: PartitionSpec) -> PartitionSpec:
+  """How a weight is cut over the axes of the batch, whatever cuts it besides."""
+  return PartitionSpec(*(_among(axes, batch=True) for axes in spec))
 
 
 def gather(shard: jax.Array, spec: PartitionSpec, dtype) -> jax.Array:
-  """The whole weight in `dtype`, from each device's shard of it."""
-  weight = shard.astype(dtype)
-  for dim, axes in enumerate(spec):
-    for axis in reversed(axes or ()):
-      weight = jax.lax.all_gather(weight, axis, axis=dim, tiled=True)
-  return weight
+  """The weight in `dtype`, from each device's shard of it; tensor parallelism still cuts it."""
+
+  def whole(weight):
+    for dim, axes in enumerate(spec):
+      for axis in reversed(_among(axes, batch=True) or ()):
+        weight = jax.lax.all_gather(weight, axis, axis=dim, tiled=True)
+    return weight
+
+  kept = [_among(axes, batch=False) for axes in spec]
+  if any(kept):
+    # Left to the partitioner, tensor parallelism would be gathered first.
+    names = {axis for axes in kept for axis in axes or ()}
+    cut = PartitionSpec(*kept)
+    whole = jax.shard_map(whole, in_specs=cut, out_specs=cut, axis_names=names, check_vma=False)
+  return whole(shard.astype(dtype))
 
 
 def lookup(shard: jax.Array, spec: PartitionSpec, tokens: jax.Array, dtype) -> jax.Array:
@@ -41,10 +45,16 @@ def lookup(shard: jax.Array, spec: PartitionSpec, tokens: jax.Array, dtype) -> j
   Every device looks up its channels of everybody's tokens, which are then exchanged: far
   less than the table.
   """
-  _, axes = spec
+  axes = _among(spec[1], batch=True)
   if not axes:
     return shard[tokens].astype(dtype)
   everybody = jax.lax.all_gather(tokens, axes, axis=0, tiled=True)
   return jax.lax.all_to_all(
     shard[everybody].astype(dtype), axes, split_axis=0, concat_axis=2, tiled=True
   )
+
+
+def _among(axes: str | tuple[str, ...] | None, batch: bool) -> tuple[str, ...] | None:
+  """Those of a PartitionSpec entry's mesh axes that cut the batch, or those that do not."""
+  axes = (axes,) if isinstance(axes, str) else axes
+  return tuple(a for a in axes or () if (a in ROWS[0]) == batch) or None

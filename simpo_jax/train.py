@@ -1,6 +1,5 @@
 """One SimPO step on packed rows: losses, gradients over micro-batches, the update."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +69,7 @@ def _micro_loss(params, micro: Batch, total_pairs, total_chosen_tokens, cfg: Ste
   Shares add up to: mean over pairs of the SimPO loss + sft_weight * mean over all
   chosen tokens of their cross-entropy. Each device computes its own rows.
   """
-  weights = jax.tree.map(fsdp.own_spec, cfg.weights)
+  weights = jax.tree.map(lambda s: fsdp.own_spec(s.spec), cfg.weights)
   rows = cfg.rows.spec[0]
 
   def own(*args):
@@ -90,10 +89,7 @@ def _micro_loss(params, micro: Batch, total_pairs, total_chosen_tokens, cfg: Ste
 
 def _own_loss(params, micro: Batch, total_pairs, total_chosen_tokens, *, cfg: StepConfig):
   """`_micro_loss` of one device's rows and shards of the weights."""
-  ready = {
-    name: functools.partial(fsdp.gather, spec=fsdp.own_spec(s, stacked=True), dtype=cfg.dtype)
-    for name, s in cfg.weights["layers"].items()
-  }
+  specs = {name: P(*sharding.spec[1:]) for name, sharding in cfg.weights["layers"].items()}
 
   def attend(q, k, v):
     out = sharded_range_attention(
@@ -109,14 +105,14 @@ def _own_loss(params, micro: Batch, total_pairs, total_chosen_tokens, *, cfg: St
     )
     return out, None
 
-  table = fsdp.own_spec(cfg.weights["embed"])
+  table = cfg.weights["embed"].spec
   hidden = llama.forward(
     params,
     fsdp.lookup(params["embed"], table, micro.tokens, cfg.dtype),
     micro.positions,
     attend,
     cfg.model,
-    lambda p: {name: ready[name](w) for name, w in p.items()},
+    lambda p: {name: fsdp.gather(w, specs[name], cfg.dtype) for name, w in p.items()},
     cfg.remat,
   )
   matrix = fsdp.gather(llama.unembed_matrix(params), table, cfg.dtype)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from simpo_jax import sharding
-from simpo_jax.data.packing import batch_shape
+from simpo_jax.data.packing import batch_shape, pack
 from simpo_jax.data.pairs import PairTokens
 from simpo_jax.loss import SimPOConfig
 from simpo_jax.model_config import from_hf
@@ -82,7 +82,21 @@ def _check(name, hf):
       for key in path:
         ours = ours[key.key]
       check_close(ours, truth, jax.tree_util.keystr(path), 1e-5)
+    if tensor > 1 and cfg.num_key_value_heads % tensor == 0:
+      _check_exchanges(step, placed, pack(pairs, shape), tensor)
     print(f"{name} on {mesh.shape}: equal")
+
+
+def _check_exchanges(step, params, batch, tensor):
+  """Tensor parallelism adds up activations; it never gathers a weight or a gradient."""
+  from simpo_jax.hlo import collectives
+  from simpo_reference import gradient_program
+
+  run, init = gradient_program(step)
+  found = collectives(run.lower(init(params), batch).compile().as_text())
+  neighbours = [list(range(i, i + tensor)) for i in range(0, DEVICES, tensor)]
+  between = {c.kind for c in found if c.groups() == neighbours}
+  assert "all-reduce" in between and "all-gather" not in between, between
 
 
 if __name__ == "__main__":

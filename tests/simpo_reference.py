@@ -114,16 +114,20 @@ def step_config(cfg, simpo, shape, mesh=None, rules=sharding.TRAIN_RULES) -> Ste
   )
 
 
-def gradient_of_step(step: StepConfig, params, pairs, shape):
-  """What `train_step` gives its optimizer for these pairs, and its metrics; all numpy."""
-  # An optimizer that moves nothing, and whose state is the gradient it was given.
+def gradient_program(step: StepConfig):
+  """`train_step` with an optimizer that moves nothing, and whose state is the gradient."""
   keep = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
     lambda grads, state, params=None: (jax.tree.map(jnp.zeros_like, grads), grads),
   )
-  state = TrainState(params, keep.init(params), jnp.int32(0))
   run = jax.jit(lambda s, b: train_step(s, b, keep, optax.constant_schedule(0.5), step))
-  state, metrics = jax.device_get(run(state, pack(pairs, shape)))
+  return run, lambda params: TrainState(params, keep.init(params), jnp.int32(0))
+
+
+def gradient_of_step(step: StepConfig, params, pairs, shape):
+  """What `train_step` gives its optimizer for these pairs, and its metrics; all numpy."""
+  run, init = gradient_program(step)
+  state, metrics = jax.device_get(run(init(params), pack(pairs, shape)))
   assert state.step == 1 and metrics.learning_rate == 0.5
   return state.opt_state, metrics
 
