@@ -38,6 +38,8 @@ setup(
     "tpu": [f"jax[tpu]{JAX}"],
     "cuda12": [f"jax[cuda12]{JAX}"],
     "cuda13": [f"jax[cuda13]{JAX}"],
+    # What bench/ measures against.
+    "bench": ["trl>=1.16", "torch>=2.13", "accelerate>=1.15", "datasets>=5.2"],
     # torch is the tests' reference; one exact version, for one exact reference.
     "dev": [
       "pytest",

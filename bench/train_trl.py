@@ -42,10 +42,14 @@ def main(path: str):
 
 
 def _convert(job) -> dict:
+  from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
   path = pathlib.Path(job["model"])
-  net = transformers.AutoModelForCausalLM.from_pretrained(
-    path.parent, gguf_file=path.name, dtype=torch.float32
-  )
+  config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+  net = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+  # A model from from_pretrained(gguf_file=...) counts as quantised and cannot be saved.
+  stored = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=net)["tensors"]
+  net.load_state_dict(stored, strict=False)
   net.save_pretrained(job["folder"])
   tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
   tokenizer.save_pretrained(job["folder"])

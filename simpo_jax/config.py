@@ -13,6 +13,7 @@ import ml_collections
 
 from simpo_jax.data.truncation import HEADERS, RULES
 from simpo_jax.errors import UserError
+from simpo_jax.fsdp import REMAT
 from simpo_jax.kernels import paged_attention, range_attention
 
 
@@ -60,7 +61,12 @@ def default_config() -> ml_collections.ConfigDict:
   c.train.attention = "auto"  # over packed rows: auto | tpu | xla | reference
   # Response tokens of a row whose logits exist at once; 0: 1,024, on CPU 256.
   c.train.logits_chunk = 0
-  c.train.remat = "full"  # full | none: recompute each layer in the backward pass, or keep it
+  # What the backward pass computes again: full (each layer, from its input) | dots (all but
+  # matrix products) | none.
+  c.train.remat = "full"
+  c.train.mu_dtype = "float32"  # of AdamW's first moment; bfloat16 takes half the memory
+  c.train.freeze_embeddings = False  # neither trained nor given optimizer state
+  c.train.ema_decay = 0.0  # evaluate and generate with the weights' moving average; 0: off
 
   c.simpo = ml_collections.ConfigDict()  # the names and defaults of princeton-nlp/SimPO
   c.simpo.beta = 2.0
@@ -126,7 +132,8 @@ _CHOICES = {
   "train.optimizer": ("adamw",),
   "train.schedule": ("cosine", "linear", "constant"),
   "train.attention": range_attention.IMPLEMENTATIONS,
-  "train.remat": ("full", "none"),
+  "train.remat": REMAT,
+  "train.mu_dtype": ("float32", "bfloat16"),
   "simpo.loss_type": ("sigmoid", "hinge"),
   "generate.mode": ("host_data_parallel", "global_mesh"),
   "generate.attention": paged_attention.IMPLEMENTATIONS,
@@ -148,6 +155,7 @@ _RANGES = {  # inclusive
   "train.logits_chunk": (0, None),
   "train.learning_rate": (0.0, 1.0),
   "train.warmup_ratio": (0.0, 1.0),
+  "train.ema_decay": (0.0, 0.9999999),
   "train.weight_decay": (0.0, None),
   "train.max_grad_norm": (0.0, None),
   "train.b1": (0.0, 0.9999999),

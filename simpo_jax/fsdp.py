@@ -1,60 +1,88 @@
 """Fully sharded data parallelism by hand (ZeRO stage 3, arXiv:1910.02054; FSDP, arXiv:2304.11277).
 
-Inside a `jax.shard_map` over the axes of the batch each device holds its shard of every
-weight. What it needs whole it gathers here, layer by layer, in the compute dtype; the
-backward pass of a gather sums the gradient onto the shards (reduce-scatter). Left to
-itself, the partitioner multiplies by one shard after another, or sums whole gradients
-on every device.
+Inside a `jax.shard_map` each device holds its shard of every weight. What it needs whole
+it gathers here, layer by layer, in the compute dtype; the backward pass of a gather sums
+the gradient onto the shards (reduce-scatter). Left to itself, the partitioner multiplies
+by one shard after another, or sums whole gradients on every device.
 
 An axis of a weight that is cut over several mesh axes is gathered one mesh axis at a
 time, the innermost first: gradients then cross hosts last, when they are smallest.
+Tensor parallelism (arXiv:1909.08053) keeps its axis cut.
 """
 
+import functools
+
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from simpo_jax.sharding import ROWS
 
+TENSOR = "tensor"  # the mesh axis of tensor parallelism
 
-def own_spec(spec: PartitionSpec) -> PartitionSpec:
-  """How a weight is cut over the axes of the batch, whatever cuts it besides."""
-  return PartitionSpec(*(_among(axes, batch=True) for axes in spec))
+
+def _all_but_gathered(primitive, *_, **__) -> bool:
+  return primitive.name != "all_gather"
+
+
+# What of a layer's forward pass is kept for the backward pass, by name. Gathered weights
+# never are: they are gathered again.
+_KEPT = {
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "none": _all_but_gathered,
+}
+REMAT = tuple(_KEPT)
+
+
+def remat(policy: str):
+  """The wrapper of a layer's function that computes again what the policy does not keep.
+
+  `full` recomputes the layer from its input, `dots` all but its matrix products (attention,
+  norms and activations), `none` nothing.
+  """
+  # Inside a scan nothing can be merged with the forward pass anyway.
+  return functools.partial(jax.checkpoint, policy=_KEPT[policy], prevent_cse=False)
 
 
 def gather(shard: jax.Array, spec: PartitionSpec, dtype) -> jax.Array:
   """The weight in `dtype`, from each device's shard of it; tensor parallelism still cuts it."""
-
-  def whole(weight):
-    for dim, axes in enumerate(spec):
-      for axis in reversed(_among(axes, batch=True) or ()):
-        weight = jax.lax.all_gather(weight, axis, axis=dim, tiled=True)
-    return weight
-
-  kept = [_among(axes, batch=False) for axes in spec]
-  if any(kept):
-    # Left to the partitioner, tensor parallelism would be gathered first.
-    names = {axis for axes in kept for axis in axes or ()}
-    cut = PartitionSpec(*kept)
-    whole = jax.shard_map(whole, in_specs=cut, out_specs=cut, axis_names=names, check_vma=False)
-  return whole(shard.astype(dtype))
+  weight = shard.astype(dtype)
+  for dim, axes in enumerate(spec):
+    for axis in reversed(_over_batch(axes)):
+      weight = jax.lax.all_gather(weight, axis, axis=dim, tiled=True)
+  return weight
 
 
 def lookup(shard: jax.Array, spec: PartitionSpec, tokens: jax.Array, dtype) -> jax.Array:
-  """Embeddings in `dtype`, int32 `[B, T]` to `[B, T, D]`, of a table `[V, D]` cut along D.
+  """Embeddings in `dtype`, int32 `[B, T]` to `[B, T, D]`, of a table `[V, D]` cut either way.
 
   Every device looks up its channels of everybody's tokens, which are then exchanged: far
   less than the table.
   """
-  axes = _among(spec[1], batch=True)
-  if not axes:
-    return shard[tokens].astype(dtype)
-  everybody = jax.lax.all_gather(tokens, axes, axis=0, tiled=True)
-  return jax.lax.all_to_all(
-    shard[everybody].astype(dtype), axes, split_axis=0, concat_axis=2, tiled=True
-  )
+  axes = _over_batch(spec[1])
+  if axes:
+    tokens = jax.lax.all_gather(tokens, axes, axis=0, tiled=True)
+  if is_cut(spec[0]):
+    tokens -= jax.lax.axis_index(TENSOR) * shard.shape[0]
+    own = (tokens >= 0) & (tokens < shard.shape[0])
+    x = jnp.where(own[..., None], shard[jnp.where(own, tokens, 0)], 0).astype(dtype)
+  else:
+    x = shard[tokens].astype(dtype)
+  if axes:
+    x = jax.lax.all_to_all(x, axes, split_axis=0, concat_axis=2, tiled=True)
+  return jax.lax.psum(x, TENSOR) if is_cut(spec[0]) else x
 
 
-def _among(axes: str | tuple[str, ...] | None, batch: bool) -> tuple[str, ...] | None:
-  """Those of a PartitionSpec entry's mesh axes that cut the batch, or those that do not."""
-  axes = (axes,) if isinstance(axes, str) else axes
-  return tuple(a for a in axes or () if (a in ROWS[0]) == batch) or None
+def is_cut(axes: str | tuple[str, ...] | None) -> bool:
+  """Whether tensor parallelism cuts an axis, from its entry in a PartitionSpec."""
+  return axes is not None and TENSOR in _names(axes)
+
+
+def _over_batch(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """Those of a PartitionSpec entry's mesh axes that cut the batch as well."""
+  return tuple(a for a in _names(axes or ()) if a in ROWS[0])
+
+
+def _names(axes: str | tuple[str, ...]) -> tuple[str, ...]:
+  return (axes,) if isinstance(axes, str) else axes

@@ -39,9 +39,14 @@ def simpo_loss(chosen: jax.Array, rejected: jax.Array, cfg: SimPOConfig) -> jax.
   ) - cfg.label_smoothing * jax.nn.log_sigmoid(-margin)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def target_log_probs(
-  hidden: jax.Array, matrix: jax.Array, index: jax.Array, ids: jax.Array, chunk: int
+  hidden: jax.Array,
+  matrix: jax.Array,
+  index: jax.Array,
+  ids: jax.Array,
+  chunk: int,
+  axis: str | None = None,
 ) -> jax.Array:
   """Log-probabilities of the target tokens alone, a chunk of logits at a time.
 
@@ -50,15 +55,16 @@ def target_log_probs(
 
   Args:
     hidden: `[B, S, D]`, final hidden states.
-    matrix: `[V, D]`, the output embedding.
+    matrix: `[V, D]`, the output embedding, or with `axis` this device's part of its rows.
     index: int32 `[B, U]`, where in the row each target is predicted from.
     ids: int32 `[B, U]`, the target token, or -1 for an empty entry; targets come first.
     chunk: targets of a row whose logits exist at once.
+    axis: the mesh axis that cuts V evenly, inside a `jax.shard_map`.
 
   Returns:
     float32 `[B, U]`, 0 for empty entries.
   """
-  return _forward(hidden, matrix, index, ids, chunk)[0]
+  return _forward(hidden, matrix, index, ids, chunk, axis)[0]
 
 
 def _chunks(index: jax.Array, ids: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -77,14 +83,27 @@ def _logits(hidden, matrix, index):
   return x, jnp.einsum("bud,vd->buv", x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
-def _forward(hidden, matrix, index, ids, chunk):
+def _own_ids(ids, size, axis):
+  """The targets by their place among this device's `size` rows of the matrix; others are -1."""
+  if axis is None:
+    return ids
+  ids = ids - jax.lax.axis_index(axis) * size
+  return jnp.where((ids >= 0) & (ids < size), ids, -1)
+
+
+def _forward(hidden, matrix, index, ids, chunk, axis):
   all_index, all_ids, count = _chunks(index, ids, chunk)
 
   def body(i, out):
     index, ids = _chunk(all_index, i, chunk), _chunk(all_ids, i, chunk)
     _, logits = _logits(hidden, matrix, index)
-    target = jnp.take_along_axis(logits, jnp.maximum(ids, 0)[..., None], axis=-1)[..., 0]
+    own = _own_ids(ids, logits.shape[-1], axis)
+    target = jnp.take_along_axis(logits, jnp.maximum(own, 0)[..., None], axis=-1)[..., 0]
     lse = jax.nn.logsumexp(logits, axis=-1)
+    if axis:
+      target = jax.lax.psum(jnp.where(own >= 0, target, 0.0), axis)
+      most = jax.lax.pmax(lse, axis)
+      lse = most + jnp.log(jax.lax.psum(jnp.exp(lse - most), axis))
     new = jnp.stack([jnp.where(ids >= 0, target - lse, 0.0), lse])
     return jax.lax.dynamic_update_slice_in_dim(out, new, i * chunk, axis=2)
 
@@ -93,8 +112,10 @@ def _forward(hidden, matrix, index, ids, chunk):
   return logps, (hidden, matrix, index, ids, lse)
 
 
-def _backward(chunk, residuals, d_logps):
+def _backward(chunk, axis, residuals, d_logps):
   hidden, matrix, index, ids, lse = residuals
+  if axis:
+    d_logps = jax.lax.psum(d_logps, axis)  # every device's copy of the result counts
   all_index, all_ids, count = _chunks(index, ids, chunk)
   d_logps, lse = (jnp.pad(x, ((0, 0), (0, -ids.shape[1] % chunk))) for x in (d_logps, lse))
   rows = jnp.arange(ids.shape[0], dtype=jnp.int32)[:, None]
@@ -104,7 +125,8 @@ def _backward(chunk, residuals, d_logps):
     index, ids = _chunk(all_index, i, chunk), _chunk(all_ids, i, chunk)
     x, logits = _logits(hidden, matrix, index)
     scale = jnp.where(ids >= 0, _chunk(d_logps, i, chunk), 0.0)[..., None]
-    hit = jnp.arange(logits.shape[-1], dtype=jnp.int32) == ids[..., None]
+    own = _own_ids(ids, logits.shape[-1], axis)
+    hit = jnp.arange(logits.shape[-1], dtype=jnp.int32) == own[..., None]
     d_logits = (hit - jnp.exp(logits - _chunk(lse, i, chunk)[..., None])) * scale
     # An empty entry has no saved normaliser: its exponential may overflow.
     d_logits = jnp.where(ids[..., None] >= 0, d_logits, 0.0).astype(x.dtype)

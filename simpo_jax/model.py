@@ -110,10 +110,18 @@ def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def layer(p: Params, x: jax.Array, angles, attend: Attend, cfg: ModelConfig):
+def layer(
+  p: Params,
+  x: jax.Array,
+  angles,
+  attend: Attend,
+  cfg: ModelConfig,
+  add_up: Callable[[jax.Array], jax.Array] = lambda x: x,
+):
   """One transformer layer on `x [B, T, D]`: training rows and paged decoding share it.
 
-  Returns the new `x` and what `attend` carries on (the KV pool, or None).
+  `p` may have some of the heads and of the MLP's channels alone; `add_up` sums over those
+  who have the others. Returns the new `x` and what `attend` carries on (the KV pool, or None).
   """
   B, T, _ = x.shape
   with jax.named_scope("attention"):
@@ -121,17 +129,15 @@ def layer(p: Params, x: jax.Array, angles, attend: Attend, cfg: ModelConfig):
     q, k, v = y @ p["q"], y @ p["k"], y @ p["v"]
     if cfg.qkv_bias:
       q, k, v = q + p["q_bias"], k + p["k_bias"], v + p["v_bias"]
-    q = q.reshape(B, T, cfg.num_attention_heads, cfg.head_dim)
-    k = k.reshape(B, T, cfg.num_key_value_heads, cfg.head_dim)
-    v = v.reshape(B, T, cfg.num_key_value_heads, cfg.head_dim)
+    q, k, v = (y.reshape(B, T, -1, cfg.head_dim) for y in (q, k, v))
     if cfg.qk_norm:
       q = rms_norm(q, p["q_norm"], cfg.rms_norm_eps)
       k = rms_norm(k, p["k_norm"], cfg.rms_norm_eps)
     out, carry = attend(rope(q, *angles), rope(k, *angles), v)
-    x = x + out.reshape(B, T, -1) @ p["o"]
+    x = x + add_up(out.reshape(B, T, -1) @ p["o"])
   with jax.named_scope("mlp"):
     y = rms_norm(x, p["mlp_norm"], cfg.rms_norm_eps)
-    x = x + (jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"]
+    x = x + add_up((jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"])
   return x, carry
 
 
@@ -158,7 +164,8 @@ def forward(
   attend: Attend,
   cfg: ModelConfig,
   ready: Callable[[Params], Params],
-  remat: bool = False,
+  add_up: Callable[[jax.Array], jax.Array] = lambda x: x,
+  remat: Callable = lambda f: f,
 ) -> jax.Array:
   """Final hidden states `[B, T, D]` of whole rows (training and evaluation).
 
@@ -167,17 +174,16 @@ def forward(
     x: `[B, T, D]`, the token embeddings.
     positions: int32 `[B, T]`, the rotary position of each token.
     attend: attention over the row, closed over its mask.
-    ready: makes one layer's weights ready for use: in x's dtype, and whole.
-    remat: recompute each layer in the backward pass instead of keeping it.
+    ready: makes one layer's weights ready for use, in x's dtype.
+    add_up: see `layer`.
+    remat: wraps the function of one layer, to say what the backward pass computes again.
   """
   angles = rope_angles(positions, cfg)
 
   def body(x, p):
-    return layer(ready(p), x, angles, attend, cfg)[0], None
+    return layer(ready(p), x, angles, attend, cfg, add_up)[0], None
 
-  if remat:
-    body = jax.checkpoint(body)
-  x, _ = jax.lax.scan(body, x, params["layers"])
+  x, _ = jax.lax.scan(remat(body), x, params["layers"])
   return rms_norm(x, params["final_norm"], cfg.rms_norm_eps)
 
 

@@ -30,15 +30,25 @@ def make_schedule(cfg: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(
-  cfg: ml_collections.ConfigDict, schedule: optax.Schedule, model: ModelConfig
+  cfg: ml_collections.ConfigDict,
+  schedule: optax.Schedule,
+  model: ModelConfig,
+  frozen: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
   """AdamW (arXiv:1711.05101) behind a clip of the global gradient norm.
 
-  Norms and biases are not decayed, as in Hugging Face's trainers.
+  Norms and biases are not decayed, as in Hugging Face's trainers. It is made for the weights
+  without the `frozen` parts.
   """
   decayed = jax.tree.map(lambda tensor: tensor.init == "normal", tensors(model))
   adamw = optax.adamw(
-    schedule, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay, mask=decayed
+    schedule,
+    b1=cfg.b1,
+    b2=cfg.b2,
+    eps=cfg.eps,
+    mu_dtype=cfg.mu_dtype,
+    weight_decay=cfg.weight_decay,
+    mask={name: part for name, part in decayed.items() if name not in frozen},
   )
   if cfg.max_grad_norm <= 0:
     return adamw

@@ -29,7 +29,7 @@ from simpo_jax.ledger import AGREE, FIELDS, STOP, Mode
 from simpo_jax.memory import Memory, memory_of
 from simpo_jax.requests import empty_requests
 from simpo_jax.sharding import ROWS, named, place
-from simpo_jax.train import Metrics, StepConfig, TrainState, evaluate_step, train_step
+from simpo_jax.train import Metrics, StepConfig, TrainState, evaluate_step, train_step, trainable
 
 # Training gathers each layer's weights while the one before is computed. Left to its defaults
 # the compiler multiplies by one shard after another instead ("windowed einsum").
@@ -89,22 +89,26 @@ class Compiled(NamedTuple):
 def state_sharding(cfg: ProgramConfig):
   """NamedShardings of the train state: optimizer moments lie as their weights do."""
   weights, replicated = cfg.step.weights, NamedSharding(cfg.mesh, P())
-  params = _abstract_params(cfg)
+  shardings = trainable(weights, cfg.step.frozen)
+  params = trainable(_abstract_params(cfg), cfg.step.frozen)
   # optax's own tree_map_params would run the optimizer's init on the device.
   like_params = lambda x: jax.tree.structure(x) == jax.tree.structure(params)  # noqa: E731
   optimizer = jax.tree.map(
-    lambda x: weights if like_params(x) else replicated,
+    lambda x: shardings if like_params(x) else replicated,
     jax.eval_shape(cfg.tx.init, params),
     is_leaf=like_params,
   )
-  return TrainState(weights, optimizer, replicated)
+  return TrainState(weights, optimizer, replicated, weights if cfg.step.ema_decay else None)
 
 
 def abstract_state(cfg: ProgramConfig) -> TrainState:
   """Shapes, dtypes and shardings of the train state."""
   params = _abstract_params(cfg)
   shapes = TrainState(
-    params, jax.eval_shape(cfg.tx.init, params), jax.ShapeDtypeStruct((), jnp.int32)
+    params,
+    jax.eval_shape(cfg.tx.init, trainable(params, cfg.step.frozen)),
+    jax.ShapeDtypeStruct((), jnp.int32),
+    params if cfg.step.ema_decay else None,
   )
   return jax.tree.map(_with_sharding, shapes, state_sharding(cfg))
 
@@ -121,7 +125,18 @@ def init_state(cfg: ProgramConfig, params: llama.Params) -> TrainState:
       x.shape, x.sharding, lambda _: np.zeros(x.sharding.shard_shape(x.shape), x.dtype)
     )
 
-  return TrainState(params, jax.tree.map(zeros, abstract.opt_state), zeros(abstract.step))
+  def copy(x):
+    parts = {str(shard.index): shard.data for shard in x.addressable_shards}
+    return jax.make_array_from_callback(
+      x.shape, x.sharding, lambda index: np.array(parts[str(index)])
+    )
+
+  return TrainState(
+    params,
+    jax.tree.map(zeros, abstract.opt_state),
+    zeros(abstract.step),
+    jax.tree.map(copy, params) if cfg.step.ema_decay else None,
+  )
 
 
 def input_shardings(cfg: ProgramConfig) -> tuple[Batch, Requests, NamedSharding]:
@@ -189,11 +204,11 @@ def build(cfg: ProgramConfig):
 
   def generate(state, batch, requests):
     del batch
-    return state, no_metrics(), generation(state.params, requests)
+    return state, no_metrics(), generation(state.weights, requests)
 
   def evaluate(state, batch, requests):
     del requests
-    return state, evaluate_step(state.params, batch, cfg.step), no_generation()
+    return state, evaluate_step(state.weights, batch, cfg.step), no_generation()
 
   def abort(state, batch, requests):
     del batch, requests

@@ -183,6 +183,12 @@ def program_config(
       f"--config.train.micro_batch_rows={rows} must be a multiple of the {shards} "
       "data shards (devices / tensor), or 0 for one row per shard"
     )
+  for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+    if getattr(model, name) % mesh.shape["tensor"]:
+      raise UserError(
+        f"--config.mesh.tensor={mesh.shape['tensor']} must divide the model's "
+        f"{name}={getattr(model, name)}; lower it"
+      )
   device = mesh.devices.flat[0]
   on_cpu = device.platform == "cpu"
   dtype = config.model.compute_dtype
@@ -205,15 +211,18 @@ def program_config(
     window=window,
   )
   schedule = make_schedule(config.train)
+  frozen = ("embed", "lm_head") if config.train.freeze_embeddings else ()
   step = StepConfig(
     model=model,
     simpo=SimPOConfig(**config.simpo.to_dict()),
     dtype=jnp.dtype(dtype),
-    remat=config.train.remat == "full",
+    remat=config.train.remat,
     pairs=config.train.batch_size,
     slots=config.data.max_pairs_per_row,
     rows=NamedSharding(mesh, ROWS),
     weights=named(mesh, param_specs(model, mesh, train_rules(config.mesh.shard_over_hosts))),
+    frozen=frozen,
+    ema_decay=config.train.ema_decay,
     attention=attention,
     logits_chunk=min(row, config.train.logits_chunk or (256 if on_cpu else 1024)),
     window=window,
@@ -232,7 +241,7 @@ def program_config(
     generate=shape,
     mode=generation.mode,
     param_dtype=jnp.dtype(config.model.param_dtype),
-    tx=make_optimizer(config.train, schedule, model),
+    tx=make_optimizer(config.train, schedule, model, frozen),
     schedule=schedule,
     mesh=mesh,
   )

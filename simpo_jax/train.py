@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from simpo_jax import fsdp
 from simpo_jax import model as llama
 from simpo_jax.data.packing import Batch
-from simpo_jax.kernels.range_attention import sharded_range_attention
+from simpo_jax.kernels.range_attention import range_attention
 from simpo_jax.loss import SimPOConfig, simpo_loss, target_log_probs
 from simpo_jax.model_config import ModelConfig
 
@@ -19,8 +19,14 @@ class TrainState(NamedTuple):
   """What training changes; donated to every launch and updated in place."""
 
   params: llama.Params
-  opt_state: Any
+  opt_state: Any  # of the weights that are not frozen
   step: jax.Array  # int32 [], optimizer steps done
+  average: Any = None  # of the weights over the steps, if there is to be one
+
+  @property
+  def weights(self) -> llama.Params:
+    """What evaluation and generation use."""
+    return self.params if self.average is None else self.average
 
 
 class StepConfig(NamedTuple):
@@ -29,12 +35,14 @@ class StepConfig(NamedTuple):
   model: ModelConfig
   simpo: SimPOConfig
   dtype: Any  # compute dtype
-  remat: bool
+  remat: str  # what the backward pass computes again; one of `fsdp.REMAT`
   pairs: int  # B pairs per step
   slots: int  # G pairs per row
   rows: Any  # NamedSharding of activations `[rows, S, D]`
   weights: Any  # NamedShardings of the weights, which gradients keep
   attention: str = "xla"  # implementation of range attention
+  frozen: tuple[str, ...] = ()  # parts of the weights that training leaves as they are
+  ema_decay: float = 0.0  # of the weights' average; 0: none
   logits_chunk: int = 256  # response tokens of a row whose logits exist at once
   window: int | None = None  # of the model, if rows are longer than that
 
@@ -69,7 +77,7 @@ def _micro_loss(params, micro: Batch, total_pairs, total_chosen_tokens, cfg: Ste
   Shares add up to: mean over pairs of the SimPO loss + sft_weight * mean over all
   chosen tokens of their cross-entropy. Each device computes its own rows.
   """
-  weights = jax.tree.map(lambda s: fsdp.own_spec(s.spec), cfg.weights)
+  weights = jax.tree.map(lambda sharding: sharding.spec, cfg.weights)
   rows = cfg.rows.spec[0]
 
   def own(*args):
@@ -80,7 +88,6 @@ def _micro_loss(params, micro: Batch, total_pairs, total_chosen_tokens, cfg: Ste
     mesh=cfg.rows.mesh,
     in_specs=(weights, P(rows), P(), P()),
     out_specs=P(rows),
-    axis_names=set(rows),
     check_vma=False,  # a Pallas call does not say over which axes its results vary
   )(params, micro, total_pairs, total_chosen_tokens)
   loss, aux = jax.tree.map(lambda x: x.any(0) if x.dtype == jnp.bool_ else x.sum(0), parts)
@@ -92,18 +99,11 @@ def _own_loss(params, micro: Batch, total_pairs, total_chosen_tokens, *, cfg: St
   specs = {name: P(*sharding.spec[1:]) for name, sharding in cfg.weights["layers"].items()}
 
   def attend(q, k, v):
-    out = sharded_range_attention(
-      q,
-      k,
-      v,
-      micro.k_start,
-      micro.k_end,
-      micro.positions,
-      mesh=cfg.rows.mesh,
-      window=cfg.window,
-      impl=cfg.attention,
-    )
-    return out, None
+    mask = micro.k_start, micro.k_end, micro.positions
+    return range_attention(q, k, v, *mask, window=cfg.window, impl=cfg.attention), None
+
+  def add_up(x):
+    return jax.lax.psum(x, fsdp.TENSOR) if cfg.rows.mesh.shape[fsdp.TENSOR] > 1 else x
 
   table = cfg.weights["embed"].spec
   hidden = llama.forward(
@@ -113,10 +113,14 @@ def _own_loss(params, micro: Batch, total_pairs, total_chosen_tokens, *, cfg: St
     attend,
     cfg.model,
     lambda p: {name: fsdp.gather(w, specs[name], cfg.dtype) for name, w in p.items()},
-    cfg.remat,
+    add_up,
+    fsdp.remat(cfg.remat),
   )
   matrix = fsdp.gather(llama.unembed_matrix(params), table, cfg.dtype)
-  logps = target_log_probs(hidden, matrix, micro.target_index, micro.target_id, cfg.logits_chunk)
+  cut = fsdp.TENSOR if fsdp.is_cut(table[0]) else None
+  logps = target_log_probs(
+    hidden, matrix, micro.target_index, micro.target_id, cfg.logits_chunk, cut
+  )
   sums, counts = (
     jax.vmap(lambda x, seq: jax.ops.segment_sum(x, seq, 2 * cfg.slots))(x, micro.target_seq)
     for x in (logps, (micro.target_id >= 0).astype(jnp.float32))
@@ -143,6 +147,11 @@ def _own_loss(params, micro: Batch, total_pairs, total_chosen_tokens, *, cfg: St
     by_pair(present & ~jnp.isfinite(losses)),
   )
   return loss, (sft_sum, stats)
+
+
+def trainable(tree: dict[str, Any], frozen: tuple[str, ...]) -> dict[str, Any]:
+  """The parts of a tree of weights that training changes."""
+  return {name: part for name, part in tree.items() if name not in frozen}
 
 
 def _micro(batch: Batch, index: jax.Array) -> Batch:
@@ -192,13 +201,18 @@ def train_step(
   finite, the state comes back unchanged and `ok` is False.
   """
   totals = _totals(batch, cfg)
-  gradient = jax.value_and_grad(_micro_loss, has_aux=True)
+  learning, shardings = (trainable(tree, cfg.frozen) for tree in (state.params, cfg.weights))
+
+  def micro_loss(learning, micro):
+    return _micro_loss({**state.params, **learning}, micro, *totals, cfg)
+
+  gradient = jax.value_and_grad(micro_loss, has_aux=True)
 
   def micro_step(index, carry):
     grads, loss, sft_sum, stats = carry
     micro = _micro(batch, index)
-    (part, (sft_part, part_stats)), part_grads = gradient(state.params, micro, *totals, cfg)
-    part_grads = jax.lax.with_sharding_constraint(part_grads, cfg.weights)
+    (part, (sft_part, part_stats)), part_grads = gradient(learning, micro)
+    part_grads = jax.lax.with_sharding_constraint(part_grads, shardings)
     finite = jnp.isfinite(optax.tree.norm(part_grads))
     bad = part_stats.bad | (part_stats.present & ~finite)
     return (
@@ -209,7 +223,7 @@ def train_step(
     )
 
   zero = jnp.zeros((), jnp.float32)
-  sums = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), state.params)
+  sums = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), learning)
   init = (sums, zero, zero, _no_stats(cfg))
   grads, loss, sft_sum, stats = jax.lax.fori_loop(0, batch.num_micro, micro_step, init)
   grad_norm = optax.tree.norm(grads)
@@ -217,9 +231,14 @@ def train_step(
   learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
 
   def update(state):
-    typed = jax.tree.map(lambda g, w: g.astype(w.dtype), grads, state.params)
-    updates, opt_state = tx.update(typed, state.opt_state, state.params)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+    before = trainable(state.params, cfg.frozen)
+    typed = jax.tree.map(lambda g, w: g.astype(w.dtype), grads, before)
+    updates, opt_state = tx.update(typed, state.opt_state, before)
+    params = {**state.params, **optax.apply_updates(before, updates)}
+    average = state.average
+    if average is not None:
+      average = optax.incremental_update(params, average, 1 - cfg.ema_decay)
+    return TrainState(params, opt_state, state.step + 1, average)
 
   state = jax.lax.cond(ok, update, lambda state: state, state)
   return state, _metrics(loss, sft_sum, stats, totals, grad_norm, learning_rate, ok)

@@ -1,12 +1,6 @@
 """Rows of random packed pairs, for tests of attention over them."""
 
-import functools
-
-import jax
 import numpy as np
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
-from simpo_jax.kernels.range_attention import sharded_range_attention
 
 from simpo_jax.data.packing import batch_shape, pack
 from simpo_jax.data.pairs import PairTokens
@@ -33,16 +27,3 @@ def random_case(S: int, H: int, K: int, h: int, B: int = 2):
   mask = packed_rows(rng, B, S)
   q, k, v, cotangent = (rng.normal(size=(B, S, n, h)).astype(np.float32) for n in (H, K, K, H))
   return (q * (64 / h) ** 0.5, k, v), cotangent, mask  # attention far from uniform
-
-
-def by_rows(mesh: Mesh, impl: str):
-  """Attention of each device's own rows and heads, as training computes it."""
-  rows = "host", "fsdp"
-  return jax.shard_map(
-    functools.partial(sharded_range_attention, mesh=mesh, impl=impl),
-    mesh=mesh,
-    in_specs=P(rows),
-    out_specs=P(rows),
-    axis_names=set(rows),
-    check_vma=False,
-  )

@@ -1,16 +1,11 @@
 """Attention over packed rows: the contract, on CPU, on one device and on several."""
 
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from simpo_jax.kernels.range_attention import (
   choose,
   range_attention,
@@ -18,7 +13,7 @@ from simpo_jax.kernels.range_attention import (
   tpu,
 )
 
-from packed_rows import by_rows, packed_rows, random_case
+from packed_rows import packed_rows, random_case
 
 TOLERANCE = 1e-5  # of the largest entry
 SHAPE = dict(heads=32, kv_heads=8, head_dim=128, row_length=8192, dtype=jnp.bfloat16, window=None)
@@ -114,41 +109,3 @@ def test_a_jax_without_splash_attention_is_refused(monkeypatch):
   monkeypatch.setattr(tpu, "MISSING", "No module named 'splash'")
   impl, note = choose("auto", "tpu", **SHAPE)
   assert impl == "xla" and jax.__version__ in note and "'splash'" in note
-
-
-# --- on a mesh ---------------------------------------------------------------------------------
-
-
-def test_sharded_equals_unsharded():
-  """In a process of its own: the device count is fixed when jax starts."""
-  env = dict(
-    os.environ,
-    XLA_FLAGS="--xla_force_host_platform_device_count=4",
-    JAX_PLATFORMS="cpu",
-    PYTHONPATH=os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *sys.path]),
-  )
-  done = subprocess.run(
-    [sys.executable, __file__], env=env, text=True, capture_output=True, timeout=300
-  )
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.count("equal") == 4, done.stdout
-
-
-def _check_sharded(impl, H, K, B, tensor):
-  qkv, cotangent, mask = random_case(128, H, K, h=16, B=B)
-  devices = np.asarray(jax.devices()).reshape(2, -1, tensor)
-  attend = by_rows(Mesh(devices, ("host", "fsdp", "tensor")), impl)
-  run = jax.jit(lambda *x: jax.vjp(lambda *x: attend(*x, *mask), *x)[1](cotangent))
-  expected = jax.vjp(lambda *x: range_attention(*x, *mask, impl="reference"), *qkv)[1](cotangent)
-  # A gradient that the devices of an axis share must not be their sum.
-  for grad, truth in zip(run(*qkv), expected, strict=True):
-    _close(grad, np.asarray(truth), f"{impl} {H}/{K} heads, {B} rows, tensor={tensor}")
-  print("equal")
-
-
-if __name__ == "__main__":
-  tpu.attend = functools.partial(tpu.attend, interpret=True)
-  _check_sharded("xla", H=4, K=2, B=2, tensor=2)
-  _check_sharded("xla", H=3, K=1, B=4, tensor=2)  # heads that cannot be cut
-  _check_sharded("tpu", H=4, K=2, B=2, tensor=2)
-  _check_sharded("tpu", H=3, K=1, B=4, tensor=2)

@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from simpo_jax.kernels import range_attention as contract
 from simpo_jax.kernels.range_attention import reference, tpu
 
-from packed_rows import by_rows, packed_rows, random_case
+from packed_rows import packed_rows, random_case
 
 F32, BF16 = jnp.float32, jnp.bfloat16
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
@@ -161,27 +159,3 @@ def test_compiles(topology, name, B, S, H, K, h, dtype):
   for kernel in ("fwd_residuals", "dq_no_residuals", "dkv_no_residuals"):
     assert f"splash_mqa_{kernel}" in text
   assert f"{S},{S}]" not in text, "all scores at once"
-
-
-@pytest.mark.parametrize("tensor, rows, S", ((1, 8, 256), (2, 2, 8192)))
-def test_compiles_on_a_mesh(topology, tensor, rows, S):
-  H, K, h = 32, 8, 128
-  devices = np.asarray(topology.devices("v5p:2x2x1")).reshape(1, -1, tensor)
-  mesh = Mesh(devices, ("host", "fsdp", "tensor"))
-  by_row = "host", "fsdp"
-  attend = by_rows(mesh, "tpu")
-
-  def argument(shape, dtype, *spec):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
-
-  compiled = (
-    jax.jit(_forward_and_backward(attend))
-    .lower(
-      *(argument((rows, S, n, h), BF16, by_row, None, "tensor") for n in (H, K, K)),
-      *(argument((rows, S), jnp.int32, by_row),) * 2,
-    )
-    .compile()
-  )
-  text = compiled.as_text()
-  assert f"bf16[{K // tensor},4,{S},{h}]" in text, "each device has its own heads of its own rows"
-  assert "all-gather" not in text and "all-to-all" not in text

@@ -105,7 +105,7 @@ def step_config(cfg, simpo, shape, mesh=None, rules=sharding.TRAIN_RULES) -> Ste
     model=cfg,
     simpo=simpo,
     dtype=jnp.dtype("float32"),
-    remat=True,
+    remat="full",
     pairs=shape.pairs,
     slots=shape.slots,
     rows=NamedSharding(mesh, sharding.ROWS),

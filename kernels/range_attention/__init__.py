@@ -5,13 +5,9 @@ rejected]` pairs (see `simpo_jax/data/packing.py`). One contract, three implemen
 all with a backward pass.
 """
 
-import functools
 import importlib
-import math
 
 import jax
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 IMPLEMENTATIONS = ("auto", "tpu", "xla", "reference")
 _NATIVE = {"tpu": "tpu"}  # by platform; the others have no kernel of their own: XLA
@@ -44,42 +40,6 @@ def range_attention(
   if impl == "auto":
     impl = _NATIVE.get(jax.default_backend(), "xla")
   return _module(impl).attend(q, k, v, k_start, k_end, positions, window=window)
-
-
-def sharded_range_attention(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  k_start: jax.Array,
-  k_end: jax.Array,
-  positions: jax.Array,
-  *,
-  mesh: Mesh,
-  heads: str = "tensor",
-  window: int | None = None,
-  impl: str = "xla",
-) -> jax.Array:
-  """`range_attention` of each device's own heads: no partitioner can cut a kernel.
-
-  To be called inside a `jax.shard_map` over the axes that cut the batch.
-
-  Args:
-    q, k, v, k_start, k_end, positions, window, impl: as for `range_attention`.
-    mesh: the mesh of the surrounding `jax.shard_map`.
-    heads: its axis of H and K. Where it does not divide both, each of its devices
-      computes all heads.
-  """
-  attend = functools.partial(range_attention, window=window, impl=impl)
-  divides = math.gcd(q.shape[2], k.shape[2]) % mesh.shape[heads] == 0
-  cut = P(None, None, heads if divides else None)
-  # A Pallas call does not say over which mesh axes its results vary: nothing to check.
-  return jax.shard_map(
-    attend,
-    in_specs=(*[cut] * 3, *[P()] * 3),
-    out_specs=cut,
-    axis_names={heads},
-    check_vma=False,
-  )(q, k, v, k_start, k_end, positions)
 
 
 def choose(impl: str, platform: str, **shape) -> tuple[str, str | None]:

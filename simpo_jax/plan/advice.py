@@ -42,7 +42,7 @@ def _room(planned, plan: dict[str, Any], free: int) -> list[str]:
     lines.append(
       f"--config.train.micro_batch_rows={2 * cfg.batch.rows} would gather the weights half as often"
     )
-  if cfg.step.remat and _kept_bytes(cfg) < free:
+  if cfg.step.remat != "none" and _kept_bytes(cfg) < free:
     lines.append(
       "--config.train.remat=none would recompute nothing, for about "
       f"{human_bytes(_kept_bytes(cfg))} more"
@@ -96,7 +96,7 @@ def _training(config, cfg, memory) -> list[Lever]:
   if rows > 1:
     text = f"--config.train.micro_batch_rows={shards} (one row a device instead of {rows})"
     levers.append(Lever(both, other * (1 - 1 / rows), text))
-  if not cfg.step.remat:
+  if cfg.step.remat == "none":
     text = "--config.train.remat=full (each layer computed again in the backward pass)"
     levers.append(Lever(("train",), _kept_bytes(cfg), text))
   if batch.row_length >= 512:

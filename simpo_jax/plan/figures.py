@@ -24,6 +24,7 @@ from simpo_jax.plan.workload import (
 )
 from simpo_jax.program import ProgramConfig, abstract_inputs, abstract_state
 from simpo_jax.sharding import ROWS
+from simpo_jax.train import trainable
 
 _BACKWARD = 2.5  # of attention's forward flops: five matrix products for two
 _KEY_BLOCK = 256  # keys of a block of training attention in plain XLA
@@ -79,7 +80,7 @@ def _kinds(cfg: ProgramConfig, assignment: Assignment | None) -> dict[str, dict[
   step, shape = cfg.step, cfg.generate
   sums = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding),
-    abstract_state(cfg).params,
+    trainable(abstract_state(cfg).params, step.frozen),
   )
   page = inference.page_bytes(step.model, cfg.mesh, cfg.mode, shape.page_size, step.dtype)
   pool = shape.num_pages * page
@@ -139,7 +140,8 @@ def _step(planned, branch: Region, work: StepWork, machine: Machine, backward: b
   # Attention is the only kernel there is.
   kernels = any(r.kernels for r in costs.walk(branch))
   if kernels:
-    passes = (1 + cfg.step.remat + _BACKWARD) if backward else 1
+    again = cfg.step.remat != "none"
+    passes = 1 + again + _BACKWARD if backward else 1
     total = more(total, passes * attention_flops(model, keys))
   cost = machine.price(total)
   needed = model_flops(model, work, backward)
