@@ -119,6 +119,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.watchdog.least_seconds = 600.0  # no launch counts as hanging before
   c.watchdog.first_seconds = 7200.0  # for the first launch of a mode
 
+  c.profile = ml_collections.ConfigDict()
+  c.profile.steps = ()  # (first, last): a trace of these steps and what runs between them
+
   c.log = ml_collections.ConfigDict()
   c.log.samples_shown = 3  # generations printed after each launch
   return c
@@ -195,6 +198,7 @@ _ELEMENTS = {  # of tuples: their type, and an example
   "data.train": (str, "('a.json','b.json')"),
   "data.eval": (str, "('a.json',)"),
   "generate.at_steps": (int, "(2,50)"),
+  "profile.steps": (int, "(3,6)"),
   "generate.prompt_list": (str, "('Tell me a joke.',)"),
   "generate.stop": (str, "('User:',)"),
 }
@@ -249,6 +253,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError(
           f"--config.{name}={fields[name]}: {element!r} is not {what}; write it like {example}"
         )
+  profiled = config.profile.steps
+  if profiled and not (
+    len(profiled) == 2 and 1 <= profiled[0] <= profiled[1] <= config.train.steps
+  ):
+    raise UserError(
+      f"--config.profile.steps={profiled} is not (first, last) with "
+      f"1 <= first <= last <= {config.train.steps} (--config.train.steps); write it like (3,6)"
+    )
   late = [step for step in config.generate.at_steps if not 1 <= step <= config.train.steps]
   if late:
     raise UserError(

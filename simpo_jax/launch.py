@@ -88,7 +88,10 @@ class Launcher:
     placed = self._idle if batch is None else self._placed(batch)
     name = mode.name.lower()
     try:
-      with self.watchdog.watching(name, self.log, row.tolist()):
+      with (
+        self.watchdog.watching(name, self.log, row.tolist()),
+        jax.profiler.StepTraceAnnotation(f"simpo_jax {name}", step_num=len(self.log)),
+      ):
         state, report = self.compiled.call(state, placed, self._requests, ledger)
         report = jax.block_until_ready(report)
     except Exception as e:  # of many types, by backend

@@ -22,6 +22,7 @@ from simpo_jax.launch import Launcher, StopSignal
 from simpo_jax.ledger import Mode, digest
 from simpo_jax.metrics import evaluation_metrics, train_metrics
 from simpo_jax.model import count_params
+from simpo_jax.profiling import Profiler
 from simpo_jax.program import (
   compile_program,
   compiler_options,
@@ -96,10 +97,11 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
     record.launching(launch)
 
     # --- the loop ------------------------------------------------------------------------
-    with StopSignal() as stop:
+    with StopSignal() as stop, Profiler(config.profile.steps, folder) as profiler:
       pairs_of = pairs_by_step(resolved, config)
       loop = _Loop(resolved, config, launch, folder, display, stop, pairs_of, own_rows(program))
       for step in range(1, config.train.steps + 1):
+        profiler.before(step)
         display.doing("training")
         state = _train(loop, step, state)
         for mode in launches_after(step, config):
@@ -111,6 +113,7 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
           else:
             display.doing("evaluating")
             state = _evaluate(loop, step, state)
+        profiler.after(step)
         record.save("running")
         if launch.stopped:
           done = [entry["mode"] for entry in launch.log].count("train")
