@@ -35,12 +35,14 @@ _KEPT = {
 REMAT = tuple(_KEPT)
 
 
-def remat(policy: str):
+def remat(policy: str, alone: bool = False):
   """The wrapper of a layer's function that computes again what the policy does not keep.
 
   `full` recomputes the layer from its input, `dots` all but its matrix products (attention,
-  norms and activations), `none` nothing.
+  norms and activations), `none` nothing. `alone`: nothing is gathered.
   """
+  if policy == "none" and alone:
+    return lambda f: f
   # Inside a scan nothing can be merged with the forward pass anyway.
   return functools.partial(jax.checkpoint, policy=_KEPT[policy], prevent_cse=False)
 
@@ -75,13 +77,13 @@ def lookup(shard: jax.Array, spec: PartitionSpec, tokens: jax.Array, dtype) -> j
 
 
 def is_cut(axes: str | tuple[str, ...] | None) -> bool:
-  """Whether tensor parallelism cuts an axis, from its entry in a PartitionSpec."""
-  return axes is not None and TENSOR in _names(axes)
+  """Whether tensor parallelism cuts what has this entry in its PartitionSpec."""
+  return TENSOR in _names(axes or ()) and jax.lax.axis_size(TENSOR) > 1
 
 
 def _over_batch(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
   """Those of a PartitionSpec entry's mesh axes that cut the batch as well."""
-  return tuple(a for a in _names(axes or ()) if a in ROWS[0])
+  return tuple(a for a in _names(axes or ()) if a in ROWS[0] and jax.lax.axis_size(a) > 1)
 
 
 def _names(axes: str | tuple[str, ...]) -> tuple[str, ...]:

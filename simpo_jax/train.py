@@ -96,6 +96,7 @@ def _micro_loss(params, micro: Batch, total_pairs, total_chosen_tokens, cfg: Ste
 
 def _own_loss(params, micro: Batch, total_pairs, total_chosen_tokens, *, cfg: StepConfig):
   """`_micro_loss` of one device's rows and shards of the weights."""
+  mesh = cfg.rows.mesh
   specs = {name: P(*sharding.spec[1:]) for name, sharding in cfg.weights["layers"].items()}
 
   def attend(q, k, v):
@@ -103,7 +104,7 @@ def _own_loss(params, micro: Batch, total_pairs, total_chosen_tokens, *, cfg: St
     return range_attention(q, k, v, *mask, window=cfg.window, impl=cfg.attention), None
 
   def add_up(x):
-    return jax.lax.psum(x, fsdp.TENSOR) if cfg.rows.mesh.shape[fsdp.TENSOR] > 1 else x
+    return jax.lax.psum(x, fsdp.TENSOR) if mesh.shape[fsdp.TENSOR] > 1 else x
 
   table = cfg.weights["embed"].spec
   hidden = llama.forward(
@@ -114,7 +115,7 @@ def _own_loss(params, micro: Batch, total_pairs, total_chosen_tokens, *, cfg: St
     cfg.model,
     lambda p: {name: fsdp.gather(w, specs[name], cfg.dtype) for name, w in p.items()},
     add_up,
-    fsdp.remat(cfg.remat),
+    fsdp.remat(cfg.remat, alone=mesh.size == 1),
   )
   matrix = fsdp.gather(llama.unembed_matrix(params), table, cfg.dtype)
   cut = fsdp.TENSOR if fsdp.is_cut(table[0]) else None
