@@ -58,7 +58,7 @@ def embedded(c):
   """The tiny model that needs no download."""
   c.data.max_length = 256
   c.data.max_prompt_length = 128
-  c.data.row_length = 512
+  c.data.row_length = 256
   c.train.learning_rate = 1e-3
   c.train.warmup_ratio = 0.0
   c.train.remat = "none"
