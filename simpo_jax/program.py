@@ -31,8 +31,8 @@ from simpo_jax.requests import empty_requests
 from simpo_jax.sharding import ROWS, named, place
 from simpo_jax.train import Metrics, StepConfig, TrainState, evaluate_step, train_step, trainable
 
-# Training gathers each layer's weights while the one before is computed. Left to its defaults
-# the compiler multiplies by one shard after another instead ("windowed einsum").
+# Training gathers weights behind matrix products. Left to its defaults the compiler waits for
+# them, or multiplies by one shard after another ("windowed einsum").
 TPU_OPTIONS = {
   "xla_enable_async_all_gather": "true",
   "xla_tpu_enable_async_collective_fusion": "true",
