@@ -128,15 +128,26 @@ def test_training_moves_weights_and_gradients_once_in_bfloat16(compiled):
     if c.kind == "all-gather" and "14336" in c.shapes:
       gathered[c.crosses_hosts(CHIPS)] += times
   assert gathered == {True: 2 * 3 * layers, False: 2 * 3 * layers}
+  in_loops = {
+    inner
+    for computation in hlo.reachable(module, name)
+    for i in module.computations[computation].values()
+    if i.opcode == "while"
+    for loop in i.called
+    for inner in hlo.reachable(module, loop)
+  }
   copied = [
-    i.name
+    (computation in in_loops, i.arrays[0].bytes)
     for computation in hlo.reachable(module, name)
     for i in module.computations[computation].values()
     if i.opcode == "copy"  # into nearer memory and back it is a copy-start
     and str(i.arrays[0]).startswith(f"f32[{layers},")
     and i.arrays[0].bytes > 2**22
   ]
-  assert not copied, "weights, gradients or optimizer state"
+  # Weights, gradients and optimizer state. The compiler gives those of q, k and v another layout
+  # for the step, once: cheaper than to transpose what goes into attention in every layer.
+  assert not [size for inside, size in copied if inside]
+  assert sum(size for _, size in copied) < executable.memory.aliased / 8
 
 
 def _decode_weights(cfg):

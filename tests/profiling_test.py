@@ -7,6 +7,7 @@ import pytest
 
 from simpo_jax.config import default_config, validate
 from simpo_jax.errors import UserError
+from simpo_jax.monitor import compile_count
 from simpo_jax.run import run
 
 
@@ -20,7 +21,9 @@ def config(steps):
 
 
 def test_the_steps_asked_for_are_traced_and_nothing_else_is_compiled(tmp_path):
+  before = compile_count()
   _, folder = run(config((2, 3)), str(tmp_path / "run"))
+  assert compile_count() == before + 1
   [path] = (folder / "profile").rglob("*.xplane.pb")
   names = [
     event.name
@@ -32,7 +35,7 @@ def test_the_steps_asked_for_are_traced_and_nothing_else_is_compiled(tmp_path):
   assert launches == ["simpo_jax train", "simpo_jax train"]
   assert any("dot" in name for name in names), "the program's own operations"
   record = json.loads((folder / "run.json").read_text())
-  assert (record["compiles"], record["launches"]) == (1, ["train"] * 4)
+  assert record["launches"] == ["train"] * 4
 
 
 @pytest.mark.parametrize("steps", ((3,), (0, 2), (3, 2), (1, 5), (1, 2, 3)))
