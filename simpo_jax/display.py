@@ -24,11 +24,11 @@ from simpo_jax.resolve import Run, devices_text
 _SAMPLE_WIDTH = 300  # characters of a shown generation
 
 
-def human_bytes(n: float) -> str:
+def human_bytes(n: float, form: str = ".1f") -> str:
   """1536 -> "1.5 KiB"."""
   for unit in ("B", "KiB", "MiB", "GiB"):
     if n < 1024 or unit == "GiB":
-      return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+      return f"{n:.0f} {unit}" if unit == "B" else f"{n:{form}} {unit}"
     n /= 1024
   raise AssertionError
 

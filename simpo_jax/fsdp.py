@@ -66,14 +66,21 @@ def lookup(shard: jax.Array, spec: PartitionSpec, tokens: jax.Array, dtype) -> j
   if axes:
     tokens = jax.lax.all_gather(tokens, axes, axis=0, tiled=True)
   if is_cut(spec[0]):
-    tokens -= jax.lax.axis_index(TENSOR) * shard.shape[0]
-    own = (tokens >= 0) & (tokens < shard.shape[0])
-    x = jnp.where(own[..., None], shard[jnp.where(own, tokens, 0)], 0).astype(dtype)
+    own = own_ids(tokens, shard.shape[0], TENSOR)
+    x = jnp.where(own[..., None] >= 0, shard[jnp.maximum(own, 0)], 0).astype(dtype)
   else:
     x = shard[tokens].astype(dtype)
   if axes:
     x = jax.lax.all_to_all(x, axes, split_axis=0, concat_axis=2, tiled=True)
   return jax.lax.psum(x, TENSOR) if is_cut(spec[0]) else x
+
+
+def own_ids(ids: jax.Array, size: int, axis: str | None) -> jax.Array:
+  """Ids by their place among this device's `size` rows of a table cut over `axis`; others: -1."""
+  if axis is None:
+    return ids
+  ids = ids - jax.lax.axis_index(axis) * size
+  return jnp.where((ids >= 0) & (ids < size), ids, -1)
 
 
 def is_cut(axes: str | tuple[str, ...] | None) -> bool:

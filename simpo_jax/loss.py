@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from simpo_jax.fsdp import own_ids
+
 
 class SimPOConfig(NamedTuple):
   """The names and defaults of princeton-nlp/SimPO; gamma = beta * gamma_beta_ratio."""
@@ -83,21 +85,13 @@ def _logits(hidden, matrix, index):
   return x, jnp.einsum("bud,vd->buv", x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
-def _own_ids(ids, size, axis):
-  """The targets by their place among this device's `size` rows of the matrix; others are -1."""
-  if axis is None:
-    return ids
-  ids = ids - jax.lax.axis_index(axis) * size
-  return jnp.where((ids >= 0) & (ids < size), ids, -1)
-
-
 def _forward(hidden, matrix, index, ids, chunk, axis):
   all_index, all_ids, count = _chunks(index, ids, chunk)
 
   def body(i, out):
     index, ids = _chunk(all_index, i, chunk), _chunk(all_ids, i, chunk)
     _, logits = _logits(hidden, matrix, index)
-    own = _own_ids(ids, logits.shape[-1], axis)
+    own = own_ids(ids, logits.shape[-1], axis)
     target = jnp.take_along_axis(logits, jnp.maximum(own, 0)[..., None], axis=-1)[..., 0]
     lse = jax.nn.logsumexp(logits, axis=-1)
     if axis:
@@ -125,7 +119,7 @@ def _backward(chunk, axis, residuals, d_logps):
     index, ids = _chunk(all_index, i, chunk), _chunk(all_ids, i, chunk)
     x, logits = _logits(hidden, matrix, index)
     scale = jnp.where(ids >= 0, _chunk(d_logps, i, chunk), 0.0)[..., None]
-    own = _own_ids(ids, logits.shape[-1], axis)
+    own = own_ids(ids, logits.shape[-1], axis)
     hit = jnp.arange(logits.shape[-1], dtype=jnp.int32) == own[..., None]
     d_logits = (hit - jnp.exp(logits - _chunk(lse, i, chunk)[..., None])) * scale
     # An empty entry has no saved normaliser: its exponential may overflow.

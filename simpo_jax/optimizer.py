@@ -8,6 +8,7 @@ import optax
 
 from simpo_jax.model import tensors
 from simpo_jax.model_config import ModelConfig
+from simpo_jax.train import trainable
 
 
 def make_schedule(cfg: ml_collections.ConfigDict) -> optax.Schedule:
@@ -48,7 +49,7 @@ def make_optimizer(
     eps=cfg.eps,
     mu_dtype=cfg.mu_dtype,
     weight_decay=cfg.weight_decay,
-    mask={name: part for name, part in decayed.items() if name not in frozen},
+    mask=trainable(decayed, frozen),
   )
   if cfg.max_grad_norm <= 0:
     return adamw

@@ -51,6 +51,14 @@ def config(**changes):
   return c
 
 
+def wide_model(folder, ffn, layers):
+  """The config of a run of random weights of this shape, whose config.json is written."""
+  hf = dict(model_type="llama", vocab_size=262, hidden_size=2**14, intermediate_size=ffn)
+  hf |= dict(num_hidden_layers=layers, num_attention_heads=128, rms_norm_eps=1e-5)
+  (folder / "config.json").write_text(json.dumps(hf))
+  return config(**{"model.source": f"random:{folder}"})
+
+
 # --- the program -----------------------------------------------------------------------------
 
 
@@ -126,10 +134,7 @@ def test_a_plan_in_words(v5p):
 def test_what_does_not_fit_says_what_to_change(tmp_path):
   """One layer of 4.3 billion weights: 16 bytes each, cut over four chips of 15.75 GiB."""
   pytest.importorskip("libtpu")
-  hf = dict(model_type="llama", vocab_size=262, hidden_size=2**14, intermediate_size=2**16)
-  hf |= dict(num_hidden_layers=1, num_attention_heads=128, rms_norm_eps=1e-5)
-  (tmp_path / "config.json").write_text(json.dumps(hf))
-  c = config(**{"model.source": f"random:{tmp_path}"})
+  c = wide_model(tmp_path, ffn=2**16, layers=1)
   plan = planning.make_plan(c, topology_devices("v5e:2x2"), topology="v5e:2x2")
   assert not plan["fits"] and "RESOURCE_EXHAUSTED" in plan["refused"]
   hbm, modes = plan["hbm_bytes_per_chip"], plan["memory"]["modes"]
@@ -160,10 +165,7 @@ def test_known_sizes_stand_in_for_a_model_that_is_not_here(monkeypatch):
 def test_a_model_far_too_large_is_still_planned(tmp_path):
   """Its state alone takes more than the slice has; a run would be refused."""
   pytest.importorskip("libtpu")
-  hf = dict(model_type="llama", vocab_size=262, hidden_size=2**14, intermediate_size=2**17)
-  hf |= dict(num_hidden_layers=2, num_attention_heads=128, rms_norm_eps=1e-5)
-  (tmp_path / "config.json").write_text(json.dumps(hf))
-  c = config(**{"model.source": f"random:{tmp_path}"})
+  c = wide_model(tmp_path, ffn=2**17, layers=2)
   mesh = resolve.mesh_of(c, topology_devices("v5e:2x2"), 1)
   with pytest.raises(UserError, match="take all memory of a device"):
     resolve.resolve(c, mesh)

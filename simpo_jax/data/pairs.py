@@ -116,8 +116,12 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
   return _permutation(n, "epoch", seed, epoch)
 
 
-def pair_indices_for_step(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-  """int64[batch_size]: the pairs of a step (from 1), a function of its arguments alone.
+def pair_indices_for_step(
+  n: int, batch_size: int, seed: int, step: int, steps: int = 1
+) -> np.ndarray:
+  """int64[steps * batch_size]: the pairs of a step (from 1) and of those that follow it.
+
+  A function of its arguments alone.
 
   Steps walk through epochs without a gap: a batch may end one and begin the
   next. Raises UserError if there are fewer pairs than a batch holds.
@@ -126,7 +130,7 @@ def pair_indices_for_step(n: int, batch_size: int, seed: int, step: int) -> np.n
     raise UserError(
       f"{n} pairs do not fill a batch of {batch_size}; lower train.batch_size or add data"
     )
-  epochs, places = np.divmod(np.arange(batch_size) + (step - 1) * batch_size, n)
+  epochs, places = np.divmod(np.arange(steps * batch_size) + (step - 1) * batch_size, n)
   orders = {int(e): epoch_order(n, seed, int(e)) for e in np.unique(epochs)}
   return np.array([orders[int(e)][p] for e, p in zip(epochs, places, strict=True)], np.int64)
 

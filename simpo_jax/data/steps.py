@@ -30,10 +30,8 @@ def step_source(
 
   @functools.lru_cache(maxsize=2)
   def window(number: int) -> list[list[int]]:
-    steps = range(number * size + 1, (number + 1) * size + 1)
-    indices = [
-      int(i) for step in steps for i in pair_indices_for_step(len(lengths), batch_size, seed, step)
-    ]
+    first = number * size + 1
+    indices = pair_indices_for_step(len(lengths), batch_size, seed, first, size).tolist()
     if size == 1:
       return [indices]
     dealt = deal([lengths[i] for i in indices], size, row_length, slots, (seed, number))

@@ -6,19 +6,22 @@ Facts of their config.json files; weights, tokenizer and licence stay with the h
 from simpo_jax.model_config import ModelConfig, from_hf
 
 
-def _llama3(hidden, ffn, layers, heads, **more):
+def _config(kind, vocab, hidden, ffn, layers, heads, kv_heads, **more):
   return dict(
-    model_type="llama",
-    vocab_size=128256,
+    model_type=kind,
+    vocab_size=vocab,
     hidden_size=hidden,
     intermediate_size=ffn,
     num_hidden_layers=layers,
     num_attention_heads=heads,
-    num_key_value_heads=8,
-    rope_theta=500000.0,
-    rms_norm_eps=1e-5,
-    **{"max_position_embeddings": 131072, **more},
+    num_key_value_heads=kv_heads,
+    **{"rms_norm_eps": 1e-5, **more},
   )
+
+
+def _llama3(*sizes, **more):
+  more = {"rope_theta": 500000.0, "max_position_embeddings": 131072, **more}
+  return _config("llama", 128256, *sizes, 8, **more)
 
 
 def _scaled(factor):
@@ -32,29 +35,18 @@ def _scaled(factor):
 
 
 def _mistral(**more):
-  return dict(
-    model_type="mistral",
-    vocab_size=32000,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    rms_norm_eps=1e-5,
-    max_position_embeddings=32768,
-    **more,
-  )
+  return _config("mistral", 32000, 4096, 14336, 32, 32, 8, max_position_embeddings=32768, **more)
 
 
 def _qwen25(vocab, hidden, ffn, layers, heads, kv_heads, tied, positions=32768):
-  return dict(
-    model_type="qwen2",
-    vocab_size=vocab,
-    hidden_size=hidden,
-    intermediate_size=ffn,
-    num_hidden_layers=layers,
-    num_attention_heads=heads,
-    num_key_value_heads=kv_heads,
+  return _config(
+    "qwen2",
+    vocab,
+    hidden,
+    ffn,
+    layers,
+    heads,
+    kv_heads,
     rope_theta=1000000.0,
     rms_norm_eps=1e-6,
     max_position_embeddings=positions,
@@ -63,17 +55,12 @@ def _qwen25(vocab, hidden, ffn, layers, heads, kv_heads, tied, positions=32768):
   )
 
 
-def _smollm2(hidden, ffn, layers, heads, kv_heads, theta=100000.0):
-  return dict(
-    model_type="llama",
-    vocab_size=49152,
-    hidden_size=hidden,
-    intermediate_size=ffn,
-    num_hidden_layers=layers,
-    num_attention_heads=heads,
-    num_key_value_heads=kv_heads,
+def _smollm2(*sizes, theta=100000.0):
+  return _config(
+    "llama",
+    49152,
+    *sizes,
     rope_theta=theta,
-    rms_norm_eps=1e-5,
     max_position_embeddings=8192,
     tie_word_embeddings=True,
   )
@@ -111,8 +98,8 @@ _CONFIGS = {
   "HuggingFaceTB/SmolLM2-135M-Instruct": _smollm2(576, 1536, 30, 9, 3),
   "HuggingFaceTB/SmolLM2-360M": _smollm2(960, 2560, 32, 15, 5),
   "HuggingFaceTB/SmolLM2-360M-Instruct": _smollm2(960, 2560, 32, 15, 5),
-  "HuggingFaceTB/SmolLM2-1.7B": _smollm2(2048, 8192, 24, 32, 32, 130000.0),
-  "HuggingFaceTB/SmolLM2-1.7B-Instruct": _smollm2(2048, 8192, 24, 32, 32, 130000.0),
+  "HuggingFaceTB/SmolLM2-1.7B": _smollm2(2048, 8192, 24, 32, 32, theta=130000.0),
+  "HuggingFaceTB/SmolLM2-1.7B-Instruct": _smollm2(2048, 8192, 24, 32, 32, theta=130000.0),
 }
 NAMES = tuple(_CONFIGS)
 

@@ -6,7 +6,6 @@ everything overlaps perfectly.
 """
 
 import contextlib
-import importlib.metadata
 import pathlib
 import tempfile
 import time
@@ -21,6 +20,7 @@ from simpo_jax.chips import chip_of
 from simpo_jax.data.pairs import PairTokens
 from simpo_jax.data.prompts import Prompt
 from simpo_jax.errors import UserError, one_line
+from simpo_jax.fingerprint import versions
 from simpo_jax.memory import Assignment, Memory, memory_of, read_assignment
 from simpo_jax.model_config import ModelConfig
 from simpo_jax.plan.advice import advise
@@ -88,6 +88,7 @@ def make_plan(
   hbm = machine.chip.hbm_bytes if machine.chip else device_bytes(device)
   memory = memory_figures(cfg, built.memory, built.assignment)
   fits = built.refused is None and (hbm is None or memory["peak"] <= hbm)
+  installed = versions()
   plan = {
     "config": config.name,
     "topology": topology,
@@ -98,7 +99,7 @@ def make_plan(
       "hosts": mesh.shape["host"],
       "mesh": dict(mesh.shape),
     },
-    "versions": _versions(),
+    "versions": {name: installed[name] for name in ("jax", "jaxlib", "libtpu")},
     "model": {"source": config.model.source, "param_dtype": config.model.param_dtype},
     "program": built.fingerprint,
     "assumed": list(planned.assumed),
@@ -230,13 +231,3 @@ def _dumped(folder: str, name: str) -> str:
   if not found:
     raise RuntimeError(f"the compiler wrote no {name}; please report this with its version")
   return max(found, key=lambda p: p.stat().st_size).read_text()
-
-
-def _versions() -> dict[str, str]:
-  out = {}
-  for name in ("jax", "jaxlib", "libtpu"):
-    try:
-      out[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      out[name] = "absent"
-  return out

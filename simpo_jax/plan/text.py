@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import Any
 
+from simpo_jax.display import human_bytes
+
 _SHOWN = 6  # collectives and buffers listed per mode
 _MEMORY_KINDS = {
   "gradients": "gradients (float32 sums)",
@@ -201,13 +203,7 @@ def _short(shapes: str) -> str:
 
 
 def _bytes(n: float | None) -> str:
-  if n is None:
-    return "-"
-  for unit in ("B", "KiB", "MiB", "GiB"):
-    if n < 1024 or unit == "GiB":
-      return f"{n:.0f} {unit}" if unit == "B" else f"{n:,.2f} {unit}"
-    n /= 1024
-  raise AssertionError
+  return "-" if n is None else human_bytes(n, ",.2f")
 
 
 def _count(n: float) -> str:
