@@ -62,7 +62,7 @@ def default_config() -> ml_collections.ConfigDict:
   # Response tokens of a row whose logits exist at once; 0: 1,024, on CPU 256.
   c.train.logits_chunk = 0
   # What the backward pass computes again: full (each layer, from its input) | dots (all but
-  # matrix products) | none.
+  # matrix products and attention) | none.
   c.train.remat = "full"
   c.train.mu_dtype = "float32"  # of AdamW's first moment; bfloat16 takes half the memory
   c.train.freeze_embeddings = False  # neither trained nor given optimizer state

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from simpo_jax.kernels.range_attention import RESIDUALS
 from simpo_jax.sharding import ROWS
 
 TENSOR = "tensor"  # the mesh axis of tensor parallelism
@@ -27,9 +28,12 @@ def _all_but_gathered(primitive, *_, **__) -> bool:
 
 # What of a layer's forward pass is kept for the backward pass, by name. Gathered weights
 # never are: they are gathered again.
+_SAVE = jax.checkpoint_policies
 _KEPT = {
-  "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": _SAVE.nothing_saveable,
+  "dots": _SAVE.save_from_both_policies(
+    _SAVE.dots_with_no_batch_dims_saveable, _SAVE.save_only_these_names(RESIDUALS)
+  ),
   "none": _all_but_gathered,
 }
 REMAT = tuple(_KEPT)
@@ -38,8 +42,8 @@ REMAT = tuple(_KEPT)
 def remat(policy: str, alone: bool = False):
   """The wrapper of a layer's function that computes again what the policy does not keep.
 
-  `full` recomputes the layer from its input, `dots` all but its matrix products (attention,
-  norms and activations), `none` nothing. `alone`: nothing is gathered.
+  `full` recomputes the layer from its input, `dots` all but its matrix products and attention
+  (norms, rotations and activations), `none` nothing. `alone`: nothing is gathered.
   """
   if policy == "none" and alone:
     return lambda f: f

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from simpo_jax import model as llama
 from simpo_jax import paging, scheduler
 from simpo_jax.arith import ceil_div
+from simpo_jax.linear import rms_norm
 from simpo_jax.model_config import ModelConfig
 from simpo_jax.sampling import Sampling, choose, uniforms
 from simpo_jax.scheduler import Queue, Work
@@ -287,7 +288,7 @@ def _decode(engine: Engine, s: _State, requests: Requests, width: int) -> _State
   table = jnp.where(alive[:, None], queue.pages.table[slot], shape.num_pages)
   x, pool = _forward(engine, s.pool, table, token[:, None], position, alive.astype(jnp.int32))
   with jax.named_scope("sample"):
-    x = llama.rms_norm(x[:, 0], engine.params["final_norm"], cfg.rms_norm_eps)
+    x = rms_norm(x[:, 0], engine.params["final_norm"], cfg.rms_norm_eps)
     u = uniforms(key, mine(asked.prompt), mine(asked.sample), position)
     sampling = jax.tree.map(mine, asked.sampling)
     # A dead row must not divide by its zero.

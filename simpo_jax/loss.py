@@ -127,7 +127,9 @@ def _backward(chunk, axis, residuals, d_logps):
     d_x = jnp.einsum(
       "buv,vd->bud", d_logits, matrix.astype(x.dtype), preferred_element_type=jnp.float32
     )
-    d_matrix += jnp.einsum("buv,bud->vd", d_logits, x, preferred_element_type=jnp.float32)
+    # A sum over one axis, of all targets; see `linear.matmul`.
+    d_logits, x = (y.reshape(-1, y.shape[-1]) for y in (d_logits, x))
+    d_matrix += jnp.einsum("nv,nd->vd", d_logits, x, preferred_element_type=jnp.float32)
     return d_hidden.at[rows, index].add(d_x), d_matrix
 
   d_hidden, d_matrix = jax.lax.fori_loop(

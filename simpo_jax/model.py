@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from simpo_jax.linear import matmul, rms_norm
 from simpo_jax.model_config import ModelConfig, rope_frequencies
 
 Params = dict[str, Any]
@@ -91,13 +92,6 @@ def count_params(cfg: ModelConfig) -> int:
   return sum(x.size for x in jax.tree.leaves(abstract_params(cfg, jnp.float32)))
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-  """x / rms(x) * scale over the last axis, in float32 (arXiv:1910.07467)."""
-  y = x.astype(jnp.float32)
-  y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-  return (y * scale.astype(jnp.float32)).astype(x.dtype)
-
-
 def rope_angles(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
   """cos and sin, float32 `[B, T, 1, h/2]`, of positions `[B, T]` (arXiv:2104.09864)."""
   angles = positions[..., None, None].astype(jnp.float32) * rope_frequencies(cfg)
@@ -126,7 +120,7 @@ def layer(
   B, T, _ = x.shape
   with jax.named_scope("attention"):
     y = rms_norm(x, p["attn_norm"], cfg.rms_norm_eps)
-    q, k, v = y @ p["q"], y @ p["k"], y @ p["v"]
+    q, k, v = (matmul(y, p[name]) for name in "qkv")
     if cfg.qkv_bias:
       q, k, v = q + p["q_bias"], k + p["k_bias"], v + p["v_bias"]
     q, k, v = (y.reshape(B, T, -1, cfg.head_dim) for y in (q, k, v))
@@ -134,10 +128,11 @@ def layer(
       q = rms_norm(q, p["q_norm"], cfg.rms_norm_eps)
       k = rms_norm(k, p["k_norm"], cfg.rms_norm_eps)
     out, carry = attend(rope(q, *angles), rope(k, *angles), v)
-    x = x + add_up(out.reshape(B, T, -1) @ p["o"])
+    x = x + add_up(matmul(out.reshape(B, T, -1), p["o"]))
   with jax.named_scope("mlp"):
     y = rms_norm(x, p["mlp_norm"], cfg.rms_norm_eps)
-    x = x + add_up((jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"])
+    y = jax.nn.silu(matmul(y, p["gate"])) * matmul(y, p["up"])
+    x = x + add_up(matmul(y, p["down"]))
   return x, carry
 
 

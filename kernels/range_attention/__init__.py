@@ -10,6 +10,7 @@ import importlib
 import jax
 
 IMPLEMENTATIONS = ("auto", "tpu", "xla", "reference")
+RESIDUALS = "attention"  # what the backward pass needs of the forward pass, to checkpoint policies
 _NATIVE = {"tpu": "tpu"}  # by platform; the others have no kernel of their own: XLA
 
 

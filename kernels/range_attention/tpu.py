@@ -15,6 +15,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from simpo_jax.kernels.range_attention import RESIDUALS
+
 try:
   from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
   from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import (
@@ -77,7 +79,7 @@ def attend(
       save_residuals=False,
       mask_value=DEFAULT_MASK_VALUE,
       attn_logits_soft_cap=None,
-      residual_checkpoint_name=None,
+      residual_checkpoint_name=RESIDUALS,
       mask_function=_sees,
       interpret=interpret,
     )

@@ -3,6 +3,11 @@
 A running softmax joins the blocks, forward and backward (FlashAttention-2,
 arXiv:2307.08691): no `[S, S]` array exists, and what a packed row masks out is mostly
 never computed.
+
+Scores are held with the keys first, `[B, K, E, G, C]` with E keys of a block, G query heads
+of a KV head and C queries: then no matrix product, forward or backward, contracts its left
+factor's first axis, for which a CPU would have to transpose a block of scores each time.
+In products G and C are one axis, N: XLA for CPU transposes where two are summed over.
 """
 
 import functools
@@ -10,6 +15,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from simpo_jax.kernels.range_attention import RESIDUALS
 
 NEGATIVE = -1e30  # a masked score: exp gives exactly 0, and no NaN arises from it
 QUERY_BLOCK = 256
@@ -29,10 +37,9 @@ def attend(
   """See `simpo_jax.kernels.range_attention.range_attention`."""
   B, S, H, h = q.shape
   K = k.shape[2]
-  q = jnp.moveaxis((q * h**-0.5).reshape(B, S, K, H // K, h), 2, 1)  # [B, K, S, G, h]
-  k, v = jnp.moveaxis(k, 2, 1), jnp.moveaxis(v, 2, 1)  # [B, K, S, h]
+  q = (q * h**-0.5).reshape(B, S, K, H // K, h)
   out = _attend(q, k, v, k_start, k_end, positions, window)
-  return jnp.moveaxis(out, 1, 2).reshape(B, S, H, h)
+  return out.reshape(B, S, H, h)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
@@ -44,107 +51,138 @@ def _blocks(S: int) -> tuple[int, int]:
   return math.gcd(S, QUERY_BLOCK), math.gcd(S, KEY_BLOCK)
 
 
+def _block(x, i, size, axis):
+  return jax.lax.dynamic_slice_in_dim(x, i * size, size, axis)
+
+
+def _flat(x, axis):
+  """`[..., G, C, ...]`, with G at `axis`, to `[..., N, ...]`."""
+  return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
 def _queries(x, i, C, axis):
-  return jax.lax.dynamic_slice_in_dim(x, i * C, C, axis)
+  """Query block i, `[..., N, ...]`, of `[..., G, S, ...]` with G at `axis`."""
+  return _flat(_block(x, i, C, axis + 1), axis)
 
 
-def _key_block(i, mask, S):
+def _key_blocks(i, mask, S):
   """Bounds of query block i's tokens, and the first and one-past-last key blocks they see."""
   C, E = _blocks(S)
-  start, end, positions = (_queries(x, i, C, 1) for x in mask)
+  start, end, positions = (_block(x, i, C, 1) for x in mask)
   return start, end, positions, jnp.min(start) // E, -(-jnp.max(end) // E)
 
 
 def _seen(j, start, end, positions, all_positions, E, window):
-  """bool [B, 1, C, 1, E]: which keys of block j each query of the block sees."""
-  keys = j * E + jnp.arange(E, dtype=jnp.int32)
-  seen = (keys >= start[..., None]) & (keys < end[..., None])
+  """bool [B, 1, E, 1, C]: which keys of block j each query of the block sees."""
+  keys = (j * E + jnp.arange(E, dtype=jnp.int32))[:, None]
+  seen = (keys >= start[:, None]) & (keys < end[:, None])
   if window is not None:
-    back = positions[..., None] - _queries(all_positions, j, E, 1)[:, None]
-    seen &= back < window
+    seen &= positions[:, None] - _block(all_positions, j, E, 1)[..., None] < window
   return seen[:, None, :, None]
 
 
-def _scores(q, k, seen):
-  scores = jnp.einsum("bkcgh,bkeh->bkcge", q, k, preferred_element_type=jnp.float32)
-  return jnp.where(seen, scores, NEGATIVE)
+_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _scores(k, q, seen):
+  return jnp.where(seen, _grouped(_dot("bkeh,bkhn->bken", k, q), seen.shape[-1]), NEGATIVE)
+
+
+def _grouped(x, C):
+  """`[..., N]` to `[..., G, C]`."""
+  return x.reshape(*x.shape[:-1], -1, C)
 
 
 def _forward(q, k, v, k_start, k_end, positions, window):
-  B, K, S, G, h = q.shape
+  B, S, K, G, h = q.shape
   C, E = _blocks(S)
   mask = (k_start, k_end, positions)
+  all_q = q.transpose(0, 2, 4, 3, 1)  # [B, K, h, G, S]
+  all_k, all_v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 3, 1)  # [B, K, S, h], [B, K, h, S]
 
   def query_block(_, i):
-    q_i = _queries(q, i, C, 2)
-    start, end, pos, first, last = _key_block(i, mask, S)
+    q_i = _queries(all_q, i, C, 3)
+    start, end, pos, first, last = _key_blocks(i, mask, S)
 
     def key_block(j, carry):
       peak, total, acc = carry
-      k_j, v_j = _queries(k, j, E, 2), _queries(v, j, E, 2)
-      scores = _scores(q_i, k_j, _seen(j, start, end, pos, positions, E, window))
-      new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))
-      weights = jnp.exp(scores - new_peak[..., None])
+      seen = _seen(j, start, end, pos, positions, E, window)
+      scores = _scores(_block(all_k, j, E, 2), q_i, seen)
+      new_peak = jnp.maximum(peak, jnp.max(scores, axis=2))
+      weights = jnp.exp(scores - new_peak[:, :, None])
       shrink = jnp.exp(peak - new_peak)
-      part = jnp.einsum(
-        "bkcge,bkeh->bkcgh", weights.astype(v.dtype), v_j, preferred_element_type=jnp.float32
-      )
-      return (new_peak, total * shrink + jnp.sum(weights, axis=-1), acc * shrink[..., None] + part)
+      flat = _flat(weights.astype(v.dtype), 3)
+      part = _grouped(_dot("bkhe,bken->bkhn", _block(all_v, j, E, 3), flat), C)
+      total = total * shrink + jnp.sum(weights, axis=2)
+      return new_peak, total, acc * shrink[:, :, None] + part
 
     # A peak above NEGATIVE makes the weights of a wholly masked block 0, not 1.
     init = (
-      jnp.full((B, K, C, G), NEGATIVE / 2, jnp.float32),
-      jnp.zeros((B, K, C, G), jnp.float32),
-      jnp.zeros((B, K, C, G, h), jnp.float32),
+      jnp.full((B, K, G, C), NEGATIVE / 2, jnp.float32),
+      jnp.zeros((B, K, G, C), jnp.float32),
+      jnp.zeros((B, K, h, G, C), jnp.float32),
     )
     peak, total, acc = jax.lax.fori_loop(first, last, key_block, init)
-    return None, ((acc / total[..., None]).astype(q.dtype), peak + jnp.log(total))
+    return None, ((acc / total[:, :, None]).astype(q.dtype), peak + jnp.log(total))
 
   _, (out, lse) = jax.lax.scan(query_block, None, jnp.arange(S // C))
-  out, lse = (jnp.moveaxis(x, 0, 2).reshape(B, K, S, *x.shape[4:]) for x in (out, lse))
+  out, lse = (checkpoint_name(x, RESIDUALS) for x in (_rows(out), lse))
   return out, (q, k, v, k_start, k_end, positions, out, lse)
+
+
+def _rows(blocks):
+  """`[blocks, B, K, h, G, C]` to `[B, S, K, G, h]`."""
+  n, B, K, h, G, C = blocks.shape
+  return blocks.transpose(1, 0, 5, 2, 4, 3).reshape(B, n * C, K, G, h)
 
 
 def _backward(window, residuals, d_out):
   q, k, v, k_start, k_end, positions, out, lse = residuals
-  B, K, S, G, h = q.shape
+  B, S, K, G, h = q.shape
   C, E = _blocks(S)
   mask = (k_start, k_end, positions)
   delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+  delta = delta.transpose(0, 2, 3, 1)  # [B, K, G, S]
+  # Each factor in the order in which its matrix products want it.
+  q_last, d_out_last = (x.transpose(0, 2, 4, 3, 1) for x in (q, d_out))  # [B, K, h, G, S]
+  q, d_out = (x.transpose(0, 2, 3, 1, 4) for x in (q, d_out))  # [B, K, G, S, h]
+  k_last = k.transpose(0, 2, 3, 1)  # [B, K, h, S]
+  k, v = (x.swapaxes(1, 2) for x in (k, v))  # [B, K, S, h]
 
   def query_block(carry, i):
-    q_i, d_out_i, lse_i, delta_i = (_queries(x, i, C, 2) for x in (q, d_out, lse, delta))
-    start, end, pos, first, last = _key_block(i, mask, S)
+    q_i, d_out_i = (_queries(x, i, C, 2) for x in (q, d_out))
+    delta_i = _block(delta, i, C, 3)[:, :, None]
+    q_last_i, d_out_last_i = (_queries(x, i, C, 3) for x in (q_last, d_out_last))
+    start, end, pos, first, last = _key_blocks(i, mask, S)
 
     def key_block(j, carry):
       d_q, d_k, d_v = carry
-      k_j, v_j = _queries(k, j, E, 2), _queries(v, j, E, 2)
-      scores = _scores(q_i, k_j, _seen(j, start, end, pos, positions, E, window))
-      weights = jnp.exp(scores - lse_i[..., None])
-      d_weights = jnp.einsum("bkcgh,bkeh->bkcge", d_out_i, v_j, preferred_element_type=jnp.float32)
-      d_scores = (weights * (d_weights - delta_i[..., None])).astype(q.dtype)
-      weights = weights.astype(q.dtype)
+      seen = _seen(j, start, end, pos, positions, E, window)
+      scores = _scores(_block(k, j, E, 2), q_last_i, seen)
+      weights = jnp.exp(scores - lse[i][:, :, None])
+      d_weights = _grouped(_dot("bkeh,bkhn->bken", _block(v, j, E, 2), d_out_last_i), C)
+      d_scores = _flat((weights * (d_weights - delta_i)).astype(q.dtype), 3)
 
-      def add(total, x, y, spec):
-        part = jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
-        old = _queries(total, j, E, 2)
-        return jax.lax.dynamic_update_slice_in_dim(total, old + part, j * E, 2)
+      def add(total, x, y):
+        part = _dot("bken,bknh->bkeh", x, y)
+        return jax.lax.dynamic_update_slice_in_dim(
+          total, _block(total, j, E, 2) + part, j * E, axis=2
+        )
 
-      d_q += jnp.einsum("bkcge,bkeh->bkcgh", d_scores, k_j, preferred_element_type=jnp.float32)
       return (
-        d_q,
-        add(d_k, d_scores, q_i, "bkcge,bkcgh->bkeh"),
-        add(d_v, weights, d_out_i, "bkcge,bkcgh->bkeh"),
+        d_q + _dot("bkhe,bken->bkhn", _block(k_last, j, E, 3), d_scores),
+        add(d_k, d_scores, q_i),
+        add(d_v, _flat(weights.astype(q.dtype), 3), d_out_i),
       )
 
-    d_q = jnp.zeros((B, K, C, G, h), jnp.float32)
+    d_q = jnp.zeros((B, K, h, G * C), jnp.float32)
     d_q, d_k, d_v = jax.lax.fori_loop(first, last, key_block, (d_q, *carry))
-    return (d_k, d_v), d_q.astype(q.dtype)
+    return (d_k, d_v), _grouped(d_q, C).astype(q.dtype)
 
   zeros = jnp.zeros((B, K, S, h), jnp.float32)
   (d_k, d_v), d_q = jax.lax.scan(query_block, (zeros, zeros), jnp.arange(S // C))
-  d_q = jnp.moveaxis(d_q, 0, 2).reshape(q.shape)
-  return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
+  d_k, d_v = (x.swapaxes(1, 2).astype(k.dtype) for x in (d_k, d_v))
+  return _rows(d_q), d_k, d_v, None, None, None
 
 
 _attend.defvjp(_forward, _backward)
