@@ -32,11 +32,17 @@ class Tensor:
   axes: tuple[str, ...]
   hf_name: str  # with {} for the layer, if stacked
   transposed: bool = False  # Hugging Face stores linear weights as [out, in]
-  init: str = "normal"  # normal | ones | zeros
+  init: str = "normal"  # normal | ones | zeros | uniform
+  adapter: bool = False  # made for training (`lora.py`), float32; in no checkpoint of the model
 
   @property
   def stacked(self) -> bool:
     return self.axes[0] == "layers"
+
+  @property
+  def is_matrix(self) -> bool:
+    """Whether it is one in a layer; norms and biases are not."""
+    return len(self.axes) - self.stacked == 2
 
 
 def tensors(cfg: ModelConfig) -> dict[str, Any]:
@@ -110,6 +116,14 @@ def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+def linear(p: Params, name: str, x: jax.Array) -> jax.Array:
+  """x W, and (x A) B where the weight has an adapter, its B scaled (arXiv:2106.09685)."""
+  y = x @ p[name]
+  if f"{name}_lora_a" in p:
+    y = y + (x @ p[f"{name}_lora_a"]) @ p[f"{name}_lora_b"]
+  return y
+
+
 def layer(
   p: Params,
   x: jax.Array,
@@ -126,7 +140,7 @@ def layer(
   B, T, _ = x.shape
   with jax.named_scope("attention"):
     y = rms_norm(x, p["attn_norm"], cfg.rms_norm_eps)
-    q, k, v = y @ p["q"], y @ p["k"], y @ p["v"]
+    q, k, v = (linear(p, name, y) for name in ("q", "k", "v"))
     if cfg.qkv_bias:
       q, k, v = q + p["q_bias"], k + p["k_bias"], v + p["v_bias"]
     q, k, v = (y.reshape(B, T, -1, cfg.head_dim) for y in (q, k, v))
@@ -134,10 +148,11 @@ def layer(
       q = rms_norm(q, p["q_norm"], cfg.rms_norm_eps)
       k = rms_norm(k, p["k_norm"], cfg.rms_norm_eps)
     out, carry = attend(rope(q, *angles), rope(k, *angles), v)
-    x = x + add_up(out.reshape(B, T, -1) @ p["o"])
+    x = x + add_up(linear(p, "o", out.reshape(B, T, -1)))
   with jax.named_scope("mlp"):
     y = rms_norm(x, p["mlp_norm"], cfg.rms_norm_eps)
-    x = x + add_up((jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"])
+    y = jax.nn.silu(linear(p, "gate", y)) * linear(p, "up", y)
+    x = x + add_up(linear(p, "down", y))
   return x, carry
 
 
@@ -187,14 +202,19 @@ def forward(
   return rms_norm(x, params["final_norm"], cfg.rms_norm_eps)
 
 
-def unstack(params: Params, cfg: ModelConfig, dtype) -> Params:
+def unstack(
+  params: Params,
+  cfg: ModelConfig,
+  dtype,
+  whole: Callable[[Params], Params] = lambda p: p,
+) -> Params:
   """The weights for decoding: cast, and the layers as a list.
 
   Done once per generation: slicing a stacked weight inside the decode loop would
-  copy that slice at every token.
+  copy that slice at every token. `whole` makes a layer's weights of what lies stacked.
   """
-  params = jax.tree.map(lambda w: w.astype(dtype), params)
   layers = [
-    jax.tree.map(lambda w, i=i: w[i], params["layers"]) for i in range(cfg.num_hidden_layers)
+    whole({name: w[i] for name, w in params["layers"].items()})
+    for i in range(cfg.num_hidden_layers)
   ]
-  return {**params, "layers": layers}
+  return jax.tree.map(lambda w: w.astype(dtype), {**params, "layers": layers})
