@@ -17,15 +17,18 @@ import hosts_work
 from hf_models import VOCAB, hf_logits, hf_model, load, our_logits
 from hosts import run_group
 from simpo_jax import lora as adapters
-from simpo_jax import program, resolve, weights
+from simpo_jax import program, resolve, sharding, weights
 from simpo_jax.config import default_config, validate
-from simpo_jax.data.packing import pack
+from simpo_jax.data.packing import batch_shape, pack
+from simpo_jax.data.pairs import PairTokens
 from simpo_jax.errors import UserError
 from simpo_jax.lora import TARGETS, Lora
+from simpo_jax.loss import SimPOConfig
 from simpo_jax.model import tensors
 from simpo_jax.monitor import compile_count
 from simpo_jax.run import pairs_by_step, run
-from simpo_jax.train import evaluate_step
+from simpo_jax.train import StepConfig, evaluate_step
+from simpo_reference import check_close, gradient_of_step, reference, step_config
 
 TOLERANCE = 1e-5
 MODELS = {
@@ -43,6 +46,14 @@ SETTINGS = {
   "generate.at_steps": (3,),
   "generate.count": 4,
 }
+
+
+def _step(cfg, simpo, shape, lora, mesh=None) -> StepConfig:
+  """A step that trains adapters alone."""
+  step = step_config(cfg, simpo, shape, mesh)
+  mesh = step.rows.mesh
+  specs = sharding.param_specs(cfg, mesh, sharding.TRAIN_RULES, lora)
+  return step._replace(lora=lora, frozen=tuple(tensors(cfg)), weights=sharding.named(mesh, specs))
 
 
 # --- the peft package -----------------------------------------------------------------------
@@ -97,6 +108,29 @@ def test_logits_equal_peft(pair):
   assert np.abs(hf_logits(net.get_base_model(), tokens) - expected).max() < 1e-3
   with net.disable_adapter():
     assert np.abs(hf_logits(net, tokens) - expected).max() > 0.1, "the adapters show"
+
+
+def test_gradients_equal_torch(pair):
+  kind, lora, cfg, params, *_ = pair
+  rng = np.random.default_rng(0)
+  lengths = ((5, 7, 3), (1, 1, 9), (12, 4, 4), (3, 10, 1))
+  pairs = [
+    PairTokens(str(i), *(rng.integers(VOCAB, size=n).astype(np.int32) for n in three))
+    for i, three in enumerate(lengths)
+  ]
+  simpo = SimPOConfig(sft_weight=0.3)
+  # The reference is float64, so that only our own float32 rounding counts.
+  expected = reference(_peft_model(kind, lora).double(), pairs, **simpo._asdict())
+  shape = batch_shape(len(pairs), row_length=128, slots=2, rows=1)
+  grads, metrics = gradient_of_step(_step(cfg, simpo, shape, lora), params, pairs, shape)
+  table = adapters.all_tensors(cfg, lora)["lora"]
+  assert grads.keys() == {"lora"} and len(expected.grads) == len(table) * cfg.num_hidden_layers
+  for name, tensor in table.items():
+    names = tensor.hf_name.replace(".weight", ".default.weight")
+    theirs = [expected.grads[names.format(i)].T for i in range(cfg.num_hidden_layers)]
+    check_close(grads["lora"][name], np.stack(theirs), name, TOLERANCE)
+  check_close(metrics.loss, expected.loss, "loss", TOLERANCE)
+  check_close(metrics.grad_norm, expected.grad_norm, "gradient norm", TOLERANCE)
 
 
 def test_peft_loads_what_is_exported(pair, tmp_path):
@@ -277,12 +311,7 @@ def _check_meshes():
 
   from fsdp_test import LENGTHS, SIZES, _check_exchanges
   from simpo_jax import model as llama
-  from simpo_jax import sharding
-  from simpo_jax.data.packing import batch_shape
-  from simpo_jax.data.pairs import PairTokens
-  from simpo_jax.loss import SimPOConfig
   from simpo_jax.model_config import from_hf
-  from simpo_reference import check_close, gradient_of_step, step_config
 
   cfg, rng = from_hf({**SIZES, "model_type": "llama", "vocab_size": 96}), np.random.default_rng(0)
   lora = Lora(4, 6.0, TARGETS)
@@ -297,10 +326,7 @@ def _check_meshes():
   shape = batch_shape(len(pairs), row_length=128, slots=2, rows=8)
 
   def step_on(mesh):
-    step = step_config(cfg, SimPOConfig(sft_weight=0.3), shape, mesh)
-    specs = sharding.param_specs(cfg, mesh, sharding.TRAIN_RULES, lora)
-    frozen = tuple(tensors(cfg))
-    return step._replace(lora=lora, frozen=frozen, weights=sharding.named(mesh, specs))
+    return _step(cfg, SimPOConfig(sft_weight=0.3), shape, lora, mesh)
 
   def gradient(step, params):
     return gradient_of_step(step, params, pairs, shape)
@@ -316,6 +342,8 @@ def _check_meshes():
     np.testing.assert_allclose(metrics.loss, expected_metrics.loss, rtol=1e-6)
     for name, truth in expected["lora"].items():
       check_close(grads["lora"][name], truth, name, 1e-5)
+    whole = adapters.host_adapters(placed["lora"])
+    jax.tree.map(np.testing.assert_array_equal, whole, params["lora"])
     for name, spec in jax.tree.map(lambda s: s.spec, step.weights["lora"]).items():
       matrix = step.weights["layers"][name.split("_")[0]].spec
       own = spec[1] if name.endswith("_a") else spec[2]
@@ -325,13 +353,13 @@ def _check_meshes():
       _check_exchanges(step, placed, pack(pairs, shape), tensor)
 
     @jax.jit
-    def whole(params, step=step):
+    def decoded(params, step=step):
       def merge(p):
         return adapters.merge(p, lora, step.weights)
 
       return llama.unstack(adapters.beside_weights(params), cfg, jnp.float32, merge)
 
-    for i, layer in enumerate(whole(placed)["layers"]):
+    for i, layer in enumerate(decoded(placed)["layers"]):
       assert layer.keys() == merged["layers"].keys()
       for name, value in layer.items():
         np.testing.assert_allclose(value, merged["layers"][name][i], atol=1e-5)

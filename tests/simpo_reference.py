@@ -65,7 +65,8 @@ def reference(
     (loss / len(pairs) - sft_weight * sums[0] / chosen_tokens).backward()
     rows.append([x.item() for x in (loss, chosen, rejected, sums[0])])
   losses, chosen, rejected, chosen_sums = np.asarray(rows).T
-  grads = {name: p.grad.numpy().copy() for name, p in net.named_parameters()}
+  trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+  grads = {name: p.grad.numpy().copy() for name, p in trained.items()}
   sft = -chosen_sums.sum() / chosen_tokens
   return Reference(
     losses.mean() + sft_weight * sft,
