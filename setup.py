@@ -40,7 +40,7 @@ setup(
     "cuda13": [f"jax[cuda13]{JAX}"],
     # What bench/ measures against.
     "bench": ["trl>=1.16", "torch>=2.13", "accelerate>=1.15", "datasets>=5.2"],
-    # torch is the tests' reference; one exact version, for one exact reference.
+    # torch is the tests' reference; one exact version, for one exact reference. peft: that of LoRA.
     "dev": [
       "pytest",
       "pytest-xdist",
@@ -51,6 +51,7 @@ setup(
       "pyyaml",
       "kubeflow-trainer-api",
       "torch==2.13.0",
+      "peft>=0.21",
       # libtpu: the TPU compiler, which needs no TPU.
       f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
     ],

@@ -15,6 +15,7 @@ from simpo_jax.data.truncation import HEADERS, RULES
 from simpo_jax.errors import UserError
 from simpo_jax.fsdp import REMAT
 from simpo_jax.kernels import paged_attention, range_attention
+from simpo_jax.lora import TARGETS
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -28,7 +29,9 @@ def default_config() -> ml_collections.ConfigDict:
   # "HuggingFaceTB/SmolLM2-135M-Instruct", or "random:FOLDER" for random weights
   # in the shape of FOLDER/config.json.
   c.model.source = "embedded"
-  c.model.param_dtype = "float32"  # master weights and optimizer state
+  # Master weights and optimizer state. With adapters (train.lora_rank) it is the frozen weights'
+  # alone, and bfloat16 costs no exactness of the updates.
+  c.model.param_dtype = "float32"
   c.model.compute_dtype = "auto"  # bfloat16 on TPU and GPU, float32 on CPU
 
   c.data = ml_collections.ConfigDict()
@@ -67,6 +70,10 @@ def default_config() -> ml_collections.ConfigDict:
   c.train.mu_dtype = "float32"  # of AdamW's first moment; bfloat16 takes half the memory
   c.train.freeze_embeddings = False  # neither trained nor given optimizer state
   c.train.ema_decay = 0.0  # evaluate and generate with the weights' moving average; 0: off
+  # Train adapters W + (alpha / rank) A B in place of the weights; 0: the weights themselves.
+  c.train.lora_rank = 0
+  c.train.lora_alpha = 16.0
+  c.train.lora_targets = TARGETS  # the matrices that have one, by PEFT's names
 
   c.simpo = ml_collections.ConfigDict()  # the names and defaults of princeton-nlp/SimPO
   c.simpo.beta = 2.0
@@ -159,6 +166,8 @@ _RANGES = {  # inclusive
   "train.learning_rate": (0.0, 1.0),
   "train.warmup_ratio": (0.0, 1.0),
   "train.ema_decay": (0.0, 0.9999999),
+  "train.lora_rank": (0, 65_536),
+  "train.lora_alpha": (1e-6, None),
   "train.weight_decay": (0.0, None),
   "train.max_grad_norm": (0.0, None),
   "train.b1": (0.0, 0.9999999),
@@ -199,6 +208,7 @@ _ELEMENTS = {  # of tuples: their type, and an example
   "data.eval": (str, "('a.json',)"),
   "generate.at_steps": (int, "(2,50)"),
   "profile.steps": (int, "(3,6)"),
+  "train.lora_targets": (str, "('q_proj','v_proj')"),
   "generate.prompt_list": (str, "('Tell me a joke.',)"),
   "generate.stop": (str, "('User:',)"),
 }
@@ -253,6 +263,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError(
           f"--config.{name}={fields[name]}: {element!r} is not {what}; write it like {example}"
         )
+  for target in config.train.lora_targets:
+    if target not in TARGETS:
+      raise UserError(
+        f"--config.train.lora_targets: {target!r} is not one of {', '.join(TARGETS)}"
+        + did_you_mean(target, TARGETS)
+      )
+  if config.train.lora_rank and not config.train.lora_targets:
+    raise UserError(
+      f"--config.train.lora_rank={config.train.lora_rank} with no --config.train.lora_targets "
+      f"would train nothing; name some of {', '.join(TARGETS)}, or set lora_rank=0"
+    )
   profiled = config.profile.steps
   if profiled and not (
     len(profiled) == 2 and 1 <= profiled[0] <= profiled[1] <= config.train.steps

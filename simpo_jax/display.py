@@ -1,6 +1,7 @@
 """What a person sees: banner, one line per step, samples, closing table. Process 0 only."""
 
 import contextlib
+import math
 from typing import Any
 
 from rich.console import Console
@@ -18,8 +19,10 @@ from rich.table import Table
 
 from simpo_jax.data.pairs import SkipReport
 from simpo_jax.inference import page_bytes
+from simpo_jax.lora import all_tensors
 from simpo_jax.program import Compiled
 from simpo_jax.resolve import Run, devices_text
+from simpo_jax.train import StepConfig
 
 _SAMPLE_WIDTH = 300  # characters of a shown generation
 
@@ -78,6 +81,7 @@ class Display:
         f"{model.name}: {model.config.model_type}, {params / 1e6:,.1f}M parameters, "
         f"{program.param_dtype} weights, {program.step.dtype} compute",
       ),
+      *_adapters_row(program.step),
       ("data", f"{len(run.train_pairs)} training pairs, {len(run.eval_pairs)} held out"),
       *((f"  {name}", skips_text(report)) for name, report in run.skips.items()),
       (
@@ -164,6 +168,20 @@ class Display:
       f"executable, {len(record['launches'])} launches, {record['timings']['total']:.0f} s in "
       f"all, peak host memory {human_bytes(record['peak_rss_bytes'])}; see {workdir}"
     )
+
+
+def _adapters_row(step: StepConfig) -> list[tuple[str, str]]:
+  lora = step.lora
+  if lora is None:
+    return []
+  count = sum(math.prod(t.shape) for t in all_tensors(step.model, lora)["lora"].values())
+  return [
+    (
+      "  adapters",
+      f"rank {lora.rank}, alpha {lora.alpha:g}, {count / 1e6:,.2f}M parameters train: "
+      f"{', '.join(lora.targets)}",
+    )
+  ]
 
 
 def skips_text(report: SkipReport) -> str:

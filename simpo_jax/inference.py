@@ -7,6 +7,7 @@ all devices answer one queue.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -16,6 +17,7 @@ from simpo_jax import model as llama
 from simpo_jax import paging
 from simpo_jax.generate import Engine, Generated, GenerateShape, Requests, generate_group
 from simpo_jax.kernels.paged_attention import paged_prefill
+from simpo_jax.lora import beside_weights
 from simpo_jax.model_config import ModelConfig
 from simpo_jax.sharding import INFERENCE_RULES, named, param_specs
 
@@ -62,15 +64,18 @@ def generate(
   mode: str,
   shape: GenerateShape,
   dtype,
+  whole: Callable[[llama.Params], llama.Params] = lambda p: p,
 ) -> Generated:
   """Casts and reshards the training weights for decoding, then answers all requests.
 
   Args:
     params: as in training, layers stacked.
     requests: arrays `[groups, N]`.
+    whole: merges a layer's adapters into its weights, if there are any.
   """
   specs = named(mesh, decode_specs(model, mesh, mode))
-  params = jax.lax.with_sharding_constraint(llama.unstack(params, model, dtype), specs)
+  params = llama.unstack(beside_weights(params), model, dtype, whole)
+  params = jax.lax.with_sharding_constraint(params, specs)
   heads = kv_axes(model, mesh, mode)
 
   def group(params, requests, axis=None):

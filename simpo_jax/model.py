@@ -33,11 +33,17 @@ class Tensor:
   axes: tuple[str, ...]
   hf_name: str  # with {} for the layer, if stacked
   transposed: bool = False  # Hugging Face stores linear weights as [out, in]
-  init: str = "normal"  # normal | ones | zeros
+  init: str = "normal"  # normal | ones | zeros | uniform
+  adapter: bool = False  # made for training (`lora.py`), float32; in no checkpoint of the model
 
   @property
   def stacked(self) -> bool:
     return self.axes[0] == "layers"
+
+  @property
+  def is_matrix(self) -> bool:
+    """Whether it is one in a layer; norms and biases are not."""
+    return len(self.axes) - self.stacked == 2
 
 
 def tensors(cfg: ModelConfig) -> dict[str, Any]:
@@ -104,6 +110,14 @@ def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+def linear(p: Params, name: str, x: jax.Array) -> jax.Array:
+  """x W, and (x A) B where the weight has an adapter, its B scaled (arXiv:2106.09685)."""
+  y = matmul(x, p[name])
+  if f"{name}_lora_a" in p:
+    y = y + matmul(matmul(x, p[f"{name}_lora_a"]), p[f"{name}_lora_b"])
+  return y
+
+
 def layer(
   p: Params,
   x: jax.Array,
@@ -120,7 +134,7 @@ def layer(
   B, T, _ = x.shape
   with jax.named_scope("attention"):
     y = rms_norm(x, p["attn_norm"], cfg.rms_norm_eps)
-    q, k, v = (matmul(y, p[name]) for name in "qkv")
+    q, k, v = (linear(p, name, y) for name in ("q", "k", "v"))
     if cfg.qkv_bias:
       q, k, v = q + p["q_bias"], k + p["k_bias"], v + p["v_bias"]
     q, k, v = (y.reshape(B, T, -1, cfg.head_dim) for y in (q, k, v))
@@ -128,11 +142,11 @@ def layer(
       q = rms_norm(q, p["q_norm"], cfg.rms_norm_eps)
       k = rms_norm(k, p["k_norm"], cfg.rms_norm_eps)
     out, carry = attend(rope(q, *angles), rope(k, *angles), v)
-    x = x + add_up(matmul(out.reshape(B, T, -1), p["o"]))
+    x = x + add_up(linear(p, "o", out.reshape(B, T, -1)))
   with jax.named_scope("mlp"):
     y = rms_norm(x, p["mlp_norm"], cfg.rms_norm_eps)
-    y = jax.nn.silu(matmul(y, p["gate"])) * matmul(y, p["up"])
-    x = x + add_up(matmul(y, p["down"]))
+    y = jax.nn.silu(linear(p, "gate", y)) * linear(p, "up", y)
+    x = x + add_up(linear(p, "down", y))
   return x, carry
 
 
@@ -182,14 +196,19 @@ def forward(
   return rms_norm(x, params["final_norm"], cfg.rms_norm_eps)
 
 
-def unstack(params: Params, cfg: ModelConfig, dtype) -> Params:
+def unstack(
+  params: Params,
+  cfg: ModelConfig,
+  dtype,
+  whole: Callable[[Params], Params] = lambda p: p,
+) -> Params:
   """The weights for decoding: cast, and the layers as a list.
 
   Done once per generation: slicing a stacked weight inside the decode loop would
-  copy that slice at every token.
+  copy that slice at every token. `whole` makes a layer's weights of what lies stacked.
   """
-  params = jax.tree.map(lambda w: w.astype(dtype), params)
   layers = [
-    jax.tree.map(lambda w, i=i: w[i], params["layers"]) for i in range(cfg.num_hidden_layers)
+    whole({name: w[i] for name, w in params["layers"].items()})
+    for i in range(cfg.num_hidden_layers)
   ]
-  return {**params, "layers": layers}
+  return jax.tree.map(lambda w: w.astype(dtype), {**params, "layers": layers})

@@ -6,7 +6,7 @@ import jax
 import ml_collections
 import optax
 
-from simpo_jax.model import tensors
+from simpo_jax.lora import Lora, all_tensors
 from simpo_jax.model_config import ModelConfig
 from simpo_jax.train import trainable
 
@@ -35,13 +35,14 @@ def make_optimizer(
   schedule: optax.Schedule,
   model: ModelConfig,
   frozen: tuple[str, ...] = (),
+  lora: Lora | None = None,
 ) -> optax.GradientTransformation:
   """AdamW (arXiv:1711.05101) behind a clip of the global gradient norm.
 
   Norms and biases are not decayed, as in Hugging Face's trainers. It is made for the weights
-  without the `frozen` parts.
+  and adapters without the `frozen` parts.
   """
-  decayed = jax.tree.map(lambda tensor: tensor.init == "normal", tensors(model))
+  decayed = jax.tree.map(lambda tensor: tensor.is_matrix, all_tensors(model, lora))
   adamw = optax.adamw(
     schedule,
     b1=cfg.b1,

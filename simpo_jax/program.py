@@ -8,6 +8,7 @@ and updated in place. Every device launch of a run is a launch of this program.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 import time
@@ -26,6 +27,7 @@ from simpo_jax.capacity import HEADROOM, device_bytes
 from simpo_jax.data.packing import Batch, BatchShape, empty_batch
 from simpo_jax.generate import Generated, GenerateShape, Requests
 from simpo_jax.ledger import AGREE, FIELDS, STOP, Mode
+from simpo_jax.lora import abstract_weights, merge
 from simpo_jax.memory import Memory, memory_of
 from simpo_jax.requests import empty_requests
 from simpo_jax.sharding import ROWS, named, place
@@ -98,17 +100,18 @@ def state_sharding(cfg: ProgramConfig):
     jax.eval_shape(cfg.tx.init, params),
     is_leaf=like_params,
   )
-  return TrainState(weights, optimizer, replicated, weights if cfg.step.ema_decay else None)
+  return TrainState(weights, optimizer, replicated, shardings if cfg.step.ema_decay else None)
 
 
 def abstract_state(cfg: ProgramConfig) -> TrainState:
   """Shapes, dtypes and shardings of the train state."""
   params = _abstract_params(cfg)
+  learning = trainable(params, cfg.step.frozen)
   shapes = TrainState(
     params,
-    jax.eval_shape(cfg.tx.init, trainable(params, cfg.step.frozen)),
+    jax.eval_shape(cfg.tx.init, learning),
     jax.ShapeDtypeStruct((), jnp.int32),
-    params if cfg.step.ema_decay else None,
+    learning if cfg.step.ema_decay else None,
   )
   return jax.tree.map(_with_sharding, shapes, state_sharding(cfg))
 
@@ -135,7 +138,7 @@ def init_state(cfg: ProgramConfig, params: llama.Params) -> TrainState:
     params,
     jax.tree.map(zeros, abstract.opt_state),
     zeros(abstract.step),
-    jax.tree.map(copy, params) if cfg.step.ema_decay else None,
+    jax.tree.map(copy, trainable(params, cfg.step.frozen)) if cfg.step.ema_decay else None,
   )
 
 
@@ -193,8 +196,9 @@ def build(cfg: ProgramConfig):
 
   def generation(params, requests):
     step = cfg.step
+    whole = functools.partial(merge, lora=step.lora, shardings=step.weights)
     return inference.generate(
-      params, requests, step.model, cfg.mesh, cfg.mode, cfg.generate, step.dtype
+      params, requests, step.model, cfg.mesh, cfg.mode, cfg.generate, step.dtype, whole
     )
 
   def train(state, batch, requests):
@@ -298,7 +302,7 @@ def _no_requests(cfg: ProgramConfig) -> Requests:
 
 
 def _abstract_params(cfg: ProgramConfig) -> llama.Params:
-  return llama.abstract_params(cfg.step.model, cfg.param_dtype)
+  return abstract_weights(cfg.step.model, cfg.param_dtype, cfg.step.lora)
 
 
 def _with_sharding(x, sharding):

@@ -21,7 +21,9 @@ from simpo_jax.errors import UserError
 from simpo_jax.generate import Requests
 from simpo_jax.inference import head_shards, page_bytes
 from simpo_jax.kernels import paged_attention, range_attention
+from simpo_jax.lora import make_lora
 from simpo_jax.loss import SimPOConfig
+from simpo_jax.model import tensors
 from simpo_jax.model_config import ModelConfig
 from simpo_jax.optimizer import make_optimizer, make_schedule
 from simpo_jax.program import ProgramConfig, room_for_pool
@@ -211,7 +213,11 @@ def program_config(
     window=window,
   )
   schedule = make_schedule(config.train)
+  lora = make_lora(config.train)
+  rules = train_rules(config.mesh.shard_over_hosts)
   frozen = ("embed", "lm_head") if config.train.freeze_embeddings else ()
+  if lora:
+    frozen = tuple(tensors(model))
   step = StepConfig(
     model=model,
     simpo=SimPOConfig(**config.simpo.to_dict()),
@@ -220,8 +226,9 @@ def program_config(
     pairs=config.train.batch_size,
     slots=config.data.max_pairs_per_row,
     rows=NamedSharding(mesh, ROWS),
-    weights=named(mesh, param_specs(model, mesh, train_rules(config.mesh.shard_over_hosts))),
+    weights=named(mesh, param_specs(model, mesh, rules, lora)),
     frozen=frozen,
+    lora=lora,
     ema_decay=config.train.ema_decay,
     attention=attention,
     logits_chunk=min(row, config.train.logits_chunk or (256 if on_cpu else 1024)),
@@ -241,7 +248,7 @@ def program_config(
     generate=shape,
     mode=generation.mode,
     param_dtype=jnp.dtype(config.model.param_dtype),
-    tx=make_optimizer(config.train, schedule, model, frozen),
+    tx=make_optimizer(config.train, schedule, model, frozen, lora),
     schedule=schedule,
     mesh=mesh,
   )

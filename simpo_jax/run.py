@@ -20,6 +20,7 @@ from simpo_jax.fingerprint import data_fields, settings_fields
 from simpo_jax.generate import FINISH_REASONS
 from simpo_jax.launch import Launcher, StopSignal
 from simpo_jax.ledger import Mode, digest
+from simpo_jax.lora import export_adapter
 from simpo_jax.metrics import evaluation_metrics, train_metrics
 from simpo_jax.model import count_params
 from simpo_jax.profiling import Profiler
@@ -84,7 +85,9 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
     # --- weights and inputs onto the devices ---------------------------------------------
     display.doing("loading weights")
     shardings = state_sharding(program)
-    params = load_params(resolved.model, shardings.params, program.param_dtype, config.seed)
+    params = load_params(
+      resolved.model, shardings.params, program.param_dtype, config.seed, program.step.lora
+    )
     state = init_state(program, params)
     del params
     launch = Launcher(
@@ -119,6 +122,14 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
           done = [entry["mode"] for entry in launch.log].count("train")
           display.say(f"stop requested: ending after step {done}")
           break
+    if program.step.lora and main_process:
+      export_adapter(
+        folder / "adapter",
+        state.weights["lora"],
+        resolved.model.config,
+        program.step.lora,
+        resolved.model.name if resolved.model.read else None,
+      )
   record.finished("stopped" if launch.stopped else "done")
   display.closing(record.data, folder)
   return state, folder

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from simpo_jax.errors import UserError
-from simpo_jax.model import tensors
+from simpo_jax.lora import Lora, all_tensors
 from simpo_jax.model_config import ModelConfig
 
 AXES = ("host", "data", "fsdp", "tensor")
@@ -72,7 +72,9 @@ def make_mesh(
   return Mesh(np.asarray(devices).reshape(hosts, data, fsdp, tensor), AXES)
 
 
-def param_specs(cfg: ModelConfig, mesh: Mesh, rules: dict[str, tuple[str, ...]]):
+def param_specs(
+  cfg: ModelConfig, mesh: Mesh, rules: dict[str, tuple[str, ...]], lora: Lora | None = None
+):
   """A PartitionSpec for every weight, from its logical axes.
 
   An axis takes the longest run of its mesh axes that divides its unit count: a
@@ -92,7 +94,7 @@ def param_specs(cfg: ModelConfig, mesh: Mesh, rules: dict[str, tuple[str, ...]])
       axes = axes[:-1]
     return axes or None
 
-  return jax.tree.map(lambda t: P(*(mesh_axes(a) for a in t.axes)), tensors(cfg))
+  return jax.tree.map(lambda t: P(*(mesh_axes(a) for a in t.axes)), all_tensors(cfg, lora))
 
 
 def named(mesh: Mesh, specs):

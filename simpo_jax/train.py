@@ -11,6 +11,7 @@ from simpo_jax import fsdp
 from simpo_jax import model as llama
 from simpo_jax.data.packing import Batch
 from simpo_jax.kernels.range_attention import range_attention
+from simpo_jax.lora import Lora, beside_weights, scaled
 from simpo_jax.loss import SimPOConfig, simpo_loss, target_log_probs
 from simpo_jax.model_config import ModelConfig
 
@@ -18,15 +19,15 @@ from simpo_jax.model_config import ModelConfig
 class TrainState(NamedTuple):
   """What training changes; donated to every launch and updated in place."""
 
-  params: llama.Params
-  opt_state: Any  # of the weights that are not frozen
+  params: llama.Params  # and adapters, if it is those that are trained
+  opt_state: Any  # of what is not frozen
   step: jax.Array  # int32 [], optimizer steps done
-  average: Any = None  # of the weights over the steps, if there is to be one
+  average: Any = None  # of what is not frozen, over the steps, if there is to be one
 
   @property
   def weights(self) -> llama.Params:
     """What evaluation and generation use."""
-    return self.params if self.average is None else self.average
+    return {**self.params, **(self.average or {})}
 
 
 class StepConfig(NamedTuple):
@@ -42,6 +43,7 @@ class StepConfig(NamedTuple):
   weights: Any  # NamedShardings of the weights, which gradients keep
   attention: str = "xla"  # implementation of range attention
   frozen: tuple[str, ...] = ()  # parts of the weights that training leaves as they are
+  lora: Lora | None = None  # the adapters; all else is frozen then
   ema_decay: float = 0.0  # of the weights' average; 0: none
   logits_chunk: int = 256  # response tokens of a row whose logits exist at once
   window: int | None = None  # of the model, if rows are longer than that
@@ -97,23 +99,27 @@ def _micro_loss(params, micro: Batch, total_pairs, total_chosen_tokens, cfg: Ste
 def _own_loss(params, micro: Batch, total_pairs, total_chosen_tokens, *, cfg: StepConfig):
   """`_micro_loss` of one device's rows and shards of the weights."""
   mesh = cfg.rows.mesh
-  specs = {name: P(*sharding.spec[1:]) for name, sharding in cfg.weights["layers"].items()}
+  stacked = beside_weights(cfg.weights)["layers"]
+  specs = {name: P(*sharding.spec[1:]) for name, sharding in stacked.items()}
 
   def attend(q, k, v):
     mask = micro.k_start, micro.k_end, micro.positions
     return range_attention(q, k, v, *mask, window=cfg.window, impl=cfg.attention), None
+
+  def ready(p):
+    return {name: fsdp.gather(w, specs[name], cfg.dtype) for name, w in scaled(p, cfg.lora).items()}
 
   def add_up(x):
     return jax.lax.psum(x, fsdp.TENSOR) if mesh.shape[fsdp.TENSOR] > 1 else x
 
   table = cfg.weights["embed"].spec
   hidden = llama.forward(
-    params,
+    beside_weights(params),
     fsdp.lookup(params["embed"], table, micro.tokens, cfg.dtype),
     micro.positions,
     attend,
     cfg.model,
-    lambda p: {name: fsdp.gather(w, specs[name], cfg.dtype) for name, w in p.items()},
+    ready,
     add_up,
     fsdp.remat(cfg.remat, alone=mesh.size == 1),
   )
@@ -235,11 +241,11 @@ def train_step(
     before = trainable(state.params, cfg.frozen)
     typed = jax.tree.map(lambda g, w: g.astype(w.dtype), grads, before)
     updates, opt_state = tx.update(typed, state.opt_state, before)
-    params = {**state.params, **optax.apply_updates(before, updates)}
+    after = optax.apply_updates(before, updates)
     average = state.average
     if average is not None:
-      average = optax.incremental_update(params, average, 1 - cfg.ema_decay)
-    return TrainState(params, opt_state, state.step + 1, average)
+      average = optax.incremental_update(after, average, 1 - cfg.ema_decay)
+    return TrainState({**state.params, **after}, opt_state, state.step + 1, average)
 
   state = jax.lax.cond(ok, update, lambda state: state, state)
   return state, _metrics(loss, sft_sum, stats, totals, grad_norm, learning_rate, ok)

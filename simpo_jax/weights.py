@@ -19,6 +19,7 @@ import numpy as np
 
 from simpo_jax import weights_gguf, weights_hf
 from simpo_jax.errors import UserError
+from simpo_jax.lora import Lora, all_tensors
 from simpo_jax.model import Params, Tensor, tensors
 from simpo_jax.model_config import EMBEDDED, ModelConfig, from_hf
 
@@ -72,36 +73,40 @@ def open_model(source: str) -> OpenModel:
   return OpenModel(source, config, path, weights.read)
 
 
-def load_params(model: OpenModel, shardings: Params, dtype, seed: int = 0) -> Params:
+def load_params(
+  model: OpenModel, shardings: Params, dtype, seed: int = 0, lora: Lora | None = None
+) -> Params:
   """Places every weight, each process its own shards; nothing compiles or runs.
 
   Args:
     model: from `open_model`.
-    shardings: a NamedSharding for every weight, in the tree of `model.tensors`.
-    dtype: of the placed weights, such as "float32".
+    shardings: a NamedSharding for every weight, in the tree of `lora.all_tensors`.
+    dtype: of the placed weights, such as "float32"; adapters are float32.
     seed: of random weights, which depend on it and on nothing else: not on shardings.
+    lora: the adapters to make beside the weights.
 
   Returns:
-    The weights as global arrays, in the tree of `model.tensors`.
+    The weights as global arrays, in the tree of `lora.all_tensors`.
   """
   dtype = jnp.dtype(dtype)
   if seed < 0:
     raise UserError(f"--config.seed={seed} cannot be negative")
 
   def place(tensor, sharding):
+    kept = np.dtype(np.float32) if tensor.adapter else dtype
     shards = {}  # replicas on one host share a buffer
 
     def shard(index):
       bounds = tuple(s.indices(n)[:2] for s, n in zip(index, tensor.shape, strict=True))
       if bounds not in shards:
-        shards[bounds] = _read_shard(model, tensor, bounds, dtype, seed)
+        shards[bounds] = _read_shard(model, tensor, bounds, kept, seed)
       return shards[bounds]
 
     array = jax.make_array_from_callback(tensor.shape, sharding, shard)
     # Transfers are asynchronous: waiting frees this tensor's buffers before the next.
     return array.block_until_ready()
 
-  return jax.tree.map(place, tensors(model.config), shardings)
+  return jax.tree.map(place, all_tensors(model.config, lora), shardings)
 
 
 def _read_shard(model: OpenModel, tensor: Tensor, bounds, dtype, seed: int) -> np.ndarray:
@@ -116,7 +121,7 @@ def _read_shard(model: OpenModel, tensor: Tensor, bounds, dtype, seed: int) -> n
 
 
 def _read_layer(model: OpenModel, tensor: Tensor, layer: int, index: Index, seed: int):
-  if model.read is None:
+  if model.read is None or tensor.adapter:
     return _random_layer(tensor, layer, seed)[index]
   name = tensor.hf_name.format(layer)
   return model.read(name, index[::-1]).T if tensor.transposed else model.read(name, index)
@@ -125,9 +130,11 @@ def _read_layer(model: OpenModel, tensor: Tensor, layer: int, index: Index, seed
 def _random_layer(tensor: Tensor, layer: int, seed: int) -> np.ndarray:
   """A layer's whole initial value: slicing it gives the same weights in any sharding."""
   shape = tensor.shape[1:] if tensor.stacked else tensor.shape
-  if tensor.init != "normal":
+  if tensor.init in ("ones", "zeros"):
     return np.broadcast_to(np.float32(tensor.init == "ones"), shape)
   rng = np.random.default_rng((seed, zlib.crc32(tensor.hf_name.encode()), layer))
+  if tensor.init == "uniform":  # over +-1/sqrt(inputs): PEFT's kaiming_uniform_(a=sqrt(5))
+    return (2 * rng.random(shape, np.float32) - 1) / np.sqrt(np.float32(shape[0]))
   return rng.standard_normal(shape, np.float32) * np.float32(INIT_STD)
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from simpo_jax import sharding
 from simpo_jax.data.packing import pack
 from simpo_jax.model import tensors
-from simpo_jax.train import StepConfig, TrainState, train_step
+from simpo_jax.train import StepConfig, TrainState, train_step, trainable
 
 MASKED = -100  # the label of prompt tokens and padding
 
@@ -65,7 +65,8 @@ def reference(
     (loss / len(pairs) - sft_weight * sums[0] / chosen_tokens).backward()
     rows.append([x.item() for x in (loss, chosen, rejected, sums[0])])
   losses, chosen, rejected, chosen_sums = np.asarray(rows).T
-  grads = {name: p.grad.numpy().copy() for name, p in net.named_parameters()}
+  trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+  grads = {name: p.grad.numpy().copy() for name, p in trained.items()}
   sft = -chosen_sums.sum() / chosen_tokens
   return Reference(
     losses.mean() + sft_weight * sft,
@@ -121,7 +122,11 @@ def gradient_program(step: StepConfig):
     lambda grads, state, params=None: (jax.tree.map(jnp.zeros_like, grads), grads),
   )
   run = jax.jit(lambda s, b: train_step(s, b, keep, optax.constant_schedule(0.5), step))
-  return run, lambda params: TrainState(params, keep.init(params), jnp.int32(0))
+
+  def init(params):
+    return TrainState(params, keep.init(trainable(params, step.frozen)), jnp.int32(0))
+
+  return run, init
 
 
 def gradient_of_step(step: StepConfig, params, pairs, shape):

@@ -77,7 +77,7 @@ def test_evaluation_uses_the_average(everything):
   evaluate = jax.jit(lambda p, b: evaluate_step(p, b, step).loss)
   loss = {
     name: float(evaluate(tree, pack(resolved.eval_pairs, batch)))
-    for name, tree in (("average", state.average), ("last", state.params))
+    for name, tree in (("average", state.weights), ("last", state.params))
   }
   assert rows[-1]["mode"] == "evaluate"
   assert abs(rows[-1]["loss"] - loss["average"]) < 1e-6 < abs(rows[-1]["loss"] - loss["last"])
