@@ -14,7 +14,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-
 from simpo_jax.kernels.range_attention import RESIDUALS
 
 try:
