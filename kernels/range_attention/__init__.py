@@ -1,7 +1,7 @@
 """Attention over packed training rows, where each token sees one range of keys.
 
 That one range per token expresses any packing of `[chosen reversed | prompt |
-rejected]` pairs (see `simpo_jax/data/packing.py`). One contract, three implementations,
+rejected]` pairs (see `simpo_jax/data/packing.py`). One contract, four implementations,
 all with a backward pass.
 """
 
@@ -9,9 +9,9 @@ import importlib
 
 import jax
 
-IMPLEMENTATIONS = ("auto", "tpu", "xla", "reference")
+IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "reference")
 RESIDUALS = "attention"  # what the backward pass needs of the forward pass, to checkpoint policies
-_NATIVE = {"tpu": "tpu"}  # by platform; the others have no kernel of their own: XLA
+_NATIVE = {"tpu": "tpu", "gpu": "gpu"}  # by platform; others have no kernel of their own: XLA
 
 
 def range_attention(
@@ -63,10 +63,10 @@ def choose(impl: str, platform: str, **shape) -> tuple[str, str | None]:
 
 def refusal(impl: str, platform: str, **shape) -> str | None:
   """Why `impl` cannot take a shape on a platform, or None if it can."""
-  if impl != "tpu":
+  if impl not in _NATIVE.values():
     return None
-  if platform != "tpu":
-    return f"the tpu kernel does not run on {platform}"
+  if _NATIVE.get(platform) != impl:
+    return f"the {impl} kernel does not run on {platform}"
   return _module(impl).refusal(**shape)
 
 

@@ -1,0 +1,93 @@
+"""Range attention for GPU: tokamax's flash attention, or cuDNN's.
+
+tokamax takes a first and a last key per query and skips blocks that no query of a block
+sees, forward and backward (Mosaic kernels on Hopper and Blackwell, Triton's before). cuDNN
+takes a mask as an `[S, S]` bias, which only short rows can afford, and computes all of it.
+Which of the two is by what is installed; neither comes with jax.
+"""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+MOST_CUDNN_TOKENS = 4096  # of a row: the bias of one row is 32 MiB, in the backward pass as well
+_INSTALL = "pip install tokamax for the gpu kernel"
+
+
+def attend(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  k_start: jax.Array,
+  k_end: jax.Array,
+  positions: jax.Array,
+  *,
+  window: int | None = None,
+  engine: str = "auto",
+) -> jax.Array:
+  """See `simpo_jax.kernels.range_attention.range_attention`.
+
+  Args:
+    engine: auto, cudnn, or one of tokamax's implementations (mosaic_gpu | triton | xla_chunked).
+  """
+  if engine == "auto":
+    engine = _engine(q.shape[1], window)
+  if engine == "cudnn":
+    keys = jnp.arange(q.shape[1], dtype=jnp.int32)
+    seen = (keys >= k_start[..., None]) & (keys < k_end[..., None])
+    if window is not None:
+      seen &= positions[..., None] - positions[:, None] < window
+    return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], implementation="cudnn")
+  # Its public function has no ranges.
+  from tokamax._src.ops.attention import api, base
+
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # or tokamax parses the command line, whoever's that is
+  mask = base.Mask(k_start=k_start[:, None], k_end=k_end[:, None])
+  if engine == "tokamax":
+    engine = "mosaic_gpu" if _capability() >= 9 else "triton"
+  return api.IMPLEMENTATIONS[engine](q, k, v, mask=mask, logits_scale=q.shape[-1] ** -0.5)
+
+
+def refusal(
+  *, heads: int, kv_heads: int, head_dim: int, row_length: int, dtype, window: int | None = None
+) -> str | None:
+  """Why neither library can take a shape here, or None."""
+  dtype = jnp.dtype(dtype)
+  if dtype != jnp.bfloat16:
+    return f"the gpu kernel computes in bfloat16, not {dtype.name}"
+  if heads % kv_heads:
+    return f"{heads} query heads are not a multiple of {kv_heads} KV heads"
+  if head_dim % 8 or head_dim > 128:
+    return f"the gpu kernel takes head dimensions up to 128, multiples of 8, not {head_dim}"
+  engine = _engine(row_length, window)
+  if engine == "tokamax":
+    return None
+  if row_length > MOST_CUDNN_TOKENS:
+    why = "tokamax has no sliding window over packed rows" if _has_tokamax() else _INSTALL
+    return f"cuDNN would hold a mask of {row_length} x {row_length} a row; {why}"
+  if not _has_cudnn():
+    return f"neither tokamax nor cuDNN is there; {_INSTALL}"
+  return None
+
+
+def _engine(row_length: int, window: int | None) -> str:
+  whole = window is None or window >= row_length
+  return "tokamax" if whole and _has_tokamax() else "cudnn"
+
+
+def _has_tokamax() -> bool:
+  return importlib.util.find_spec("tokamax") is not None
+
+
+def _has_cudnn() -> bool:
+  from jax._src.lib import cuda_versions
+
+  return cuda_versions is not None and cuda_versions.cudnn_get_version() > 0
+
+
+def _capability() -> float:
+  return float(np.min([float(d.compute_capability) for d in jax.local_devices()]))
