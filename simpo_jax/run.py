@@ -15,8 +15,8 @@ from simpo_jax.data.packing import lay_out, pair_length, row_members
 from simpo_jax.data.pairs import PairTokens
 from simpo_jax.data.steps import step_source
 from simpo_jax.display import Display
-from simpo_jax.errors import UserError
-from simpo_jax.fingerprint import data_fields, settings_fields
+from simpo_jax.errors import Stopped, UserError
+from simpo_jax.fingerprint import data_fields, identity_fields, settings_fields
 from simpo_jax.generate import FINISH_REASONS
 from simpo_jax.launch import Launcher, StopSignal
 from simpo_jax.ledger import Mode, digest
@@ -26,18 +26,17 @@ from simpo_jax.profiling import Profiler
 from simpo_jax.program import (
   compile_program,
   compiler_options,
-  init_state,
   lower_program,
   own_rows,
-  state_sharding,
 )
 from simpo_jax.record import RunRecord
 from simpo_jax.requests import sample_rows, summarize
 from simpo_jax.resolve import Run, resolve
+from simpo_jax.resume import find_start, is_shared, load_state
+from simpo_jax.saver import Saver
 from simpo_jax.schedule import launches_after
 from simpo_jax.train import TrainState
 from simpo_jax.watchdog import Watchdog
-from simpo_jax.weights import load_params
 
 
 def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
@@ -48,23 +47,35 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
     workdir: the folder to fill; None for a fresh dated one under runs/.
 
   Returns:
-    The final state and the workdir. A requested stop (SIGTERM, ^C) ends the run
-    early, after the launch in progress; run.json then says so.
+    The final state and the workdir.
 
   Raises:
+    Stopped: SIGTERM or ^C on any host has ended the run early, after the launch in
+      progress; it is saved, and run.json says so.
     UserError: anything the user can fix, the hosts disagreeing, or a non-finite step.
   """
-  main_process = jax.process_index() == 0
   distributed.agree("settings", settings_fields(config))
   resolved = resolve(config)
-  program = resolved.program
   data = data_fields(resolved)
   distributed.agree("data", data)
   workdir = workdir or distributed.gather("workdir", files.fresh_name(config.name))[0]
   folder = files.make_workdir(workdir, json.loads(config.to_json()), jax.process_index())
-  record = RunRecord(folder, resolved, config, main_process)
+  try:
+    return _in_folder(config, resolved, data, folder)
+  finally:
+    files.unlock(folder)
+
+
+def _in_folder(
+  config, resolved: Run, data, folder: pathlib.Path
+) -> tuple[TrainState, pathlib.Path]:
+  program, main_process = resolved.program, jax.process_index() == 0
+  identity, shared = identity_fields(resolved), is_shared(folder)
+  start = find_start(folder, config, identity)
+  record = RunRecord(folder, resolved, config, main_process, start)
   display = Display(config.train.steps, main_process)
   display.banner(resolved, count_params(resolved.model.config), folder)
+  display.beginning(start, shared)
 
   with display.running(), record.failures():
     # --- compile, once -----------------------------------------------------------------
@@ -83,44 +94,63 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
 
     # --- weights and inputs onto the devices ---------------------------------------------
     display.doing("loading weights")
-    shardings = state_sharding(program)
-    params = load_params(resolved.model, shardings.params, program.param_dtype, config.seed)
-    state = init_state(program, params)
-    del params
+    state = load_state(start, program, resolved.model, config.seed)
     launch = Launcher(
       program,
       compiled,
       digest(config.to_json(), compiled.fingerprint, list(data.values())),
       resolved.packed,
       Watchdog(config.watchdog, folder),
+      list(start.about["launches"]) if start.own else [],
     )
-    record.launching(launch)
 
     # --- the loop ------------------------------------------------------------------------
-    with StopSignal() as stop, Profiler(config.profile.steps, folder) as profiler:
+    with (
+      StopSignal() as stop,
+      Profiler(config.profile.steps, folder) as profiler,
+      Saver(config, folder, launch, start, identity, shared) as saver,
+    ):
+      record.launching(launch, saver)
       pairs_of = pairs_by_step(resolved, config)
-      loop = _Loop(resolved, config, launch, folder, display, stop, pairs_of, own_rows(program))
-      for step in range(1, config.train.steps + 1):
-        profiler.before(step)
-        display.doing("training")
-        state = _train(loop, step, state)
-        for mode in launches_after(step, config):
+      loop = _Loop(
+        resolved, config, launch, folder, display, stop, pairs_of, own_rows(program), saver
+      )
+      for step in range(max(1, start.position.step), config.train.steps + 1):
+        if step > start.position.step:
+          profiler.before(step)
+          display.doing("training")
+          state = _train(loop, step, state)
           if launch.stopped:
             break
+          saver.trained(step, state)
+        for number, mode in enumerate(launches_after(step, config), start=1):
+          if number <= saver.position.done:
+            continue
           if mode == Mode.GENERATE:
             display.doing(f"generating {len(resolved.requests)} requests")
             state = _generate(loop, step, state)
           else:
             display.doing("evaluating")
             state = _evaluate(loop, step, state)
+          if launch.stopped:
+            break
+          saver.launched(number)
         profiler.after(step)
         record.save("running")
         if launch.stopped:
-          done = [entry["mode"] for entry in launch.log].count("train")
-          display.say(f"stop requested: ending after step {done}")
           break
+      display.doing("saving")
+      if launch.stopped:
+        display.say(f"stop requested: ending after step {saver.position.step}")
+        saver.save(state)
+      saver.wait()
   record.finished("stopped" if launch.stopped else "done")
   display.closing(record.data, folder)
+  if launch.stopped:
+    raise Stopped(
+      f"stopped after step {saver.position.step} of {config.train.steps}; start the same command "
+      f"again with --workdir={folder} to go on"
+    )
   return state, folder
 
 
@@ -135,6 +165,7 @@ class _Loop(NamedTuple):
   stop: StopSignal
   pairs_of: Callable[[int], list[PairTokens]]  # a training step's
   rows: range  # of each micro-batch, those that lie on this process's devices
+  saver: Saver
 
   @property
   def writes(self) -> bool:
@@ -161,17 +192,15 @@ def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
   pairs = loop.pairs_of(step)
   rows = row_members(pairs, run.program.batch)
   batch = lay_out(pairs, rows, run.program.batch, loop.rows)
-  state, report, seconds = loop.launch(state, Mode.TRAIN, batch, loop.stop.requested)
+  stop, save = loop.stop.requested, loop.saver.due
+  state, report, seconds = loop.launch(state, Mode.TRAIN, batch, stop, save)
   if loop.launch.stopped:
     return state
   metrics = jax.tree.map(np.asarray, report.metrics)
   if not metrics.ok:
     bad = [pair.id for pair, is_bad in zip(pairs, metrics.pairs.bad, strict=True) if is_bad]
-    raise UserError(
-      f"step {step}: loss {float(metrics.loss)}, gradient norm {float(metrics.grad_norm)}: not "
-      f"finite, no update was applied; pairs: {', '.join(bad)}; lower "
-      "--config.train.learning_rate or remove these rows"
-    )
+    _bad_step(loop, step, state, metrics, bad, seconds)
+    return state
   tokens = sum(map(pair_length, pairs))
   row = {
     "step": step,
@@ -186,6 +215,31 @@ def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
     files.append_metrics(loop.folder, row)
   loop.display.train_step(step, config.train.steps, row)
   return state
+
+
+def _bad_step(loop: _Loop, step: int, state: TrainState, metrics, bad: list[str], seconds) -> None:
+  """Leaves out a step that was not finite, if that is allowed; else ends the run with evidence."""
+  loss, norm = float(metrics.loss), float(metrics.grad_norm)
+  skipped, allowed = loop.saver.bad_steps, loop.config.train.max_bad_steps
+  if len(skipped) < allowed:
+    skipped.append(step)
+    row = {"step": step, "mode": "bad_step", "pairs": bad, "bad_steps": len(skipped)}
+    if loop.writes:
+      files.append_metrics(loop.folder, {**row, "step_seconds": round(seconds, 4)})
+    loop.display.say(f"step {step}: loss {loss}, left out ({len(skipped)} of {allowed})")
+    return
+  loop.saver.save(state)  # of the step before: this one changed nothing
+  loop.saver.wait()
+  kept = loop.saver.last
+  if loop.writes:
+    evidence = {"step": step, "loss": str(loss), "grad_norm": str(norm), "pairs": bad}
+    files.write_json(loop.folder / "failure.json", {**evidence, "checkpoint": kept})
+  onward = f" (the state before it is in checkpoints/{kept})" if kept else ""
+  raise UserError(
+    f"step {step}: loss {loss}, gradient norm {norm}: not finite, no update was applied{onward}; "
+    f"pairs: {', '.join(bad)}; lower --config.train.learning_rate, remove these rows, or allow "
+    f"such steps with --config.train.max_bad_steps={allowed + 1}"
+  )
 
 
 def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:
