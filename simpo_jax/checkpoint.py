@@ -109,7 +109,8 @@ class Checkpoints:
     assert self._pending
     name, about = self._pending
     [folder] = self._folder.glob(f"{name}.{_TEMPORARY}*")
-    files.write_json(folder / ABOUT, {**about, "files": _digests(folder, _listed(folder))})
+    about = sealed({**about, "files": _digests(folder, _listed(folder))})
+    files.write_json(folder / ABOUT, about)
 
 
 def _to_remove(found: list[Position], keep: int, keep_every: int) -> list[Position]:
@@ -133,9 +134,16 @@ def read_about(folder: pathlib.Path) -> dict[str, Any]:
     ValueError, OSError: it is damaged, or none of ours.
   """
   about = json.loads((folder / ABOUT).read_text())
-  if not isinstance(about, dict) or not {"position", "files"} <= set(about):
-    raise ValueError(f"{ABOUT} is not whole")
+  if not isinstance(about, dict) or about != sealed(about):
+    raise ValueError("not as it was written")
   return about
+
+
+def sealed(about: dict[str, Any]) -> dict[str, Any]:
+  """What a checkpoint says, with the SHA-256 of it all."""
+  rest = {name: value for name, value in about.items() if name != "sha256"}
+  text = json.dumps(rest, sort_keys=True)
+  return {**rest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def damage(folder: pathlib.Path, share: int = 0, shares: int = 1) -> str | None:

@@ -1,132 +1,34 @@
 """Checkpoints: a run that was stopped or lost and goes on is, bit for bit, the one that was not."""
 
 import json
-import os
-import signal
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from hosts import TINY
+from outcome import outcome, record, rows
+from runs_in_process import (
+  LAUNCHES,
+  Lost,
+  before_launch,  # noqa: F401  a fixture
+  go,
+  lose,
+  one_executable,  # noqa: F401  a fixture
+  terminate,
+)
 from simpo_jax import checkpoint, monitor
-from simpo_jax import run as loop
-from simpo_jax.config import default_config
-from simpo_jax.errors import Stopped
-from simpo_jax.launch import Launcher
-
-SETTINGS = {
-  **TINY,
-  "train.steps": 5,
-  "train.learning_rate": 1e-3,
-  "data.eval_fraction": 0.1,
-  "generate.at_steps": (2, 4),
-  "evaluate.every": 2,
-  "checkpoint.every": 2,
-}
-# train 0 1, generate 2, evaluate 3, train 4 5, generate 6, evaluate 7, train 8
-LAUNCHES = [*["train"] * 2, "generate", "evaluate"] * 2 + ["train"]
-TIMES = ("step_seconds", "tokens_per_second")
-
-
-class Lost(BaseException):
-  """Stands for the end of the process: nothing after it is run."""
-
-
-def config(**changes):
-  c = default_config()
-  c.update_from_flattened_dict(
-    {**SETTINGS, **{k.replace("__", "."): v for k, v in changes.items()}}
-  )
-  return c
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_executable():
-  """Runs of the same program share what takes most of a run's time."""
-  compiled, compile_program = {}, loop.compile_program
-
-  def compile_once(cfg, lowered):
-    if lowered.fingerprint not in compiled:
-      compiled[lowered.fingerprint] = compile_program(cfg, lowered)
-    return compiled[lowered.fingerprint]
-
-  loop.compile_program = compile_once
-  yield
-  loop.compile_program = compile_program
-
-
-@pytest.fixture
-def before_launch(monkeypatch):
-  """`before_launch(number, act)`: has `act()` called before the launch of that number."""
-  launch, acts = Launcher.__call__, {}
-
-  def wrapped(self, *args, **kwargs):
-    if act := acts.pop(len(self.log), None):
-      act()
-    return launch(self, *args, **kwargs)
-
-  monkeypatch.setattr(Launcher, "__call__", wrapped)
-  return acts.__setitem__
-
-
-def lose():
-  raise Lost
-
-
-def terminate():
-  os.kill(os.getpid(), signal.SIGTERM)
-
-
-def rows(folder, name="metrics.jsonl"):
-  lines = (folder / name).read_text().splitlines()
-  return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
-
-
-def outcome(state, folder):
-  """All that must be the same, times left out."""
-  samples = sorted(p for p in (folder / "samples").rglob("*") if p.is_file())
-  return {
-    "state": [np.asarray(x).tobytes() for x in jax.tree.leaves(state)],
-    "metrics": rows(folder),
-    "launches": record(folder)["launches"],
-    "samples": {
-      str(p.relative_to(folder)): (
-        rows(folder, p.relative_to(folder))
-        if p.suffix == ".jsonl"
-        else {k: v for k, v in json.loads(p.read_text()).items() if k not in TIMES}
-      )
-      for p in samples
-    },
-    "saved": saved_state(folder),
-  }
-
-
-def saved_state(folder):
-  """The last checkpoint's arrays, as another reader of Orbax's format finds them."""
-  last = checkpoint.positions(folder / "checkpoints")[-1]
-  tree = ocp.PyTreeCheckpointer().restore(folder.absolute() / "checkpoints" / last.name)
-  return last, [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
-
-
-def record(folder):
-  return json.loads((folder / "run.json").read_text())
+from simpo_jax.errors import Stopped, UserError
 
 
 def names(folder):
   return sorted(p.name for p in (folder / "checkpoints").iterdir())
 
 
-def go(folder, **changes):
-  return loop.run(config(**changes), str(folder))
-
-
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, one_executable):
+def undisturbed(tmp_path_factory, one_executable):  # noqa: F811
   folder = tmp_path_factory.mktemp("undisturbed") / "run"
-  state, _ = go(folder)
-  return outcome(state, folder), folder
+  go(folder)
+  return outcome(folder), folder
 
 
 def test_what_is_kept(undisturbed):
@@ -145,7 +47,7 @@ def test_what_is_kept(undisturbed):
 
 
 @pytest.mark.parametrize("number", (0, 2, 3, 6, 7))
-def test_a_stop_is_saved_and_gone_on_from(tmp_path, undisturbed, before_launch, number):
+def test_a_stop_is_saved_and_gone_on_from(tmp_path, undisturbed, before_launch, number):  # noqa: F811
   before_launch(number, terminate)  # seen by all hosts in the launch after it
   with pytest.raises(Stopped, match="start the same command again") as stopped:
     go(tmp_path / "run")
@@ -153,38 +55,105 @@ def test_a_stop_is_saved_and_gone_on_from(tmp_path, undisturbed, before_launch, 
   assert record(tmp_path / "run")["status"] == "stopped"
   assert record(tmp_path / "run")["launches"] == [*LAUNCHES[: number + 1], "stop"]
   compiles = monitor.compile_count()
-  state, folder = go(tmp_path / "run")
+  _, folder = go(tmp_path / "run")
   assert monitor.compile_count() == compiles, "saving or restoring has compiled something"
-  assert outcome(state, folder) == undisturbed[0]
+  assert outcome(folder) == undisturbed[0]
   [resume] = record(folder)["resumes"]
   assert resume["step"] == LAUNCHES[: number + 1].count("train")
   assert not (folder / "attempts").exists()
 
 
-@pytest.mark.parametrize("number", (3, 4, 6, 8))
-def test_a_lost_run_goes_on_from_its_last_checkpoint(tmp_path, undisturbed, before_launch, number):
+@pytest.mark.parametrize("number", (3, 6, 8))
+def test_a_lost_run_goes_on_from_its_last_checkpoint(tmp_path, undisturbed, before_launch, number):  # noqa: F811
   before_launch(number, lose)
   with pytest.raises(Lost):
     go(tmp_path / "run")
-  state, folder = go(tmp_path / "run")
-  assert outcome(state, folder) == undisturbed[0]
+  _, folder = go(tmp_path / "run")
+  assert outcome(folder) == undisturbed[0]
   assert [r["step"] for r in record(folder)["resumes"]] == [4 if number >= 6 else 2]
 
 
-def test_a_run_without_a_checkpoint_begins_anew(tmp_path, undisturbed, before_launch):
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path, undisturbed, before_launch):  # noqa: F811
   before_launch(1, lose)
   with pytest.raises(Lost):
     go(tmp_path / "run")
-  state, folder = go(tmp_path / "run")
-  assert outcome(state, folder) == undisturbed[0]
+  _, folder = go(tmp_path / "run")
+  assert outcome(folder) == undisturbed[0]
   assert record(folder)["resumes"] == []
   assert (folder / "attempts" / "0001" / "metrics.jsonl").exists()
 
 
-def test_resume_can_be_declined(tmp_path, undisturbed, before_launch):
+def test_resume_can_be_declined(tmp_path, undisturbed, before_launch):  # noqa: F811
   before_launch(4, lose)
   with pytest.raises(Lost):
     go(tmp_path / "run")
-  state, folder = go(tmp_path / "run", checkpoint__resume=False)
-  assert outcome(state, folder) == undisturbed[0]
+  _, folder = go(tmp_path / "run", checkpoint__resume=False)
+  assert outcome(folder) == undisturbed[0]
   assert (folder / "attempts" / "0001" / "checkpoints" / "step_000002").is_dir()
+
+
+def test_another_run_begins_with_the_weights(tmp_path, undisturbed):
+  """An untrained learning rate of 0 leaves them as they are: the new checkpoint holds them."""
+  last = undisturbed[1] / "checkpoints" / "step_000005"
+  for name, source in (("of_a_workdir", undisturbed[1]), ("of_a_checkpoint", last)):
+    changes = {"checkpoint.init_from": str(source), "train.learning_rate": 0.0, "train.steps": 1}
+    state, folder = go(tmp_path / name, **changes, generate__at_steps=())
+    before = checkpoint.restore(last, _abstract(state))
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(before.params), strict=True):
+      assert np.array_equal(a, b)
+    assert int(state.step) == 1, "the optimizer begins anew"
+    assert record(folder)["began_with"] == str(last)
+    assert [row["step"] for row in rows(folder / "metrics.jsonl")] == [1]
+
+
+def _abstract(state):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def test_another_run_goes_on_with_everything(tmp_path, undisturbed):
+  """From step 4 of the same config, in a folder of its own: step 5 is the same."""
+  source = str(undisturbed[1] / "checkpoints" / "step_000004")
+  _, folder = go(tmp_path / "run", checkpoint__init_from=source, checkpoint__init_what="all")
+  assert outcome(folder)["saved"] == undisturbed[0]["saved"]
+  assert rows(folder / "metrics.jsonl") == undisturbed[0]["metrics"][-1:]
+
+
+def test_a_finished_schedule_cannot_go_on(tmp_path, undisturbed):
+  changes = {"checkpoint.init_from": str(undisturbed[1]), "checkpoint.init_what": "all"}
+  with pytest.raises(UserError, match="at step 5 of --config.train.steps=5: nothing is left"):
+    go(tmp_path / "run", **changes)
+
+
+@pytest.mark.parametrize("source", ("absent", "empty"))
+def test_a_source_without_checkpoints_is_refused(tmp_path, source):
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(UserError, match=rf"init_from=.*{source} .* name a workdir or a checkpoint"):
+    go(tmp_path / "run", checkpoint__init_from=str(tmp_path / source))
+
+
+def test_other_sizes_are_refused(tmp_path, undisturbed):
+  """The embedding is frozen there, so it has no optimizer state."""
+  source = str(undisturbed[1] / "checkpoints" / "step_000004")
+  changes = {"checkpoint.init_from": source, "checkpoint.init_what": "all"}
+  with pytest.raises(UserError, match=r"does not fit this run: .*opt_state.*absent here"):
+    go(tmp_path / "run", **changes, train__freeze_embeddings=True)
+
+
+@pytest.mark.parametrize(
+  ("keep", "keep_every", "kept"), ((1, 0, [5]), (3, 0, [3, 4, 5]), (1, 2, [2, 4, 5]))
+)
+def test_the_newest_are_kept_and_every_mth(tmp_path, keep, keep_every, kept):
+  options = {"checkpoint.keep": keep, "checkpoint.keep_every": keep_every, "checkpoint.every": 1}
+  _, folder = go(tmp_path / "run", **options, generate__at_steps=(2, 4))
+  assert names(folder) == [f"step_{step:06d}" for step in kept]
+
+
+def test_saves_by_the_clock(tmp_path):
+  _, folder = go(tmp_path / "run", checkpoint__every=0, checkpoint__minutes=1e-6)
+  saves = record(folder)["timings"]["checkpoint_seconds"]
+  assert [save["step"] for save in saves] == [1, 2, 3, 4, 5]
+
+
+def test_nothing_is_saved_unasked(tmp_path):
+  _, folder = go(tmp_path / "run", checkpoint__every=0, checkpoint__at_end=False)
+  assert not (folder / "checkpoints").exists()
