@@ -179,34 +179,38 @@ def clean(folder: pathlib.Path, damaged: list[Position]) -> None:
 
 
 def restore(folder: pathlib.Path, abstract: TrainState) -> TrainState:
-  """The state of a checkpoint, laid out as `abstract` says, whatever mesh wrote it.
-
-  Raises:
-    UserError: its arrays are not those of `abstract`, or cannot be read.
-  """
-  tree = _tree(abstract)
-  _check_arrays(folder, arrays_of(tree), read_about(folder)["arrays"])
-  return TrainState(**_read(folder, tree))
+  """The state of a checkpoint, laid out as `abstract` says, whatever mesh wrote it."""
+  return TrainState(**_read(folder, _tree(abstract)))
 
 
-def restore_weights(folder: pathlib.Path, abstract) -> Any:
-  """The weights that a checkpoint evaluates with: their average if it has one.
+def restore_weights(folder: pathlib.Path, abstract: TrainState) -> Any:
+  """The weights that a checkpoint evaluates with: their average if it has one."""
+  part = _weights_part(read_about(folder)["arrays"])
+  return _read(folder, {part: abstract.params}, partial=True)[part]
 
-  Args:
-    abstract: shapes, dtypes and shardings of the weights.
 
-  Raises:
-    UserError: its weights are not those of `abstract`, or cannot be read.
-  """
-  arrays = read_about(folder)["arrays"]
-  part = "average" if any(name.startswith("['average']") for name in arrays) else "params"
-  here, there = (
-    arrays_of({part: abstract}),
-    {n: a for n, a in arrays.items() if n.startswith(f"['{part}']")},
-  )
-  # Any dtype is cast to this run's.
-  _check_arrays(folder, *({n: a[:1] for n, a in x.items()} for x in (here, there)))
-  return _read(folder, {part: abstract}, partial=True)[part]
+def check_fits(folder: pathlib.Path, abstract: TrainState, weights_only: bool) -> None:
+  """Raises a UserError if a checkpoint's arrays are not those of this state."""
+  there = read_about(folder)["arrays"]
+  here = arrays_of(_tree(abstract))
+  if weights_only:
+    part = _weights_part(there)
+    here = arrays_of({part: abstract.params})
+    # Any dtype is cast to this run's.
+    here, there = (
+      {name: a[:1] for name, a in arrays.items() if name.startswith(f"['{part}']")}
+      for arrays in (here, there)
+    )
+  for name in {**here, **there}:
+    if here.get(name) != there.get(name):
+      raise UserError(
+        f"{folder} does not fit this run: {name} is {there.get(name, 'absent')} there and "
+        f"{here.get(name, 'absent')} here; use the model and the train settings it was made with"
+      )
+
+
+def _weights_part(arrays: dict[str, list]) -> str:
+  return "average" if any(name.startswith("['average']") for name in arrays) else "params"
 
 
 def arrays_of(tree: Any) -> dict[str, list]:
@@ -217,15 +221,6 @@ def arrays_of(tree: Any) -> dict[str, list]:
 
 def _tree(state: TrainState) -> dict[str, Any]:
   return {name: part for name, part in state._asdict().items() if part is not None}
-
-
-def _check_arrays(folder: pathlib.Path, here: dict[str, list], there: dict[str, list]) -> None:
-  for name in {**here, **there}:
-    if here.get(name) != there.get(name):
-      raise UserError(
-        f"{folder} does not fit this run: {name} is {there.get(name, 'absent')} there and "
-        f"{here.get(name, 'absent')} here; use the model and the train settings it was made with"
-      )
 
 
 def _read(folder: pathlib.Path, tree, partial: bool = False):

@@ -13,6 +13,7 @@ from simpo_jax import distributed
 from simpo_jax.checkpoint import (
   ABOUT,
   Position,
+  check_fits,
   clean,
   damage,
   positions,
@@ -74,7 +75,9 @@ def is_shared(folder: pathlib.Path) -> bool:
   return all(json.loads(answer) for answer in everyone)
 
 
-def find_start(workdir: pathlib.Path, config, identity: dict[str, str]) -> Start:
+def find_start(
+  workdir: pathlib.Path, config, identity: dict[str, str], program: ProgramConfig
+) -> Start:
   """The last good checkpoint of the workdir, else what `checkpoint.init_from` names.
 
   All processes must ask. Of an own checkpoint, the workdir's later rows and samples are
@@ -100,25 +103,24 @@ def find_start(workdir: pathlib.Path, config, identity: dict[str, str]) -> Start
     folder = mine / found.name
     about = read_about(folder)
     _check_identity(folder, about["identity"], identity)
+    check_fits(folder, abstract_state(program), weights_only=False)
     if jax.process_index() == 0:
       _cut_back(workdir, found, about, config)
     distributed.gather("cut back", "")
     return Start(folder, found, about, own=True, notes=tuple(notes))
   if not config.checkpoint.init_from:
     return Start()
-  return _other(config)
+  start = _other(config)
+  check_fits(start.folder, abstract_state(program), start.weights_only)
+  return start
 
 
 def load_state(start: Start, program: ProgramConfig, model: OpenModel, seed: int) -> TrainState:
-  """The train state to begin with, on the devices; nothing compiles.
-
-  Raises:
-    UserError: the checkpoint does not fit the program.
-  """
+  """The train state to begin with, on the devices; nothing compiles."""
   if start.folder is not None and not start.weights_only:
     return restore(start.folder, abstract_state(program))
   if start.folder is not None:
-    params = restore_weights(start.folder, abstract_state(program).params)
+    params = restore_weights(start.folder, abstract_state(program))
   else:
     params = load_params(model, state_sharding(program).params, program.param_dtype, seed)
   return init_state(program, params)

@@ -22,6 +22,7 @@ from simpo_jax.launch import Launcher, StopSignal
 from simpo_jax.ledger import Mode, digest
 from simpo_jax.metrics import evaluation_metrics, train_metrics
 from simpo_jax.model import count_params
+from simpo_jax.nonfinite import leave_out
 from simpo_jax.profiling import Profiler
 from simpo_jax.program import (
   compile_program,
@@ -71,7 +72,7 @@ def _in_folder(
 ) -> tuple[TrainState, pathlib.Path]:
   program, main_process = resolved.program, jax.process_index() == 0
   identity, shared = identity_fields(resolved), is_shared(folder)
-  start = find_start(folder, config, identity)
+  start = find_start(folder, config, identity, program)
   record = RunRecord(folder, resolved, config, main_process, start)
   display = Display(config.train.steps, main_process)
   display.banner(resolved, count_params(resolved.model.config), folder)
@@ -199,7 +200,7 @@ def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
   metrics = jax.tree.map(np.asarray, report.metrics)
   if not metrics.ok:
     bad = [pair.id for pair, is_bad in zip(pairs, metrics.pairs.bad, strict=True) if is_bad]
-    _bad_step(loop, step, state, metrics, bad, seconds)
+    leave_out(loop, step, state, metrics, bad, seconds)
     return state
   tokens = sum(map(pair_length, pairs))
   row = {
@@ -215,31 +216,6 @@ def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
     files.append_metrics(loop.folder, row)
   loop.display.train_step(step, config.train.steps, row)
   return state
-
-
-def _bad_step(loop: _Loop, step: int, state: TrainState, metrics, bad: list[str], seconds) -> None:
-  """Leaves out a step that was not finite, if that is allowed; else ends the run with evidence."""
-  loss, norm = float(metrics.loss), float(metrics.grad_norm)
-  skipped, allowed = loop.saver.bad_steps, loop.config.train.max_bad_steps
-  if len(skipped) < allowed:
-    skipped.append(step)
-    row = {"step": step, "mode": "bad_step", "pairs": bad, "bad_steps": len(skipped)}
-    if loop.writes:
-      files.append_metrics(loop.folder, {**row, "step_seconds": round(seconds, 4)})
-    loop.display.say(f"step {step}: loss {loss}, left out ({len(skipped)} of {allowed})")
-    return
-  loop.saver.save(state)  # of the step before: this one changed nothing
-  loop.saver.wait()
-  kept = loop.saver.last
-  if loop.writes:
-    evidence = {"step": step, "loss": str(loss), "grad_norm": str(norm), "pairs": bad}
-    files.write_json(loop.folder / "failure.json", {**evidence, "checkpoint": kept})
-  onward = f" (the state before it is in checkpoints/{kept})" if kept else ""
-  raise UserError(
-    f"step {step}: loss {loss}, gradient norm {norm}: not finite, no update was applied{onward}; "
-    f"pairs: {', '.join(bad)}; lower --config.train.learning_rate, remove these rows, or allow "
-    f"such steps with --config.train.max_bad_steps={allowed + 1}"
-  )
 
 
 def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:

@@ -6,6 +6,7 @@ a killed run, never sees half of one. Process 0 writes all but the samples.
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -92,6 +93,14 @@ def _lock(folder: pathlib.Path) -> None:
   _locks[folder.absolute()] = opened
 
 
+def _check_same(folder: pathlib.Path) -> None:
+  """Raises an OSError if the folder is another than the run began in, or gone."""
+  held = _locks.get(folder.absolute())
+  if held is not None and not os.path.samestat(os.fstat(held), os.stat(folder)):
+    # A save in the background may have made it anew.
+    raise FileNotFoundError(errno.ENOENT, "the folder has vanished, or another is in its place")
+
+
 def _check_before(folder: pathlib.Path, config: dict[str, Any]) -> None:
   """Raises a UserError unless the folder holds an unfinished run of this config."""
   try:
@@ -158,6 +167,8 @@ def write_rows(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> list[dict[
 
 def append_metrics(folder: pathlib.Path, row: dict[str, Any]) -> None:
   """Appends one line to metrics.jsonl."""
+  with _told(folder):
+    _check_same(folder)
   with _told(folder), open(folder / "metrics.jsonl", "a") as f:
     f.write(json.dumps(row, allow_nan=False, default=_plain) + "\n")
 

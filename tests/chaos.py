@@ -24,7 +24,7 @@ import time
 from hosts import ROOT, flags
 from outcome import outcome, record
 
-_ROWS = 2  # at most, between a start and its kill
+_ROWS = 8  # at most, between a start and its kill
 _START_SECONDS = 6.0  # of a start that is killed before its first row
 _LIMIT = 600  # seconds of a start without a row
 
@@ -32,7 +32,7 @@ _LIMIT = 600  # seconds of a start without a row
 def settings(kills):
   """A run that is long enough to be killed so often; each step is about 0.1 s."""
   return {
-    "train.steps": 5 * kills + 5,
+    "train.steps": 6 * kills + 6,
     "train.batch_size": 6,
     "data.max_length": 128,
     "data.max_prompt_length": 64,
@@ -40,12 +40,12 @@ def settings(kills):
     "data.embedded_pairs": 40,
     "data.eval_fraction": 0.1,
     "generate.at_steps": (),
-    "generate.every": 3,
+    "generate.every": 2,
     "generate.count": 6,
     "generate.max_new_tokens": 16,
     "generate.page_size": 16,
     "evaluate.every": 4,
-    "checkpoint.every": 1,
+    "checkpoint.every": 3,
     "checkpoint.keep": 2,
   }
 

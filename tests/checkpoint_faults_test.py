@@ -1,10 +1,13 @@
 """What can go wrong with checkpoints and their storage: each a message, and nothing corrupted."""
 
+import dataclasses
 import json
 import os
+import re
 import resource
-import shutil
 
+import jax
+import numpy as np
 import pytest
 
 from outcome import outcome, record
@@ -18,6 +21,7 @@ from runs_in_process import (
 from simpo_jax import checkpoint, fingerprint
 from simpo_jax.data.tokenizer import byte_tokenizer
 from simpo_jax.errors import UserError
+from simpo_jax.launch import Launcher
 
 PAIRS = [{"prompt": f"Say {i}.", "chosen": f"{i}!", "rejected": "No."} for i in range(40)]
 
@@ -82,8 +86,6 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
   damage(lost / "checkpoints" / "step_000003")
   go(lost, checkpoint__every=1)
   out = capsys.readouterr().out
-  import re
-
   assert re.search(rf"checkpoint step_000003 is damaged: .*{words}", out)
   assert "resuming after step 2" in out
   assert outcome(lost) == undisturbed
@@ -129,8 +131,6 @@ def test_another_config_is_named_with_its_fields(lost):
 
 def test_identity_tells_tokenizers_and_weights_apart(tmp_path):
   tokenizer = byte_tokenizer()
-  import dataclasses
-
   same = fingerprint._tokenizer(tokenizer)
   for change in (
     {"chat_template": "other"},
@@ -171,7 +171,8 @@ def test_no_room_for_a_checkpoint(tmp_path, undisturbed, before_launch, small_fi
     go(tmp_path / "run", checkpoint__every=1)
   small_files(resource.RLIM_INFINITY)
   goes_on(tmp_path / "run", undisturbed)
-  assert [r["step"] for r in record(tmp_path / "run")["resumes"]] == [2]
+  # The save of step 2 may not have been through, either.
+  assert [r["step"] for r in record(tmp_path / "run")["resumes"]][0] in (1, 2)
 
 
 def test_no_room_for_metrics(tmp_path, undisturbed, before_launch, small_files):  # noqa: F811
@@ -183,10 +184,11 @@ def test_no_room_for_metrics(tmp_path, undisturbed, before_launch, small_files):
 
 
 def test_the_workdir_vanishes(tmp_path, before_launch):  # noqa: F811
-  before_launch(5, lambda: shutil.rmtree(tmp_path / "run"))
-  with pytest.raises(UserError, match=r"No such file or directory"):
+  before_launch(5, lambda: (tmp_path / "run").rename(tmp_path / "gone"))
+  with pytest.raises(UserError, match=r"(has vanished|No such file)"):
     go(tmp_path / "run", checkpoint__every=1)
   assert not (tmp_path / "run" / "metrics.jsonl").exists(), "it must not come back half empty"
+  assert (tmp_path / "gone" / "metrics.jsonl").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -200,29 +202,57 @@ def test_a_workdir_that_may_no_longer_be_written(tmp_path, undisturbed, before_l
 
 # --- steps that are not finite -----------------------------------------------------------
 
-# Without it, AdamW divides 0 by 0 where a token does not occur: step 2 sees weights of NaN.
-NAN = {"train.eps": 0.0, "generate.at_steps": (), "evaluate.every": 0}
+
+@pytest.fixture
+def poisoned(monkeypatch):
+  """`poisoned(numbers)`: these launches find a weight that is NaN; others do not."""
+  launch, numbers = Launcher.__call__, set()
+
+  def put(like, values):
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: values[index])
+
+  def wrapped(self, state, *args, **kwargs):
+    if len(self.log) not in numbers:
+      return launch(self, state, *args, **kwargs)
+    clean = jax.tree.map(np.array, state)
+    shardings = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    norm = put(state.params["final_norm"], np.full_like(clean.params["final_norm"], np.nan))
+    state = state._replace(params={**state.params, "final_norm": norm})
+    _, report, seconds = launch(self, state, *args, **kwargs)
+    return jax.tree.map(put, shardings, clean), report, seconds
+
+  monkeypatch.setattr(Launcher, "__call__", wrapped)
+  return numbers.update
 
 
-def test_a_step_of_nan_ends_the_run_with_the_evidence(tmp_path):
-  with pytest.raises(UserError, match=r"step 2: loss nan.*in checkpoints/step_000001\); pairs: "):
-    go(tmp_path / "run", **NAN)
+def test_a_step_of_nan_ends_the_run_with_the_evidence(tmp_path, undisturbed, poisoned):
+  poisoned([4])
+  with pytest.raises(
+    UserError, match=r"step 3: loss nan.*in checkpoints/step_000002\.2\); pairs: "
+  ):
+    go(tmp_path / "run", checkpoint__every=1)
   evidence = json.loads((tmp_path / "run" / "failure.json").read_text())
-  assert (evidence["step"], evidence["loss"]) == (2, "nan")
+  assert (evidence["step"], evidence["loss"], evidence["checkpoint"]) == (3, "nan", "step_000002.2")
   assert len(evidence["pairs"]) == 2 and all(evidence["pairs"])
-  assert evidence["checkpoint"] == "step_000001"
-  assert names(tmp_path / "run") == ["step_000001"]
-  assert checkpoint.damage(tmp_path / "run" / "checkpoints" / "step_000001") is None
+  assert checkpoint.damage(tmp_path / "run" / "checkpoints" / evidence["checkpoint"]) is None
 
 
-def test_some_such_steps_may_be_left_out(tmp_path):
-  with pytest.raises(UserError, match=r"step 4: .*allow such steps with .*max_bad_steps=3"):
-    go(tmp_path / "run", **NAN, train__max_bad_steps=2)
+def test_some_such_steps_may_be_left_out(tmp_path, poisoned):
+  poisoned([4, 5])
+  with pytest.raises(UserError, match=r"step 4: .*allow such steps with .*max_bad_steps=2"):
+    go(tmp_path / "run", checkpoint__every=1, train__max_bad_steps=1)
   # More may be allowed when it goes on; what was left out before counts.
-  _, folder = go(tmp_path / "run", **NAN, train__max_bad_steps=4)
+  state, folder = go(tmp_path / "run", checkpoint__every=1, train__max_bad_steps=2)
   rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-  assert [(r["step"], r["mode"], r.get("bad_steps")) for r in rows] == [
+  steps = [(r["step"], r["mode"], r.get("bad_steps")) for r in rows if "eval" not in r["mode"]]
+  assert [s for s in steps if s[1] != "generate"] == [
     (1, "train", None),
-    *((step, "bad_step", step - 1) for step in (2, 3, 4, 5)),
+    (2, "train", None),
+    (3, "bad_step", 1),
+    (4, "bad_step", 2),
+    (5, "train", None),
   ]
+  assert int(state.step) == 3, "optimizer steps"
   assert record(folder)["status"] == "done"

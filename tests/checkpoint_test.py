@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from outcome import outcome, record, rows
+from outcome import outcome, record, rows, saved_state
 from runs_in_process import (
   LAUNCHES,
   Lost,
@@ -17,6 +17,7 @@ from runs_in_process import (
   terminate,
 )
 from simpo_jax import checkpoint, monitor
+from simpo_jax import run as loop
 from simpo_jax.errors import Stopped, UserError
 
 
@@ -92,22 +93,27 @@ def test_resume_can_be_declined(tmp_path, undisturbed, before_launch):  # noqa: 
   assert (folder / "attempts" / "0001" / "checkpoints" / "step_000002").is_dir()
 
 
-def test_another_run_begins_with_the_weights(tmp_path, undisturbed):
-  """An untrained learning rate of 0 leaves them as they are: the new checkpoint holds them."""
+def test_another_run_begins_with_the_weights(tmp_path, undisturbed, monkeypatch):
   last = undisturbed[1] / "checkpoints" / "step_000005"
+  found, load_state = [], loop.load_state
+
+  def watched(*args):
+    state = load_state(*args)
+    found.append(jax.tree.map(np.array, state))
+    return state
+
+  monkeypatch.setattr(loop, "load_state", watched)
+  saved = dict(
+    zip(checkpoint.read_about(last)["arrays"], saved_state(undisturbed[1])[1], strict=True)
+  )
   for name, source in (("of_a_workdir", undisturbed[1]), ("of_a_checkpoint", last)):
-    changes = {"checkpoint.init_from": str(source), "train.learning_rate": 0.0, "train.steps": 1}
-    state, folder = go(tmp_path / name, **changes, generate__at_steps=())
-    before = checkpoint.restore(last, _abstract(state))
-    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(before.params), strict=True):
-      assert np.array_equal(a, b)
-    assert int(state.step) == 1, "the optimizer begins anew"
+    _, folder = go(tmp_path / name, checkpoint__init_from=str(source))
     assert record(folder)["began_with"] == str(last)
-    assert [row["step"] for row in rows(folder / "metrics.jsonl")] == [1]
-
-
-def _abstract(state):
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    assert [row["step"] for row in rows(folder / "metrics.jsonl")][0] == 1
+  for state in found:
+    for path, weight in jax.tree_util.tree_leaves_with_path({"params": state.params}):
+      assert weight.tobytes() == saved[jax.tree_util.keystr(path)]
+    assert not any(np.any(x) for x in jax.tree.leaves((state.opt_state, state.step)))
 
 
 def test_another_run_goes_on_with_everything(tmp_path, undisturbed):

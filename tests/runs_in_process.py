@@ -22,6 +22,9 @@ SETTINGS = {
 LAUNCHES = [*["train"] * 2, "generate", "evaluate"] * 2 + ["train"]
 
 
+_compiled = {}  # by their texts' fingerprint
+
+
 class Lost(BaseException):
   """Stands for the end of the process: nothing after it is run."""
 
@@ -46,7 +49,7 @@ def terminate():
 @pytest.fixture(autouse=True, scope="module")
 def one_executable():
   """Runs of the same program share what takes most of a run's time."""
-  compiled, compile_program = {}, loop.compile_program
+  compiled, compile_program = _compiled, loop.compile_program
 
   def compile_once(cfg, lowered):
     if lowered.fingerprint not in compiled:
