@@ -245,6 +245,7 @@ def _checkpointer(before_commit=None) -> ocp.AsyncCheckpointer:
     type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays)),
     multiprocessing_options=processes,
     enable_pinned_host_transfer=False,
+    use_compression=False,  # weights hardly shrink, and the next step needs the processor
   )
   logging.getLogger("absl").setLevel(logging.ERROR)
   return ocp.AsyncCheckpointer(
