@@ -21,6 +21,7 @@ setup(
   install_requires=[
     f"jax{JAX}",
     "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
     "chex",
     "ml-collections",
     "absl-py",

@@ -8,10 +8,11 @@
 The image holds this repository, installed, in its working directory. A pod's disk ends with the
 pod: --volume puts the workdir on a persistent volume claim that all hosts can write to.
 
-When a pod fails JobSet restarts them all, up to --max-restarts times (a preemption counts); exit
-code 2, a mistake, fails the JobSet at once. --wait prints host 0's log and returns the exit code
-of the pod that failed first, 0 when all succeeded. A signal ends the waiting, not the JobSet:
-`kubectl delete jobset NAME` does, with a SIGTERM to the pods. --dry-run prints the YAML.
+When a pod fails JobSet restarts them all, up to --max-restarts times, and the run goes on (a pod
+that is preempted saves, ends with exit code 75, and counts); exit code 2, a mistake, fails the
+JobSet at once. --wait prints host 0's log and returns the exit code of the pod that failed first,
+0 when all succeeded. A signal ends the waiting, not the JobSet: `kubectl delete jobset NAME` does,
+with a SIGTERM to the pods. --dry-run prints the YAML.
 """
 
 import json

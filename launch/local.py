@@ -7,7 +7,8 @@ own devices; several get one CPU device each, since they cannot share accelerato
 
 Lines of process 2 begin with `[2] `. SIGINT and SIGTERM are passed on, each time they come. When
 a process fails the others notice and end; what has not ended after --grace is killed. The exit
-code is 0 if all ended with 0, else that of the first that failed (128 + n: ended by signal n).
+code is 0 if all ended with 0, else that of the first that failed (128 + n: ended by signal n; 75:
+stopped by a signal and saved). With --max-restarts=N what fails is started again, and goes on.
 If the launcher is killed, Linux kills the processes.
 """
 

@@ -6,8 +6,9 @@
 --sbatch=ARGUMENT hands anything else to sbatch; it wins over what this script sets. The folder,
 the interpreter and the workdir must be the same on all nodes (a shared file system).
 
-Before the time limit the run gets SIGTERM, to save and end. It is requeued (scontrol requeue, up
-to --max-restarts times) after every failure but exit code 2; `scancel` ends it for good.
+Before the time limit the run gets SIGTERM, to save and end (exit code 75). It is requeued (scontrol
+requeue, up to --max-restarts times) after every exit code but 0 and 2, and goes on; `scancel` ends
+it for good.
 --wait waits for the job and returns its exit code, the highest of all tasks; a signal then ends
 the waiting, not the job. --dry-run prints the script, and the command that reads it.
 """

@@ -68,6 +68,7 @@ def default_config() -> ml_collections.ConfigDict:
   # matrix products and attention) | none.
   c.train.remat = "full"
   c.train.mu_dtype = "float32"  # of AdamW's first moment; bfloat16 takes half the memory
+  c.train.max_bad_steps = 0  # steps that are not finite may be left out, up to so many
   c.train.freeze_embeddings = False  # neither trained nor given optimizer state
   c.train.ema_decay = 0.0  # evaluate and generate with the weights' moving average; 0: off
   # Train adapters W + (alpha / rank) A B in place of the weights; 0: the weights themselves.
@@ -114,6 +115,16 @@ def default_config() -> ml_collections.ConfigDict:
   c.evaluate.every = 0  # 0: only at the end
   c.evaluate.at_end = True
 
+  c.checkpoint = ml_collections.ConfigDict()
+  c.checkpoint.every = 0  # steps; 0: only those at a stop and at the end
+  c.checkpoint.minutes = 0.0  # since the last one; 0: not by time
+  c.checkpoint.keep = 2  # how many of the newest are kept
+  c.checkpoint.keep_every = 0  # keep those of every so many steps, too; 0: no others
+  c.checkpoint.at_end = True  # after the last step
+  c.checkpoint.resume = True  # go on where an unfinished run in the workdir was; False: anew
+  c.checkpoint.init_from = ""  # a workdir or a checkpoint folder to begin with
+  c.checkpoint.init_what = "weights"  # of it; or "all": optimizer state and step as well
+
   c.mesh = ml_collections.ConfigDict()
   # A host's devices in training: data * fsdp * tensor. Tensor-parallel groups never cross hosts.
   c.mesh.data = 1  # groups of devices that hold the same weights
@@ -146,6 +157,7 @@ _CHOICES = {
   "train.mu_dtype": ("float32", "bfloat16"),
   "simpo.loss_type": ("sigmoid", "hinge"),
   "generate.mode": ("host_data_parallel", "global_mesh"),
+  "checkpoint.init_what": ("weights", "all"),
   "generate.attention": paged_attention.IMPLEMENTATIONS,
 }
 _RANGES = {  # inclusive
@@ -162,6 +174,7 @@ _RANGES = {  # inclusive
   "train.batch_size": (1, None),
   "data.lookahead": (0, 1000),
   "train.micro_batch_rows": (0, None),
+  "train.max_bad_steps": (0, None),
   "train.logits_chunk": (0, None),
   "train.learning_rate": (0.0, 1.0),
   "train.warmup_ratio": (0.0, 1.0),
@@ -193,6 +206,10 @@ _RANGES = {  # inclusive
   "generate.prefill_chunk": (0, None),
   "generate.prefill_rows": (0, None),
   "evaluate.every": (0, None),
+  "checkpoint.every": (0, None),
+  "checkpoint.minutes": (0.0, None),
+  "checkpoint.keep": (1, None),
+  "checkpoint.keep_every": (0, None),
   "mesh.data": (1, None),
   "mesh.fsdp": (0, None),
   "mesh.tensor": (1, None),

@@ -22,6 +22,7 @@ from simpo_jax.inference import page_bytes
 from simpo_jax.lora import all_tensors
 from simpo_jax.program import Compiled
 from simpo_jax.resolve import Run, devices_text
+from simpo_jax.resume import Start
 from simpo_jax.train import StepConfig
 
 _SAMPLE_WIDTH = 300  # characters of a shown generation
@@ -115,6 +116,17 @@ class Display:
       table.add_row(f"[bold]{name}[/bold]", escape(text))
     self._console.print(table)
 
+  def beginning(self, start: Start, shared: bool) -> None:
+    """What checkpoint the run begins with, and what there is to know about it."""
+    for note in start.notes:
+      self.say(note)
+    if start.own:
+      self.say(f"resuming after step {start.position.step} from {start.folder}")
+    elif start.folder is not None:
+      self.say(f"beginning with {'the weights of ' if start.weights_only else ''}{start.folder}")
+    if not shared:
+      self.say("no checkpoints: the hosts do not share the workdir; name one that all see")
+
   def compiled(self, compiled: Compiled) -> None:
     peaks = compiled.memory.peaks()
     peaks.pop("abort", None)
@@ -131,7 +143,7 @@ class Display:
       f"grad {row['grad_norm']:.3g}  lr {row['learning_rate']:.2e}  "
       f"{row['tokens_per_second']:,.0f} tok/s  {row['step_seconds']:.2f} s"
     )
-    self._progress.update(self._task, advance=1)
+    self._progress.update(self._task, completed=step)
 
   def generation(self, summary: dict[str, Any]) -> None:
     reasons = ", ".join(f"{n} {reason}" for reason, n in summary["finish_reasons"].items())

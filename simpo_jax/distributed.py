@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import jax
 
-from simpo_jax.errors import Interrupted, UserError, one_line
+from simpo_jax.errors import Interrupted, Stopped, UserError, one_line
 from simpo_jax.link import Link, Loss
 
 _GRACE = 2.0  # seconds for this process to end by itself once another has
@@ -224,6 +224,9 @@ def ending_together():
   """Whatever ends the body of one of several processes is told to the others, and ends it."""
   try:
     yield
+  except Stopped:  # on all of them, at the same launch
+    finish()
+    raise
   except BaseException as e:
     if _link is None or (isinstance(e, SystemExit) and not e.code):
       raise

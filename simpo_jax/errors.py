@@ -20,6 +20,10 @@ class Interrupted(UserError):
   exit_code = 75
 
 
+class Stopped(Interrupted):
+  """The run was asked to stop, and has: its checkpoint is written on all hosts."""
+
+
 def one_line(error: BaseException) -> str:
   """An error's message without its line breaks."""
   return " ".join(str(error).split()) or type(error).__name__

@@ -1,5 +1,6 @@
 """What must be the same on all hosts of a run, field by field, so that an error can name it."""
 
+import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from simpo_jax.config import flatten
+from simpo_jax.data.tokenizer import Tokenizer
 from simpo_jax.ledger import digest
 from simpo_jax.resolve import Run
 
@@ -23,6 +25,9 @@ _JAX = (
   "jax_threefry_partitionable",
   "jax_numpy_dtype_promotion",
 )
+
+_BLOCKS, _BLOCK = 33, 1 << 16  # of a model's file, that stand for all of it; bytes
+_PROBE = 50_000  # characters that a tokenizer is tried on
 
 
 def versions() -> dict[str, str]:
@@ -60,12 +65,41 @@ def data_fields(run: Run) -> dict[str, str]:
   return {name: _hex(value) for name, value in fields.items()}
 
 
+def identity_fields(run: Run) -> dict[str, str]:
+  """What a run must find unchanged to go on from its checkpoint, on whatever devices."""
+  fields = data_fields(run)
+  asked = [(r.prompt.tokens, str((r.prompt.index, r.sample, r.budget))) for r in run.requests]
+  return {
+    "tokenizer": _hex(_tokenizer(run.tokenizer)),
+    "weights": fields["model's files"],
+    **{name: fields[name] for name in ("model's config", "training pairs", "held-out pairs")},
+    "prompts": _hex(asked),
+  }
+
+
+def _tokenizer(t: Tokenizer) -> tuple:
+  """Its tokens in their order, how text is cut into them, and what templates make of it."""
+  text = t.decode(range(t.vocab_size))
+  ids = np.asarray(t.encode(text[:_PROBE]), np.int32)
+  return text, ids, str((t.bos_id, t.eos_ids, t.pad_id, t.vocab_size)), t.chat_template or ""
+
+
 def _sizes(path: pathlib.Path | None) -> str:
-  """Names and sizes of the files of a checkpoint, whose bytes would take too long to read."""
+  """Names, sizes and samples of a model's files, whose every byte would take too long to read."""
   if path is None:
     return ""
   paths = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-  return str([(p.name, p.stat().st_size) for p in paths])
+  return str([(p.name, p.stat().st_size, _sample(p)) for p in paths])
+
+
+def _sample(path: pathlib.Path) -> str:
+  """A digest of blocks all over a file: other weights differ everywhere."""
+  digest, size = hashlib.sha256(), path.stat().st_size
+  with open(path, "rb") as f:
+    for i in range(_BLOCKS):
+      f.seek(max(0, size - _BLOCK) * i // (_BLOCKS - 1))
+      digest.update(f.read(_BLOCK))
+  return digest.hexdigest()
 
 
 def _hex(value) -> str:

@@ -13,7 +13,7 @@ from simpo_jax import distributed
 from simpo_jax.data.packing import Batch, empty_batch
 from simpo_jax.errors import UserError
 from simpo_jax.generate import Requests
-from simpo_jax.ledger import FIELDS, STOP, Mode, describe_disagreement, make_row
+from simpo_jax.ledger import FIELDS, SAVE, STOP, Mode, describe_disagreement, make_row
 from simpo_jax.program import (
   Compiled,
   ProgramConfig,
@@ -41,6 +41,7 @@ class Launcher:
     executables: fingerprints of what was launched (that nothing else compiled is
       for `monitor.compile_count` to say).
     stopped: a host asked to stop, and every host has seen it in the same launch.
+    save_asked: a host asked for a checkpoint after the last launch; so have all seen.
   """
 
   program: ProgramConfig
@@ -51,6 +52,7 @@ class Launcher:
   log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   executables: set[str] = dataclasses.field(default_factory=set)
   stopped: bool = False
+  save_asked: bool = False
 
   def __post_init__(self, requests: Requests):
     shardings = input_shardings(self.program)
@@ -59,7 +61,12 @@ class Launcher:
     self._idle = self._placed(empty_batch(self.program.batch, own_rows(self.program)))
 
   def __call__(
-    self, state: TrainState, mode: Mode, batch: Batch | None = None, stop: bool = False
+    self,
+    state: TrainState,
+    mode: Mode,
+    batch: Batch | None = None,
+    stop: bool = False,
+    save: bool = False,
   ) -> tuple[TrainState, Report, float]:
     """One launch, waited for.
 
@@ -68,6 +75,7 @@ class Launcher:
       batch: numpy, for TRAIN and EVALUATE; this process's rows of it.
       stop: this host wants the run to end now. Then the launch does nothing on any
         host, and `stopped` becomes true on all of them.
+      save: this host wants a checkpoint after this launch; see `save_asked`.
 
     Returns:
       The new state, the report, and the seconds it took.
@@ -77,7 +85,7 @@ class Launcher:
       Interrupted: another host was lost.
     """
     start = time.perf_counter()
-    row = make_row(mode, len(self.log), self.digest, stop)
+    row = make_row(mode, len(self.log), self.digest, stop, save)
     hosts = self.program.mesh.shape["host"]
     # Every process fills only its own row: the callback is asked for no other.
     ledger = jax.make_array_from_callback(
@@ -103,6 +111,7 @@ class Launcher:
     rows = np.asarray(report.ledger)
     disagreement = describe_disagreement(rows)
     self.stopped = not disagreement and bool(rows[:, STOP].any())
+    self.save_asked = not disagreement and bool(rows[:, SAVE].any())
     ran = "stop" if self.stopped else Mode(int(report.mode)).name.lower()
     self.log.append({"mode": ran, "seconds": round(seconds, 4)})
     if disagreement:

@@ -10,9 +10,10 @@ import hashlib
 
 import numpy as np
 
-FIELDS = ("mode", "launch", "digest_low", "digest_high", "stop")
+FIELDS = ("mode", "launch", "digest_low", "digest_high", "stop", "save")
 AGREE = 4  # the first so many fields must be equal on all hosts
 STOP = FIELDS.index("stop")  # not zero on any host: the launch does nothing, the run ends
+SAVE = FIELDS.index("save")  # not zero on any host: a checkpoint follows on all
 
 
 class Mode(enum.IntEnum):
@@ -47,9 +48,11 @@ def digest(*parts) -> tuple[int, int]:
   return int(words[0]), int(words[1])
 
 
-def make_row(mode: Mode, launch: int, digest_words: tuple[int, int], stop: bool) -> np.ndarray:
-  """One process's row, int32 `[5]`; see `FIELDS`."""
-  return np.asarray([int(mode), launch, *digest_words, int(stop)], np.int32)
+def make_row(
+  mode: Mode, launch: int, digest_words: tuple[int, int], stop: bool, save: bool = False
+) -> np.ndarray:
+  """One process's row, int32 `[6]`; see `FIELDS`."""
+  return np.asarray([int(mode), launch, *digest_words, int(stop), int(save)], np.int32)
 
 
 def describe_disagreement(rows: np.ndarray) -> str:

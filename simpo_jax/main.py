@@ -5,10 +5,15 @@ Examples:
   python -m simpo_jax.main --config=configs/m11.py:smollm2 --workdir=/tmp/run
   python -m simpo_jax.main --config=configs/m11.py --config.train.learning_rate=1e-5
 
+The same command with the same --workdir goes on where an unfinished run was. Exit codes:
+0 the whole schedule was done; 2 a mistake, to be mended first; 75 start the same command
+again: SIGTERM or ^C stopped the run and it is saved, a host was lost, or a launch hung.
+
 Every field of simpo_jax/config.py can be set with --config.FIELD=VALUE; a config
 file's docstring says what it runs, on what hardware, and the expected result.
 """
 
+import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
@@ -20,7 +25,7 @@ from simpo_jax import (
 )
 from simpo_jax.cli import fail, parse_flags
 from simpo_jax.config import validate
-from simpo_jax.errors import UserError
+from simpo_jax.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -47,7 +52,7 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the config; exit code 0 only when its whole schedule was done, or a stop honoured."""
+  """Runs the config; exit code 0 only when its whole schedule was done."""
   if len(argv) > 1:
     raise UserError(f"unexpected argument {argv[1]!r}; flags look like --config=configs/m11.py")
   if _CONFIG.value is None:
@@ -67,6 +72,9 @@ def _main(argv: Sequence[str]) -> None:
   try:
     with distributed.ending_together():
       main(argv)
+  except Stopped as e:
+    print(e)
+    sys.exit(e.exit_code)
   except UserError as e:
     if _DEBUG.value:
       raise

@@ -1,6 +1,7 @@
 """run.json: what a run is, what it launched and how it ended, rewritten as it goes."""
 
 import contextlib
+import datetime
 import json
 import pathlib
 import resource
@@ -12,11 +13,14 @@ import jax
 
 from simpo_jax import distributed
 from simpo_jax import workdir as files
+from simpo_jax.errors import UserError
 from simpo_jax.fingerprint import versions
 from simpo_jax.launch import Launcher
 from simpo_jax.monitor import compile_count
 from simpo_jax.program import Compiled
 from simpo_jax.resolve import Run
+from simpo_jax.resume import Start
+from simpo_jax.saver import Saver
 
 _EVERY = 5.0  # seconds between rewrites in the middle of a run, whose list of launches grows
 
@@ -24,12 +28,13 @@ _EVERY = 5.0  # seconds between rewrites in the middle of a run, whose list of l
 class RunRecord:
   """The content of run.json; process 0 writes it, whole or not at all."""
 
-  def __init__(self, folder: pathlib.Path, run: Run, config, writes: bool):
+  def __init__(self, folder: pathlib.Path, run: Run, config, writes: bool, start: Start):
     self._started = time.perf_counter()
     self._saved = 0.0
     self._path = folder / "run.json"
     self._writes = writes
     self._launch: Launcher | None = None
+    self._saver: Saver | None = None
     devices = run.program.mesh.devices
     self.data: dict[str, Any] = {
       "status": "compiling",
@@ -47,7 +52,10 @@ class RunRecord:
       "data": {name: report._asdict() for name, report in run.skips.items()},
       "pairs": {"train": len(run.train_pairs), "held_out": len(run.eval_pairs)},
       "timings": {},
+      "resumes": self._resumes(start),
     }
+    if start.folder is not None and not start.own:
+      self.data["began_with"] = str(start.folder)
     if writes:
       files.write_json(folder / "config.json", json.loads(config.to_json()))
     self.save("compiling")
@@ -60,9 +68,9 @@ class RunRecord:
     self.data["timings"]["compile"] = round(compiled.compile_seconds, 3)
     self.save("loading")
 
-  def launching(self, launch: Launcher) -> None:
-    """From now on, the launches are this launcher's."""
-    self._launch = launch
+  def launching(self, launch: Launcher, saver: Saver) -> None:
+    """From now on, the launches are this launcher's, and the saves this saver's."""
+    self._launch, self._saver = launch, saver
 
   def save(self, status: str, error: str | None = None) -> None:
     """Writes the file; while the run goes well, every few seconds at most."""
@@ -81,6 +89,8 @@ class RunRecord:
       self.data["executables"] = len(self._launch.executables)
       self.data["launches"] = [entry["mode"] for entry in self._launch.log]
       self.data["timings"]["launches"] = self._launch.log
+    if self._saver is not None:
+      self.data["timings"]["checkpoint_seconds"] = self._saver.seconds
     if self._writes:
       files.write_json(self._path, self.data)
 
@@ -93,12 +103,28 @@ class RunRecord:
     self.data["hosts"] = [json.loads(host) for host in hosts]
     self.save(status)
 
+  def _resumes(self, start: Start) -> list[dict[str, Any]]:
+    """Of the whole run, this one included: from which step, and when."""
+    if not start.own:
+      return []
+    try:
+      before = json.loads(self._path.read_text()).get("resumes", [])
+    except (OSError, ValueError):  # another process's to read
+      before = []
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return [*before, {"step": start.position.step, "checkpoint": start.position.name, "when": now}]
+
   @contextlib.contextmanager
   def failures(self):
     """Notes whatever ends the run before its time."""
-    distributed.at_end(lambda error: self.save("failed", error))
+
+    def note(error):
+      with contextlib.suppress(UserError):  # where this cannot be written, little can
+        self.save("failed", error)
+
+    distributed.at_end(note)
     try:
       yield
     except BaseException as e:
-      self.save("failed", f"{type(e).__name__}: {e}")
+      note(f"{type(e).__name__}: {e}")
       raise

@@ -11,34 +11,34 @@ import numpy as np
 
 from simpo_jax import distributed
 from simpo_jax import workdir as files
+from simpo_jax.adapter import export_adapter
 from simpo_jax.data.packing import lay_out, pair_length, row_members
 from simpo_jax.data.pairs import PairTokens
 from simpo_jax.data.steps import step_source
 from simpo_jax.display import Display
-from simpo_jax.errors import UserError
-from simpo_jax.fingerprint import data_fields, settings_fields
+from simpo_jax.errors import Stopped, UserError
+from simpo_jax.fingerprint import data_fields, identity_fields, settings_fields
 from simpo_jax.generate import FINISH_REASONS
 from simpo_jax.launch import Launcher, StopSignal
 from simpo_jax.ledger import Mode, digest
-from simpo_jax.lora import export_adapter
 from simpo_jax.metrics import evaluation_metrics, train_metrics
 from simpo_jax.model import count_params
+from simpo_jax.nonfinite import leave_out
 from simpo_jax.profiling import Profiler
 from simpo_jax.program import (
   compile_program,
   compiler_options,
-  init_state,
   lower_program,
   own_rows,
-  state_sharding,
 )
 from simpo_jax.record import RunRecord
 from simpo_jax.requests import sample_rows, summarize
 from simpo_jax.resolve import Run, resolve
+from simpo_jax.resume import find_start, is_shared, load_state
+from simpo_jax.saver import Saver
 from simpo_jax.schedule import launches_after
 from simpo_jax.train import TrainState
 from simpo_jax.watchdog import Watchdog
-from simpo_jax.weights import load_params
 
 
 def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
@@ -49,23 +49,35 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
     workdir: the folder to fill; None for a fresh dated one under runs/.
 
   Returns:
-    The final state and the workdir. A requested stop (SIGTERM, ^C) ends the run
-    early, after the launch in progress; run.json then says so.
+    The final state and the workdir.
 
   Raises:
+    Stopped: SIGTERM or ^C on any host has ended the run early, after the launch in
+      progress; it is saved, and run.json says so.
     UserError: anything the user can fix, the hosts disagreeing, or a non-finite step.
   """
-  main_process = jax.process_index() == 0
   distributed.agree("settings", settings_fields(config))
   resolved = resolve(config)
-  program = resolved.program
   data = data_fields(resolved)
   distributed.agree("data", data)
   workdir = workdir or distributed.gather("workdir", files.fresh_name(config.name))[0]
   folder = files.make_workdir(workdir, json.loads(config.to_json()), jax.process_index())
-  record = RunRecord(folder, resolved, config, main_process)
+  try:
+    return _in_folder(config, resolved, data, folder)
+  finally:
+    files.unlock(folder)
+
+
+def _in_folder(
+  config, resolved: Run, data, folder: pathlib.Path
+) -> tuple[TrainState, pathlib.Path]:
+  program, main_process = resolved.program, jax.process_index() == 0
+  identity, shared = identity_fields(resolved), is_shared(folder)
+  start = find_start(folder, config, identity, program)
+  record = RunRecord(folder, resolved, config, main_process, start)
   display = Display(config.train.steps, main_process)
   display.banner(resolved, count_params(resolved.model.config), folder)
+  display.beginning(start, shared)
 
   with display.running(), record.failures():
     # --- compile, once -----------------------------------------------------------------
@@ -84,44 +96,56 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
 
     # --- weights and inputs onto the devices ---------------------------------------------
     display.doing("loading weights")
-    shardings = state_sharding(program)
-    params = load_params(
-      resolved.model, shardings.params, program.param_dtype, config.seed, program.step.lora
-    )
-    state = init_state(program, params)
-    del params
+    state = load_state(start, program, resolved.model, config.seed)
     launch = Launcher(
       program,
       compiled,
       digest(config.to_json(), compiled.fingerprint, list(data.values())),
       resolved.packed,
       Watchdog(config.watchdog, folder),
+      list(start.about["launches"]) if start.own else [],
     )
-    record.launching(launch)
 
     # --- the loop ------------------------------------------------------------------------
-    with StopSignal() as stop, Profiler(config.profile.steps, folder) as profiler:
+    with (
+      StopSignal() as stop,
+      Profiler(config.profile.steps, folder) as profiler,
+      Saver(config, folder, launch, start, identity, shared) as saver,
+    ):
+      record.launching(launch, saver)
       pairs_of = pairs_by_step(resolved, config)
-      loop = _Loop(resolved, config, launch, folder, display, stop, pairs_of, own_rows(program))
-      for step in range(1, config.train.steps + 1):
-        profiler.before(step)
-        display.doing("training")
-        state = _train(loop, step, state)
-        for mode in launches_after(step, config):
+      loop = _Loop(
+        resolved, config, launch, folder, display, stop, pairs_of, own_rows(program), saver
+      )
+      for step in range(max(1, start.position.step), config.train.steps + 1):
+        if step > start.position.step:
+          profiler.before(step)
+          display.doing("training")
+          state = _train(loop, step, state)
           if launch.stopped:
             break
+          saver.trained(step, state)
+        for number, mode in enumerate(launches_after(step, config), start=1):
+          if number <= saver.position.done:
+            continue
           if mode == Mode.GENERATE:
             display.doing(f"generating {len(resolved.requests)} requests")
             state = _generate(loop, step, state)
           else:
             display.doing("evaluating")
             state = _evaluate(loop, step, state)
+          if launch.stopped:
+            break
+          saver.launched(number)
         profiler.after(step)
         record.save("running")
         if launch.stopped:
-          done = [entry["mode"] for entry in launch.log].count("train")
-          display.say(f"stop requested: ending after step {done}")
           break
+      display.doing("saving")
+      if launch.stopped:
+        display.say(f"stop requested: ending after step {saver.position.step}")
+        saver.save(state)
+      saver.wait()
     if program.step.lora and main_process:
       export_adapter(
         folder / "adapter",
@@ -132,6 +156,11 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
       )
   record.finished("stopped" if launch.stopped else "done")
   display.closing(record.data, folder)
+  if launch.stopped:
+    raise Stopped(
+      f"stopped after step {saver.position.step} of {config.train.steps}; start the same command "
+      f"again with --workdir={folder} to go on"
+    )
   return state, folder
 
 
@@ -146,6 +175,7 @@ class _Loop(NamedTuple):
   stop: StopSignal
   pairs_of: Callable[[int], list[PairTokens]]  # a training step's
   rows: range  # of each micro-batch, those that lie on this process's devices
+  saver: Saver
 
   @property
   def writes(self) -> bool:
@@ -172,17 +202,15 @@ def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
   pairs = loop.pairs_of(step)
   rows = row_members(pairs, run.program.batch)
   batch = lay_out(pairs, rows, run.program.batch, loop.rows)
-  state, report, seconds = loop.launch(state, Mode.TRAIN, batch, loop.stop.requested)
+  stop, save = loop.stop.requested, loop.saver.due
+  state, report, seconds = loop.launch(state, Mode.TRAIN, batch, stop, save)
   if loop.launch.stopped:
     return state
   metrics = jax.tree.map(np.asarray, report.metrics)
   if not metrics.ok:
     bad = [pair.id for pair, is_bad in zip(pairs, metrics.pairs.bad, strict=True) if is_bad]
-    raise UserError(
-      f"step {step}: loss {float(metrics.loss)}, gradient norm {float(metrics.grad_norm)}: not "
-      f"finite, no update was applied; pairs: {', '.join(bad)}; lower "
-      "--config.train.learning_rate or remove these rows"
-    )
+    leave_out(loop, step, state, metrics, bad, seconds)
+    return state
   tokens = sum(map(pair_length, pairs))
   row = {
     "step": step,

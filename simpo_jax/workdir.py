@@ -1,10 +1,12 @@
-"""The files a run leaves behind: config, run.json, metrics, samples.
+"""The files a run leaves behind: config, run.json, metrics, samples; not its checkpoints.
 
 Whole files are written beside their final name and renamed, so that a reader, or
 a killed run, never sees half of one. Process 0 writes all but the samples.
 """
 
+import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -14,7 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from simpo_jax.config import flatten
 from simpo_jax.errors import UserError
+
+# Fields that may differ when a run goes on: they change no number of it, or only by rounding.
+_FREE = ("checkpoint.", "watchdog.", "profile.", "log.", "mesh.", "train.max_bad_steps")
+_SHOWN = 4  # fields listed in one message
+_locks: dict[pathlib.Path, int] = {}  # open files, whose locks are held
 
 
 def fresh_name(name: str) -> str:
@@ -29,10 +37,10 @@ def fresh_name(name: str) -> str:
 
 
 def make_workdir(path: str, config: dict[str, Any], process: int = 0) -> pathlib.Path:
-  """The run's folder, empty but for earlier attempts at the same run.
+  """The run's folder: empty, or as an unfinished run left it.
 
-  What an attempt that did not finish has left moves into `attempts/`. Process 0 alone
-  does so: the others may come after its first files.
+  What an attempt without a checkpoint has left moves into `attempts/`, as it does with
+  `checkpoint.resume` off. Process 0 alone does so: the others may come after its first files.
 
   Args:
     path: its name.
@@ -57,39 +65,81 @@ def make_workdir(path: str, config: dict[str, Any], process: int = 0) -> pathlib
     ) from e
   _lock(folder)
   if (folder / "run.json").exists():
-    _set_aside(folder, config)
+    _check_before(folder, config)
+    resume = config.get("checkpoint", {}).get("resume")
+    if not (resume and any((folder / "checkpoints").glob("step_*[0-9]"))):
+      _set_aside(folder)
   return folder
 
 
+def unlock(folder: pathlib.Path) -> None:
+  """Lets another run have the folder; else the end of this process does."""
+  if (held := _locks.pop(folder.absolute(), None)) is not None:
+    os.close(held)
+
+
 def _lock(folder: pathlib.Path) -> None:
-  """Keeps a second run out of the folder for as long as this process lives."""
+  """Keeps a second run out of the folder until `unlock`, or for as long as this process lives."""
+  opened = os.open(folder, os.O_RDONLY)
   try:
-    # Never closed: the process's end unlocks it.
-    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
+    os.close(opened)
     raise UserError(
       f"--workdir={folder} is in use by a run in progress; choose another folder"
     ) from None
   except OSError:
     pass  # a file system without locks
+  _locks[folder.absolute()] = opened
 
 
-def _set_aside(folder: pathlib.Path, config: dict[str, Any]) -> None:
+def _check_same(folder: pathlib.Path) -> None:
+  """Raises an OSError if the folder is another than the run began in, or gone."""
+  held = _locks.get(folder.absolute())
+  if held is not None and not os.path.samestat(os.fstat(held), os.stat(folder)):
+    # A save in the background may have made it anew.
+    raise FileNotFoundError(errno.ENOENT, "the folder has vanished, or another is in its place")
+
+
+def _check_before(folder: pathlib.Path, config: dict[str, Any]) -> None:
+  """Raises a UserError unless the folder holds an unfinished run of this config."""
   try:
-    before = json.loads((folder / "config.json").read_text())
     status = json.loads((folder / "run.json").read_text())["status"]
-  except (OSError, ValueError, KeyError, TypeError):
+    before = flatten(json.loads((folder / "config.json").read_text()))
+  except FileNotFoundError:
+    return  # it was being set aside
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
     before = status = None
-  if status in (None, "done") or before != json.loads(json.dumps(config)):
-    what = "that is finished" if status == "done" else "of another config"
+  if status == "done":
     raise UserError(
-      f"--workdir={folder} holds an earlier run {what}; choose another folder or remove it"
+      f"--workdir={folder} holds an earlier run that is finished; choose another folder or remove "
+      "it"
     )
+  now = flatten(json.loads(json.dumps(config)))
+  differs = (
+    []
+    if before is None
+    else [
+      name
+      for name in {**before, **now}
+      if before.get(name) != now.get(name) and not name.startswith(_FREE)
+    ]
+  )
+  if before is None or differs:
+    listed = f" ({', '.join(differs[:_SHOWN])}{', ...' if len(differs) > _SHOWN else ''})"
+    raise UserError(
+      f"--workdir={folder} holds an earlier run of another config{listed if differs else ''}; "
+      "choose another folder or remove it"
+    )
+
+
+def _set_aside(folder: pathlib.Path) -> None:
   attempts = folder / "attempts"
   attempts.mkdir(exist_ok=True)
   target = attempts / f"{len(list(attempts.iterdir())) + 1:04d}"
   target.mkdir()
-  for path in folder.iterdir():
+  # run.json last: should this be killed, the next attempt goes on with it.
+  for path in sorted(folder.iterdir(), key=lambda p: (p.name == "run.json", p.name)):
     if path.name != "attempts":
       path.rename(target / path.name)
 
@@ -102,7 +152,10 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def write_rows(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
   """Writes a JSONL file whole, and returns its rows."""
   rows = list(rows)
-  path.parent.mkdir(parents=True, exist_ok=True)
+  with _told(path):
+    # Not `parents`: a workdir that has vanished must not come back empty.
+    path.parent.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
   _replace(
     path,
     "".join(
@@ -114,7 +167,9 @@ def write_rows(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> list[dict[
 
 def append_metrics(folder: pathlib.Path, row: dict[str, Any]) -> None:
   """Appends one line to metrics.jsonl."""
-  with open(folder / "metrics.jsonl", "a") as f:
+  with _told(folder):
+    _check_same(folder)
+  with _told(folder), open(folder / "metrics.jsonl", "a") as f:
     f.write(json.dumps(row, allow_nan=False, default=_plain) + "\n")
 
 
@@ -130,8 +185,21 @@ def samples_file(folder: pathlib.Path, step: int, process: int, processes: int) 
 
 def _replace(path: pathlib.Path, text: str) -> None:
   temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text)
-  os.replace(temporary, path)
+  with _told(path):
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _told(path: pathlib.Path):
+  """A full disk, or a folder that is gone or may not be written, as the user's error."""
+  try:
+    yield
+  except OSError as e:
+    raise UserError(
+      f"{path} cannot be written ({e.strerror or e}); free space or mend the storage, then start "
+      "the same command again: it goes on from the last checkpoint"
+    ) from e
 
 
 def _plain(value):

@@ -16,8 +16,8 @@ import torch
 import hosts_work
 from hf_models import VOCAB, hf_logits, hf_model, load, our_logits
 from hosts import run_group
+from simpo_jax import adapter, program, resolve, sharding, weights
 from simpo_jax import lora as adapters
-from simpo_jax import program, resolve, sharding, weights
 from simpo_jax.config import default_config, validate
 from simpo_jax.data.packing import batch_shape, pack
 from simpo_jax.data.pairs import PairTokens
@@ -136,7 +136,7 @@ def test_gradients_equal_torch(pair):
 def test_peft_loads_what_is_exported(pair, tmp_path):
   kind, lora, cfg, params, net, tokens = pair
   placed = jax.device_put(params["lora"])
-  adapters.export_adapter(tmp_path / "adapter", placed, cfg, lora, None)
+  adapter.export_adapter(tmp_path / "adapter", placed, cfg, lora, None)
   loaded = peft.PeftModel.from_pretrained(hf_model(kind), tmp_path / "adapter").eval()
   theirs, expected = (peft.get_peft_model_state_dict(n) for n in (loaded, net))
   assert theirs.keys() == expected.keys()
@@ -342,7 +342,7 @@ def _check_meshes():
     np.testing.assert_allclose(metrics.loss, expected_metrics.loss, rtol=1e-6)
     for name, truth in expected["lora"].items():
       check_close(grads["lora"][name], truth, name, 1e-5)
-    whole = adapters.host_adapters(placed["lora"])
+    whole = adapter.host_adapters(placed["lora"])
     jax.tree.map(np.testing.assert_array_equal, whole, params["lora"])
     for name, spec in jax.tree.map(lambda s: s.spec, step.weights["lora"]).items():
       matrix = step.weights["layers"][name.split("_")[0]].spec

@@ -262,7 +262,7 @@ def test_sigterm_ends_the_run_after_the_launch_in_progress(tmp_path):
   before = len(load(metrics))
   process.send_signal(signal.SIGTERM)
   out, err = process.communicate(timeout=60)
-  assert process.returncode == 0, err
+  assert process.returncode == 75, err
   rows, run = load(metrics), load(workdir / "run.json")
   assert before <= len(rows) <= before + 10, "the run goes on long after the signal"
   assert [r["step"] for r in rows] == list(range(1, len(rows) + 1))
@@ -270,6 +270,8 @@ def test_sigterm_ends_the_run_after_the_launch_in_progress(tmp_path):
   assert run["launches"] == [*["train"] * len(rows), "stop"]
   assert run["compiles"] == 1
   assert f"stop requested: ending after step {len(rows)}" in out
+  assert f"start the same command again with --workdir={workdir} to go on" in out
+  assert [p.name for p in (workdir / "checkpoints").iterdir()] == [f"step_{len(rows):06d}"]
   assert not list(workdir.rglob("*.tmp"))
 
 

@@ -1,0 +1,296 @@
+"""Checkpoints of the train state, by Orbax: written in the background, committed by a rename.
+
+    checkpoints/step_000012/      after training step 12
+    checkpoints/step_000012.1/    and after the first of the launches that follow it
+
+In each lies `simpo_jax.json`: where the run stood, what it was made of, and the size and
+SHA-256 of every file beside it. It is written before the commit, so a checkpoint has it or
+is none. Nothing here launches a device program or compiles: arrays go to the host shard by
+shard, and processes meet at the barriers of jax's coordination service.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from simpo_jax import workdir as files
+from simpo_jax.errors import UserError, one_line
+from simpo_jax.train import TrainState
+
+ABOUT = "simpo_jax.json"
+_NAME = re.compile(r"step_(\d{6,})(?:\.(\d+))?")
+_WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt", ABOUT)  # by the commit itself
+_TEMPORARY = "orbax-checkpoint-tmp"
+_PARAMS, _AVERAGE = "['params']", "['average']"  # how the paths of their arrays begin
+_HASHERS = 4  # files hashed at once; hashlib lets go of Python's lock
+
+
+class Position(NamedTuple):
+  """How far a run has come."""
+
+  step: int = 0  # training steps done
+  done: int = 0  # of the launches that follow this step
+
+  @property
+  def name(self) -> str:
+    """Of the checkpoint's folder."""
+    return f"step_{self.step:06d}" + (f".{self.done}" if self.done else "")
+
+
+class Checkpoints:
+  """Writes a run's checkpoints; every process calls it at the same positions.
+
+  Args:
+    folder: of the checkpoints; all processes must see the same.
+    keep: how many of the newest are kept.
+    keep_every: those of every so many steps are kept beside them; 0: no others.
+  """
+
+  def __init__(self, folder: pathlib.Path, keep: int, keep_every: int):
+    self._folder, self._keep, self._keep_every = folder.absolute(), keep, keep_every
+    self._main = jax.process_index() == 0
+    self._pending: tuple[str, dict[str, Any]] | None = None
+    self._orbax = _checkpointer(self._seal)
+    self.saved: Position | None = None  # the last one begun
+    self.seconds: list[dict[str, Any]] = []  # that the run waited for each
+
+  def save(self, position: Position, state: TrainState, about: dict[str, Any]) -> None:
+    """Copies the state to the host and returns; the files are written in the background.
+
+    The state may be donated right after. Waits for the save before this one.
+
+    Args:
+      about: what `simpo_jax.json` is to say, beside the files; JSON.
+
+    Raises:
+      UserError: this save, or the one before, could not be written.
+    """
+    start = time.perf_counter()
+    self.wait()
+    with _told(self._folder):
+      if self._main:
+        self._folder.mkdir(exist_ok=True)
+      self._pending = (
+        position.name,
+        {**about, "position": position._asdict(), "arrays": arrays_of(_tree(state))},
+      )
+      self._orbax.save(self._folder / position.name, args=ocp.args.PyTreeSave(_tree(state)))
+    self.saved = position
+    seconds = round(time.perf_counter() - start, 4)
+    self.seconds.append({"step": position.step, "seconds": seconds})
+
+  def wait(self) -> None:
+    """Until the last save is committed; then removes those that are not to be kept."""
+    with _told(self._folder):
+      self._orbax.wait_until_finished()
+    if self._main and self._pending:
+      for position in _to_remove(positions(self._folder), self._keep, self._keep_every):
+        shutil.rmtree(self._folder / position.name, ignore_errors=True)
+    self._pending = None
+
+  def close(self) -> None:
+    """Ends the threads; what is being written is waited for, its errors are not told."""
+    with contextlib.suppress(Exception):
+      self._orbax.close()
+
+  def _seal(self) -> None:
+    """Writes simpo_jax.json into what is about to be committed; process 0, in the background."""
+    assert self._pending
+    name, about = self._pending
+    [folder] = self._folder.glob(f"{name}.{_TEMPORARY}*")
+    about = sealed({**about, "files": _digests(folder, _listed(folder))})
+    files.write_json(folder / ABOUT, about)
+
+
+def _to_remove(found: list[Position], keep: int, keep_every: int) -> list[Position]:
+  """Of checkpoints in their order."""
+  old = found[:-keep]
+  return [p for p in old if p.done or not keep_every or p.step % keep_every]
+
+
+def positions(folder: pathlib.Path) -> list[Position]:
+  """Of the committed checkpoints in a folder, in order."""
+  if not folder.is_dir():
+    return []
+  matches = [_NAME.fullmatch(path.name) for path in folder.iterdir()]
+  return sorted(Position(int(m[1]), int(m[2] or 0)) for m in matches if m)
+
+
+def read_about(folder: pathlib.Path) -> dict[str, Any]:
+  """What a checkpoint says of itself.
+
+  Raises:
+    ValueError, OSError: it is damaged, or none of ours.
+  """
+  about = json.loads((folder / ABOUT).read_text())
+  if not isinstance(about, dict) or about != sealed(about):
+    raise ValueError("not as it was written")
+  return about
+
+
+def sealed(about: dict[str, Any]) -> dict[str, Any]:
+  """What a checkpoint says, with the SHA-256 of it all."""
+  rest = {name: value for name, value in about.items() if name != "sha256"}
+  text = json.dumps(rest, sort_keys=True)
+  return {**rest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def damage(folder: pathlib.Path, share: int = 0, shares: int = 1) -> str | None:
+  """What is wrong with the files of a checkpoint; None if they are as they were written.
+
+  Args:
+    share, shares: only every so many files are read, from this one on.
+  """
+  try:
+    about = read_about(folder)
+  except (OSError, ValueError) as e:
+    return f"{ABOUT}: {one_line(e)}"
+  expected = about["files"]
+  for name, (size, _) in expected.items():
+    path = folder / name
+    if not path.is_file():
+      return f"{name} is missing"
+    if path.stat().st_size != size:
+      return f"{name} has {path.stat().st_size} bytes, not {size}"
+  names = sorted(expected)[share::shares]
+  found = _digests(folder, names)
+  return next((f"{n} has other content" for n in names if found[n] != expected[n]), None)
+
+
+def clean(folder: pathlib.Path, damaged: list[Position]) -> None:
+  """Removes what a killed save left, and puts damaged checkpoints out of the way."""
+  for path in folder.glob(f"*{_TEMPORARY}*"):
+    shutil.rmtree(path, ignore_errors=True)
+  for position in damaged:
+    target = folder / f"{position.name}.damaged"
+    shutil.rmtree(target, ignore_errors=True)
+    (folder / position.name).rename(target)
+
+
+def restore(folder: pathlib.Path, abstract: TrainState) -> TrainState:
+  """The state of a checkpoint, laid out as `abstract` says, whatever mesh wrote it."""
+  return TrainState(**_read(folder, _tree(abstract)))
+
+
+def restore_weights(folder: pathlib.Path, abstract: TrainState) -> Any:
+  """The weights that a checkpoint evaluates with: their average where it has one."""
+  tree = _weights(read_about(folder)["arrays"], abstract.params)
+  read = _read(folder, tree, partial=True)
+  return {name: part for of in read.values() for name, part in of.items()}
+
+
+def check_fits(folder: pathlib.Path, abstract: TrainState, weights_only: bool) -> None:
+  """Raises a UserError if a checkpoint's arrays are not those of this state."""
+  there = read_about(folder)["arrays"]
+  here = arrays_of(_tree(abstract))
+  if weights_only:
+    here = arrays_of(_weights(there, abstract.params))
+    there = {
+      name: a
+      for name, a in there.items()
+      if name.startswith(_AVERAGE)
+      or (name.startswith(_PARAMS) and name.replace(_PARAMS, _AVERAGE, 1) not in there)
+    }
+    # Any dtype is cast to this run's.
+    here, there = ({name: a[:1] for name, a in arrays.items()} for arrays in (here, there))
+  for name in {**here, **there}:
+    if here.get(name) != there.get(name):
+      raise UserError(
+        f"{folder} does not fit this run: {name} is {there.get(name, 'absent')} there and "
+        f"{here.get(name, 'absent')} here; use the model and the train settings it was made with"
+      )
+
+
+def _weights(there: dict[str, list], params: dict[str, Any]) -> dict[str, Any]:
+  """Weights by where a checkpoint with these arrays has them: what trained may be averaged."""
+  averaged = [n for n in params if any(a.startswith(f"{_AVERAGE}['{n}']") for a in there)]
+  average = {name: params[name] for name in averaged}
+  rest = {name: part for name, part in params.items() if name not in averaged}
+  return {what: tree for what, tree in (("params", rest), ("average", average)) if tree}
+
+
+def arrays_of(tree: Any) -> dict[str, list]:
+  """Shape and dtype of every array, by its path; JSON."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(p): [list(x.shape), np.dtype(x.dtype).name] for p, x in leaves}
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+  return {name: part for name, part in state._asdict().items() if part is not None}
+
+
+def _read(folder: pathlib.Path, tree, partial: bool = False):
+  args = ocp.args.PyTreeRestore(
+    item=tree,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+    partial_restore=partial,
+  )
+  with contextlib.closing(_checkpointer()) as checkpointer:
+    return checkpointer.restore(folder.absolute(), args=args)
+
+
+def _checkpointer(before_commit=None) -> ocp.AsyncCheckpointer:
+  # Naming the processes makes Orbax meet at the coordination service's barriers. Without,
+  # it launches a collective of its own.
+  processes = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes=set(range(jax.process_count()))
+  )
+  # Replicated arrays are else cut up on the devices, so that all hosts write a part.
+  arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+  handler = ocp.PyTreeCheckpointHandler(
+    type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays)),
+    multiprocessing_options=processes,
+    enable_pinned_host_transfer=False,
+    use_compression=False,  # weights hardly shrink, and the next step needs the processor
+  )
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  return ocp.AsyncCheckpointer(
+    handler,
+    multiprocessing_options=processes,
+    async_options=ocp.options.AsyncOptions(
+      post_finalization_callback=before_commit, create_directories_asynchronously=False
+    ),
+  )
+
+
+@contextlib.contextmanager
+def _told(folder: pathlib.Path):
+  """What goes wrong while writing, as the user's error."""
+  try:
+    yield
+  except (OSError, ValueError, RuntimeError) as e:  # TensorStore tells of a full disk in any
+    last = positions(folder)
+    good = f"the last good one is {last[-1].name}" if last else "there is none yet"
+    raise UserError(
+      f"a checkpoint could not be written in {folder} ({one_line(e)}); {good}; free space or "
+      "mend the storage, then start the same command again"
+    ) from e
+
+
+def _listed(folder: pathlib.Path) -> list[str]:
+  paths = (p for p in folder.rglob("*") if p.is_file() and p.name not in _WRITTEN_LATER)
+  return sorted(os.fspath(p.relative_to(folder)) for p in paths)
+
+
+def _digests(folder: pathlib.Path, names: list[str]) -> dict[str, list]:
+  """[size, SHA-256] of files."""
+
+  def one(name):
+    with open(folder / name, "rb") as f:
+      digest = hashlib.file_digest(f, "sha256").hexdigest()
+      return [f.tell(), digest]
+
+  with concurrent.futures.ThreadPoolExecutor(_HASHERS) as pool:
+    return dict(zip(names, pool.map(one, names), strict=True))

@@ -1,0 +1,10 @@
+"""The short version of chaos.py: three kills of one process. About 40 s."""
+
+from chaos import chaos
+from outcome import record
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
+  moments, differs = chaos(tmp_path, kills=3, processes=1, seed=1)
+  assert len(moments) == 3 and not differs
+  assert record(tmp_path / "wild")["resumes"], "no kill came after a checkpoint"

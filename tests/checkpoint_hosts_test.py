@@ -1,0 +1,68 @@
+"""Checkpoints of four processes: no program but the one, the same step on all, any mesh after."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from checkpoint_work import SETTINGS, STOPS
+from hosts import ROOT, run_group
+from hosts_work import config
+from outcome import rows
+from simpo_jax import checkpoint
+from simpo_jax.program import abstract_state
+from simpo_jax.resolve import resolve
+
+PROCESSES, DEVICES = 4, 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("hosts")
+  work = [str(ROOT / "tests" / "checkpoint_work.py"), str(folder)]
+  ends = run_group(folder, [work] * PROCESSES, devices=DEVICES)
+  assert [end.code for end in ends] == [0] * PROCESSES, ends[0].err[-4000:]
+  return folder
+
+
+def results(folder):
+  return [json.loads((folder / f"result_{i}.json").read_text()) for i in range(PROCESSES)]
+
+
+def test_nothing_but_the_program_was_compiled(folder):
+  """Five runs of one program, some ten saves and two restores."""
+  assert [r["compiles"] for r in results(folder)] == [1] * PROCESSES
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_a_stop_on_one_host_is_saved_by_all_and_gone_on_from(folder, name):
+  for result in results(folder):
+    assert "stopped after step 2 of 4; start the same command again" in result["stopped"][name]
+    assert result["equal"][name], "not the bits of the undisturbed run"
+  record = json.loads((folder / name / "run.json").read_text())
+  assert [r["step"] for r in record["resumes"]] == [2]
+  assert record["launches"] == ["train", "train", "generate", "train", "train"]
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_rows_and_samples_are_those_of_the_undisturbed_run(folder, name):
+  for path in sorted((folder / "undisturbed").rglob("*.jsonl")):
+    assert rows(folder / name / path.relative_to(folder / "undisturbed")) == rows(path)
+  samples = list((folder / name / "samples").rglob("*.jsonl"))
+  assert len(samples) == PROCESSES
+
+
+def test_one_process_reads_what_four_have_written(folder):
+  run = resolve(config(SETTINGS))
+  last = folder / "undisturbed" / "checkpoints" / "step_000004"
+  state = checkpoint.restore(last, abstract_state(run.program))
+  leaves = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(state)}
+  seen = set()
+  for process in range(PROCESSES):
+    for key, part in np.load(folder / f"undisturbed_{process}.npz").items():
+      name, place = key.split("@")
+      index = tuple(slice(*bounds) for bounds in json.loads(place))
+      assert np.asarray(leaves[name])[index].tobytes() == part.tobytes()
+      seen.add(name)
+  assert seen == set(leaves)

@@ -1,0 +1,165 @@
+"""Checkpoints: a run that was stopped or lost and goes on is, bit for bit, the one that was not."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from outcome import outcome, record, rows, saved_state
+from runs_in_process import (
+  LAUNCHES,
+  Lost,
+  before_launch,  # noqa: F401  a fixture
+  go,
+  lose,
+  one_executable,  # noqa: F401  a fixture
+  terminate,
+)
+from simpo_jax import checkpoint, monitor
+from simpo_jax import run as loop
+from simpo_jax.errors import Stopped, UserError
+
+
+def names(folder):
+  return sorted(p.name for p in (folder / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, one_executable):  # noqa: F811
+  folder = tmp_path_factory.mktemp("undisturbed") / "run"
+  go(folder)
+  return outcome(folder), folder
+
+
+def test_what_is_kept(undisturbed):
+  _, folder = undisturbed
+  assert names(folder) == ["step_000004", "step_000005"]
+  about = checkpoint.read_about(folder / "checkpoints" / "step_000004")
+  assert about["position"] == {"step": 4, "done": 0}
+  assert about["data"] == {"steps": 4, "pairs": 8}
+  assert [launch["mode"] for launch in about["launches"]] == LAUNCHES[:6]
+  assert about["config"] == json.loads((folder / "config.json").read_text())
+  assert about["program"] == record(folder)["program"]
+  assert set(about) >= {"seeds", "identity", "versions", "mesh", "files", "arrays"}
+  assert record(folder)["resumes"] == []
+  waits = record(folder)["timings"]["checkpoint_seconds"]
+  assert [w["step"] for w in waits] == [2, 4, 5] and all(w["seconds"] > 0 for w in waits)
+
+
+@pytest.mark.parametrize("number", (0, 2, 3, 6, 7))
+def test_a_stop_is_saved_and_gone_on_from(tmp_path, undisturbed, before_launch, number):  # noqa: F811
+  before_launch(number, terminate)  # seen by all hosts in the launch after it
+  with pytest.raises(Stopped, match="start the same command again") as stopped:
+    go(tmp_path / "run")
+  assert stopped.value.exit_code == 75
+  assert record(tmp_path / "run")["status"] == "stopped"
+  assert record(tmp_path / "run")["launches"] == [*LAUNCHES[: number + 1], "stop"]
+  compiles = monitor.compile_count()
+  _, folder = go(tmp_path / "run")
+  assert monitor.compile_count() == compiles, "saving or restoring has compiled something"
+  assert outcome(folder) == undisturbed[0]
+  [resume] = record(folder)["resumes"]
+  assert resume["step"] == LAUNCHES[: number + 1].count("train")
+  assert not (folder / "attempts").exists()
+
+
+@pytest.mark.parametrize("number", (3, 6, 8))
+def test_a_lost_run_goes_on_from_its_last_checkpoint(tmp_path, undisturbed, before_launch, number):  # noqa: F811
+  before_launch(number, lose)
+  with pytest.raises(Lost):
+    go(tmp_path / "run")
+  _, folder = go(tmp_path / "run")
+  assert outcome(folder) == undisturbed[0]
+  assert [r["step"] for r in record(folder)["resumes"]] == [4 if number >= 6 else 2]
+
+
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path, undisturbed, before_launch):  # noqa: F811
+  before_launch(1, lose)
+  with pytest.raises(Lost):
+    go(tmp_path / "run")
+  _, folder = go(tmp_path / "run")
+  assert outcome(folder) == undisturbed[0]
+  assert record(folder)["resumes"] == []
+  assert (folder / "attempts" / "0001" / "metrics.jsonl").exists()
+
+
+def test_resume_can_be_declined(tmp_path, undisturbed, before_launch):  # noqa: F811
+  before_launch(4, lose)
+  with pytest.raises(Lost):
+    go(tmp_path / "run")
+  _, folder = go(tmp_path / "run", checkpoint__resume=False)
+  assert outcome(folder) == undisturbed[0]
+  assert (folder / "attempts" / "0001" / "checkpoints" / "step_000002").is_dir()
+
+
+def test_another_run_begins_with_the_weights(tmp_path, undisturbed, monkeypatch):
+  last = undisturbed[1] / "checkpoints" / "step_000005"
+  found, load_state = [], loop.load_state
+
+  def watched(*args):
+    state = load_state(*args)
+    found.append(jax.tree.map(np.array, state))
+    return state
+
+  monkeypatch.setattr(loop, "load_state", watched)
+  saved = dict(
+    zip(checkpoint.read_about(last)["arrays"], saved_state(undisturbed[1])[1], strict=True)
+  )
+  for name, source in (("of_a_workdir", undisturbed[1]), ("of_a_checkpoint", last)):
+    _, folder = go(tmp_path / name, checkpoint__init_from=str(source))
+    assert record(folder)["began_with"] == str(last)
+    assert [row["step"] for row in rows(folder / "metrics.jsonl")][0] == 1
+  for state in found:
+    for path, weight in jax.tree_util.tree_leaves_with_path({"params": state.params}):
+      assert weight.tobytes() == saved[jax.tree_util.keystr(path)]
+    assert not any(np.any(x) for x in jax.tree.leaves((state.opt_state, state.step)))
+
+
+def test_another_run_goes_on_with_everything(tmp_path, undisturbed):
+  """From step 4 of the same config, in a folder of its own: step 5 is the same."""
+  source = str(undisturbed[1] / "checkpoints" / "step_000004")
+  _, folder = go(tmp_path / "run", checkpoint__init_from=source, checkpoint__init_what="all")
+  assert outcome(folder)["saved"] == undisturbed[0]["saved"]
+  assert rows(folder / "metrics.jsonl") == undisturbed[0]["metrics"][-1:]
+
+
+def test_a_finished_schedule_cannot_go_on(tmp_path, undisturbed):
+  changes = {"checkpoint.init_from": str(undisturbed[1]), "checkpoint.init_what": "all"}
+  with pytest.raises(UserError, match="at step 5 of --config.train.steps=5: nothing is left"):
+    go(tmp_path / "run", **changes)
+
+
+@pytest.mark.parametrize("source", ("absent", "empty"))
+def test_a_source_without_checkpoints_is_refused(tmp_path, source):
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(UserError, match=rf"init_from=.*{source} .* name a workdir or a checkpoint"):
+    go(tmp_path / "run", checkpoint__init_from=str(tmp_path / source))
+
+
+def test_other_sizes_are_refused(tmp_path, undisturbed):
+  """The embedding is frozen there, so it has no optimizer state."""
+  source = str(undisturbed[1] / "checkpoints" / "step_000004")
+  changes = {"checkpoint.init_from": source, "checkpoint.init_what": "all"}
+  with pytest.raises(UserError, match=r"does not fit this run: .*opt_state.*absent here"):
+    go(tmp_path / "run", **changes, train__freeze_embeddings=True)
+
+
+@pytest.mark.parametrize(
+  ("keep", "keep_every", "kept"), ((1, 0, [5]), (3, 0, [3, 4, 5]), (1, 2, [2, 4, 5]))
+)
+def test_the_newest_are_kept_and_every_mth(tmp_path, keep, keep_every, kept):
+  options = {"checkpoint.keep": keep, "checkpoint.keep_every": keep_every, "checkpoint.every": 1}
+  _, folder = go(tmp_path / "run", **options, generate__at_steps=(2, 4))
+  assert names(folder) == [f"step_{step:06d}" for step in kept]
+
+
+def test_saves_by_the_clock(tmp_path):
+  _, folder = go(tmp_path / "run", checkpoint__every=0, checkpoint__minutes=1e-6)
+  saves = record(folder)["timings"]["checkpoint_seconds"]
+  assert [save["step"] for save in saves] == [1, 2, 3, 4, 5]
+
+
+def test_nothing_is_saved_unasked(tmp_path):
+  _, folder = go(tmp_path / "run", checkpoint__every=0, checkpoint__at_end=False)
+  assert not (folder / "checkpoints").exists()
