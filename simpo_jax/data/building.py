@@ -33,7 +33,7 @@ from tensorflow_datasets.core.utils import version as tfds_version
 from simpo_jax.data.chunks import Chunk, File, cut, read_chunk, stamp
 from simpo_jax.data.forms import REASONS, SkipRow, check_texts, to_conversation
 from simpo_jax.data.prepared import HELD_OUT, TRAIN
-from simpo_jax.data.records import DESCRIPTION, FORMAT, RECORD, features, to_record
+from simpo_jax.data.records import DESCRIPTION, FORMAT, RECORD, features, serializer, to_record
 from simpo_jax.data.sources import Malformed
 from simpo_jax.errors import UserError
 
@@ -237,7 +237,7 @@ def write_chunk(chunk: Chunk, prefix: str, eval_fraction: float) -> Written:
   skipped: dict[str, int] = {}
   examples: dict[str, list[str]] = {}
   rows = 0
-  encode = features()
+  serialize = serializer()
   with contextlib.ExitStack() as stack:
     writers = {}
     for row_id, row in read_chunk(chunk):
@@ -257,7 +257,7 @@ def write_chunk(chunk: Chunk, prefix: str, eval_fraction: float) -> Written:
       split = HELD_OUT if _share(row_id) < eval_fraction else TRAIN
       if split not in writers:
         writers[split] = stack.enter_context(_writer(f"{prefix}.{split}"))
-      writers[split](encode.serialize_example(encode.encode_example(to_record(row_id, pair))))
+      writers[split](serialize(to_record(row_id, pair)))
   shards = {split: {"file": os.path.basename(w.path), **w.sums()} for split, w in writers.items()}
   return Written(shards, rows, skipped, examples)
 

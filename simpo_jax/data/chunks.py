@@ -110,7 +110,7 @@ def _cut_lines(file: File, path: pathlib.Path, chunk_bytes: int) -> Iterator[Chu
   start, first, lines = 0, 1, 0
   position = 0
   with open(path, "rb") as f:
-    while block := f.read(_BLOCK):
+    while block := f.read(min(_BLOCK, chunk_bytes)):
       lines += block.count(b"\n")
       position += len(block)
       if position - start < chunk_bytes:

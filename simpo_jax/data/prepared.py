@@ -16,7 +16,8 @@ from simpo_jax.errors import UserError, one_line
 
 PREFIX = "tfds:"
 TRAIN, HELD_OUT = "train", "test"  # the splits that `prepare` makes
-_SPLIT = re.compile(r"[A-Za-z_]\w*(\[[^\]]*\])?(\+[A-Za-z_]\w*(\[[^\]]*\])?)*")
+_PART = r"[A-Za-z_]\w*(?:\[[^\]]*\])?"
+_SPEC = re.compile(rf"(.+?)(?::({_PART}(?:\+{_PART})*))?")  # a slice has a colon of its own
 _NAME = re.compile(r"[A-Za-z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
@@ -62,11 +63,8 @@ def default_dir() -> pathlib.Path:
 
 def split_spec(spec: str) -> tuple[str, str | None]:
   """(name or folder, split) of "tfds:NAME_OR_DIR[:SPLIT]"."""
-  rest = spec.removeprefix(PREFIX)
-  head, colon, tail = rest.rpartition(":")
-  if colon and head and _SPLIT.fullmatch(tail):
-    return head, tail
-  return rest, None
+  match = _SPEC.fullmatch(spec.removeprefix(PREFIX))
+  return (match[1], match[2]) if match else ("", None)
 
 
 def open_prepared(spec: str, data_dir: str = "", split: str = TRAIN) -> Prepared:
@@ -96,8 +94,6 @@ def open_prepared(spec: str, data_dir: str = "", split: str = TRAIN) -> Prepared
     raise UserError(_refused(spec, folder, split, error)) from error
   shards = {name: [s["sha256"] for s in parts] for name, parts in record["shards"].items()}
   identity = json.dumps([split, shards or [str(folder), builder.info.full_name], len(source)])
-  if not len(source):
-    raise UserError(f"{spec} has no pairs in its split {split}; name another split")
   return Prepared(spec, str(folder), source, identity)
 
 

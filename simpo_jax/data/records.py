@@ -5,7 +5,7 @@ conversation has its turns in `messages` and no `prompt`; plain text has a `prom
 messages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from simpo_jax.data.forms import Conversation
@@ -32,6 +32,16 @@ def features():
       "rejected": text(),
     }
   )
+
+
+def serializer() -> Callable[[dict[str, Any]], bytes]:
+  """The function from a record to its bytes as TFDS reads them, always the same for a record."""
+  from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+  types = features()
+  example = ExampleSerializer(types.get_serialized_info()).get_tf_example
+  # TFDS's own serialize_example leaves the order of the fields to protobuf's hashes.
+  return lambda r: example(types.encode_example(r)).SerializeToString(deterministic=True)
 
 
 def to_record(row_id: str, pair: Conversation) -> dict[str, Any]:
