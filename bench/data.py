@@ -14,7 +14,6 @@ Peak memory of `prepare` is that of its largest process. Everything lies in a fo
 """
 
 import json
-import os
 import pathlib
 import resource
 import shutil
@@ -82,14 +81,14 @@ def _measure(folder: pathlib.Path) -> list[dict]:
   write_pairs(source, _PAIRS.value)
   command = [sys.executable, "-m", "simpo_jax.prepare", f"--source={source}", f"--out={folder}"]
   _say("preparing them")
-  seconds, peak = _timed([*command, "--name=made"])
+  used = _timed(folder, [*command, "--name=made"])
   shards = list((folder / "made" / "1.0.0").glob("*array_record*"))
   rows = [
     {
       "part": "prepare",
-      "seconds": seconds,
-      "pairs/s": _PAIRS.value / seconds,
-      "peak_MiB": peak / 2**20,
+      **used,
+      "pairs/s": _PAIRS.value / used["seconds"],
+      "pairs/cpu_s": _PAIRS.value / used["cpu_seconds"],
       "source_GiB": source.stat().st_size / 2**30,
       "prepared_GiB": sum(s.stat().st_size for s in shards) / 2**30,
       "shards": len(shards),
@@ -97,28 +96,43 @@ def _measure(folder: pathlib.Path) -> list[dict]:
   ]
   source.unlink()
   command = [sys.executable, "-m", "simpo_jax.prepare", "--verify=tfds:made", f"--out={folder}"]
-  seconds, peak = _timed(command)
-  rows.append({"part": "verify", "seconds": seconds, "peak_MiB": peak / 2**20})
+  rows.append({"part": "verify", **_timed(folder, command)})
   for model in ("embedded", *([_MODEL.value] if _MODEL.value else [])):
     for late in (False, True):
       _say(f"reading with the tokenizer of {model}, {'late' if late else 'early'}")
       job = {"data": str(folder / "made"), "model": model, "late": late, "out": str(folder / "out")}
-      _, peak = _timed([sys.executable, __file__, *sys.argv[1:], f"--job={json.dumps(job)}"])
+      command = [sys.executable, __file__, *sys.argv[1:], f"--job={json.dumps(job)}"]
+      peak = _timed(folder, command)["peak_MiB"]
       out = json.loads(pathlib.Path(job["out"]).read_text())
-      rows.append({"part": "read", **out, "peak_MiB": peak / 2**20})
+      rows.append({"part": "read", **out, "peak_MiB": peak})
   return rows
 
 
-def _timed(command: list[str]) -> tuple[float, int]:
-  """(seconds, bytes at the peak of the largest process) of a command that must succeed."""
-  start = time.perf_counter()
-  process = subprocess.Popen(command, stdout=sys.stderr)
-  _, status, usage = os.wait4(process.pid, 0)
-  process.returncode = os.waitstatus_to_exitcode(status)
-  if process.returncode:
-    raise UserError(f"{' '.join(command)} ended with code {process.returncode}")
+# A process's peak counts what its parent held when it forked: this one holds little.
+_LAUNCH = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:], stdout=sys.stderr)
+_, status, usage = os.wait4(process.pid, 0)
+cpu = usage.ru_utime + usage.ru_stime
+with open(sys.argv[1], "w") as f:
+  print(status, time.perf_counter() - start, cpu, usage.ru_maxrss, file=f)
+"""
+
+
+def _timed(folder: pathlib.Path, command: list[str]) -> dict[str, float]:
+  """Seconds, CPU seconds of all its processes, and the peak of the largest, of a command."""
+  out = folder / "usage"
+  subprocess.run([sys.executable, "-S", "-c", _LAUNCH, str(out), *command], check=True)
+  status, seconds, cpu, peak = out.read_text().split()
+  if int(status):
+    raise UserError(f"{' '.join(command)} ended with status {status}")
   unit = 1 if sys.platform == "darwin" else 1024
-  return time.perf_counter() - start, usage.ru_maxrss * unit
+  return {
+    "seconds": float(seconds),
+    "cpu_seconds": float(cpu),
+    "peak_MiB": int(peak) * unit / 2**20,
+  }
 
 
 def _work(job: dict) -> None:
@@ -149,18 +163,20 @@ def _work(job: dict) -> None:
     # To the beginning of the next window but one: what is ready by then does not count.
     first = step - (step - 1) % data.lookahead + data.lookahead
     batch_of(first)
-    clock, steps = time.perf_counter(), _WINDOWS.value * data.lookahead
+    clock, cpu = time.perf_counter(), time.process_time()
+    steps = _WINDOWS.value * data.lookahead
     tokens = 0
     for s in range(first, first + steps + 1):
       made = batch_of(s)
       tokens += int((made.batch.target_id >= 0).sum())
-    seconds = time.perf_counter() - clock
+    seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
   result = {
     "tokenizer": pathlib.Path(job["model"]).name,
     "step": step,
     "open_seconds": opened,
     "start_seconds": started,
     "pairs/s": steps * batch / seconds,
+    "pairs/cpu_s": steps * batch / cpu,
     "response_tokens/s": tokens / seconds,
     "grown_MiB": (_rss() - before) / 2**20,
   }
