@@ -1,12 +1,15 @@
 """Prepared pairs are what a reader of the source sees, and are there whole or not at all."""
 
 import gzip
+import hashlib
+import http.server
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pyarrow as pa
@@ -317,3 +320,75 @@ def test_malformed_stands_for_a_row(tmp_path):
   (tmp_path / "a.jsonl").write_text("{\n")
   [chunk] = cut(find_files(str(tmp_path / "a.jsonl")))
   assert list(read_chunk(chunk)) == [("a.jsonl:1", Malformed("malformed_json"))]
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+  """As much of the hub as its client asks for."""
+
+  files: dict[str, bytes] = {}
+
+  def do_HEAD(self):
+    self._answer(False)
+
+  def do_GET(self):
+    self._answer(True)
+
+  def _answer(self, body):
+    name = self.path.rpartition(f"/resolve/{SHA}/")[2]
+    if self.path.startswith("/api/datasets/org/data"):
+      siblings = [{"rfilename": n} for n in self.files]
+      content = json.dumps({"id": "org/data", "sha": SHA, "siblings": siblings}).encode()
+    elif name in self.files:
+      content = self.files[name]
+    else:
+      self.send_error(404)
+      return
+    self.send_response(200)
+    self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+    self.send_header("X-Repo-Commit", SHA)
+    self.send_header("Content-Length", str(len(content)))
+    self.end_headers()
+    if body:
+      self.wfile.write(content)
+
+  def log_message(self, *_):
+    pass
+
+
+SHA = "0123456789" * 4
+
+
+def test_a_dataset_of_the_hub(tmp_path):
+  lines = "".join(json.dumps(row) + "\n" for row in rows_of(9)).encode()
+  _Hub.files = {
+    "README.md": b"#",
+    "load.py": b"raise SystemExit('code of a stranger')",
+    "data/train-00000-of-00002.jsonl": lines,
+    "data/train-00001-of-00002.jsonl": lines,
+    "data/test-00000-of-00001.jsonl": b"{",
+  }
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    env = {
+      **{k: v for k, v in os.environ.items() if not k.startswith("HF_")},
+      "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+      "HF_HOME": str(tmp_path / "cache"),
+    }
+
+    def run(source):
+      command = _command(f"--source={source}", f"--out={tmp_path / 'out'}", "--workers=1")
+      return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    done = run("org/data:data/train-*")
+    assert done.returncode == 0 and "18 train pairs of 18 rows" in done.stdout, done.stderr
+    assert run("org/data").stderr.startswith("error: org/data has several splits; choose one")
+    absent = run("org/absent").stderr
+    assert absent.startswith("error: org/absent is neither on this machine nor a dataset")
+    server.shutdown()
+  found = contents(f"tfds:{tmp_path}/out/data")
+  assert [i for i, _ in found[8:10]] == [
+    "data/train-00000-of-00002.jsonl:9",
+    "data/train-00001-of-00002.jsonl:1",
+  ]
+  record = json.loads((tmp_path / "out/data/1.0.0/prepared.json").read_text())
+  assert record["source"]["hub"] == [f"org/data:data/train-*@{SHA}"]

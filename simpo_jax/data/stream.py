@@ -35,6 +35,7 @@ ReadPairs = Callable[[int, int], tuple[list[PairTokens], SkipReport | None]]
 
 _ASIDE = 2**40  # positions from a row that cannot be used to its substitute
 _TRIES = 100
+_WORTH_THREADS = 16  # rows
 _LENIENT = 100  # rows within which every one may be bad before `max_skip_fraction` counts
 
 
@@ -150,7 +151,7 @@ class _Rows:
 
 
 def _items(dataset, start: int, n: int, workers: int) -> Iterator[Read]:
-  if not workers:
+  if not workers or n < _WORTH_THREADS:
     return (dataset[i] for i in range(start, start + n))
   import grain
 
