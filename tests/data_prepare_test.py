@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from simpo_jax.data import building, hub
+from simpo_jax.data import building, chunks, hub
 from simpo_jax.data.chunks import cut, find_files, read_chunk
 from simpo_jax.data.forms import to_conversation
 from simpo_jax.data.prepared import open_prepared, verify
@@ -106,6 +106,20 @@ def test_parts_of_a_file_are_the_file(tmp_path, chunk_bytes):
   assert [f.name for f in files] == ["a.jsonl", "b.parquet", "c.json", "d.jsonl.gz"]
   read = [item for chunk in cut(files, chunk_bytes) for item in read_chunk(chunk)]
   assert read == [item for file in files for item in read_rows(file.path)]
+
+
+@pytest.mark.parametrize("chunk_bytes", (1, 100, 10**6))
+def test_a_line_without_end_is_malformed_and_not_held(tmp_path, monkeypatch, chunk_bytes):
+  monkeypatch.setattr(chunks, "MAX_LINE", 50)
+  monkeypatch.setattr(chunks, "_BLOCK", 16)
+  exact = b'{"a": "' + b"x" * 40 + b'"}\n'  # 50 bytes with its end
+  lines = [b'{"a": 1}\n', exact, b'{"a": "' + b"x" * 41 + b'"}\n', b"y" * 170 + b"\n", b'{"b": 2}']
+  (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
+  files = find_files(str(tmp_path / "a.jsonl"))
+  read = [item for chunk in cut(files, chunk_bytes) for item in read_chunk(chunk)]
+  bad = Malformed("malformed_json")
+  assert [row for _, row in read] == [{"a": 1}, {"a": "x" * 40}, bad, bad, {"b": 2}]
+  assert [row_id for row_id, _ in read] == [f"a.jsonl:{i}" for i in range(1, 6)]
 
 
 def test_a_folder_names_its_files_and_leaves_hidden_ones_alone(tmp_path):

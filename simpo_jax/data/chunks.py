@@ -19,6 +19,7 @@ from simpo_jax.data.sources import (
 from simpo_jax.errors import UserError
 
 CHUNK_BYTES = 32 * 2**20
+MAX_LINE = 64 * 2**20  # bytes; a longer line counts as malformed
 _BLOCK = 2**22
 
 
@@ -115,7 +116,9 @@ def _cut_lines(file: File, path: pathlib.Path, chunk_bytes: int) -> Iterator[Chu
       position += len(block)
       if position - start < chunk_bytes:
         continue
-      rest = f.readline()
+      # The rest of the line, however long it is.
+      while (rest := f.readline(_BLOCK)) and not rest.endswith(b"\n"):
+        position += len(rest)
       lines += rest.endswith(b"\n")
       position += len(rest)
       yield Chunk(file, start, position, first, position - start)
@@ -148,8 +151,14 @@ def _read_lines(file: pathlib.Path, chunk: Chunk):
   with open(file, "rb") as f:
     f.seek(chunk.start)
     number, position = chunk.first, chunk.start
-    while position < chunk.stop and (line := f.readline()):
+    while position < chunk.stop and (line := f.readline(MAX_LINE)):
       position += len(line)
+      if len(line) == MAX_LINE and not line.endswith(b"\n"):
+        # Nothing that a model is trained on: its rest is passed over, not held.
+        while (rest := f.readline(MAX_LINE)) and not rest.endswith(b"\n"):
+          position += len(rest)
+        position += len(rest)
+        line = b"{"
       if not chunk.start and number == 1:
         line = line.removeprefix(b"\xef\xbb\xbf")
       if line.strip():
