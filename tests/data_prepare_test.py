@@ -1,5 +1,6 @@
 """Prepared pairs are what a reader of the source sees, and are there whole or not at all."""
 
+import errno
 import gzip
 import hashlib
 import http.server
@@ -230,6 +231,16 @@ def test_a_killed_preparation_leaves_nothing_half_and_starts_over(tmp_path):
   build(source, out)
   assert len(contents(f"tfds:{out}/mine")) == 3
   assert sorted(p.name for p in out.iterdir()) == [".mine.lock", "mine"]
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(building, "write_chunk", full)
+  with pytest.raises(UserError, match="no space is left in .*--out"):
+    build(write_lines(tmp_path / "a.jsonl", rows_of(4)), tmp_path / "out")
+  assert [p.name for p in (tmp_path / "out").iterdir()] == [".mine.lock"]
 
 
 def test_two_at_once_is_refused(tmp_path):

@@ -8,7 +8,6 @@ renamed when it is complete: readers, and whoever comes after a kill, see all or
 import concurrent.futures
 import contextlib
 import fcntl
-import hashlib
 import io
 import json
 import multiprocessing
@@ -30,14 +29,13 @@ from tensorflow_datasets.core import (
 )
 from tensorflow_datasets.core.utils import version as tfds_version
 
-from simpo_jax.data.chunks import Chunk, File, cut, read_chunk, stamp
-from simpo_jax.data.forms import REASONS, SkipRow, check_texts, to_conversation
+from simpo_jax.data.chunks import Chunk, File, cut, stamp
+from simpo_jax.data.forms import REASONS
 from simpo_jax.data.prepared import HELD_OUT, TRAIN
-from simpo_jax.data.records import DESCRIPTION, FORMAT, RECORD, features, serializer, to_record
-from simpo_jax.data.sources import Malformed
+from simpo_jax.data.records import DESCRIPTION, FORMAT, RECORD, features
+from simpo_jax.data.shards import EXAMPLES, Written, write_chunk
 from simpo_jax.errors import UserError
 
-_EXAMPLES = 3  # row ids kept of each reason
 _MARK = ".preparing-"
 
 
@@ -52,15 +50,6 @@ class Target(NamedTuple):
   @property
   def folder(self) -> pathlib.Path:
     return self.out / self.name / self.version
-
-
-class Written(NamedTuple):
-  """What became of a chunk. `shards`: by split, {file, pairs, bytes, sha256} if it has pairs."""
-
-  shards: dict[str, dict[str, Any]]
-  rows: int
-  skipped: dict[str, int]
-  examples: dict[str, list[str]]
 
 
 class PreferencePairs(dataset_builder.FileReaderBuilder, skip_registration=True):
@@ -153,6 +142,12 @@ def build(
       done = scratch / target.name / target.version
       (done / RECORD).write_text(json.dumps(record, indent=2) + "\n")
       _into_place(done, target, scratch)
+    except (OSError, RuntimeError) as error:  # array_record raises the latter
+      if "no space left" not in str(error).lower():
+        raise
+      raise UserError(
+        f"no space is left in {target.out}, nothing was written; free some, or choose another --out"
+      ) from error
     finally:
       shutil.rmtree(scratch, ignore_errors=True)
   return record, True
@@ -232,72 +227,6 @@ def _end_with_parent() -> None:
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def write_chunk(chunk: Chunk, prefix: str, eval_fraction: float) -> Written:
-  """Writes the usable pairs of a chunk to PREFIX.train and PREFIX.test."""
-  skipped: dict[str, int] = {}
-  examples: dict[str, list[str]] = {}
-  rows = 0
-  serialize = serializer()
-  with contextlib.ExitStack() as stack:
-    writers = {}
-    for row_id, row in read_chunk(chunk):
-      rows += 1
-      try:
-        if isinstance(row, Malformed):
-          raise SkipRow(row.reason)
-        pair = to_conversation(row)
-        check_texts(pair)
-        if pair.chosen == pair.rejected:
-          raise SkipRow("identical")
-      except SkipRow as skip:
-        skipped[skip.reason] = skipped.get(skip.reason, 0) + 1
-        if len(examples.setdefault(skip.reason, [])) < _EXAMPLES:
-          examples[skip.reason].append(row_id)
-        continue
-      split = HELD_OUT if _share(row_id) < eval_fraction else TRAIN
-      if split not in writers:
-        writers[split] = stack.enter_context(_writer(f"{prefix}.{split}"))
-      writers[split](serialize(to_record(row_id, pair)))
-  shards = {split: {"file": os.path.basename(w.path), **w.sums()} for split, w in writers.items()}
-  return Written(shards, rows, skipped, examples)
-
-
-class _Shard:
-  """A shard that is being written. Call it with each serialized record."""
-
-  def __init__(self, path: str):
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    self.path, self._pairs = path, 0
-    self._file = ArrayRecordWriter(path, "group_size:1")  # as TFDS does: one record a read
-
-  def __call__(self, record: bytes) -> None:
-    self._file.write(record)
-    self._pairs += 1
-
-  def close(self) -> None:
-    self._file.close()
-
-  def sums(self) -> dict[str, Any]:
-    size = os.path.getsize(self.path)
-    return {"pairs": self._pairs, "bytes": size, "sha256": sha256(self.path)}
-
-
-def _writer(path: str):
-  return contextlib.closing(_Shard(path))
-
-
-def sha256(path) -> str:
-  """Of a file's bytes, in hexadecimal."""
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _share(row_id: str) -> float:
-  """A number in [0, 1) that stands for the row, the same for ever."""
-  return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:6], "big") / 2**48
-
-
 def _summary(source: dict[str, Any], written: Sequence[Written]) -> dict[str, Any]:
   skipped: dict[str, int] = {}
   examples: dict[str, list[str]] = {}
@@ -305,7 +234,7 @@ def _summary(source: dict[str, Any], written: Sequence[Written]) -> dict[str, An
   for part in written:
     for reason, count in part.skipped.items():
       skipped[reason] = skipped.get(reason, 0) + count
-      examples[reason] = (examples.get(reason, []) + part.examples[reason])[:_EXAMPLES]
+      examples[reason] = (examples.get(reason, []) + part.examples[reason])[:EXAMPLES]
     for split, shard in part.shards.items():
       shards.setdefault(split, []).append(shard)
   order = [s for s in (TRAIN, HELD_OUT) if s in shards]

@@ -104,7 +104,7 @@ def has_split(spec: str, data_dir: str, split: str) -> bool:
 
 def verify(spec: str, data_dir: pathlib.Path) -> tuple[int, int]:
   """(shards, bytes) after comparing every checksum; raises UserError naming what differs."""
-  from simpo_jax.data.building import sha256
+  from simpo_jax.data.shards import sha256
 
   folder = _folder(spec, split_spec(spec)[0], str(data_dir))
   record = _record(folder)
