@@ -34,6 +34,10 @@ setup(
     "huggingface_hub",
     "pyarrow",
     "rich",
+    # Prepared data, with array-record and without TensorFlow.
+    "tensorflow-datasets>=4.9.10",
+    "array-record",
+    "grain>=0.2.18",
   ],
   extras_require={
     "tpu": [f"jax[tpu]{JAX}"],

@@ -37,7 +37,7 @@ def parse_flags(argv: Sequence[str], own: Sequence[str] = OWN_FLAGS) -> Sequence
   """An absl `flags_parser` that explains itself: exit code 0 after --help, 2 after a mistake.
 
   Args:
-    own: the program's flags beside those of the config; all but `debug` take a value.
+    own: the program's flags beside those of the config.
   """
   if any(a in _HELP for a in argv[1:]):
     print(help_text(own))
@@ -124,7 +124,7 @@ def _arguments(argv: Sequence[str], own: Sequence[str]) -> Iterator[tuple[str, s
     if not equals:
       value = None
       field = flatten(default_config()).get(name.removeprefix("config."))
-      if (name in own and name != "debug") or (
+      if (name in own and not flags.FLAGS[name].boolean) or (
         name.startswith("config.") and field is not None and not isinstance(field, bool)
       ):
         value = next(rest, None)

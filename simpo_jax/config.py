@@ -35,8 +35,17 @@ def default_config() -> ml_collections.ConfigDict:
   c.model.compute_dtype = "auto"  # bfloat16 on TPU and GPU, float32 on CPU
 
   c.data = ml_collections.ConfigDict()
-  c.data.train = ("embedded",)  # files (.json .jsonl .jsonl.gz .parquet), or "embedded"
-  c.data.eval = ()  # held-out files; empty: `eval_fraction` of the training pairs
+  # Files (.json .jsonl .jsonl.gz .parquet), which are read into memory, "embedded", or
+  # prepared datasets (python -m simpo_jax.prepare), which are read as they are needed:
+  # "tfds:NAME_OR_DIR[:SPLIT]", such as "tfds:mine" or "tfds:data/mine:train[:90%]".
+  c.data.train = ("embedded",)
+  # Of the entries of data.train, such as (0.7, 0.3); empty: as many pairs as each has.
+  c.data.weights = ()
+  # Held-out pairs, held in memory; empty: `eval_fraction` of the training files' pairs and the
+  # split "test" of prepared datasets.
+  c.data.eval = ()
+  c.data.dir = ""  # where tfds: names are looked up; empty: TFDS_DATA_DIR
+  c.data.workers = 4  # threads that read and tokenise prepared data ahead of its step; 0: one
   c.data.eval_fraction = 0.05
   c.data.embedded_pairs = 256
   c.data.max_length = 1024  # tokens of prompt + one response
@@ -170,6 +179,7 @@ _RANGES = {  # inclusive
   "data.row_length": (0, None),
   "data.max_pairs_per_row": (1, None),
   "data.embedded_pairs": (1, 100_000),
+  "data.workers": (0, 256),
   "train.steps": (1, 10_000_000),
   "train.batch_size": (1, None),
   "data.lookahead": (0, 1000),
@@ -223,6 +233,7 @@ _RANGES = {  # inclusive
 _ELEMENTS = {  # of tuples: their type, and an example
   "data.train": (str, "('a.json','b.json')"),
   "data.eval": (str, "('a.json',)"),
+  "data.weights": (float, "(0.7,0.3)"),
   "generate.at_steps": (int, "(2,50)"),
   "profile.steps": (int, "(3,6)"),
   "train.lora_targets": (str, "('q_proj','v_proj')"),
@@ -275,8 +286,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise UserError(f"--config.{name}={fields[name]} {problem}")
   for name, (kind, example) in _ELEMENTS.items():
     for element in fields[name]:
-      if type(element) is not kind:
-        what = "a whole number" if kind is int else "a string"
+      if type(element) is not kind and not (kind is float and type(element) is int):
+        what = {int: "a whole number", float: "a number", str: "a string"}[kind]
         raise UserError(
           f"--config.{name}={fields[name]}: {element!r} is not {what}; write it like {example}"
         )

@@ -198,6 +198,8 @@ def _adapters_row(step: StepConfig) -> list[tuple[str, str]]:
 
 def skips_text(report: SkipReport) -> str:
   """ "298 of 300 rows kept; skipped: 2 identical; cut: 91 prompt"."""
+  if not report.total:
+    return "read, tokenised and checked while training"
   parts = [f"{report.kept} of {report.total} rows kept"]
   for name, counts in (("skipped", report.skipped), ("cut", report.truncated)):
     listed = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n)

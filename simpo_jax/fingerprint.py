@@ -55,7 +55,7 @@ def settings_fields(config) -> dict[str, str]:
 def data_fields(run: Run) -> dict[str, str]:
   """Digests of what was read: pairs in their order, prompts, the model, pool size."""
   fields = {
-    "training pairs": run.train_pairs,
+    "training pairs": getattr(run.train_pairs, "identity", run.train_pairs),
     "held-out pairs": run.eval_pairs,
     "prompts and sampling settings": run.packed,
     "model's config": str(run.model.config),

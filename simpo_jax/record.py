@@ -35,6 +35,7 @@ class RunRecord:
     self._writes = writes
     self._launch: Launcher | None = None
     self._saver: Saver | None = None
+    self._skips = run.skips  # grows where data is read as it is needed
     devices = run.program.mesh.devices
     self.data: dict[str, Any] = {
       "status": "compiling",
@@ -49,7 +50,7 @@ class RunRecord:
       },
       "processes": jax.process_count(),
       "versions": versions(),
-      "data": {name: report._asdict() for name, report in run.skips.items()},
+      "data": {},
       "pairs": {"train": len(run.train_pairs), "held_out": len(run.eval_pairs)},
       "timings": {},
       "resumes": self._resumes(start),
@@ -81,6 +82,7 @@ class RunRecord:
     self.data.update(
       status=status,
       error=error,
+      data={name: report._asdict() for name, report in self._skips.items()},
       compiles=compile_count(),
       peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )

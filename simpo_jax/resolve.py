@@ -13,9 +13,11 @@ from simpo_jax import distributed
 from simpo_jax.arith import round_up
 from simpo_jax.capacity import Pool, pool_size
 from simpo_jax.config import validate
+from simpo_jax.data.loading import load_data
 from simpo_jax.data.packing import batch_shape
-from simpo_jax.data.pairs import PairTokens, SkipReport, load_pairs, row_length, split_pairs
+from simpo_jax.data.pairs import PairTokens, SkipReport, row_length
 from simpo_jax.data.prompts import Prompt, load_prompts
+from simpo_jax.data.stream import Mixture
 from simpo_jax.data.tokenizer import Tokenizer, load_tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.generate import Requests
@@ -51,7 +53,7 @@ class Run(NamedTuple):
 
   model: OpenModel
   tokenizer: Tokenizer
-  train_pairs: list[PairTokens]
+  train_pairs: list[PairTokens] | Mixture
   eval_pairs: list[PairTokens]
   skips: dict[str, SkipReport]
   requests: list[Request]
@@ -79,7 +81,7 @@ def resolve(config, mesh: Mesh | None = None) -> Run:
       f"the tokenizer of {config.model.source} has {tokenizer.vocab_size} tokens, the model only "
       f"{model.config.vocab_size}; use the tokenizer that belongs to the model"
     )
-  train_pairs, eval_pairs, skips = _load_data(config, tokenizer)
+  train_pairs, eval_pairs, skips = load_data(config, tokenizer, evaluates(config))
   prompts = load_prompts(config.generate, tokenizer) if generates(config) else []
   requests = make_requests(prompts, config.generate)
   _check_context(config, model, requests)
@@ -115,28 +117,6 @@ def _stops(generate, model: OpenModel, tokenizer: Tokenizer) -> np.ndarray:
     generate.stop,
     tokenizer.token_bytes() if generate.stop else None,
   )
-
-
-def _load_data(config, tokenizer):
-  pairs, report = load_pairs(config.data, tokenizer, config.data.train, config.seed)
-  skips = {"train": report}
-  if config.data.eval:
-    held_out, skips["eval"] = load_pairs(config.data, tokenizer, config.data.eval, config.seed + 1)
-  else:
-    fraction = config.data.eval_fraction if evaluates(config) else 0.0
-    pairs, held_out = split_pairs(pairs, fraction, config.seed)
-  if len(pairs) < config.train.batch_size:
-    raise UserError(
-      f"--config.train.batch_size={config.train.batch_size} needs at least that many "
-      f"training pairs, and there are {len(pairs)}; lower it or add data"
-    )
-  if evaluates(config) and not held_out:
-    raise UserError(
-      "evaluation needs held-out pairs: set --config.data.eval or "
-      "--config.data.eval_fraction, or switch it off with "
-      "--config.evaluate.every=0 --config.evaluate.at_end=False"
-    )
-  return pairs, held_out, skips
 
 
 def _check_context(config, model: OpenModel, requests: list[Request]) -> None:

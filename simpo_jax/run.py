@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,10 +13,12 @@ import numpy as np
 from simpo_jax import distributed
 from simpo_jax import workdir as files
 from simpo_jax.adapter import export_adapter
+from simpo_jax.data.feed import StepBatch, feeding
 from simpo_jax.data.packing import lay_out, pair_length, row_members
-from simpo_jax.data.pairs import PairTokens
-from simpo_jax.data.steps import step_source
-from simpo_jax.display import Display
+from simpo_jax.data.pairs import PairTokens, add_reports
+from simpo_jax.data.steps import Window, step_source, window_source
+from simpo_jax.data.stream import open_stream
+from simpo_jax.display import Display, skips_text
 from simpo_jax.errors import Stopped, UserError
 from simpo_jax.fingerprint import data_fields, identity_fields, settings_fields
 from simpo_jax.generate import FINISH_REASONS
@@ -107,16 +110,15 @@ def _in_folder(
     )
 
     # --- the loop ------------------------------------------------------------------------
+    own, windows = own_rows(program), windows_of(resolved, config)
     with (
       StopSignal() as stop,
       Profiler(config.profile.steps, folder) as profiler,
+      feeding(windows, config.data.lookahead, program.batch, own) as batch_of,
       Saver(config, folder, launch, start, identity, shared) as saver,
     ):
       record.launching(launch, saver)
-      pairs_of = pairs_by_step(resolved, config)
-      loop = _Loop(
-        resolved, config, launch, folder, display, stop, pairs_of, own_rows(program), saver
-      )
+      loop = _Loop(resolved, config, launch, folder, display, stop, batch_of, own, saver)
       for step in range(max(1, start.position.step), config.train.steps + 1):
         if step > start.position.step:
           profiler.before(step)
@@ -173,7 +175,7 @@ class _Loop(NamedTuple):
   folder: pathlib.Path
   display: Display
   stop: StopSignal
-  pairs_of: Callable[[int], list[PairTokens]]  # a training step's
+  batch_of: Callable[[int], StepBatch]  # a training step's
   rows: range  # of each micro-batch, those that lie on this process's devices
   saver: Saver
 
@@ -185,23 +187,24 @@ class _Loop(NamedTuple):
 
 def pairs_by_step(run: Run, config) -> Callable[[int], list[PairTokens]]:
   """The function from a training step to its pairs; see `step_source`."""
-  pairs, shape = run.train_pairs, run.program.batch
-  source = step_source(
-    [pair_length(p) for p in pairs],
-    shape.pairs,
-    shape.row_length,
-    shape.slots,
-    config.data.lookahead,
-    config.seed,
+  source = step_source(windows_of(run, config), config.data.lookahead)
+  return lambda step: source(step)[0]
+
+
+def windows_of(run: Run, config) -> Callable[[int], Window]:
+  """The function from a window of steps to their pairs; see `window_source`."""
+  shape, data = run.program.batch, config.data
+  read = open_stream(run.train_pairs, run.tokenizer, data, shape.pairs, config.seed)
+  return window_source(
+    read, shape.pairs, shape.row_length, shape.slots, data.lookahead, config.seed
   )
-  return lambda step: [pairs[i] for i in source(step)]
 
 
 def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
   run, config = loop.run, loop.config
-  pairs = loop.pairs_of(step)
-  rows = row_members(pairs, run.program.batch)
-  batch = lay_out(pairs, rows, run.program.batch, loop.rows)
+  start = time.perf_counter()
+  pairs, rows, batch, read = loop.batch_of(step)
+  waited = time.perf_counter() - start
   stop, save = loop.stop.requested, loop.saver.due
   state, report, seconds = loop.launch(state, Mode.TRAIN, batch, stop, save)
   if loop.launch.stopped:
@@ -218,9 +221,15 @@ def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
     **train_metrics(metrics, run.program.step.simpo),
     "tokens_per_second": round(tokens / seconds, 1),
     "step_seconds": round(seconds, 4),
-    "rows": len(rows),
-    "row_fill": round(tokens / (len(rows) * run.program.batch.row_length), 4),
+    "data_wait_seconds": round(waited, 4),
+    "rows": rows,
+    "row_fill": round(tokens / (rows * run.program.batch.row_length), 4),
   }
+  if read is not None:
+    run.skips["train"] = add_reports(run.skips["train"], read)
+    if read.skipped:
+      row["data_skipped"] = read.skipped
+      loop.display.say(f"data: {skips_text(read)}")
   if loop.writes:
     files.append_metrics(loop.folder, row)
   loop.display.train_step(step, config.train.steps, row)

@@ -115,7 +115,7 @@ def test_every_field_that_can_be_wrong_is_checked():
     if isinstance(value, bool) or name in ("name", "model.source"):
       continue
     table = {str: _CHOICES, tuple: _ELEMENTS}.get(type(value), _RANGES)
-    free_text = name in ("generate.prompts", "generate.template")
+    free_text = name in ("data.dir", "generate.prompts", "generate.template")
     assert free_text or name in table, f"{name} is in none of the tables of config.py"
 
 
@@ -141,7 +141,7 @@ def test_ranges(name, limits):
 
 @pytest.mark.parametrize("name", _ELEMENTS)
 def test_elements_of_tuples(name):
-  wrong = "two" if _ELEMENTS[name][0] is int else 2
+  wrong = 2 if _ELEMENTS[name][0] is str else "two"
   for value in ((wrong,), (True,), (None,)):
     with pytest.raises(UserError, match=f"--config.{name}=.*write it like"):
       validate(changed(name, value))

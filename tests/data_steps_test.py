@@ -4,12 +4,28 @@ import numpy as np
 import pytest
 
 from simpo_jax.data.packing import assign_rows
-from simpo_jax.data.steps import deal, step_source
+from simpo_jax.data.pairs import PairTokens
+from simpo_jax.data.steps import deal, window_source
+from simpo_jax.data.steps import step_source as pairs_source
+from simpo_jax.data.stream import indices
 
 # Pairs like those of the real data: mean 915 tokens, standard deviation 480, at most 1,917.
 LENGTHS = (
   np.clip(np.random.default_rng(0).gamma(3.6, 254, size=5000), 40, 1917).astype(int).tolist()
 )
+
+
+def step_source(lengths, batch_size, row_length, slots, lookahead, seed):
+  """The function from a step to the places of its pairs, which are so long."""
+  none = np.zeros(0, np.int32)
+  pairs = [PairTokens(str(i), np.zeros(n, np.int32), none, none) for i, n in enumerate(lengths)]
+
+  def read(start, n):
+    return [pairs[i] for i in indices(len(pairs), seed, start, n)], None
+
+  window = window_source(read, batch_size, row_length, slots, lookahead, seed)
+  source = pairs_source(window, lookahead)
+  return lambda step: [int(pair.id) for pair in source(step)[0]]
 
 
 def fill(steps, lengths, row_length, slots=16):

@@ -64,7 +64,7 @@ def _tokens(folder, name):
 
 def _metrics(folder, name, mode="train"):
   rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-  timed = ("step_seconds", "tokens_per_second")
+  timed = ("step_seconds", "tokens_per_second", "data_wait_seconds")
   return [{k: v for k, v in r.items() if k not in timed} for r in rows if r["mode"] == mode]
 
 

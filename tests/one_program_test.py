@@ -147,7 +147,7 @@ def _run(folder, name, **changes):
 
   state, workdir = run(_config(**changes), str(folder / name))
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  timed = ("step_seconds", "tokens_per_second")
+  timed = ("step_seconds", "tokens_per_second", "data_wait_seconds")
   samples = [
     json.loads(line)
     for f in sorted(workdir.glob("samples/*/host_*.jsonl"))

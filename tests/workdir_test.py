@@ -45,6 +45,7 @@ TRAIN_ROW = [
   "learning_rate",
   "tokens_per_second",
   "step_seconds",
+  "data_wait_seconds",
   "rows",
   "row_fill",
 ]

@@ -90,6 +90,21 @@ def to_conversation(row: dict[str, Any]) -> Conversation:
   return _from_whole_conversations(prompt, to_messages(chosen), to_messages(rejected))
 
 
+def check_texts(conversation: Conversation) -> None:
+  """Raises SkipRow unless a user's turn, or the plain prompt, and both answers have text."""
+  prompt, *responses = conversation
+  texts = [prompt] if isinstance(prompt, str) else _texts_of_others(prompt)
+  if not any(text.strip() for text in texts):
+    raise SkipRow("empty_prompt")
+  for name, response in zip(("chosen", "rejected"), responses, strict=True):
+    if not response.strip():
+      raise SkipRow(f"empty_{name}")
+
+
+def _texts_of_others(prompt: tuple[Message, ...]) -> list[str]:
+  return [m["content"] for m in prompt if m["role"] != "system"]
+
+
 def to_messages(value: Any) -> tuple[Message, ...]:
   """Messages from a list of {role, content} or {from, value}; raises SkipRow."""
   if isinstance(value, dict):

@@ -6,6 +6,7 @@ i sees [itself, end of prompt), prompt and rejected tokens see [start of prompt,
 themselves]. A mask is two integers per token, whatever shares the row.
 """
 
+import bisect
 from typing import NamedTuple
 
 import numpy as np
@@ -112,20 +113,20 @@ def pair_length(pair: PairTokens) -> int:
 def assign_rows(lengths: list[int], row_length: int, slots: int) -> list[list[int]]:
   """Best-fit decreasing: the members of each row, as indices into `lengths`; deterministic."""
   rows: list[list[int]] = []
-  room: list[int] = []
+  open_rows: list[tuple[int, int]] = []  # (room, row) of those that may take more, in order
   for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
     length = lengths[index]
     if length > row_length:
       raise ValueError(f"a pair of {length} tokens for rows of {row_length}")
-    fitting = [r for r in range(len(rows)) if room[r] >= length and len(rows[r]) < slots]
-    if fitting:
-      best = min(fitting, key=lambda r: (room[r], r))
+    place = bisect.bisect_left(open_rows, (length, 0))
+    if place < len(open_rows):
+      room, row = open_rows.pop(place)
     else:
-      best = len(rows)
+      room, row = row_length, len(rows)
       rows.append([])
-      room.append(row_length)
-    rows[best].append(index)
-    room[best] -= length
+    rows[row].append(index)
+    if len(rows[row]) < slots:
+      bisect.insort(open_rows, (room - length, row))
   return rows
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simpo_jax.data.embedded import embedded_pairs
-from simpo_jax.data.forms import REASONS, Conversation, SkipRow, to_conversation
+from simpo_jax.data.forms import REASONS, Conversation, SkipRow, check_texts, to_conversation
+from simpo_jax.data.prepared import HELD_OUT, is_prepared, open_prepared
 from simpo_jax.data.sources import Malformed, read_rows
 from simpo_jax.data.tokenizer import TemplateFailed, Tokenizer, encode_with_bos
 from simpo_jax.data.truncation import check_lengths, truncate
@@ -42,6 +43,18 @@ class SkipReport(NamedTuple):
   examples: dict[str, str]
 
 
+class Read(NamedTuple):
+  """What a row gave: a pair, of which the parts `cut` were cut, or None and the reason."""
+
+  id: str
+  pair: PairTokens | None
+  skipped: str | None
+  cut: tuple[str, ...]
+
+
+CUTS = ("prompt", "chosen", "rejected")
+
+
 def row_length(data: ConfigDict) -> int:
   """Tokens of a packed row; automatically, so many that any pair fits."""
   return data.row_length or 2 * data.max_length
@@ -62,7 +75,8 @@ def load_pairs(
   Args:
     data: the section `data` of the config.
     tokenizer: for the rows' text.
-    paths: files, or "embedded" for `data.embedded_pairs` generated ones.
+    paths: files, prepared datasets (their split "test" if none is named), or "embedded"
+      for `data.embedded_pairs` generated ones.
     seed: for the generated ones.
 
   Raises:
@@ -73,26 +87,51 @@ def load_pairs(
   paths = (paths,) if isinstance(paths, str) else tuple(paths)
   if not paths:
     raise UserError('no preference data; set data.train to files or to ("embedded",)')
-  pairs, skipped, examples, total = [], {}, {}, 0
-  truncated = {"prompt": 0, "chosen": 0, "rejected": 0}
+  pairs, report = [], SkipReport(0, 0, {}, {name: 0 for name in CUTS}, {})
   for path in paths:
-    for row_id, row in _rows(path, data.embedded_pairs, seed):
-      total += 1
-      try:
-        if isinstance(row, Malformed):
-          raise SkipRow(row.reason)
-        whole = encode_pair(to_conversation(row), tokenizer, data.header, row_id)
-        pair = _fit(whole, tokenizer, data)
-      except SkipRow as skip:
-        skipped[skip.reason] = skipped.get(skip.reason, 0) + 1
-        examples.setdefault(skip.reason, row_id)
-        continue
-      for name in truncated:
-        truncated[name] += len(getattr(pair, name)) < len(getattr(whole, name))
-      pairs.append(pair)
-  report = SkipReport(total, len(pairs), skipped, truncated, examples)
+    for row_id, row in _rows(path, data, seed):
+      read = read_row(row_id, row, tokenizer, data)
+      report = count(report, read)
+      if read.pair is not None:
+        pairs.append(read.pair)
   _check_skips(report, data.max_skip_fraction, paths)
   return pairs, report
+
+
+def read_row(row_id: str, row, tokenizer: Tokenizer, data: ConfigDict) -> Read:
+  """The pair of a row, or why there is none."""
+  try:
+    if isinstance(row, Malformed):
+      raise SkipRow(row.reason)
+    whole = encode_pair(to_conversation(row), tokenizer, data.header, row_id)
+    pair = _fit(whole, tokenizer, data)
+  except SkipRow as skip:
+    return Read(row_id, None, skip.reason, ())
+  cut = tuple(n for n in CUTS if len(getattr(pair, n)) < len(getattr(whole, n)))
+  return Read(row_id, pair, None, cut)
+
+
+def count(report: SkipReport, read: Read) -> SkipReport:
+  """The report with one more row in it; its dicts are updated in place."""
+  if read.pair is None:
+    report.skipped[read.skipped] = report.skipped.get(read.skipped, 0) + 1
+    report.examples.setdefault(read.skipped, read.id)
+  for name in read.cut:
+    report.truncated[name] = report.truncated.get(name, 0) + 1
+  kept = report.kept + (read.pair is not None)
+  return report._replace(total=report.total + 1, kept=kept)
+
+
+def add_reports(a: SkipReport, b: SkipReport) -> SkipReport:
+  """One report on the rows of both; examples are the first's where it has any."""
+  add = lambda x, y: {k: x.get(k, 0) + y.get(k, 0) for k in {**x, **y}}  # noqa: E731
+  return SkipReport(
+    a.total + b.total,
+    a.kept + b.kept,
+    add(a.skipped, b.skipped),
+    add(a.truncated, b.truncated),
+    {**b.examples, **a.examples},
+  )
 
 
 def split_pairs(
@@ -144,12 +183,7 @@ def encode_pair(
   prompt; plain strings never see it. header: the assistant header that the
   template writes before an answer is part of the "prompt" or of the "response".
   """
-  prompt, *responses = conversation
-  if not _has_text(prompt):
-    raise SkipRow("empty_prompt")
-  for name, response in zip(("chosen", "rejected"), responses, strict=True):
-    if not response.strip():
-      raise SkipRow(f"empty_{name}")
+  check_texts(conversation)
   prompt_text, *texts = _texts(conversation, tokenizer, header)
   prompt_ids = encode_with_bos(tokenizer, prompt_text)
   ids = [encode_with_bos(tokenizer, text) for text in texts]
@@ -162,12 +196,6 @@ def encode_pair(
       raise SkipRow(f"empty_{name}")
   as_array = lambda x: np.asarray(x, np.int32)  # noqa: E731
   return PairTokens(id, as_array(prompt_ids[:boundary]), as_array(chosen), as_array(rejected))
-
-
-def _has_text(prompt) -> bool:
-  if isinstance(prompt, str):
-    return bool(prompt.strip())
-  return any(m["content"].strip() for m in prompt if m["role"] != "system")
 
 
 def _texts(conversation: Conversation, tokenizer: Tokenizer, header: str) -> list[str]:
@@ -221,10 +249,13 @@ def _fit(pair: PairTokens, tokenizer: Tokenizer, data: ConfigDict) -> PairTokens
   return cut
 
 
-def _rows(path: str, embedded_count: int, seed: int):
+def _rows(path: str, data: ConfigDict, seed: int):
+  if is_prepared(path):
+    prepared = open_prepared(path, data.dir, HELD_OUT)
+    return (prepared.read(i) for i in range(len(prepared)))
   if path != "embedded":
     return read_rows(path)
-  rows = embedded_pairs(embedded_count, seed)
+  rows = embedded_pairs(data.embedded_pairs, seed)
   return ((f"embedded:{i}", row) for i, row in enumerate(rows, start=1))
 
 
@@ -232,12 +263,16 @@ def _check_skips(report: SkipReport, limit: float, paths: Sequence[str]) -> None
   lost = report.total - report.kept
   if report.kept and lost <= limit * report.total:
     return
-  reasons = sorted(report.skipped.items(), key=lambda item: -item[1])
-  why = ", ".join(f"{r} {n} (first {report.examples[r]}: {REASONS[r]})" for r, n in reasons)
   raise UserError(
-    f"{lost} of {report.total} rows of {', '.join(paths)} cannot be used: {why}; mend them"
+    f"{lost} of {report.total} rows of {', '.join(paths)} cannot be used: {why(report)}; mend them"
     + (f", or raise data.max_skip_fraction={limit:g}" if report.kept else "")
   )
+
+
+def why(report: SkipReport) -> str:
+  """The reasons, the commonest first, each with its first row and its meaning."""
+  reasons = sorted(report.skipped.items(), key=lambda item: -item[1])
+  return ", ".join(f"{r} {n} (first {report.examples[r]}: {REASONS[r]})" for r, n in reasons)
 
 
 def _permutation(n: int, purpose: str, seed: int, epoch: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import gzip
 import json
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from simpo_jax.errors import UserError
@@ -75,6 +75,35 @@ def open_lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
         yield number, line
 
 
+def parse_line(line: bytes) -> dict[str, Any] | Malformed:
+  """The JSON object on a line."""
+  try:
+    row = json.loads(line.decode("utf-8"))
+  # A few thousand nested brackets exhaust the parser's stack.
+  except (ValueError, RecursionError):
+    row = None
+  return row if isinstance(row, dict) else Malformed("malformed_json")
+
+
+def read_parquet(
+  file: pathlib.Path, groups: Sequence[int] | None = None, first: int = 1
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields (number, row) of these row groups (None: of all), numbered from `first`."""
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  number = first
+  try:
+    with pq.ParquetFile(file) as table:
+      chosen = None if groups is None else list(groups)
+      for batch in table.iter_batches(batch_size=_PARQUET_BATCH, row_groups=chosen):
+        for row in batch.to_pylist():
+          yield number, row
+          number += 1
+  except (pa.ArrowException, ValueError) as error:
+    raise UserError(f"{file} is not a readable parquet file ({_one_line(error)})") from error
+
+
 def _reader(file: pathlib.Path):
   name = file.name.lower()
   if name.endswith((".jsonl", ".jsonl.gz")):
@@ -82,18 +111,13 @@ def _reader(file: pathlib.Path):
   if name.endswith((".json", ".json.gz")):
     return _read_json_list
   if name.endswith(".parquet"):
-    return _read_parquet
+    return read_parquet
   raise UserError(f"{file} is of an unknown kind; the name must end in {', '.join(EXTENSIONS)}")
 
 
 def _read_json_lines(file: pathlib.Path):
   for number, line in open_lines(file):
-    try:
-      row = json.loads(line.decode("utf-8"))
-    # A few thousand nested brackets exhaust the parser's stack.
-    except (ValueError, RecursionError):
-      row = None
-    yield number, row if isinstance(row, dict) else Malformed("malformed_json")
+    yield number, parse_line(line)
 
 
 def _read_json_list(file: pathlib.Path):
@@ -114,21 +138,6 @@ def _read_json_list(file: pathlib.Path):
     )
   for number, row in enumerate(rows, start=1):
     yield number, row if isinstance(row, dict) else Malformed("malformed_json")
-
-
-def _read_parquet(file: pathlib.Path):
-  import pyarrow as pa
-  import pyarrow.parquet as pq
-
-  try:
-    number = 0
-    with pq.ParquetFile(file) as table:
-      for batch in table.iter_batches(batch_size=_PARQUET_BATCH):
-        for row in batch.to_pylist():
-          number += 1
-          yield number, row
-  except (pa.ArrowException, ValueError) as error:
-    raise UserError(f"{file} is not a readable parquet file ({_one_line(error)})") from error
 
 
 def _one_line(error: Exception) -> str:

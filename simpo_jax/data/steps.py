@@ -8,38 +8,55 @@ the number of devices or hosts.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from simpo_jax.data.packing import assign_rows
-from simpo_jax.data.pairs import pair_indices_for_step
+from simpo_jax.data.packing import assign_rows, pair_length
+from simpo_jax.data.pairs import PairTokens, SkipReport
+from simpo_jax.data.stream import ReadPairs
+
+
+class Window(NamedTuple):
+  """So many steps' pairs, by step, and what was met when they were read."""
+
+  steps: list[list[PairTokens]]
+  report: SkipReport | None
+
+
+def window_source(
+  read: ReadPairs, batch_size: int, row_length: int, slots: int, lookahead: int, seed: int
+) -> Callable[[int], Window]:
+  """The function from a window's number (from 0) to its steps; see `step_source`."""
+  size = max(1, lookahead)
+
+  def window(number: int) -> Window:
+    pairs, report = read(number * size * batch_size, size * batch_size)
+    if size == 1:
+      return Window([pairs], report)
+    lengths = [pair_length(p) for p in pairs]
+    dealt = deal(lengths, size, row_length, slots, (seed, number))
+    return Window([[pairs[place] for place in places] for places in dealt], report)
+
+  return window
 
 
 def step_source(
-  lengths: list[int], batch_size: int, row_length: int, slots: int, lookahead: int, seed: int
-) -> Callable[[int], list[int]]:
-  """The function from a step (from 1) to the indices of its pairs.
+  window: Callable[[int], Window], lookahead: int
+) -> Callable[[int], tuple[list[PairTokens], SkipReport | None]]:
+  """The function from a step (from 1) to its pairs, and to the report of a window it begins.
 
   Args:
-    lengths: row tokens of every pair.
-    batch_size: pairs of a step.
-    row_length, slots: tokens and pairs that a row holds at most.
-    lookahead: steps of a window; 0 or 1 keeps the order of the epochs.
+    window: from `window_source`; asked for one number as often as it has steps.
+    lookahead: steps of a window; 0 or 1 keeps the order of the stream.
   """
   size = max(1, lookahead)
+  kept = functools.lru_cache(maxsize=2)(window)
 
-  @functools.lru_cache(maxsize=2)
-  def window(number: int) -> list[list[int]]:
-    first = number * size + 1
-    indices = pair_indices_for_step(len(lengths), batch_size, seed, first, size).tolist()
-    if size == 1:
-      return [indices]
-    dealt = deal([lengths[i] for i in indices], size, row_length, slots, (seed, number))
-    return [[indices[place] for place in places] for places in dealt]
-
-  def pairs_of(step: int) -> list[int]:
+  def pairs_of(step: int) -> tuple[list[PairTokens], SkipReport | None]:
     number, place = divmod(step - 1, size)
-    return window(number)[place]
+    found = kept(number)
+    return found.steps[place], found.report if place == 0 else None
 
   return pairs_of
 

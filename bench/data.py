@@ -1,0 +1,203 @@
+"""Preparing and reading many synthetic pairs: speed, memory, and starting again late.
+
+  python bench/data.py --pairs=1000000 --model=SmolLM2-135M-Instruct.Q4_1.gguf
+
+Every part runs in a process of its own, so that its peak memory is its own:
+
+  prepare   python -m simpo_jax.prepare of one JSONL file, with all cores
+  read      windows of 32 steps of `--batch` pairs, read at random, tokenised, dealt into
+            rows and laid out, for a few windows, by tokenizer
+  start     from opening the dataset to a step's batch, for the first step and for a late one
+
+Peak memory of `prepare` is that of its largest process. Everything lies in a folder under
+`--scratch`, which is deleted at the end.
+"""
+
+import json
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import common
+import numpy as np
+from absl import app, flags
+
+from simpo_jax.errors import UserError
+
+HERE = pathlib.Path(__file__).resolve().parent
+WORDS = 4096  # of the synthetic language
+
+_PAIRS = flags.DEFINE_integer("pairs", 1_000_000, "synthetic pairs", lower_bound=1000)
+_MODEL = flags.DEFINE_string("model", None, "a .gguf or folder whose tokenizer is timed, too")
+_BATCH = flags.DEFINE_integer("batch", 64, "pairs a step")
+_WINDOWS = flags.DEFINE_integer("windows", 3, "windows of 32 steps that are timed")
+_WORKERS = flags.DEFINE_integer("workers", 4, "threads that read and tokenise")
+_SCRATCH = flags.DEFINE_string("scratch", None, "where to put the data; default: the system's")
+_JSON = flags.DEFINE_string("json", None, "a file for the figures")
+_JOB = flags.DEFINE_string("job", None, "(internal) a part to run in this process")
+
+
+def write_pairs(path: pathlib.Path, count: int, seed: int = 0) -> None:
+  """JSONL rows {prompt: [message], chosen, rejected} of about 1,500 characters, seeded."""
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(2, 9, WORDS)
+  words = np.array(["".join(map(chr, rng.integers(97, 123, n))) for n in lengths])
+  text = " ".join(words[rng.integers(0, WORDS, 2**18)])
+  with open(path, "w") as f:
+    for number in range(count):
+      starts = rng.integers(0, len(text) - 4000, 3)
+      sizes = (rng.gamma(2.0, 250, 3) + 20).astype(int).clip(20, 4000)
+      prompt, chosen, rejected = (text[a : a + n] for a, n in zip(starts, sizes, strict=True))
+      message = {"role": "user", "content": f"{number} {prompt}"}
+      f.write(json.dumps({"prompt": [message], "chosen": chosen, "rejected": rejected}) + "\n")
+
+
+def main(argv):
+  """Prints a table, writes JSON if asked to."""
+  del argv
+  if _JOB.value:
+    return _work(json.loads(_JOB.value))
+  folder = pathlib.Path(tempfile.mkdtemp(prefix="simpo_jax_data_", dir=_SCRATCH.value))
+  try:
+    result = {"name": "data", "pairs": _PAIRS.value, **common.machine(), "rows": _measure(folder)}
+  finally:
+    shutil.rmtree(folder)
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+  for row in result["rows"]:
+    print(
+      "  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+    )
+  print(json.dumps({k: v for k, v in result.items() if k != "rows"}))
+
+
+def _measure(folder: pathlib.Path) -> list[dict]:
+  source = folder / "pairs.jsonl"
+  _say(f"writing {_PAIRS.value:,} pairs")
+  write_pairs(source, _PAIRS.value)
+  command = [sys.executable, "-m", "simpo_jax.prepare", f"--source={source}", f"--out={folder}"]
+  _say("preparing them")
+  used = _timed(folder, [*command, "--name=made"])
+  shards = list((folder / "made" / "1.0.0").glob("*array_record*"))
+  rows = [
+    {
+      "part": "prepare",
+      **used,
+      "pairs/s": _PAIRS.value / used["seconds"],
+      "pairs/cpu_s": _PAIRS.value / used["cpu_seconds"],
+      "source_GiB": source.stat().st_size / 2**30,
+      "prepared_GiB": sum(s.stat().st_size for s in shards) / 2**30,
+      "shards": len(shards),
+    }
+  ]
+  source.unlink()
+  command = [sys.executable, "-m", "simpo_jax.prepare", "--verify=tfds:made", f"--out={folder}"]
+  rows.append({"part": "verify", **_timed(folder, command)})
+  for model in ("embedded", *([_MODEL.value] if _MODEL.value else [])):
+    for late in (False, True):
+      _say(f"reading with the tokenizer of {model}, {'late' if late else 'early'}")
+      job = {"data": str(folder / "made"), "model": model, "late": late, "out": str(folder / "out")}
+      command = [sys.executable, __file__, *sys.argv[1:], f"--job={json.dumps(job)}"]
+      peak = _timed(folder, command)["peak_MiB"]
+      out = json.loads(pathlib.Path(job["out"]).read_text())
+      rows.append({"part": "read", **out, "peak_MiB": peak})
+  return rows
+
+
+# A process's peak counts what its parent held when it forked: this one holds little.
+_LAUNCH = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:], stdout=sys.stderr)
+_, status, usage = os.wait4(process.pid, 0)
+cpu = usage.ru_utime + usage.ru_stime
+with open(sys.argv[1], "w") as f:
+  print(status, time.perf_counter() - start, cpu, usage.ru_maxrss, file=f)
+"""
+
+
+def _timed(folder: pathlib.Path, command: list[str]) -> dict[str, float]:
+  """Seconds, CPU seconds of all its processes, and the peak of the largest, of a command."""
+  out = folder / "usage"
+  subprocess.run([sys.executable, "-S", "-c", _LAUNCH, str(out), *command], check=True)
+  status, seconds, cpu, peak = out.read_text().split()
+  if int(status):
+    raise UserError(f"{' '.join(command)} ended with status {status}")
+  unit = 1 if sys.platform == "darwin" else 1024
+  return {
+    "seconds": float(seconds),
+    "cpu_seconds": float(cpu),
+    "peak_MiB": int(peak) * unit / 2**20,
+  }
+
+
+def _work(job: dict) -> None:
+  from simpo_jax.config import default_config
+  from simpo_jax.data.feed import feeding
+  from simpo_jax.data.packing import batch_shape
+  from simpo_jax.data.prepared import open_prepared
+  from simpo_jax.data.steps import window_source
+  from simpo_jax.data.stream import Mixture, open_stream
+  from simpo_jax.data.tokenizer import load_tokenizer
+
+  data, batch = default_config().data, _BATCH.value
+  data.max_length, data.workers = 2048, _WORKERS.value
+  tokenizer = load_tokenizer(job["model"])
+  tokenizer.encode("warm")
+  before = _rss()
+  start = time.perf_counter()
+  mixture = Mixture((open_prepared(f"tfds:{job['data']}"),), ())
+  opened = time.perf_counter() - start
+  read = open_stream(mixture, tokenizer, data, batch, seed=0)
+  shape = batch_shape(batch, 2 * data.max_length, data.max_pairs_per_row, 8)
+  window = window_source(read, batch, shape.row_length, shape.slots, data.lookahead, 0)
+  # A late step: of the third epoch, in the middle of a window.
+  step = 1 if not job["late"] else 5 * len(mixture) // (2 * batch)
+  with feeding(window, data.lookahead, shape, range(shape.rows)) as batch_of:
+    batch_of(step)
+    started = time.perf_counter() - start
+    # To the beginning of the next window but one: what is ready by then does not count.
+    first = step - (step - 1) % data.lookahead + data.lookahead
+    batch_of(first)
+    clock, cpu = time.perf_counter(), time.process_time()
+    steps = _WINDOWS.value * data.lookahead
+    tokens = 0
+    for s in range(first, first + steps + 1):
+      made = batch_of(s)
+      tokens += int((made.batch.target_id >= 0).sum())
+    seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
+  result = {
+    "tokenizer": pathlib.Path(job["model"]).name,
+    "step": step,
+    "open_seconds": opened,
+    "start_seconds": started,
+    "pairs/s": steps * batch / seconds,
+    "pairs/cpu_s": steps * batch / cpu,
+    "response_tokens/s": tokens / seconds,
+    "grown_MiB": (_rss() - before) / 2**20,
+  }
+  pathlib.Path(job["out"]).write_text(json.dumps(result))
+
+
+def _rss() -> int:
+  unit = 1 if sys.platform == "darwin" else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+def _main(argv):
+  try:
+    main(argv)
+  except UserError as e:
+    sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+  app.run(_main)

@@ -1,0 +1,267 @@
+"""Prepares preference pairs once: a TFDS dataset of ArrayRecord shards, written in parallel.
+
+Each part of the source (`chunks.cut`) becomes one shard of each split, so what is written
+does not depend on the number of workers. Everything goes to a folder of its own, which is
+renamed when it is complete: readers, and whoever comes after a kill, see all or nothing.
+"""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+from tensorflow_datasets.core import (
+  dataset_builder,
+  dataset_info,
+  file_adapters,
+  naming,
+  splits,
+)
+from tensorflow_datasets.core.utils import version as tfds_version
+
+from simpo_jax.data.chunks import Chunk, File, cut, stamp
+from simpo_jax.data.forms import REASONS
+from simpo_jax.data.prepared import HELD_OUT, TRAIN
+from simpo_jax.data.records import DESCRIPTION, FORMAT, RECORD, features
+from simpo_jax.data.shards import EXAMPLES, Written, write_chunk
+from simpo_jax.errors import UserError
+
+_MARK = ".preparing-"
+
+
+class Target(NamedTuple):
+  """Where a dataset is prepared, and from what."""
+
+  out: pathlib.Path  # TFDS's data_dir
+  name: str
+  version: str
+  source: dict[str, Any]  # what, when the same, gives the same dataset
+
+  @property
+  def folder(self) -> pathlib.Path:
+    return self.out / self.name / self.version
+
+
+class PreferencePairs(dataset_builder.FileReaderBuilder, skip_registration=True):
+  """The TFDS builder. `tfds.builder(name, data_dir=out)` reads what it has written."""
+
+  url_infos = {}  # nothing is downloaded; TFDS would look for their checksums beside this file
+
+  def __init__(self, target: Target, out: pathlib.Path, write: Callable):
+    self.name = target.name
+    self.VERSION = tfds_version.Version(target.version)
+    self._write = write
+    super().__init__(data_dir=str(out), file_format=file_adapters.FileFormat.ARRAY_RECORD)
+
+  def _info(self):
+    return dataset_info.DatasetInfo(
+      builder=self, description=DESCRIPTION, features=features(), disable_shuffling=True
+    )
+
+  def _download_and_prepare(self, dl_manager, download_config=None):
+    del dl_manager, download_config
+    folder = pathlib.Path(self.data_dir)
+    infos = []
+    for split, shards in self._write(folder).items():
+      template = naming.ShardedFileTemplate(
+        data_dir=epath.Path(folder),
+        dataset_name=self.name,
+        split=split,
+        filetype_suffix=file_adapters.FileFormat.ARRAY_RECORD.file_suffix,
+      )
+      for index, shard in enumerate(shards):
+        path = template.sharded_filepath(shard_index=index, num_shards=len(shards))
+        os.rename(folder / shard["file"], path)
+        shard["file"] = pathlib.Path(path).name
+      infos.append(
+        splits.SplitInfo(
+          name=split,
+          shard_lengths=[s["pairs"] for s in shards],
+          num_bytes=sum(s["bytes"] for s in shards),
+          filename_template=template,
+        )
+      )
+    self.info.set_splits(splits.SplitDict(infos))
+
+
+def build(
+  files: Sequence[File],
+  target: Target,
+  eval_fraction: float,
+  max_skip_fraction: float,
+  workers: int,
+  force: bool = False,
+  progress: Callable[[int, int, int], None] = lambda done, total, pairs: None,
+  chunk_bytes: int | None = None,
+) -> tuple[dict[str, Any], bool]:
+  """Writes the dataset unless it is there already.
+
+  Args:
+    files: of rows, in the order that the pairs will have.
+    eval_fraction: of the pairs go to the split "test", chosen by their ids.
+    max_skip_fraction: more rows than this that cannot be used are an error.
+    workers: processes; 1: this one.
+    force: replace what another source has left there.
+    progress: told (bytes done, bytes of all, pairs written) as it goes.
+
+  Returns:
+    (what prepared.json holds, whether it was written now).
+
+  Raises:
+    UserError: a file cannot be read, too many rows cannot be used, another dataset or
+      another preparation is in the way.
+  """
+  source = {**target.source, "files": stamp(files), "eval_fraction": eval_fraction}
+  with _alone(target):
+    if target.folder.exists() and not force:
+      return _same(target, source), False
+    chunks = cut(files, chunk_bytes) if chunk_bytes else cut(files)
+    record: dict[str, Any] = {}
+
+    def write(folder: pathlib.Path):
+      written = _write_all(chunks, folder, eval_fraction, workers, progress)
+      record.update(_summary(source, written))
+      _check_skips(record, max_skip_fraction)
+      return record["shards"]
+
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}{_MARK}", dir=target.out))
+    try:
+      builder = PreferencePairs(target, scratch, write)
+      with contextlib.redirect_stdout(io.StringIO()):  # notices of a download of unknown size
+        builder.download_and_prepare()
+      done = scratch / target.name / target.version
+      (done / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+      _into_place(done, target, scratch)
+    except (OSError, RuntimeError) as error:  # array_record raises the latter
+      if "no space left" not in str(error).lower():
+        raise
+      raise UserError(
+        f"no space is left in {target.out}, nothing was written; free some, or choose another --out"
+      ) from error
+    finally:
+      shutil.rmtree(scratch, ignore_errors=True)
+  return record, True
+
+
+def _into_place(done: pathlib.Path, target: Target, scratch: pathlib.Path) -> None:
+  target.folder.parent.mkdir(exist_ok=True)
+  if target.folder.exists():
+    os.rename(target.folder, scratch / "replaced")
+  os.rename(done, target.folder)
+
+
+@contextlib.contextmanager
+def _alone(target: Target):
+  """Keeps other preparations of the name out, and clears what killed ones have left."""
+  try:
+    target.out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(target.out / f".{target.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+  except OSError as error:
+    raise UserError(
+      f"--out={target.out} cannot be written ({error.strerror}); choose another folder"
+    ) from error
+  try:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(
+        f"{target.name} is being prepared in {target.out} right now; wait for it to end"
+      ) from None
+    for left in target.out.glob(f"{target.name}{_MARK}*"):
+      shutil.rmtree(left, ignore_errors=True)
+    yield
+  finally:
+    os.close(handle)
+
+
+def _same(target: Target, source: dict[str, Any]) -> dict[str, Any]:
+  """The record of what is there, if it came from the same source."""
+  try:
+    record = json.loads((target.folder / RECORD).read_text())
+  except (OSError, ValueError):
+    record = {}
+  if record.get("source") != json.loads(json.dumps(source)):
+    raise UserError(
+      f"{target.folder} holds a dataset of another source; choose another --name or --version, "
+      "or replace it with --force"
+    )
+  return record
+
+
+def _write_all(chunks: Sequence[Chunk], folder, eval_fraction, workers, progress) -> list[Written]:
+  """Writes the shards of every chunk; the results in the order of the chunks."""
+  jobs = [(chunk, str(folder / f"part{i}"), eval_fraction) for i, chunk in enumerate(chunks)]
+  total, done, pairs = sum(c.size for c in chunks), 0, 0
+  results: list[Written | None] = [None] * len(jobs)
+  with contextlib.ExitStack() as stack:
+    if min(workers, len(jobs)) > 1:
+      pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(jobs)), multiprocessing.get_context("spawn"), _end_with_parent
+      )
+      stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+      futures = {pool.submit(write_chunk, *job): i for i, job in enumerate(jobs)}
+      finished = ((futures[f], f.result()) for f in concurrent.futures.as_completed(futures))
+    else:
+      finished = ((i, write_chunk(*job)) for i, job in enumerate(jobs))
+    for index, written in finished:
+      results[index] = written
+      done += chunks[index].size
+      pairs += sum(s["pairs"] for s in written.shards.values())
+      progress(done, total, pairs)
+  return results
+
+
+def _end_with_parent() -> None:
+  # A worker whose parent was killed would wait for work for ever.
+  parent = multiprocessing.parent_process()
+  threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _summary(source: dict[str, Any], written: Sequence[Written]) -> dict[str, Any]:
+  skipped: dict[str, int] = {}
+  examples: dict[str, list[str]] = {}
+  shards: dict[str, list[dict[str, Any]]] = {}
+  for part in written:
+    for reason, count in part.skipped.items():
+      skipped[reason] = skipped.get(reason, 0) + count
+      examples[reason] = (examples.get(reason, []) + part.examples[reason])[:EXAMPLES]
+    for split, shard in part.shards.items():
+      shards.setdefault(split, []).append(shard)
+  order = [s for s in (TRAIN, HELD_OUT) if s in shards]
+  return {
+    "format": FORMAT,
+    "source": source,
+    "rows": sum(part.rows for part in written),
+    "pairs": {split: sum(s["pairs"] for s in shards[split]) for split in order},
+    "skipped": dict(sorted(skipped.items(), key=lambda item: -item[1])),
+    "examples": examples,
+    "shards": {split: shards[split] for split in order},
+  }
+
+
+def _check_skips(record: dict[str, Any], limit: float) -> None:
+  lost, rows = sum(record["skipped"].values()), record["rows"]
+  if not rows:
+    raise UserError("the source has no rows; give files with at least one preference pair")
+  if record["pairs"].get(TRAIN) and lost <= limit * rows:
+    return
+  if lost == rows or lost > limit * rows:
+    why = ", ".join(
+      f"{reason} {n} (such as {', '.join(record['examples'][reason])}: {REASONS[reason]})"
+      for reason, n in record["skipped"].items()
+    )
+    raise UserError(
+      f"{lost} of {rows} rows cannot be used, nothing was written: {why}; mend them"
+      + (f", or raise --max_skip_fraction={limit:g}" if lost < rows else "")
+    )
+  raise UserError("no pair is left to train on; lower --eval_fraction")

@@ -1,0 +1,89 @@
+"""A part of a source as shards, one of each split: what a worker of `building` does."""
+
+import contextlib
+import hashlib
+import os
+from typing import Any, NamedTuple
+
+from simpo_jax.data.chunks import Chunk, read_chunk
+from simpo_jax.data.forms import SkipRow, check_texts, to_conversation
+from simpo_jax.data.prepared import HELD_OUT, TRAIN
+from simpo_jax.data.records import serializer, to_record
+from simpo_jax.data.sources import Malformed
+
+EXAMPLES = 3  # row ids kept of each reason
+
+
+class Written(NamedTuple):
+  """What became of a chunk. `shards`: by split, {file, pairs, bytes, sha256} if it has pairs."""
+
+  shards: dict[str, dict[str, Any]]
+  rows: int
+  skipped: dict[str, int]
+  examples: dict[str, list[str]]
+
+
+def write_chunk(chunk: Chunk, prefix: str, eval_fraction: float) -> Written:
+  """Writes the usable pairs of a chunk to PREFIX.train and PREFIX.test."""
+  skipped: dict[str, int] = {}
+  examples: dict[str, list[str]] = {}
+  rows = 0
+  serialize = serializer()
+  with contextlib.ExitStack() as stack:
+    writers = {}
+    for row_id, row in read_chunk(chunk):
+      rows += 1
+      try:
+        if isinstance(row, Malformed):
+          raise SkipRow(row.reason)
+        pair = to_conversation(row)
+        check_texts(pair)
+        if pair.chosen == pair.rejected:
+          raise SkipRow("identical")
+      except SkipRow as skip:
+        skipped[skip.reason] = skipped.get(skip.reason, 0) + 1
+        if len(examples.setdefault(skip.reason, [])) < EXAMPLES:
+          examples[skip.reason].append(row_id)
+        continue
+      split = HELD_OUT if _share(row_id) < eval_fraction else TRAIN
+      if split not in writers:
+        writers[split] = stack.enter_context(_writer(f"{prefix}.{split}"))
+      writers[split](serialize(to_record(row_id, pair)))
+  shards = {split: {"file": os.path.basename(w.path), **w.sums()} for split, w in writers.items()}
+  return Written(shards, rows, skipped, examples)
+
+
+class _Shard:
+  """A shard that is being written. Call it with each serialized record."""
+
+  def __init__(self, path: str):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    self.path, self._pairs = path, 0
+    self._file = ArrayRecordWriter(path, "group_size:1")  # as TFDS does: one record a read
+
+  def __call__(self, record: bytes) -> None:
+    self._file.write(record)
+    self._pairs += 1
+
+  def close(self) -> None:
+    self._file.close()
+
+  def sums(self) -> dict[str, Any]:
+    size = os.path.getsize(self.path)
+    return {"pairs": self._pairs, "bytes": size, "sha256": sha256(self.path)}
+
+
+def _writer(path: str):
+  return contextlib.closing(_Shard(path))
+
+
+def sha256(path) -> str:
+  """Of a file's bytes, in hexadecimal."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _share(row_id: str) -> float:
+  """A number in [0, 1) that stands for the row, the same for ever."""
+  return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:6], "big") / 2**48
