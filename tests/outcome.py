@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 
 from simpo_jax import checkpoint
 
-TIMES = ("step_seconds", "tokens_per_second")
+TIMES = ("step_seconds", "tokens_per_second", "data_wait_seconds")
 
 
 def without_times(row):
