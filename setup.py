@@ -28,7 +28,7 @@ setup(
     "numpy",
     "transformers>=5",
     "tokenizers",
-    "jinja2",
+    "jinja2>=3.1.6",  # earlier ones have known ways out of the sandbox
     "safetensors",
     "gguf",
     "huggingface_hub",

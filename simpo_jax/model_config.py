@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,10 @@ import numpy as np
 from simpo_jax.errors import UserError
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+# No model comes near: a config beyond is damaged, or would take all memory to say no.
+_MAX_SIZE = 2**31 - 1  # sizes are int32 on the devices
+_MAX_LAYERS = 10_000
+_MAX_FLOAT = 1e12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +67,42 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
   """
   kind = hf.get("model_type")
   if kind not in MODEL_TYPES:
-    raise UserError(f"{where}: model_type {kind!r} is not supported; {', '.join(MODEL_TYPES)} are")
+    raise UserError(
+      f"{where}: model_type {_shown(kind)} is not supported; {', '.join(MODEL_TYPES)} are"
+    )
 
   def need(name):
     if hf.get(name) is None:
       raise UserError(f"{where}: field {name!r} is missing; is this the model's own config.json?")
     return hf[name]
 
+  def whole(name, value, most=_MAX_SIZE):
+    if type(value) is not int or not 1 <= value <= most:
+      raise UserError(
+        f"{where}: {name} is {_shown(value)}, and must be a whole number, 1 to {most}"
+      )
+    return value
+
   if hf.get("hidden_act", "silu") != "silu":
-    raise UserError(f"{where}: hidden_act {hf['hidden_act']!r} is not supported; only silu is")
+    raise UserError(
+      f"{where}: hidden_act {_shown(hf['hidden_act'])} is not supported; only silu is"
+    )
   if hf.get("mlp_bias") or (hf.get("attention_bias") and kind != "qwen2"):
     raise UserError(f"{where}: attention_bias/mlp_bias with model_type {kind!r} is not supported")
-  heads, hidden = int(need("num_attention_heads")), int(need("hidden_size"))
-  kv_heads = int(hf.get("num_key_value_heads") or heads)
+  heads, hidden, layers, inner, vocab = (
+    whole(name, need(name), most)
+    for name, most in (
+      ("num_attention_heads", _MAX_SIZE),
+      ("hidden_size", _MAX_SIZE),
+      ("num_hidden_layers", _MAX_LAYERS),
+      ("intermediate_size", _MAX_SIZE),
+      ("vocab_size", _MAX_SIZE),
+    )
+  )
+  kv_heads = whole("num_key_value_heads", hf.get("num_key_value_heads") or heads)
+  head_dim = whole("head_dim", hf.get("head_dim") or hidden // heads)
+  if head_dim % 2:
+    raise UserError(f"{where}: head_dim is {head_dim}, and must be even: halves are rotated")
   if heads % kv_heads:
     raise UserError(
       f"{where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly"
@@ -93,47 +121,62 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
   }
   if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor") or 1.0) != 1.0:
     raise UserError(f"{where}: partial_rotary_factor is not supported; whole heads are rotated")
-  max_positions = int(hf.get("max_position_embeddings", 2048))
+  max_positions = whole("max_position_embeddings", hf.get("max_position_embeddings", 2048))
   rope.setdefault("original_max_position_embeddings", max_positions)
   return ModelConfig(
     model_type=kind,
-    vocab_size=int(need("vocab_size")),
+    vocab_size=vocab,
     hidden_size=hidden,
-    intermediate_size=int(need("intermediate_size")),
-    num_hidden_layers=int(need("num_hidden_layers")),
+    intermediate_size=inner,
+    num_hidden_layers=layers,
     num_attention_heads=heads,
     num_key_value_heads=kv_heads,
-    head_dim=int(hf.get("head_dim") or hidden // heads),
-    rms_norm_eps=float(need("rms_norm_eps")),
-    rope_theta=float(rope["rope_theta"]),
+    head_dim=head_dim,
+    rms_norm_eps=_number(where, "rms_norm_eps", need("rms_norm_eps"), 1e-30),
+    rope_theta=_number(where, "rope_theta", rope["rope_theta"], 1.0),
     rope_scaling=_rope_scaling(rope, where),
     max_position_embeddings=max_positions,
     tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
     qkv_bias=kind == "qwen2",
     qk_norm=kind == "qwen3",
-    sliding_window=int(window) if window is not None else None,
+    sliding_window=None if window is None else whole("sliding_window", window),
   )
+
+
+def _number(where: str, name: str, value: Any, least: float) -> float:
+  # NaN compares as false.
+  if type(value) not in (int, float) or not least <= value <= _MAX_FLOAT:
+    raise UserError(
+      f"{where}: {name} is {_shown(value)}, and must be a number, {least:g} to {_MAX_FLOAT:g}"
+    )
+  return float(value)
+
+
+def _shown(value: Any) -> str:
+  return reprlib.repr(value)
 
 
 def _rope_scaling(rope: dict[str, Any], where: str) -> RopeScaling | None:
   kind = rope.get("rope_type", rope.get("type", "default"))
+
+  def number(name, least):
+    return _number(where, name, rope[name], least)
+
   try:
     if kind == "default":
       return None
     if kind == "linear":
-      return RopeScaling("linear", float(rope["factor"]))
+      return RopeScaling("linear", number("factor", 1e-6))
     if kind == "llama3":
-      return RopeScaling(
-        "llama3",
-        float(rope["factor"]),
-        float(rope["low_freq_factor"]),
-        float(rope["high_freq_factor"]),
-        int(rope["original_max_position_embeddings"]),
-      )
+      low, high = number("low_freq_factor", 0.0), number("high_freq_factor", 0.0)
+      if not low < high:
+        raise UserError(f"{where}: low_freq_factor {low:g} must be below high_freq_factor {high:g}")
+      original = int(number("original_max_position_embeddings", 1.0))
+      return RopeScaling("llama3", number("factor", 1e-6), low, high, original)
   except KeyError as e:
     raise UserError(f"{where}: {kind} rope scaling lacks {e}; add it to the rope settings") from e
   raise UserError(
-    f"{where}: rope scaling {kind!r} is not supported; default, linear and llama3 are"
+    f"{where}: rope scaling {_shown(kind)} is not supported; default, linear and llama3 are"
   )
 
 

@@ -178,7 +178,7 @@ def _read_config(folder: pathlib.Path) -> ModelConfig:
     return from_hf(json.loads(path.read_text()), str(path))
   except (FileNotFoundError, NotADirectoryError):
     raise UserError(f"{folder} holds no config.json; name a Hugging Face model's folder") from None
-  except (ValueError, TypeError, AttributeError) as e:
+  except (ValueError, TypeError, AttributeError, RecursionError, OSError) as e:
     raise UserError(f"{path} is not a model's config ({e}); get it again") from e
 
 

@@ -12,7 +12,8 @@ import re
 import gguf
 import numpy as np
 
-from simpo_jax.errors import UserError
+from simpo_jax.errors import UserError, one_line
+from simpo_jax.gguf_header import check_header
 from simpo_jax.model_config import ModelConfig, RopeScaling, from_hf, rope_frequencies
 from simpo_jax.weights_hf import Weights
 
@@ -46,13 +47,17 @@ def open_gguf(path: pathlib.Path) -> tuple[ModelConfig, Weights]:
       quantisation that is not supported.
   """
   try:
+    check_header(path)
     reader = gguf.GGUFReader(path)
   except (ValueError, IndexError, KeyError, OverflowError, OSError) as e:
-    why = " ".join(str(e).split())
-    raise UserError(f"{path} is not a whole GGUF file ({why}); get it again") from e
+    raise UserError(f"{path} is not a whole GGUF file ({one_line(e)}); get it again") from e
   stored = {t.name: t for t in reader.tensors}
   factors = stored.pop(_ROPE_FACTORS, None)
-  config = _config(reader, stored, path, None if factors is None else factors.data)
+  try:
+    config = _config(reader, stored, path, None if factors is None else factors.data)
+  # Any field can be of any type: a list of heads, a name that is not UTF-8.
+  except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as e:
+    raise UserError(f"{path}: its metadata are malformed ({one_line(e)}); get it again") from e
   tensors = {_hf_name(name): t for name, t in stored.items()}
   for name, t in tensors.items():
     if not _readable(t.tensor_type):
@@ -170,7 +175,7 @@ def _llama3(config: ModelConfig, factors: np.ndarray, path) -> dict:
   plain = dataclasses.replace(config, rope_scaling=None)
   scaled = dataclasses.replace(config, rope_scaling=rule)
   expected = rope_frequencies(plain) / rope_frequencies(scaled)
-  if factors.shape != expected.shape or np.abs(factors / expected - 1).max() > _FACTOR_TOLERANCE:
+  if factors.shape != expected.shape or not _close(factors, expected):
     raise UserError(
       f"{path}: {_ROPE_FACTORS} is not Llama 3's rope scaling, and no other is supported; "
       "use the safetensors checkpoint"
@@ -183,3 +188,8 @@ def _llama3(config: ModelConfig, factors: np.ndarray, path) -> dict:
     "high_freq_factor": rule.high_freq_factor,
     "original_max_position_embeddings": rule.original_max_position_embeddings,
   }
+
+
+def _close(factors: np.ndarray, expected: np.ndarray) -> bool:
+  """False for NaN, too."""
+  return bool(np.all(np.abs(factors / expected - 1) <= _FACTOR_TOLERANCE))

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from simpo_jax.errors import UserError
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class Weights(NamedTuple):
@@ -55,8 +56,14 @@ def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
   if index.is_file():
     try:
       names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+      outside = [n for n in names if pathlib.PurePath(n).name != n or "\0" in n]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
       raise UserError(f"{index} is not a safetensors index; get it again") from e
+    if outside:
+      raise UserError(
+        f"{index} lists {outside[0]!r}, which is no file of its own folder; get the model from "
+        "somebody you trust"
+      )
     if missing := [n for n in names if not (folder / n).is_file()]:
       raise UserError(
         f"{folder} lacks {missing[0]}, one of the {len(names)} files that {index.name} lists; "
@@ -65,10 +72,11 @@ def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
     return [folder / n for n in names]
   if single.is_file():
     return [single]
-  if list(folder.glob("*.bin")) or list(folder.glob("*.pth")):
+  if any(list(folder.glob(kind)) for kind in _PICKLES):
     raise UserError(
-      f"{folder} holds only pickle files, which are not read; convert them first "
-      "(transformers: save_pretrained writes safetensors)"
+      f"{folder} holds only pickle files, which are not read, since they can run code; convert them "
+      "to safetensors, if you trust them, with transformers: AutoModelForCausalLM"
+      f".from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
     )
   raise UserError(f"{folder} holds neither {single.name} nor {index.name}; download the weights")
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from simpo_jax.data.byte_vocab import END, SPECIAL_IDS, TEMPLATE, byte_functions
 from simpo_jax.data.forms import Message
 from simpo_jax.data.sources import nearest_files
+from simpo_jax.data.template import TemplateFailed
+from simpo_jax.data.template import render as render_template
 from simpo_jax.errors import UserError
 
 # Tokens that end a turn in well-known templates, where `eos_token` often is another.
@@ -24,10 +26,6 @@ _TURN_ENDS = (
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _NO_LIMIT = int(1e30)
-
-
-class TemplateFailed(Exception):
-  """The chat template refused a conversation (a role it does not know, say)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Tokenizer:
     characters. Hugging Face tokenizers have no such thing: there it is the
     identity, and text that contains "<|im_end|>" ends a turn, as in transformers.
   render: (messages, add_generation_prompt) -> text for `encode`. Raises
-    TemplateFailed, and UserError where there is no chat template.
+    TemplateFailed, and UserError where there is no chat template or it knows no bounds.
   bos_id: None if there is none.
   eos_ids: every id that ends a turn or a text; the first is the tokenizer's own.
   adds_bos: whether the tokenizer puts BOS before plain text of its own accord.
@@ -194,6 +192,8 @@ def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
   template = hf.chat_template
   if isinstance(template, dict):
     template = template.get("default")
+  if not isinstance(template, str | None):
+    raise UserError(f"the chat template of {place} is no text; mend chat_template in it")
   vocab = hf.get_vocab()
   turn_ends = [vocab[t] for t in _turn_ends(template or "") if t in vocab]
   own = [] if hf.eos_token_id is None else [hf.eos_token_id]
@@ -215,16 +215,16 @@ def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
         f"the tokenizer of {place} has no chat template, which messages need; set"
         " chat_template in it, or train on plain prompt, chosen and rejected strings"
       )
-    try:
-      return hf.apply_chat_template(
-        [dict(m) for m in messages],
-        chat_template=template,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-      )
-    # The template is a program by someone else: it may fail in any way.
-    except Exception as error:
-      raise TemplateFailed(_one_line(error)) from error
+    if not messages:
+      raise TemplateFailed("there is no message")
+    variables = {
+      **hf.special_tokens_map,
+      "messages": [dict(m) for m in messages],
+      "tools": None,
+      "documents": None,
+      "add_generation_prompt": add_generation_prompt,
+    }
+    return render_template(template, variables, place)
 
   bos = hf.bos_token_id
   with_specials = list(hf.encode("a"))
