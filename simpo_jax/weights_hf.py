@@ -74,8 +74,8 @@ def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
     return [single]
   if any(list(folder.glob(kind)) for kind in _PICKLES):
     raise UserError(
-      f"{folder} holds only pickle files, which are not read, since they can run code; convert them "
-      "to safetensors, if you trust them, with transformers: AutoModelForCausalLM"
+      f"{folder} holds only pickle files, which are not read, since they can run code; convert "
+      "them to safetensors, if you trust them, with transformers: AutoModelForCausalLM"
       f".from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
     )
   raise UserError(f"{folder} holds neither {single.name} nor {index.name}; download the weights")
