@@ -100,6 +100,8 @@ def _in_folder(
     # --- weights and inputs onto the devices ---------------------------------------------
     display.doing("loading weights")
     state = load_state(start, program, resolved.model, config.seed)
+    # The first launch connects the hosts, and waits only so long for one that still compiles.
+    distributed.gather("readiness", "")
     launch = Launcher(
       program,
       compiled,

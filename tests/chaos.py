@@ -16,6 +16,7 @@ import pathlib
 import random
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,9 +31,9 @@ _LIMIT = 600  # seconds of a start without a row
 
 
 def settings(kills):
-  """A run that is long enough to be killed so often; each step is about 0.1 s."""
+  """A run that is long enough to be killed so often, with some 1.75 rows a step."""
   return {
-    "train.steps": 6 * kills + 6,
+    "train.steps": 12 * kills + 6,
     "train.batch_size": 6,
     "data.max_length": 128,
     "data.max_prompt_length": 64,
@@ -96,12 +97,13 @@ def kill_once(folder, processes, rng, launch_seconds):
   early = rng.random() < 0.1
   rows, after = rng.randint(0, _ROWS), rng.random()
   victim = rng.choice(processes)
+  deadline = time.monotonic() + (after * _START_SECONDS if early else _LIMIT)
+  # Resuming cuts rows off: what is counted is what this start has written.
+  seen, new = written(folder), 0
   if early:
-    time.sleep(after * _START_SECONDS)
+    while time.monotonic() < deadline and written(folder) <= seen:
+      time.sleep(0.01)
   else:
-    deadline = time.monotonic() + _LIMIT
-    # Resuming cuts rows off: what is counted is what this start has written.
-    seen, new = written(folder), 0
     while new <= rows and all(p.poll() is None for p in processes):
       now = written(folder)
       new, seen = new + max(0, now - seen), now
@@ -132,7 +134,7 @@ def chaos(folder, kills, processes, seed):
   moments = []
   while len(moments) < kills:
     running = start(wild, processes, kills, cache)
-    what = kill_once(wild, running, rng, sum(times) / len(times))
+    what = kill_once(wild, running, rng, statistics.median(times))
     if what is None:
       codes = end(running)
       raise AssertionError(f"the run ended by itself ({codes}) before kill {len(moments) + 1}")

@@ -1,7 +1,6 @@
 """All that a run leaves behind and that must be the same however it came about: no times."""
 
 import json
-import warnings
 
 import jax
 import numpy as np
@@ -28,9 +27,12 @@ def record(folder):
 def saved_state(folder):
   """The last checkpoint and its arrays, as another reader of Orbax's format finds them."""
   last = checkpoint.positions(folder / "checkpoints")[-1]
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that shardings are taken from the file
-    tree = ocp.PyTreeCheckpointer().restore(folder.absolute() / "checkpoints" / last.name)
+  path = folder.absolute() / "checkpoints" / last.name
+  reader = ocp.PyTreeCheckpointer()
+  as_numpy = jax.tree.map(
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
+  )
+  tree = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
   return last, [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
