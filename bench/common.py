@@ -3,15 +3,20 @@
 import datetime
 import json
 import platform
+import resource
 import statistics
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from simpo_jax.errors import UserError
 
 
 def seconds(f, *args, runs: int = 5, warm: int = 1) -> float:
@@ -24,6 +29,29 @@ def seconds(f, *args, runs: int = 5, warm: int = 1) -> float:
     jax.block_until_ready(f(*args))
     times.append(time.perf_counter() - start)
   return statistics.median(times)
+
+
+def peak_rss() -> int:
+  """Bytes of memory that this process held at most."""
+  unit = 1 if sys.platform == "darwin" else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def say(text: str) -> None:
+  """Tells how it goes, beside the result."""
+  print(text, file=sys.stderr, flush=True)
+
+
+def answering(main: Callable):
+  """A benchmark's `main` for `app.run`; a user's mistake ends it with its message."""
+
+  def answered(argv):
+    try:
+      main(argv)
+    except UserError as e:
+      sys.exit(f"error: {e}")
+
+  return answered
 
 
 def read_bandwidth() -> float:

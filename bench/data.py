@@ -15,7 +15,6 @@ Peak memory of `prepare` is that of its largest process. Everything lies in a fo
 
 import json
 import pathlib
-import resource
 import shutil
 import subprocess
 import sys
@@ -77,10 +76,10 @@ def main(argv):
 
 def _measure(folder: pathlib.Path) -> list[dict]:
   source = folder / "pairs.jsonl"
-  _say(f"writing {_PAIRS.value:,} pairs")
+  common.say(f"writing {_PAIRS.value:,} pairs")
   write_pairs(source, _PAIRS.value)
   command = [sys.executable, "-m", "simpo_jax.prepare", f"--source={source}", f"--out={folder}"]
-  _say("preparing them")
+  common.say("preparing them")
   used = _timed(folder, [*command, "--name=made"])
   shards = list((folder / "made" / "1.0.0").glob("*array_record*"))
   rows = [
@@ -99,7 +98,7 @@ def _measure(folder: pathlib.Path) -> list[dict]:
   rows.append({"part": "verify", **_timed(folder, command)})
   for model in ("embedded", *([_MODEL.value] if _MODEL.value else [])):
     for late in (False, True):
-      _say(f"reading with the tokenizer of {model}, {'late' if late else 'early'}")
+      common.say(f"reading with the tokenizer of {model}, {'late' if late else 'early'}")
       job = {"data": str(folder / "made"), "model": model, "late": late, "out": str(folder / "out")}
       command = [sys.executable, __file__, *sys.argv[1:], f"--job={json.dumps(job)}"]
       peak = _timed(folder, command)["peak_MiB"]
@@ -148,7 +147,7 @@ def _work(job: dict) -> None:
   data.max_length, data.workers = 2048, _WORKERS.value
   tokenizer = load_tokenizer(job["model"])
   tokenizer.encode("warm")
-  before = _rss()
+  before = common.peak_rss()
   start = time.perf_counter()
   mixture = Mixture((open_prepared(f"tfds:{job['data']}"),), ())
   opened = time.perf_counter() - start
@@ -178,26 +177,10 @@ def _work(job: dict) -> None:
     "pairs/s": steps * batch / seconds,
     "pairs/cpu_s": steps * batch / cpu,
     "response_tokens/s": tokens / seconds,
-    "grown_MiB": (_rss() - before) / 2**20,
+    "grown_MiB": (common.peak_rss() - before) / 2**20,
   }
   pathlib.Path(job["out"]).write_text(json.dumps(result))
 
 
-def _rss() -> int:
-  unit = 1 if sys.platform == "darwin" else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
-
-
-def _main(argv):
-  try:
-    main(argv)
-  except UserError as e:
-    sys.exit(f"error: {e}")
-
-
 if __name__ == "__main__":
-  app.run(_main)
+  app.run(common.answering(main))

@@ -27,7 +27,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import resource
 import runpy
 import statistics
 import subprocess
@@ -43,7 +42,7 @@ import numpy as np
 from absl import app, flags
 
 from simpo_jax import monitor
-from simpo_jax.data.packing import lay_out, pair_length, row_members
+from simpo_jax.data.packing import pack, pair_length
 from simpo_jax.data.pairs import load_pairs
 from simpo_jax.data.pairs import row_length as row_tokens
 from simpo_jax.data.sources import read_rows
@@ -82,7 +81,7 @@ _PEER_MICRO = flags.DEFINE_string(
   "peer_micro", "largest", "TRL's pairs per forward pass: largest | fastest, or a number"
 )
 _PEER_CHECKPOINTING = flags.DEFINE_bool(
-  "peer_checkpointing", False, "TRL recomputes activations, which is its default; ours does not"
+  "peer_checkpointing", False, "TRL recomputes activations, which is its default"
 )
 _SWEEP = flags.DEFINE_bool("sweep", False, "ours alone over sizes")
 _JOB = flags.DEFINE_string("job", None, "for the processes that this one starts")
@@ -146,11 +145,11 @@ def _side_by_side(folder: pathlib.Path, peer: bool) -> dict:
   """The contract's fields, and the table's rows."""
   steps = WARM + (_STEPS.value or 5)
   base = {"pairs": _PAIRS.value, "row_length": 0, "data": str(folder / "pairs.json")}
-  _say(f"simpo_jax: {steps} steps of {_PAIRS.value} pairs")
+  common.say(f"simpo_jax: {steps} steps of {_PAIRS.value} pairs")
   ours = _start(folder, {**base, "side": "ours", "steps": steps})
   limits = {"side": "limits", "tokens": ours["row_tokens"], "targets": ours["logits_chunk"]}
   limits |= base | {"dtype": ours["dtype"]}
-  _say("the machine's matrix products")
+  common.say("the machine's matrix products")
   measured = [_start(folder, limits)]
   counted = ours["steps"][WARM:]
   per_pair = statistics.median(s["seconds"] for s in counted) / _PAIRS.value
@@ -232,7 +231,7 @@ def _peer(folder: pathlib.Path, ours: dict) -> dict:
   """TRL with the micro-batch that `--peer_micro` asks for; its `text` says what was tried."""
   model = _MODEL.value
   if model.endswith(".gguf"):
-    _say("transformers writes the GGUF as a folder")
+    common.say("transformers writes the GGUF as a folder")
     model = str(folder / "model")
     convert = {"work": "convert", "model": str(pathlib.Path(_MODEL.value).resolve())}
     _start(folder, {**convert, "folder": model}, "train_trl.py")
@@ -249,7 +248,7 @@ def _peer(folder: pathlib.Path, ours: dict) -> dict:
   }
   tried, lived = {}, []
   for micro in _micro_sizes():
-    _say(f"TRL: {len(ours['tokens'])} steps of {_PAIRS.value} pairs, {micro} at once")
+    common.say(f"TRL: {len(ours['tokens'])} steps of {_PAIRS.value} pairs, {micro} at once")
     sizes = {"micro": micro, "accumulate": _PAIRS.value // micro}
     done = _start(folder, {**job, **sizes}, "train_trl.py")
     if done is None:
@@ -317,7 +316,7 @@ def _sweep(folder: pathlib.Path) -> list[dict]:
   for pairs in SWEEP_PAIRS:
     for factor in SWEEP_ROWS:
       length = factor * row_tokens(_config().data)
-      _say(f"{pairs} pairs per step, rows of {length}")
+      common.say(f"{pairs} pairs per step, rows of {length}")
       job = {"pairs": pairs, "row_length": length, "data": str(folder / "pairs.json")}
       done = _start(folder, {**job, "side": "sweep", "steps": _STEPS.value or 1})
       if rate is None:
@@ -373,10 +372,6 @@ def _threads() -> int:
 
 def _median(values) -> float:
   return statistics.median(list(values))
-
-
-def _say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
 
 
 # --- our processes' part -------------------------------------------------------------------
@@ -466,7 +461,7 @@ def _steps(launch: Launcher, state, source: Callable[[int], list], count: int):
   for step in range(1, count + 1):
     start = time.perf_counter()
     chosen = source(step)
-    batch = lay_out(chosen, row_members(chosen, program.batch), program.batch, own)
+    batch = pack(chosen, program.batch, own)
     state, report, launched = launch(state, Mode.TRAIN, batch)
     metrics = jax.tree.map(np.asarray, report.metrics)
     seconds = time.perf_counter() - start
@@ -486,7 +481,7 @@ def _steps(launch: Launcher, state, source: Callable[[int], list], count: int):
         "attention_flops": 3 * attention_flops(model, work.keys),
       }
     )
-    _say(f"step {step}: {seconds:.2f} s, loss {out[-1]['loss']:.6f}")
+    common.say(f"step {step}: {seconds:.2f} s, loss {out[-1]['loss']:.6f}")
   return state, out
 
 
@@ -495,8 +490,7 @@ def _peak_bytes() -> int:
   stats = jax.devices()[0].memory_stats()
   if stats and jax.default_backend() != "cpu":
     return stats["peak_bytes_in_use"]
-  unit = 1 if sys.platform == "darwin" else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+  return common.peak_rss()
 
 
 def _limits(job: dict) -> dict[str, float]:
@@ -544,12 +538,5 @@ def _products(shapes: list[tuple[int, int]], rows: int, dtype) -> float:
   return common.seconds(run, inputs, matrices, runs=3) / LAYERS
 
 
-def _main(argv):
-  try:
-    main(argv)
-  except UserError as e:
-    sys.exit(f"error: {e}")
-
-
 if __name__ == "__main__":
-  app.run(_main)
+  app.run(common.answering(main))

@@ -7,10 +7,10 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import ml_collections
-from absl import flags
+from absl import flags, logging
 
 from simpo_jax.config import default_config, did_you_mean, flatten, tuple_example
 from simpo_jax.errors import UserError, one_line
@@ -46,6 +46,17 @@ def parse_flags(argv: Sequence[str], own: Sequence[str] = OWN_FLAGS) -> Sequence
     return _parse(argv, own)
   except UserError as e:
     if any(a in ("--debug", "--debug=true", "-debug") for a in argv):
+      raise
+    fail(e)
+
+
+def answering(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+  """Runs a command; a user's mistake ends it with one line, or with --debug its stack trace."""
+  logging.set_verbosity(logging.ERROR)
+  try:
+    main(argv)
+  except UserError as e:
+    if flags.FLAGS.debug:
       raise
     fail(e)
 

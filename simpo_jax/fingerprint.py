@@ -65,9 +65,12 @@ def data_fields(run: Run) -> dict[str, str]:
   return {name: _hex(value) for name, value in fields.items()}
 
 
-def identity_fields(run: Run) -> dict[str, str]:
-  """What a run must find unchanged to go on from its checkpoint, on whatever devices."""
-  fields = data_fields(run)
+def identity_fields(run: Run, fields: dict[str, str]) -> dict[str, str]:
+  """What a run must find unchanged to go on from its checkpoint, on whatever devices.
+
+  Args:
+    fields: the run's `data_fields`, for which all pairs were hashed.
+  """
   asked = [(r.prompt.tokens, str((r.prompt.index, r.sample, r.budget))) for r in run.requests]
   return {
     "tokenizer": _hex(_tokenizer(run.tokenizer)),

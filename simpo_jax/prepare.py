@@ -12,7 +12,7 @@ dataset of the Hugging Face hub, ORG/NAME[:PATTERN]. A run reads the result with
 --config.data.train=tfds:NAME --config.data.dir=OUT.
 """
 
-import functools
+import contextlib
 import os
 import pathlib
 import re
@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from simpo_jax.errors import UserError
 
@@ -123,28 +123,23 @@ def _name_of(source: str) -> str:
   return name if name[:1].isalpha() else f"pairs_{name}".strip("_")
 
 
+@contextlib.contextmanager
 def _progress():
-  import contextlib
-
   from rich.console import Console
   from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-  @contextlib.contextmanager
-  def running():
-    with Progress(
-      TextColumn("preparing"),
-      BarColumn(),
-      TextColumn("{task.percentage:.0f}%  {task.fields[pairs]:,} pairs"),
-      TimeElapsedColumn(),
-      TextColumn("left"),
-      TimeRemainingColumn(),
-      console=Console(file=sys.stdout),
-      transient=True,
-    ) as bar:
-      task = bar.add_task("", total=None, pairs=0)
-      yield lambda done, total, pairs: bar.update(task, completed=done, total=total, pairs=pairs)
-
-  return running()
+  with Progress(
+    TextColumn("preparing"),
+    BarColumn(),
+    TextColumn("{task.percentage:.0f}%  {task.fields[pairs]:,} pairs"),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+    console=Console(file=sys.stdout),
+    transient=True,
+  ) as bar:
+    task = bar.add_task("", total=None, pairs=0)
+    yield lambda done, total, pairs: bar.update(task, completed=done, total=total, pairs=pairs)
 
 
 def _report(record, target, new: bool, seconds: float) -> None:
@@ -174,15 +169,9 @@ def _cores() -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
-  from simpo_jax.cli import fail
+  from simpo_jax.cli import answering
 
-  logging.set_verbosity(logging.ERROR)
-  try:
-    main(argv)
-  except UserError as e:
-    if flags.FLAGS.debug:
-      raise
-    fail(e)
+  answering(main, argv)
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
@@ -193,4 +182,4 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
 
 if __name__ == "__main__":
   _define_flags()
-  app.run(_main, flags_parser=functools.partial(_parse))
+  app.run(_main, flags_parser=_parse)

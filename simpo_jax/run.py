@@ -14,7 +14,7 @@ from simpo_jax import distributed
 from simpo_jax import workdir as files
 from simpo_jax.adapter import export_adapter
 from simpo_jax.data.feed import StepBatch, feeding
-from simpo_jax.data.packing import lay_out, pair_length, row_members
+from simpo_jax.data.packing import pack, pair_length
 from simpo_jax.data.pairs import PairTokens, add_reports
 from simpo_jax.data.steps import Window, step_source, window_source
 from simpo_jax.data.stream import open_stream
@@ -75,7 +75,7 @@ def _in_folder(
   config, resolved: Run, data, folder: pathlib.Path
 ) -> tuple[TrainState, pathlib.Path]:
   program, main_process = resolved.program, jax.process_index() == 0
-  identity, shared = identity_fields(resolved), is_shared(folder)
+  identity, shared = identity_fields(resolved, data), is_shared(folder)
   start = find_start(folder, config, identity, program)
   record = RunRecord(folder, resolved, config, main_process, start)
   display = Display(config.train.steps, main_process)
@@ -308,8 +308,7 @@ def _evaluate(loop: _Loop, step: int, state: TrainState) -> TrainState:
   batches, seconds = [], 0.0
   for start in range(0, len(run.eval_pairs), size):
     pairs = run.eval_pairs[start : start + size]
-    rows = row_members(pairs, run.program.batch)
-    batch = lay_out(pairs, rows, run.program.batch, loop.rows)
+    batch = pack(pairs, run.program.batch, loop.rows)
     state, report, took = loop.launch(state, Mode.EVALUATE, batch, loop.stop.requested)
     if loop.launch.stopped:
       return state

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from simpo_jax.kernels.range_attention.reference import dense_mask
 
 MOST_CUDNN_TOKENS = 4096  # of a row: the bias of one row is 32 MiB, in the backward pass as well
 _INSTALL = "pip install tokamax for the gpu kernel"
@@ -36,10 +37,7 @@ def attend(
   if engine == "auto":
     engine = _engine(q.shape[1], window)
   if engine == "cudnn":
-    keys = jnp.arange(q.shape[1], dtype=jnp.int32)
-    seen = (keys >= k_start[..., None]) & (keys < k_end[..., None])
-    if window is not None:
-      seen &= positions[..., None] - positions[:, None] < window
+    seen = dense_mask(k_start, k_end, positions, window)
     return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], implementation="cudnn")
   # Its public function has no ranges.
   from tokamax._src.ops.attention import api, base

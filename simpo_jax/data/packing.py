@@ -65,9 +65,9 @@ def empty_batch(shape: BatchShape, own: range | None = None) -> Batch:
   )
 
 
-def pack(pairs: list[PairTokens], shape: BatchShape) -> Batch:
+def pack(pairs: list[PairTokens], shape: BatchShape, own: range | None = None) -> Batch:
   """Packs up to `shape.pairs` pairs; see `assign_rows` and `lay_out`."""
-  return lay_out(pairs, row_members(pairs, shape), shape)
+  return lay_out(pairs, row_members(pairs, shape), shape, own)
 
 
 def row_members(pairs: list[PairTokens], shape: BatchShape) -> list[list[int]]:

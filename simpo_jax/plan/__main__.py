@@ -22,10 +22,10 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from simpo_jax.cli import fail, parse_flags
+from simpo_jax.cli import answering, parse_flags
 from simpo_jax.config import validate
 from simpo_jax.errors import UserError
 from simpo_jax.plan.topology import TOPOLOGIES, topology_devices
@@ -90,13 +90,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _main(argv: Sequence[str]) -> None:
-  logging.set_verbosity(logging.ERROR)
-  try:
-    main(argv)
-  except UserError as e:
-    if flags.FLAGS.debug:
-      raise
-    fail(e)
+  answering(main, argv)
 
 
 if __name__ == "__main__":
