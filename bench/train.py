@@ -2,7 +2,7 @@
 
   python bench/train.py --model=SmolLM2-135M-Instruct.Q4_1.gguf --data=dpo_en_demo.json
   python bench/train.py ... --max_length=512 --pairs=4 --steps=2 --json=train.json
-  python bench/train.py ... --sweep
+  python bench/train.py ... --sweep [--sweep_pairs=8 --sweep_pairs=32 --sweep_rows=1]
 
 Ours is the real program of configs/m11.py:smollm2 (without its generation), launched as a
 run launches it; TRL has loss_type simpo, cpo_alpha 0, and the same token ids in the same
@@ -63,7 +63,6 @@ WARM = 1  # steps that do not count
 # its loss was 2.4% off the float32 one, ours 0.3%.
 LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 LAYERS = 8  # of the model whose products are timed at once
-SWEEP_PAIRS, SWEEP_ROWS = (8, 16, 32), (1, 2)  # per step; rows, in default lengths
 PEER = "CPOTrainer"
 INSTALL = "TRL is not installed: pip install -e '.[bench]', or leave it out with --no_peer"
 
@@ -84,6 +83,8 @@ _PEER_CHECKPOINTING = flags.DEFINE_bool(
   "peer_checkpointing", False, "TRL recomputes activations, which is its default"
 )
 _SWEEP = flags.DEFINE_bool("sweep", False, "ours alone over sizes")
+_SWEEP_PAIRS = flags.DEFINE_multi_integer("sweep_pairs", [8, 16, 32], "per step; repeat it")
+_SWEEP_ROWS = flags.DEFINE_multi_integer("sweep_rows", [1, 2], "in default lengths; repeat it")
 _JOB = flags.DEFINE_string("job", None, "for the processes that this one starts")
 
 
@@ -131,7 +132,7 @@ def _choose_pairs(path: pathlib.Path) -> dict[str, int]:
 
   rows = dict(read_rows(_DATA.value))
   used = [rows[p.id] for p in pairs if fits(p)]
-  least = max(SWEEP_PAIRS) * 3 if _SWEEP.value else _PAIRS.value
+  least = max(_SWEEP_PAIRS.value) * 3 if _SWEEP.value else _PAIRS.value
   if len(used) < least:
     raise UserError(
       f"{len(used)} pairs of {_DATA.value} need no truncation to --max_length="
@@ -313,8 +314,8 @@ def _floor(step: dict, limits: dict) -> float:
 
 def _sweep(folder: pathlib.Path) -> list[dict]:
   rows, rate = [], None
-  for pairs in SWEEP_PAIRS:
-    for factor in SWEEP_ROWS:
+  for pairs in _SWEEP_PAIRS.value:
+    for factor in _SWEEP_ROWS.value:
       length = factor * row_tokens(_config().data)
       common.say(f"{pairs} pairs per step, rows of {length}")
       job = {"pairs": pairs, "row_length": length, "data": str(folder / "pairs.json")}
