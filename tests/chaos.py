@@ -2,18 +2,22 @@
 
   python tests/chaos.py --kills=30 --processes=1 --seed=0 [--folder=DIR]
 
-One run of the embedded model is left alone. Another is killed (SIGKILL; of several processes,
-one) and started again with the same command until it is done. Both must have left the same: the
-arrays of the last checkpoint, the metrics without times, every sample, and the launches. A kill
-comes when so many rows were written since the start, and a random part of a launch later; one
-in ten comes while the run starts. Exit code 0 if all is the same.
+A dataset is prepared and trained on, twice: left alone, and killed (SIGKILL; of several
+processes, one) and started again with the same command until it is done. Both must have left
+the same: the dataset's files; the arrays of the last checkpoint, the metrics without times,
+every sample, and the launches. One kill in six hits the preparation. The others come when the
+run has written so many rows since its start, and a random part of a launch later; one in ten
+while it starts. Exit code 0 if all is the same.
 """
 
 import argparse
 import collections
+import hashlib
+import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import statistics
@@ -25,21 +29,23 @@ import time
 from hosts import ROOT, flags
 from outcome import outcome, record
 
+_PAIRS = 3000
 _ROWS = 8  # at most, between a start and its kill
 _START_SECONDS = 6.0  # of a start that is killed before its first row
 _LIMIT = 600  # seconds of a start without a row
 
 
-def settings(kills):
+def settings(folder, kills):
   """A run that is long enough to be killed so often, with some 1.75 rows a step."""
   return {
+    "data.train": ("tfds:pairs:train[:40]",),
+    "data.eval": ("tfds:pairs:test[:6]",),
+    "data.dir": str(folder / "prepared"),
     "train.steps": 12 * kills + 6,
     "train.batch_size": 6,
     "data.max_length": 128,
     "data.max_prompt_length": 64,
     "data.row_length": 256,
-    "data.embedded_pairs": 40,
-    "data.eval_fraction": 0.1,
     "generate.at_steps": (),
     "generate.every": 2,
     "generate.count": 6,
@@ -70,7 +76,8 @@ def start(folder, processes, kills, cache):
       env["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
       env |= {"JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(index)}
     with open(folder.parent / f"{folder.name}_{index}.log", "a") as log:
-      line = [sys.executable, "-m", "simpo_jax.main", *flags(folder, settings(kills))]
+      chosen = settings(folder.parent, kills)
+      line = [sys.executable, "-m", "simpo_jax.main", *flags(folder, chosen)]
       started.append(subprocess.Popen(line, env=env, stdout=log, stderr=subprocess.STDOUT))
   return started
 
@@ -123,15 +130,64 @@ def kill_once(folder, processes, rng, launch_seconds):
   return "after a row of " + last.split('"mode": "')[1].split('"')[0]
 
 
+def write_pairs(path, rng):
+  """Short preference pairs of random words."""
+  words = "the a one red old cat dog sea sees likes finds far near and then".split()
+
+  def text(most):
+    return " ".join(rng.choices(words, k=rng.randint(1, most)))
+
+  with path.open("w") as out:
+    for i in range(_PAIRS):
+      pair = {"prompt": f"{i} {text(6)}", "chosen": text(9), "rejected": f"no {text(9)}"}
+      out.write(json.dumps(pair) + "\n")
+
+
+def prepare(source, out):
+  """Starts the preparation of `source` as a dataset in `out`."""
+  line = [sys.executable, "-m", "simpo_jax.prepare", f"--source={source}", f"--out={out}"]
+  line += ["--name=pairs", "--workers=2", "--eval_fraction=0.1"]
+  with open(out.parent / f"{out.name}.log", "a") as log:
+    return subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+
+
+def tree(folder):
+  """The SHA-256 of every file."""
+  files = sorted(p for p in folder.rglob("*") if p.is_file())
+  return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).digest() for p in files}
+
+
+def prepare_in_chaos(folder, kills, rng):
+  """The dataset at folder/prepared, made under so many kills; whether it is as one left alone."""
+  source, calm, wild = folder / "pairs.jsonl", folder / "prepared_calm", folder / "prepared"
+  write_pairs(source, rng)
+  started = time.monotonic()
+  assert end([prepare(source, calm)]) == [0], f"the undisturbed preparation failed, see {folder}"
+  seconds, done = time.monotonic() - started, 0
+  while done < kills:
+    process = prepare(source, wild)
+    time.sleep(rng.uniform(0.2, 1.0) * seconds)
+    if process.poll() is None:
+      # Only the process that was started: its workers must end by themselves.
+      process.send_signal(signal.SIGKILL)
+      process.wait()
+      done += 1
+    else:
+      shutil.rmtree(wild)
+  assert end([prepare(source, wild)]) == [0], f"the last preparation failed, see {folder}"
+  return tree(calm) == tree(wild)
+
+
 def chaos(folder, kills, processes, seed):
   """Returns (what was being done at each kill, the names of what differs in the end)."""
   rng = random.Random(seed)
   cache = folder / "cache"
   calm, wild = folder / "calm", folder / "wild"
+  moments = ["preparing"] * max(1, kills // 6)
+  differs = [] if prepare_in_chaos(folder, len(moments), rng) else ["prepared"]
   codes = end(start(calm, processes, kills, cache), 3600)
   assert codes == [0] * processes, f"the undisturbed run ended with {codes}, see {folder}"
   times = [launch["seconds"] for launch in record(calm)["timings"]["launches"]]
-  moments = []
   while len(moments) < kills:
     running = start(wild, processes, kills, cache)
     what = kill_once(wild, running, rng, statistics.median(times))
@@ -143,7 +199,7 @@ def chaos(folder, kills, processes, seed):
   codes = end(start(wild, processes, kills, cache), 3600)
   assert codes == [0] * processes, f"the last start ended with {codes}, see {folder}"
   expected, found = outcome(calm), outcome(wild)
-  return moments, [name for name in expected if expected[name] != found[name]]
+  return moments, differs + [name for name in expected if expected[name] != found[name]]
 
 
 def main(argv):

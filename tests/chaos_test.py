@@ -1,4 +1,4 @@
-"""The short version of chaos.py: three kills of one process. About 40 s."""
+"""The short version of chaos.py: three kills of one process, the first while it prepares its data."""
 
 from chaos import chaos
 from outcome import record
