@@ -18,7 +18,9 @@ import os
 import pathlib
 import re
 import shutil
+import threading
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -110,7 +112,9 @@ class Checkpoints:
     assert self._pending
     name, about = self._pending
     [folder] = self._folder.glob(f"{name}.{_TEMPORARY}*")
-    about = sealed({**about, "files": _digests(folder, _listed(folder))})
+    # The next step has begun, and needs the processor more.
+    digests = _digests(folder, _listed(folder), 1, _yield_processor)
+    about = sealed({**about, "files": digests})
     files.write_json(folder / ABOUT, about)
 
 
@@ -284,13 +288,21 @@ def _listed(folder: pathlib.Path) -> list[str]:
   return sorted(os.fspath(p.relative_to(folder)) for p in paths)
 
 
-def _digests(folder: pathlib.Path, names: list[str]) -> dict[str, list]:
-  """[size, SHA-256] of files."""
+def _yield_processor() -> None:
+  """Lets every other thread run before this one, where the system allows it."""
+  with contextlib.suppress(AttributeError, OSError):
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _digests(
+  folder: pathlib.Path, names: list[str], threads: int = _HASHERS, begin: Callable | None = None
+) -> dict[str, list]:
+  """[size, SHA-256] of files; each thread begins with `begin`."""
 
   def one(name):
     with open(folder / name, "rb") as f:
       digest = hashlib.file_digest(f, "sha256").hexdigest()
       return [f.tell(), digest]
 
-  with concurrent.futures.ThreadPoolExecutor(_HASHERS) as pool:
+  with concurrent.futures.ThreadPoolExecutor(threads, initializer=begin) as pool:
     return dict(zip(names, pool.map(one, names), strict=True))
