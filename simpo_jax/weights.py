@@ -24,7 +24,7 @@ from simpo_jax.model import Params, Tensor, tensors
 from simpo_jax.model_config import EMBEDDED, ModelConfig, from_hf
 
 INIT_STD = 0.02
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*/\w[\w.-]*")
 # Weights of other formats and of other frameworks in the same repository stay there.
 _HUB_FILES = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
 _SHOWN = 3  # names listed in one message
