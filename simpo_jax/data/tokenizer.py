@@ -17,6 +17,7 @@ from simpo_jax.data.sources import nearest_files
 from simpo_jax.data.template import TemplateFailed
 from simpo_jax.data.template import render as render_template
 from simpo_jax.errors import UserError
+from simpo_jax.gguf_header import check_header
 
 # Tokens that end a turn in well-known templates, where `eos_token` often is another.
 _TURN_ENDS = (
@@ -131,29 +132,35 @@ def load_tokenizer(source: str) -> Tokenizer:
 def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
   place = str(folder / options.get("gguf_file", ""))
   try:
+    if options:
+      check_header(pathlib.Path(place))
     hf = _auto_tokenizer(str(folder), **options)
+    # A GGUF names its own end tokens; a JSON file beside it may be of another model.
+    eos = [] if options else _generation_eos(folder / "generation_config.json")
+    return _from_hf(hf, eos, place)
+  except UserError:
+    raise
   # Any of a dozen kinds, depending on which file is missing or broken.
   except Exception as error:
     raise UserError(
       f"no tokenizer can be read from {place} ({_one_line(error)});"
       " it needs tokenizer.json and tokenizer_config.json, or to be a complete .gguf"
     ) from error
-  # A GGUF names its own end tokens; a JSON file beside it may be of another model.
-  config = folder / "generation_config.json"
-  return _from_hf(hf, [] if options else _generation_eos(config), place)
 
 
 def _load_hub(name: str) -> Tokenizer:
   try:
     hf = _auto_tokenizer(name)
     config = _hub_generation_config(name)
+    return _from_hf(hf, _generation_eos(config) if config else [], name)
+  except UserError:
+    raise
   # No network, no such name, no permission: each library has its own kinds.
   except Exception as error:
     raise UserError(
       f"{name} is neither a folder here nor a model that can be fetched"
       f" ({_one_line(error)}); check the name, or download it and give the folder"
     ) from error
-  return _from_hf(hf, _generation_eos(config) if config else [], name)
 
 
 def _hub_generation_config(name: str) -> pathlib.Path | None:
@@ -182,10 +189,10 @@ def _generation_eos(config: pathlib.Path) -> list[int]:
     eos = json.loads(config.read_text())["eos_token_id"]
   except KeyError:
     return []
-  except (OSError, ValueError, TypeError) as error:
+  except (OSError, ValueError, TypeError, RecursionError) as error:
     raise UserError(f"{config} is not readable JSON ({_one_line(error)})") from error
   eos = eos if isinstance(eos, list) else [eos]
-  return [i for i in eos if isinstance(i, int)]
+  return [i for i in eos if type(i) is int and 0 <= i < 2**31]
 
 
 def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
@@ -227,6 +234,7 @@ def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
     return render_template(template, variables, place)
 
   bos = hf.bos_token_id
+  vocab_size = max(vocab.values()) + 1  # ids may have gaps
   with_specials = list(hf.encode("a"))
   return Tokenizer(
     encode=encode,
@@ -236,19 +244,19 @@ def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
     bos_id=bos,
     eos_ids=eos_ids,
     pad_id=eos_ids[0] if hf.pad_token_id is None else hf.pad_token_id,
-    vocab_size=len(hf),
+    vocab_size=vocab_size,
     chat_template=template,
     adds_bos=bos is not None and with_specials[:1] == [bos],
-    token_bytes=lambda: _token_bytes(hf),
+    token_bytes=lambda: _token_bytes(hf, vocab_size),
   )
 
 
-def _token_bytes(hf) -> list[bytes]:
+def _token_bytes(hf, vocab_size: int) -> list[bytes]:
   byte_level = "ByteLevel" in hf.backend_tokenizer.to_str()
   added = hf.added_tokens_decoder  # these are written as they are
   return [
     added[i].content.encode() if i in added else _bytes_of(token or "", byte_level)
-    for i, token in enumerate(hf.convert_ids_to_tokens(range(len(hf))))
+    for i, token in enumerate(hf.convert_ids_to_tokens(range(vocab_size)))
   ]
 
 
