@@ -4,7 +4,20 @@ import copy
 import json
 import struct
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+
+def examples(count):
+  """Settings of a test: always the same examples, and no memory of earlier ones."""
+  return settings(
+    max_examples=count,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+  )
+
 
 _DEEP = json.loads("[" * 200 + "]" * 200)
 # What readers trip over: signs, widths of integers, floats that are none, types, names that lead

@@ -8,25 +8,21 @@ import math
 import struct
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fuzz_child import reading
-from fuzz_damage import EXTREMES, damaged_bytes, damaged_fields, damaged_json, json_text, packed
+from fuzz_damage import (
+  EXTREMES,
+  damaged_bytes,
+  damaged_fields,
+  damaged_json,
+  examples,
+  json_text,
+  packed,
+)
 from simpo_jax.data.template import TemplateFailed, render
 from simpo_jax.errors import UserError
-
-
-def examples(count):
-  """Always the same examples, and no memory of earlier ones."""
-  return settings(
-    max_examples=count,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-  )
-
 
 # --- config.json -------------------------------------------------------------------------
 
