@@ -135,6 +135,8 @@ def read_about(folder: pathlib.Path) -> dict[str, Any]:
   Raises:
     ValueError, OSError: it is damaged, or none of ours.
   """
+  if not (folder / ABOUT).is_file():
+    raise FileNotFoundError(f"{ABOUT} is missing")
   try:
     about = json.loads((folder / ABOUT).read_text())
     if about == sealed(about) and _is_about(about):

@@ -174,10 +174,10 @@ def _listed(names: list[str]) -> str:
 
 def _read_config(folder: pathlib.Path) -> ModelConfig:
   path = folder / "config.json"
+  if not path.is_file():  # reading a pipe would wait for ever
+    raise UserError(f"{folder} holds no config.json; name a Hugging Face model's folder")
   try:
     return from_hf(json.loads(path.read_text()), str(path))
-  except (FileNotFoundError, NotADirectoryError):
-    raise UserError(f"{folder} holds no config.json; name a Hugging Face model's folder") from None
   except (ValueError, TypeError, AttributeError, RecursionError, OSError) as e:
     raise UserError(f"{path} is not a model's config ({e}); get it again") from e
 

@@ -72,16 +72,11 @@ EXTREMES = st.sampled_from(
 )
 
 
-def json_text(value) -> bytes:
-  """As a file of JSON has it; lone surrogates come out escaped."""
-  return json.dumps(value).encode()
-
-
 @st.composite
 def damaged_fields(draw, fields):
-  """Binary fields, (layout, value) as `struct` packs them, with some replaced, removed or doubled.
+  """Binary fields (layout, value), with some replaced, removed or doubled.
 
-  Layout "s" stands for bytes of any length.
+  Layouts are those of `struct`, but for "s": bytes as they are.
   """
   fields = list(fields)
   for _ in range(draw(st.integers(1, 3))):
@@ -111,11 +106,6 @@ def damaged_fields(draw, fields):
       number = draw(st.one_of(near, wild))
       fields[at] = layout, min(max(number, low), high)
   return fields
-
-
-def packed(fields) -> bytes:
-  """The bytes of fields."""
-  return b"".join(v if k == "s" else struct.pack("<" + k, v) for k, v in fields)
 
 
 @st.composite

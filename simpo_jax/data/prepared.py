@@ -94,13 +94,14 @@ def open_prepared(spec: str, data_dir: str = "", split: str = TRAIN) -> Prepared
     builder = tfds.builder_from_directory(str(folder))
     _check_files(folder, builder)
     source = builder.as_data_source(split=split)
+    name, count = builder.info.full_name, len(source)
   except UserError:
     raise
   # TFDS's many: unknown split, a slice that is none, files that are not ArrayRecord.
   except Exception as error:
     raise UserError(_refused(spec, folder, split, error)) from error
   shards = {name: [s["sha256"] for s in parts] for name, parts in record["shards"].items()}
-  identity = json.dumps([split, shards or [str(folder), builder.info.full_name], len(source)])
+  identity = json.dumps([split, shards or [str(folder), name], count])
   return Prepared(spec, str(folder), source, identity)
 
 
@@ -157,6 +158,8 @@ def _check_types(folder: pathlib.Path) -> None:
         walk(inner)
 
   try:
+    if not path.is_file():
+      raise FileNotFoundError("it is not there")
     walk([json.loads(path.read_text())])
   except (OSError, ValueError, RecursionError) as error:
     raise UserError(_corrupt(folder, path.name, one_line(error))) from error
@@ -189,7 +192,7 @@ def _shards(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _record(folder: pathlib.Path) -> dict[str, Any]:
   """prepared.json; of a TFDS dataset by others, one without shards."""
   path = folder / RECORD
-  if not path.exists():
+  if not path.is_file():
     return {"shards": {}, "pairs": {}}
   try:
     record = json.loads(path.read_text())
@@ -242,7 +245,7 @@ def _refused(spec: str, folder: pathlib.Path, split: str, error: Exception) -> s
   try:
     infos = json.loads((folder / "dataset_info.json").read_text())["splits"]
     names = [str(info["name"]) for info in infos]
-  except (OSError, ValueError, KeyError, TypeError):
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
     return _corrupt(folder, "dataset_info.json", one_line(error))
   if re.split(r"[\[+]", split)[0] not in names:
     return f"{spec} has no split {split!r}; it has {', '.join(names)}"

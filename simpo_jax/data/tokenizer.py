@@ -5,6 +5,7 @@ adds a token of its own; `encode_with_bos` is the one place where a prompt gets
 its BOS, exactly once.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -134,7 +135,8 @@ def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
   try:
     if options:
       check_header(pathlib.Path(place))
-    hf = _auto_tokenizer(str(folder), **options)
+    with _panics_told(place):
+      hf = _auto_tokenizer(str(folder), **options)
     # A GGUF names its own end tokens; a JSON file beside it may be of another model.
     eos = [] if options else _generation_eos(folder / "generation_config.json")
     return _from_hf(hf, eos, place)
@@ -150,7 +152,8 @@ def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
 
 def _load_hub(name: str) -> Tokenizer:
   try:
-    hf = _auto_tokenizer(name)
+    with _panics_told(name):
+      hf = _auto_tokenizer(name)
     config = _hub_generation_config(name)
     return _from_hf(hf, _generation_eos(config) if config else [], name)
   except UserError:
@@ -183,7 +186,7 @@ def _auto_tokenizer(place: str, **options):
 
 
 def _generation_eos(config: pathlib.Path) -> list[int]:
-  if not config.exists():
+  if not config.is_file():
     return []
   try:
     eos = json.loads(config.read_text())["eos_token_id"]
@@ -209,12 +212,14 @@ def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
     raise UserError(f"the tokenizer of {place} has no end token; set eos_token in it")
 
   def encode(text: str) -> list[int]:
-    return list(hf.encode(text, add_special_tokens=False))
+    with _panics_told(place):
+      return list(hf.encode(text, add_special_tokens=False))
 
   def decode(ids: Sequence[int]) -> str:
-    return hf.decode(
-      [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    with _panics_told(place):
+      return hf.decode(
+        [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+      )
 
   def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
     if template is None:
@@ -235,7 +240,8 @@ def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
 
   bos = hf.bos_token_id
   vocab_size = max(vocab.values()) + 1  # ids may have gaps
-  with_specials = list(hf.encode("a"))
+  with _panics_told(place):
+    with_specials = list(hf.encode("a"))
   return Tokenizer(
     encode=encode,
     decode=decode,
@@ -249,6 +255,19 @@ def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
     adds_bos=bos is not None and with_specials[:1] == [bos],
     token_bytes=lambda: _token_bytes(hf, vocab_size),
   )
+
+
+@contextlib.contextmanager
+def _panics_told(place: str):
+  """The tokenizers library is Rust, whose panics are no `Exception`."""
+  try:
+    yield
+  except BaseException as error:
+    if type(error).__name__ != "PanicException":
+      raise
+    raise UserError(
+      f"the tokenizer of {place} is broken ({_one_line(error)}); get it again"
+    ) from error
 
 
 def _token_bytes(hf, vocab_size: int) -> list[bytes]:
@@ -286,5 +305,5 @@ def _turn_ends(template: str) -> list[str]:
   return [t for t in _TURN_ENDS if t in template and not (channels and t == "<|end|>")]
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
