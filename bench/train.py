@@ -361,8 +361,10 @@ def _start(folder: pathlib.Path, job: dict, script: str = "train.py") -> dict | 
   if code in (-9, 137) and job.get("work") == "train":
     return None
   if code:
-    tail = paths["log.txt"].read_text().splitlines()[-20:]
-    raise UserError("\n".join([f"{script} {job.get('side', '')} ended with code {code}:", *tail]))
+    print(*paths["log.txt"].read_text().splitlines()[-20:], sep="\n", file=sys.stderr)
+    raise UserError(
+      f"{script} {job.get('side', '')} ended with code {code}; its last lines are above"
+    )
   return json.loads(paths["out.json"].read_text())
 
 

@@ -29,6 +29,7 @@ import orbax.checkpoint as ocp
 
 from simpo_jax import workdir as files
 from simpo_jax.errors import UserError, one_line
+from simpo_jax.paths import leaves
 from simpo_jax.train import TrainState
 
 ABOUT = "simpo_jax.json"
@@ -138,10 +139,26 @@ def read_about(folder: pathlib.Path) -> dict[str, Any]:
   Raises:
     ValueError, OSError: it is damaged, or none of ours.
   """
-  about = json.loads((folder / ABOUT).read_text())
-  if not isinstance(about, dict) or about != sealed(about):
-    raise ValueError("not as it was written")
-  return about
+  if not (folder / ABOUT).is_file():
+    raise FileNotFoundError(f"{ABOUT} is missing")
+  try:
+    about = json.loads((folder / ABOUT).read_text())
+    if about == sealed(about) and _is_about(about):
+      return about
+  except (LookupError, TypeError, AttributeError, RecursionError):
+    pass
+  raise ValueError("not as it was written")
+
+
+def _is_about(about: dict[str, Any]) -> bool:
+  """Whether what is read of it has its types; anybody can seal anything."""
+  numbers = [about["metrics_bytes"], *Position(**about["position"])]
+  numbers += [size for size, _ in about["files"].values()]
+  return (
+    all(type(n) is int and n >= 0 for n in numbers)
+    and all(type(about[name]) is dict for name in ("arrays", "identity"))
+    and all(type(about[name]) is list for name in ("launches", "bad_steps"))
+  )
 
 
 def sealed(about: dict[str, Any]) -> dict[str, Any]:
@@ -164,6 +181,8 @@ def damage(folder: pathlib.Path, share: int = 0, shares: int = 1) -> str | None:
   expected = about["files"]
   for name, (size, _) in expected.items():
     path = folder / name
+    if leaves(folder, name):
+      return f"{name!r} lies outside of it, or is a link out of it"
     if not path.is_file():
       return f"{name} is missing"
     if path.stat().st_size != size:

@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import math
 import pathlib
 import re
 import sys
@@ -12,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 import ml_collections
 from absl import flags, logging
 
-from simpo_jax.config import default_config, did_you_mean, flatten, tuple_example
-from simpo_jax.errors import UserError, one_line
+from simpo_jax.config import default_config, did_you_mean, flatten, kind_problem
+from simpo_jax.errors import UserError, one_line, shown
+from simpo_jax.paths import check_path
 
 OWN_FLAGS = (
   "config",
@@ -25,12 +25,6 @@ OWN_FLAGS = (
   "process_id",
 )
 _HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull")
-_EXPECTED = {
-  bool: "True or False",
-  int: "a whole number",
-  float: "a finite number",
-  tuple: "a tuple",
-}
 
 
 def parse_flags(argv: Sequence[str], own: Sequence[str] = OWN_FLAGS) -> Sequence[str]:
@@ -156,17 +150,19 @@ def _check_override(name: str, value: str | None, known: dict) -> None:
   try:
     parsed = ast.literal_eval(value.capitalize() if kind is bool else value)
   except (ValueError, SyntaxError):
-    parsed = None if kind is not tuple else value  # a bare word is a tuple of one
-  good = {bool: (bool,), int: (int,), float: (int, float), tuple: (tuple, str, int)}[kind]
-  wrong = not isinstance(parsed, good) or (isinstance(parsed, bool) and kind is not bool)
-  if wrong or (kind is float and not math.isfinite(parsed)):
-    example = tuple_example(name) if kind is tuple else repr(known[name])
-    raise UserError(f"--config.{name}={value}: expected {_EXPECTED[kind]}, such as {example}")
+    parsed = (value,) if kind is tuple else None  # a bare word is a tuple of one
+  except (TypeError, RecursionError, MemoryError):  # a key that cannot be one; nested too deeply
+    parsed = None
+  if kind is tuple and isinstance(parsed, (str, int)):
+    parsed = (parsed,)
+  if problem := kind_problem(name, known[name], parsed):
+    raise UserError(f"--config.{name}={shown(value)} {problem}")
 
 
 def _check_file(name: str) -> None:
   if not name:
     raise UserError("--config is empty; name a file, such as --config=configs/m11.py")
+  check_path("--config", name)
   path = pathlib.Path(name)
   if path.is_file():
     return

@@ -8,14 +8,16 @@ overridden by flags.
 
 import difflib
 import math
+import sys
 
 import ml_collections
 
 from simpo_jax.data.truncation import HEADERS, RULES
-from simpo_jax.errors import UserError
+from simpo_jax.errors import UserError, shown
 from simpo_jax.fsdp import REMAT
 from simpo_jax.kernels import paged_attention, range_attention
 from simpo_jax.lora import TARGETS
+from simpo_jax.paths import check_path
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -201,8 +203,8 @@ _RANGES = {  # inclusive
   "simpo.label_smoothing": (0.0, 0.5),
   "simpo.sft_weight": (0.0, None),
   "generate.every": (0, None),
-  "generate.count": (0, None),
-  "generate.num_samples": (1, None),
+  "generate.count": (0, 1_000_000),
+  "generate.num_samples": (1, 1_000_000),
   "generate.max_new_tokens": (1, None),
   "generate.max_prompt_length": (1, None),
   "generate.temperature": (0.0, None),
@@ -241,6 +243,21 @@ _ELEMENTS = {  # of tuples: their type, and an example
   "generate.stop": (str, "('User:',)"),
 }
 _MAX_INT = 2**31 - 1  # counts are int32 on the devices
+_PATHS = (
+  "model.source",
+  "data.train",
+  "data.eval",
+  "data.dir",
+  "generate.prompts",
+  "checkpoint.init_from",
+)
+_KINDS = {  # of fields, by their defaults: what else may stand there, and its name
+  bool: ((bool,), "True or False"),
+  int: ((int,), "a whole number"),
+  float: ((int, float), "a finite number"),
+  tuple: ((tuple,), "a tuple"),
+  str: ((str,), "a string"),
+}
 
 
 def flatten(config, prefix: str = "") -> dict:
@@ -254,9 +271,13 @@ def flatten(config, prefix: str = "") -> dict:
   return out
 
 
-def tuple_example(name: str) -> str:
-  """How a tuple field is written on the command line."""
-  return _ELEMENTS[name][1] if name in _ELEMENTS else "(1,2)"
+def kind_problem(name: str, default, value) -> str | None:
+  """What is wrong with the type of a field's value ("must be a whole number, ..."), or None."""
+  kinds, what = _KINDS[type(default)]
+  good = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+  if good and (float not in kinds or abs(value) <= sys.float_info.max):  # false for NaN, too
+    return None
+  return f"must be {what}, such as {_ELEMENTS[name][1] if name in _ELEMENTS else repr(default)}"
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -273,28 +294,35 @@ def validate(config: ml_collections.ConfigDict) -> None:
   for name in known:
     if name not in fields:
       raise UserError(f"the config has no field {name}; start it from default_config()")
+  for name, value in fields.items():
+    if problem := kind_problem(name, known[name], value):
+      raise UserError(f"--config.{name}={shown(value)} {problem}")
   if not config.model.source:
     raise UserError("--config.model.source is empty; name a folder, a .gguf file, or embedded")
   for name, choices in _CHOICES.items():
     if (value := fields[name]) not in choices:
       raise UserError(
-        f"--config.{name}={value!r} is not one of {', '.join(choices)}"
-        + did_you_mean(str(value), choices)
+        f"--config.{name}={shown(value)!r} is not one of {', '.join(choices)}"
+        + did_you_mean(value, choices)
       )
   for name in _RANGES:
     if problem := range_problem(name, fields[name]):
-      raise UserError(f"--config.{name}={fields[name]} {problem}")
+      raise UserError(f"--config.{name}={shown(fields[name])} {problem}")
   for name, (kind, example) in _ELEMENTS.items():
     for element in fields[name]:
-      if type(element) is not kind and not (kind is float and type(element) is int):
-        what = {int: "a whole number", float: "a number", str: "a string"}[kind]
+      if kind_problem(name, kind(), element):
         raise UserError(
-          f"--config.{name}={fields[name]}: {element!r} is not {what}; write it like {example}"
+          f"--config.{name}={shown(fields[name])}: {shown(element)!r} is not {_KINDS[kind][1]}; "
+          f"write it like {example}"
         )
+  for name in _PATHS:
+    for path in (fields[name],) if isinstance(fields[name], str) else fields[name]:
+      check_path(f"--config.{name}", path.removeprefix("tfds:").removeprefix("random:"))
+  check_path("--config.name", f"runs/{'0' * 15}-{config.name}")
   for target in config.train.lora_targets:
     if target not in TARGETS:
       raise UserError(
-        f"--config.train.lora_targets: {target!r} is not one of {', '.join(TARGETS)}"
+        f"--config.train.lora_targets: {shown(target)!r} is not one of {', '.join(TARGETS)}"
         + did_you_mean(target, TARGETS)
       )
   if config.train.lora_rank and not config.train.lora_targets:
@@ -307,13 +335,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
     len(profiled) == 2 and 1 <= profiled[0] <= profiled[1] <= config.train.steps
   ):
     raise UserError(
-      f"--config.profile.steps={profiled} is not (first, last) with "
+      f"--config.profile.steps={shown(profiled)} is not (first, last) with "
       f"1 <= first <= last <= {config.train.steps} (--config.train.steps); write it like (3,6)"
     )
   late = [step for step in config.generate.at_steps if not 1 <= step <= config.train.steps]
   if late:
     raise UserError(
-      f"--config.generate.at_steps={config.generate.at_steps}: step {late[0]} is not "
+      f"--config.generate.at_steps={shown(config.generate.at_steps)}: step {shown(late[0])} is not "
       f"in 1..{config.train.steps} (--config.train.steps)"
     )
 

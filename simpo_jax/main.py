@@ -26,6 +26,7 @@ from simpo_jax import (
 from simpo_jax.cli import fail, parse_flags
 from simpo_jax.config import validate
 from simpo_jax.errors import Stopped, UserError
+from simpo_jax.paths import check_path
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -58,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
   if _CONFIG.value is None:
     raise UserError("name a config: --config=configs/m11.py (see --help)")
   validate(_CONFIG.value)  # before any device is asked for: typos answer at once
+  check_path("--workdir", _WORKDIR.value or "")
   distributed.start(
     distributed.Options(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   )

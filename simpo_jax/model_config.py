@@ -13,6 +13,7 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 # No model comes near: a config beyond is damaged, or would take all memory to say no.
 _MAX_SIZE = 2**31 - 1  # sizes are int32 on the devices
 _MAX_LAYERS = 10_000
+_MAX_HEAD_DIM = 2**16  # the rotary frequencies are that many numbers on the host
 _MAX_FLOAT = 1e12
 
 
@@ -100,7 +101,7 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
     )
   )
   kv_heads = whole("num_key_value_heads", hf.get("num_key_value_heads") or heads)
-  head_dim = whole("head_dim", hf.get("head_dim") or hidden // heads)
+  head_dim = whole("head_dim", hf.get("head_dim") or hidden // heads, _MAX_HEAD_DIM)
   if head_dim % 2:
     raise UserError(f"{where}: head_dim is {head_dim}, and must be even: halves are rotated")
   if heads % kv_heads:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from simpo_jax.errors import UserError
+from simpo_jax.paths import check_path
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -54,6 +55,10 @@ def main(argv: Sequence[str]) -> None:
   values = flags.FLAGS
   if len(argv) > 1:
     raise UserError(f"unexpected argument {argv[1]!r}; flags look like --source=pairs.jsonl")
+  for source in values.source or ():
+    check_path("--source", source)
+  check_path("--out", values.out or "")
+  check_path("--verify", (values.verify or "").removeprefix("tfds:"))
   out = pathlib.Path(values.out).expanduser() if values.out else default_dir()
   if values.verify:
     start = time.perf_counter()

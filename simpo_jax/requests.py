@@ -13,6 +13,8 @@ from simpo_jax.generate import FINISH_REASONS, Asked, Generated, GenerateShape, 
 from simpo_jax.paging import pages_needed
 from simpo_jax.sampling import Sampling
 
+_MAX_REQUESTS = 1_000_000
+
 
 class Request(NamedTuple):
   """One answer asked for: a sample of a prompt, with its settings."""
@@ -32,7 +34,16 @@ class Place(NamedTuple):
 
 
 def make_requests(prompts: list[Prompt], config) -> list[Request]:
-  """Every sample of every prompt, in prompt order; `config` is `config.generate`."""
+  """Every sample of every prompt, in prompt order; `config` is `config.generate`.
+
+  Raises:
+    UserError: more than anybody waits for, which would take all memory to list.
+  """
+  if len(prompts) * config.num_samples > _MAX_REQUESTS:
+    raise UserError(
+      f"{len(prompts)} prompts with --config.generate.num_samples={config.num_samples} ask for "
+      f"more than {_MAX_REQUESTS:,} answers; lower num_samples, or --config.generate.count"
+    )
 
   def request(prompt, sample):
     setting = lambda name: prompt.settings.get(name, config[name])  # noqa: E731

@@ -28,9 +28,15 @@ def stop_automaton(
     token_bytes: the bytes that each token stands for; needed for strings.
 
   Raises:
-    UserError: a string is empty, or they are too long together.
+    UserError: a string is empty or no Unicode, or they are too long together.
   """
-  by_byte = _byte_automaton([s.encode() for s in strings])
+  try:
+    encoded = [s.encode() for s in strings]
+  except UnicodeEncodeError as error:
+    raise UserError(
+      "--config.generate.stop has a lone surrogate, which no tokenizer reads; remove it"
+    ) from error
+  by_byte = _byte_automaton(encoded)
   states = len(by_byte)
   table = np.repeat(np.arange(states, dtype=np.int16)[:, None], vocab_size, axis=1)
   if strings:

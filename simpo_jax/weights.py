@@ -24,7 +24,7 @@ from simpo_jax.model import Params, Tensor, tensors
 from simpo_jax.model_config import EMBEDDED, ModelConfig, from_hf
 
 INIT_STD = 0.02
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*/\w[\w.-]*")
 # Weights of other formats and of other frameworks in the same repository stay there.
 _HUB_FILES = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
 _SHOWN = 3  # names listed in one message
@@ -174,10 +174,10 @@ def _listed(names: list[str]) -> str:
 
 def _read_config(folder: pathlib.Path) -> ModelConfig:
   path = folder / "config.json"
+  if not path.is_file():  # reading a pipe would wait for ever
+    raise UserError(f"{folder} holds no config.json; name a Hugging Face model's folder")
   try:
     return from_hf(json.loads(path.read_text()), str(path))
-  except (FileNotFoundError, NotADirectoryError):
-    raise UserError(f"{folder} holds no config.json; name a Hugging Face model's folder") from None
   except (ValueError, TypeError, AttributeError, RecursionError, OSError) as e:
     raise UserError(f"{path} is not a model's config ({e}); get it again") from e
 

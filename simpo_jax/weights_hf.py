@@ -8,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from simpo_jax.errors import UserError
+from simpo_jax.errors import UserError, one_line
+from simpo_jax.paths import leaves
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
+_MAX_HEADER = 2**25  # bytes; 100,000 tensors take a third of it
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -35,9 +37,10 @@ def open_folder(folder: pathlib.Path) -> Weights:
   files = {}
   for path in _paths(folder):
     try:
+      _check_header(path)
       handle = safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as e:
-      raise UserError(f"{path} is damaged or cut short ({_line(e)}); get it again") from e
+    except (SafetensorError, ValueError, OSError) as e:
+      raise UserError(f"{path} is damaged or cut short ({one_line(e)}); get it again") from e
     files |= {name: handle for name in handle.keys()}
   shapes = {}
   for name, handle in files.items():
@@ -51,20 +54,29 @@ def open_folder(folder: pathlib.Path) -> Weights:
   return Weights(shapes, lambda name, index: files[name].get_slice(name)[index])
 
 
+def _check_header(path: pathlib.Path) -> None:
+  """The library reads any header that the file holds, and makes objects of all of it."""
+  with path.open("rb") as file:
+    size = int.from_bytes(file.read(8), "little")
+  if size > _MAX_HEADER:
+    raise ValueError(f"it claims a header of {size} bytes")
+
+
 def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
   index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
   if index.is_file():
     try:
       names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-      outside = [n for n in names if pathlib.PurePath(n).name != n or "\0" in n]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+      outside = [n for n in names if pathlib.PurePath(n).name != n or leaves(folder, n)]
+      missing = [] if outside else [n for n in names if not (folder / n).is_file()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
       raise UserError(f"{index} is not a safetensors index; get it again") from e
     if outside:
       raise UserError(
-        f"{index} lists {outside[0]!r}, which is no file of its own folder; get the model from "
-        "somebody you trust"
+        f"{index} lists {outside[0]!r}, which is no file of its own folder, or a link out of it; "
+        "get the model from somebody you trust, or put that file into the folder"
       )
-    if missing := [n for n in names if not (folder / n).is_file()]:
+    if missing:
       raise UserError(
         f"{folder} lacks {missing[0]}, one of the {len(names)} files that {index.name} lists; "
         "download it too"
@@ -79,7 +91,3 @@ def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
       f".from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
     )
   raise UserError(f"{folder} holds neither {single.name} nor {index.name}; download the weights")
-
-
-def _line(error: Exception) -> str:
-  return " ".join(str(error).split())

@@ -1,13 +1,15 @@
-"""Whatever a row holds, it is a pair or a counted skip, never a crash."""
+"""Whatever a row holds, it is a pair or a counted skip, never a crash; prompts likewise."""
 
 import json
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from fuzz_damage import JUNK, examples
 from simpo_jax.config import default_config
 from simpo_jax.data.forms import REASONS, SkipRow, to_conversation
 from simpo_jax.data.pairs import load_pairs, tokenize_pair
+from simpo_jax.data.prompts import SETTINGS, load_prompts
 from simpo_jax.data.tokenizer import byte_tokenizer
 from simpo_jax.errors import UserError
 
@@ -36,8 +38,8 @@ _ROW = st.dictionaries(
 )
 
 
+@examples(1000)
 @given(row=_ROW, header=st.sampled_from(["prompt", "response"]))
-@settings(max_examples=400, deadline=None)
 def test_any_row_is_a_pair_or_a_skip(row, header):
   data = DATA.copy_and_resolve_references()
   data.header = header
@@ -50,10 +52,8 @@ def test_any_row_is_a_pair_or_a_skip(row, header):
   assert len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= data.max_length
 
 
+@examples(100)
 @given(rows=st.lists(st.one_of(_ROW, _JUNK, st.binary(max_size=9)), max_size=5))
-@settings(
-  max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 def test_any_file_is_read_or_refused(tmp_path, rows):
   lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows]
   (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
@@ -63,3 +63,29 @@ def test_any_file_is_read_or_refused(tmp_path, rows):
     assert "\n" not in str(error)
     return
   assert report.kept == len(pairs) == report.total - sum(report.skipped.values())
+
+
+_PROMPT = st.one_of(
+  st.fixed_dictionaries(
+    {"prompt": _TEXT}, optional={name: st.one_of(JUNK, st.floats()) for name in SETTINGS}
+  ),
+  st.fixed_dictionaries({"messages": st.lists(_MESSAGE, max_size=3)}),
+  _JUNK,
+)
+
+
+@examples(200)
+@given(rows=st.lists(st.one_of(_PROMPT, st.binary(max_size=9)), max_size=3))
+def test_any_prompts_are_read_or_refused(tmp_path, rows):
+  lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows]
+  (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+  generate = default_config().generate
+  generate.update(prompts=str(tmp_path / "a.jsonl"), count=0)
+  try:
+    prompts = load_prompts(generate, BYTE)
+  except UserError as error:
+    assert str(error).isprintable()
+    return
+  for prompt in prompts:
+    assert len(prompt.tokens) and prompt.text.strip()
+    assert all(abs(value) < 2**31 for value in prompt.settings.values())  # false for NaN

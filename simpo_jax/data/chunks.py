@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from simpo_jax.data.sources import (
   EXTENSIONS,
+  MAX_LINE,
   Malformed,
   find_file,
   parse_line,
@@ -19,7 +20,6 @@ from simpo_jax.data.sources import (
 from simpo_jax.errors import UserError
 
 CHUNK_BYTES = 32 * 2**20
-MAX_LINE = 64 * 2**20  # bytes; a longer line counts as malformed
 _BLOCK = 2**22
 
 

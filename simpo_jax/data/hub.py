@@ -9,7 +9,7 @@ from simpo_jax.data.chunks import File
 from simpo_jax.data.sources import EXTENSIONS
 from simpo_jax.errors import UserError, one_line
 
-_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::(.+))?")
+_ID = re.compile(r"((?![^:]*\.\.)\w[\w.-]*/\w[\w.-]*)(?::(.+))?")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}.*$")
 _SHOWN = 12
 

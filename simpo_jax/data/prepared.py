@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 from simpo_jax.data.records import RECORD, to_row
 from simpo_jax.errors import UserError, one_line
+from simpo_jax.paths import leaves
 
 PREFIX = "tfds:"
 TRAIN, HELD_OUT = "train", "test"  # the splits that `prepare` makes
 _PART = r"[A-Za-z_]\w*(?:\[[^\]]*\])?"
 _SPEC = re.compile(rf"(.+?)(?::({_PART}(?:\+{_PART})*))?")  # a slice has a colon of its own
 _NAME = re.compile(r"[A-Za-z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")
+_CLASS_NAMES = ("pythonClassName", "python_class_name", "type")  # keys in features.json
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
@@ -37,10 +39,11 @@ class Prepared(NamedTuple):
     """(row id, row) at an index, as from a file; raises UserError if it is corrupt."""
     try:
       row = to_row(self.source[index])
-    # array_record's own kind; a hash that does not match, a file cut short or gone.
-    except (RuntimeError, ValueError, OSError) as error:
+    # A hash that does not match, a file cut short or gone, a record of other features: each
+    # library has its own kinds.
+    except Exception as error:
       raise UserError(_corrupt(self.folder, self._shard(index), one_line(error))) from error
-    return row.get("id") or f"{self.spec}:{index}", row
+    return str(row.get("id") or f"{self.spec}:{index}"), row
 
   def _shard(self, index: int) -> str:
     for instruction in getattr(self.source.data_source, "_read_instructions", ()):
@@ -84,16 +87,21 @@ def open_prepared(spec: str, data_dir: str = "", split: str = TRAIN) -> Prepared
   folder = _folder(spec, where, data_dir)
   record = _record(folder)
   check_sizes(folder, record)
+  _check_types(folder)
   import tensorflow_datasets as tfds
 
   try:
     builder = tfds.builder_from_directory(str(folder))
+    _check_files(folder, builder)
     source = builder.as_data_source(split=split)
+    name, count = builder.info.full_name, len(source)
+  except UserError:
+    raise
   # TFDS's many: unknown split, a slice that is none, files that are not ArrayRecord.
   except Exception as error:
     raise UserError(_refused(spec, folder, split, error)) from error
   shards = {name: [s["sha256"] for s in parts] for name, parts in record["shards"].items()}
-  identity = json.dumps([split, shards or [str(folder), builder.info.full_name], len(source)])
+  identity = json.dumps([split, shards or [str(folder), name], count])
   return Prepared(spec, str(folder), source, identity)
 
 
@@ -137,6 +145,37 @@ def check_sizes(folder: pathlib.Path, record: dict[str, Any]) -> None:
       )
 
 
+def _check_types(folder: pathlib.Path) -> None:
+  """TFDS imports whatever module features.json names; only its own features may be named."""
+  path, known = folder / "features.json", "tensorflow_datasets.core.features."
+
+  def walk(value):
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+      if key in _CLASS_NAMES and isinstance(inner, str) and "." in inner:
+        if not inner.startswith(known):
+          raise UserError(f"{path} names {inner!r}, which is code to be run; only {known}* is used")
+      elif isinstance(inner, (dict, list)):
+        walk(inner)
+
+  try:
+    if not path.is_file():
+      raise FileNotFoundError("it is not there")
+    walk([json.loads(path.read_text())])
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(_corrupt(folder, path.name, one_line(error))) from error
+
+
+def _check_files(folder: pathlib.Path, builder) -> None:
+  """The names of the shards come from dataset_info.json."""
+  for split in builder.info.splits.values():
+    for path in split.filepaths:
+      if leaves(folder, os.path.relpath(path, folder)):
+        raise UserError(
+          f"{folder}: dataset_info.json lists {str(path)!r}, outside its folder or a link out of "
+          "it; get the dataset from somebody you trust, or put that file into the folder"
+        )
+
+
 def _corrupt(folder, shard: str, why: str) -> str:
   path = pathlib.Path(folder)
   out, name, version = path.parent.parent, path.parent.name, path.name
@@ -153,15 +192,17 @@ def _shards(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _record(folder: pathlib.Path) -> dict[str, Any]:
   """prepared.json; of a TFDS dataset by others, one without shards."""
   path = folder / RECORD
-  if not path.exists():
+  if not path.is_file():
     return {"shards": {}, "pairs": {}}
   try:
     record = json.loads(path.read_text())
     for shard in _shards(record):
-      if pathlib.PurePath(shard["file"]).name != shard["file"]:
-        raise ValueError(f"a shard named {shard['file']!r}")
-      int(shard["bytes"]), str(shard["sha256"]), dict(record["pairs"])
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+      if pathlib.PurePath(shard["file"]).name != shard["file"] or leaves(folder, shard["file"]):
+        raise ValueError(f"a shard named {shard['file']!r}, outside its folder or a link out of it")
+      if type(shard["bytes"]) is not int or type(shard["sha256"]) is not str:
+        raise ValueError(f"a shard of {shard['bytes']!r} bytes, sha256 {shard['sha256']!r}")
+    dict(record["pairs"])
+  except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(_corrupt(folder, RECORD, one_line(error))) from error
   return record
 
@@ -204,7 +245,7 @@ def _refused(spec: str, folder: pathlib.Path, split: str, error: Exception) -> s
   try:
     infos = json.loads((folder / "dataset_info.json").read_text())["splits"]
     names = [str(info["name"]) for info in infos]
-  except (OSError, ValueError, KeyError, TypeError):
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
     return _corrupt(folder, "dataset_info.json", one_line(error))
   if re.split(r"[\[+]", split)[0] not in names:
     return f"{spec} has no split {split!r}; it has {', '.join(names)}"

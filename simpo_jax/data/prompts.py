@@ -1,6 +1,7 @@
 """The prompts to generate from, tokenised and checked before anything runs."""
 
 import json
+import re
 import string
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from simpo_jax.config import range_problem
 from simpo_jax.data.forms import Message, SkipRow, to_messages
 from simpo_jax.data.sources import find_file, open_lines
 from simpo_jax.data.tokenizer import TemplateFailed, Tokenizer, encode_with_bos
-from simpo_jax.errors import UserError
+from simpo_jax.errors import UserError, shown
 
 
 class Prompt(NamedTuple):
@@ -25,6 +26,7 @@ class Prompt(NamedTuple):
   settings: Mapping[str, float] = MappingProxyType({})  # its own, in place of the config's
 
 
+_WIDE = re.compile(r"\d{3,}|{")  # of a field in the template: a width above 99, or one to come
 # Fields of `config.generate` that a row of a .jsonl file may set for its own prompt.
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
 
@@ -70,14 +72,14 @@ def _synthetic(template: str, count: int) -> Iterator[_Source]:
   if count < 1:
     raise UserError(f"generate.count={count} must be at least 1 for synthetic prompts")
   try:
-    fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-    if fields != {"index"}:
+    fields = [f[1:3] for f in string.Formatter().parse(template) if f[1] is not None]
+    if {name for name, _ in fields} != {"index"} or any(_WIDE.search(how) for _, how in fields):
       raise ValueError
     texts = [template.format(index=i) for i in range(count)]
-  except (ValueError, IndexError, KeyError) as error:
+  except (ValueError, LookupError, OverflowError) as error:
     raise UserError(
-      f"generate.template {template!r} must have the field {{index}} and no other"
-      " (write {{ and }} for braces)"
+      f"generate.template {shown(template)!r} must have the field {{index}} and no other"
+      " (write {{ and }} for braces), and no width above 99"
     ) from error
   for i, text in enumerate(texts):
     yield f"synthetic prompt {i}", _user(text, "generate.template"), {}

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from simpo_jax.errors import UserError
 
 EXTENSIONS = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".parquet")
+MAX_LINE = 64 * 2**20  # bytes; a longer line is cut, which no JSON survives
+_MAX_UNPACKED = 2**30  # bytes of a .json.gz, which is parsed as a whole
 _PARQUET_BATCH = 256
 
 
@@ -68,11 +70,19 @@ def open_lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
   """Yields (line number from 1, line) of a plain or gzipped file, blank lines left out."""
   opener = gzip.open if file.name.endswith(".gz") else open
   with opener(file, "rb") as f:
-    for number, line in enumerate(f, start=1):
+    for number, line in enumerate(_lines(f), start=1):
       if number == 1:
         line = line.removeprefix(b"\xef\xbb\xbf")
       if line.strip():
         yield number, line
+
+
+def _lines(file) -> Iterator[bytes]:
+  """Lines of an open file, the too long ones cut: a gzip of nothing unpacks to any size."""
+  while line := file.readline(MAX_LINE):
+    yield line
+    while len(line) == MAX_LINE and not line.endswith(b"\n"):
+      line = file.readline(MAX_LINE)
 
 
 def parse_line(line: bytes) -> dict[str, Any] | Malformed:
@@ -121,9 +131,14 @@ def _read_json_lines(file: pathlib.Path):
 
 
 def _read_json_list(file: pathlib.Path):
-  opener = gzip.open if file.name.endswith(".gz") else open
-  with opener(file, "rb") as f:
-    data = f.read()
+  packed = file.name.endswith(".gz")
+  with (gzip.open if packed else open)(file, "rb") as f:
+    data = f.read(_MAX_UNPACKED + 1 if packed else -1)
+  if packed and len(data) > _MAX_UNPACKED:
+    raise UserError(
+      f"{file} unpacks to more than {_MAX_UNPACKED >> 20} MiB; write one object per line and name "
+      "it .jsonl.gz, or unpack it"
+    )
   if not data.strip():
     return
   try:

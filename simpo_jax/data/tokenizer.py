@@ -5,6 +5,7 @@ adds a token of its own; `encode_with_bos` is the one place where a prompt gets
 its BOS, exactly once.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -17,6 +18,7 @@ from simpo_jax.data.sources import nearest_files
 from simpo_jax.data.template import TemplateFailed
 from simpo_jax.data.template import render as render_template
 from simpo_jax.errors import UserError
+from simpo_jax.gguf_header import check_header
 
 # Tokens that end a turn in well-known templates, where `eos_token` often is another.
 _TURN_ENDS = (
@@ -24,7 +26,7 @@ _TURN_ENDS = (
     "<|END_OF_TURN_TOKEN|>", "<|end_of_turn|>", "<|endoftext|>", "</s>", "<|eot|>",
 )  # fmt: skip
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"(?!.*\.\.)\w[\w.-]*(/\w[\w.-]*)?")
 _NO_LIMIT = int(1e30)
 
 
@@ -131,29 +133,37 @@ def load_tokenizer(source: str) -> Tokenizer:
 def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
   place = str(folder / options.get("gguf_file", ""))
   try:
-    hf = _auto_tokenizer(str(folder), **options)
+    if options:
+      check_header(pathlib.Path(place))
+    with _panics_told(place):
+      hf = _auto_tokenizer(str(folder), **options)
+    # A GGUF names its own end tokens; a JSON file beside it may be of another model.
+    eos = [] if options else _generation_eos(folder / "generation_config.json")
+    return _from_hf(hf, eos, place)
+  except UserError:
+    raise
   # Any of a dozen kinds, depending on which file is missing or broken.
   except Exception as error:
     raise UserError(
       f"no tokenizer can be read from {place} ({_one_line(error)});"
       " it needs tokenizer.json and tokenizer_config.json, or to be a complete .gguf"
     ) from error
-  # A GGUF names its own end tokens; a JSON file beside it may be of another model.
-  config = folder / "generation_config.json"
-  return _from_hf(hf, [] if options else _generation_eos(config), place)
 
 
 def _load_hub(name: str) -> Tokenizer:
   try:
-    hf = _auto_tokenizer(name)
+    with _panics_told(name):
+      hf = _auto_tokenizer(name)
     config = _hub_generation_config(name)
+    return _from_hf(hf, _generation_eos(config) if config else [], name)
+  except UserError:
+    raise
   # No network, no such name, no permission: each library has its own kinds.
   except Exception as error:
     raise UserError(
       f"{name} is neither a folder here nor a model that can be fetched"
       f" ({_one_line(error)}); check the name, or download it and give the folder"
     ) from error
-  return _from_hf(hf, _generation_eos(config) if config else [], name)
 
 
 def _hub_generation_config(name: str) -> pathlib.Path | None:
@@ -176,16 +186,16 @@ def _auto_tokenizer(place: str, **options):
 
 
 def _generation_eos(config: pathlib.Path) -> list[int]:
-  if not config.exists():
+  if not config.is_file():
     return []
   try:
     eos = json.loads(config.read_text())["eos_token_id"]
   except KeyError:
     return []
-  except (OSError, ValueError, TypeError) as error:
+  except (OSError, ValueError, TypeError, RecursionError) as error:
     raise UserError(f"{config} is not readable JSON ({_one_line(error)})") from error
   eos = eos if isinstance(eos, list) else [eos]
-  return [i for i in eos if isinstance(i, int)]
+  return [i for i in eos if type(i) is int and 0 <= i < 2**31]
 
 
 def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
@@ -202,12 +212,14 @@ def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
     raise UserError(f"the tokenizer of {place} has no end token; set eos_token in it")
 
   def encode(text: str) -> list[int]:
-    return list(hf.encode(text, add_special_tokens=False))
+    with _panics_told(place):
+      return list(hf.encode(text, add_special_tokens=False))
 
   def decode(ids: Sequence[int]) -> str:
-    return hf.decode(
-      [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    with _panics_told(place):
+      return hf.decode(
+        [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+      )
 
   def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
     if template is None:
@@ -227,7 +239,9 @@ def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
     return render_template(template, variables, place)
 
   bos = hf.bos_token_id
-  with_specials = list(hf.encode("a"))
+  vocab_size = max(vocab.values()) + 1  # ids may have gaps
+  with _panics_told(place):
+    with_specials = list(hf.encode("a"))
   return Tokenizer(
     encode=encode,
     decode=decode,
@@ -236,19 +250,32 @@ def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
     bos_id=bos,
     eos_ids=eos_ids,
     pad_id=eos_ids[0] if hf.pad_token_id is None else hf.pad_token_id,
-    vocab_size=len(hf),
+    vocab_size=vocab_size,
     chat_template=template,
     adds_bos=bos is not None and with_specials[:1] == [bos],
-    token_bytes=lambda: _token_bytes(hf),
+    token_bytes=lambda: _token_bytes(hf, vocab_size),
   )
 
 
-def _token_bytes(hf) -> list[bytes]:
+@contextlib.contextmanager
+def _panics_told(place: str):
+  """The tokenizers library is Rust, whose panics are no `Exception`."""
+  try:
+    yield
+  except BaseException as error:
+    if type(error).__name__ != "PanicException":
+      raise
+    raise UserError(
+      f"the tokenizer of {place} is broken ({_one_line(error)}); get it again"
+    ) from error
+
+
+def _token_bytes(hf, vocab_size: int) -> list[bytes]:
   byte_level = "ByteLevel" in hf.backend_tokenizer.to_str()
   added = hf.added_tokens_decoder  # these are written as they are
   return [
     added[i].content.encode() if i in added else _bytes_of(token or "", byte_level)
-    for i, token in enumerate(hf.convert_ids_to_tokens(range(len(hf))))
+    for i, token in enumerate(hf.convert_ids_to_tokens(range(vocab_size)))
   ]
 
 
@@ -278,5 +305,5 @@ def _turn_ends(template: str) -> list[str]:
   return [t for t in _TURN_ENDS if t in template and not (channels and t == "<|end|>")]
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
   return (str(error).strip().splitlines() or [type(error).__name__])[0]

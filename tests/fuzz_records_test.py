@@ -1,0 +1,96 @@
+"""Files beside data and checkpoints that say what they are: believed, or refused in one line."""
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuzz_damage import EXTREMES, damaged_bytes, damaged_json, examples
+from model_files import json_text
+from simpo_jax import checkpoint
+from simpo_jax.data.building import Target, build
+from simpo_jax.data.chunks import find_files
+from simpo_jax.data.prepared import open_prepared, verify
+from simpo_jax.errors import UserError
+
+ROWS = [{"prompt": f"Say {i}.", "chosen": f"{i}!", "rejected": "No."} for i in range(9)]
+RECORDS = ("prepared.json", "dataset_info.json", "features.json")
+
+
+def damaged_file(value):
+  return st.one_of(damaged_json(value).map(json_text), damaged_bytes(json_text(value)), EXTREMES)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+  """The folder of a prepared dataset, and what its records hold."""
+  here = tmp_path_factory.mktemp("prepared")
+  (here / "a.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+  target = Target(here / "out", "mine", "1.0.0", {})
+  build(find_files(str(here / "a.jsonl")), target, 0.3, 0.1, 1)
+  return target.folder, {name: json.loads((target.folder / name).read_text()) for name in RECORDS}
+
+
+@examples(150)
+@given(data=st.data(), name=st.sampled_from(RECORDS))
+def test_records_of_a_dataset(dataset, data, name):
+  folder, records = dataset
+  for known, value in records.items():
+    (folder / known).write_bytes(json_text(value))
+  (folder / name).write_bytes(data.draw(damaged_file(records[name])))
+  try:
+    prepared = open_prepared(f"tfds:{folder}")
+    assert len(prepared) > 0
+    for index in (0, len(prepared) - 1):
+      row_id, row = prepared.read(index)
+      assert isinstance(row_id, str) and isinstance(row, dict)
+  except UserError as error:
+    assert str(error).isprintable()
+  try:
+    verify(f"tfds:{folder}", folder)
+  except UserError as error:
+    assert str(error).isprintable()
+
+
+CONTENT = b"weights"
+ABOUT = {
+  "position": {"step": 3, "done": 0},
+  "launches": [{"mode": "train", "step": 1}],
+  "metrics_bytes": 100,
+  "bad_steps": [],
+  "identity": {"weights": "abc"},
+  "arrays": {"['params']['embed']": [[4, 4], "float32"]},
+  "files": {"d/a": [len(CONTENT), hashlib.sha256(CONTENT).hexdigest()]},
+  "versions": {"jax": "1"},
+}
+
+
+def sealed(value):
+  """Anybody can make a seal that fits."""
+  return json_text(checkpoint.sealed(value) if isinstance(value, dict) else value)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("checkpoint")
+  (folder / "d").mkdir()
+  (folder / "d" / "a").write_bytes(CONTENT)
+  (folder / checkpoint.ABOUT).write_bytes(sealed(ABOUT))
+  assert checkpoint.damage(folder) is None
+  return folder
+
+
+@examples(300)
+@given(text=st.one_of(damaged_json(ABOUT).map(sealed), damaged_bytes(sealed(ABOUT)), EXTREMES))
+def test_what_a_checkpoint_says_of_itself(saved, text):
+  (saved / checkpoint.ABOUT).write_bytes(text)
+  problem = checkpoint.damage(saved)
+  if problem is not None:
+    assert problem
+    return
+  about = checkpoint.read_about(saved)
+  assert checkpoint.Position(**about["position"]).name
+  assert about["metrics_bytes"] >= 0 and list(about["launches"]) == about["launches"]
+  assert all(name == "d/a" for name in about["files"])
