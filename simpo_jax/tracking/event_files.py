@@ -123,7 +123,7 @@ def code_block(untrusted: str) -> str:
   Fences would end at a fence in the text. Long lines are broken; control characters, two of
   which are Markdown's own marks, are shown as signs.
   """
-  shown = untrusted.replace("\r\n", "\n").replace("\t", "    ")
+  shown = untrusted.replace("\r\n", "\n").replace("\r", "\n").replace("\t", "    ")
   shown = "".join(c if c == "\n" or ord(c) >= 32 else chr(0x2400 + ord(c)) for c in shown)
   lines = []
   for line in shown.splitlines():
