@@ -6,6 +6,8 @@ A top-level `kernels` package would shadow the PyPI package of that name.
 from setuptools import find_packages, setup
 
 JAX = ">=0.10.2,<0.13"
+WANDB = ["wandb>=0.25"]
+MLFLOW = ["mlflow-skinny>=3.5", "sqlalchemy", "alembic"]
 
 setup(
   name="simpo-jax",
@@ -34,6 +36,7 @@ setup(
     "huggingface_hub",
     "pyarrow",
     "rich",
+    "tensorboard>=2.20",  # writes its event files without TensorFlow
     # Prepared data, with array-record and without TensorFlow.
     "tensorflow-datasets>=4.9.10",
     "array-record",
@@ -44,6 +47,9 @@ setup(
     # tokamax: attention kernels for training.
     "cuda12": [f"jax[cuda12]{JAX}", "tokamax>=0.0.12"],
     "cuda13": [f"jax[cuda13]{JAX}", "tokamax>=0.0.12"],
+    # Trackers. The last two are for an MLflow store in a database file.
+    "wandb": WANDB,
+    "mlflow": MLFLOW,
     # What bench/ measures against.
     "bench": ["trl>=1.16", "torch>=2.13", "accelerate>=1.15", "datasets>=5.2"],
     # torch is the tests' reference; one exact version, for one exact reference. peft: that of LoRA.
@@ -59,6 +65,8 @@ setup(
       "tokamax>=0.0.12",
       "torch==2.13.0",
       "peft>=0.21",
+      *WANDB,
+      *MLFLOW,
       # libtpu: the TPU compiler, which needs no TPU.
       f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
     ],

@@ -152,7 +152,18 @@ def default_config() -> ml_collections.ConfigDict:
   c.profile.steps = ()  # (first, last): a trace of these steps and what runs between them
 
   c.log = ml_collections.ConfigDict()
-  c.log.samples_shown = 3  # generations printed after each launch
+  c.log.samples_shown = 3  # generations printed after each launch, and shown by trackers
+
+  c.tracking = ml_collections.ConfigDict()  # what shows metrics.jsonl as the run goes
+  c.tracking.tensorboard = True  # event files in the workdir
+  c.tracking.wandb = False  # Weights & Biases: pip install 'simpo_jax[wandb]'
+  c.tracking.wandb_project = "simpo_jax"
+  c.tracking.wandb_mode = "online"  # or "offline", to be sent with `wandb sync` later
+  c.tracking.mlflow = False  # pip install 'simpo_jax[mlflow]'
+  c.tracking.mlflow_uri = ""  # a server or sqlite:///FILE; empty: MLflow's own default
+  c.tracking.mlflow_experiment = "simpo_jax"
+  c.tracking.name = ""  # of the run there; empty: the workdir's
+  c.tracking.flush_seconds = 10.0  # that trackers have when the run ends
   return c
 
 
@@ -170,6 +181,7 @@ _CHOICES = {
   "generate.mode": ("host_data_parallel", "global_mesh"),
   "checkpoint.init_what": ("weights", "all"),
   "generate.attention": paged_attention.IMPLEMENTATIONS,
+  "tracking.wandb_mode": ("online", "offline"),
 }
 _RANGES = {  # inclusive
   "seed": (0, 2**32 - 1),
@@ -229,6 +241,7 @@ _RANGES = {  # inclusive
   "watchdog.least_seconds": (0.1, None),
   "watchdog.first_seconds": (0.1, None),
   "log.samples_shown": (0, None),
+  "tracking.flush_seconds": (0.0, 3600.0),
 }
 
 

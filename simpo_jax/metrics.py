@@ -28,6 +28,17 @@ def pair_metrics(stats: PairStats, simpo: SimPOConfig) -> dict[str, float]:
   }
 
 
+def pair_values(stats: PairStats, simpo: SimPOConfig) -> dict[str, np.ndarray]:
+  """What histograms show of the pairs present, `[pairs]`."""
+  p = np.asarray(stats.present)
+  chosen, rejected = (np.asarray(x, np.float64)[p] for x in (stats.chosen, stats.rejected))
+  return {
+    "pairs/margins": simpo.beta * (chosen - rejected),
+    "pairs/chosen_tokens": np.asarray(stats.chosen_tokens)[p],
+    "pairs/rejected_tokens": np.asarray(stats.rejected_tokens)[p],
+  }
+
+
 def train_metrics(metrics: Metrics, simpo: SimPOConfig) -> dict[str, float]:
   """One training step."""
   return {
@@ -39,14 +50,19 @@ def train_metrics(metrics: Metrics, simpo: SimPOConfig) -> dict[str, float]:
   }
 
 
-def evaluation_metrics(batches: list[Metrics], simpo: SimPOConfig) -> dict[str, float]:
-  """A whole held-out set, each pair (and for the SFT term each token) counted once."""
-  stats = PairStats(
+def all_pairs(batches: list[Metrics]) -> PairStats:
+  """The pairs of several batches, one after the other."""
+  return PairStats(
     *(
       np.concatenate([np.asarray(x) for x in xs])
       for xs in zip(*(b.pairs for b in batches), strict=True)
     )
   )
+
+
+def evaluation_metrics(batches: list[Metrics], simpo: SimPOConfig) -> dict[str, float]:
+  """A whole held-out set, each pair (and for the SFT term each token) counted once."""
+  stats = all_pairs(batches)
   tokens = np.asarray([np.sum(b.pairs.chosen_tokens) for b in batches], np.float64)
   nll = float(np.average([float(b.sft_loss) for b in batches], weights=tokens))
   simpo_loss = float(np.mean(np.asarray(stats.loss)[stats.present]))

@@ -23,8 +23,7 @@ def leave_out(
   if len(skipped) < allowed:
     skipped.append(step)
     row = {"step": step, "mode": "bad_step", "pairs": bad, "bad_steps": len(skipped)}
-    if loop.writes:
-      files.append_metrics(loop.folder, {**row, "step_seconds": round(seconds, 4)})
+    loop.track({**row, "step_seconds": round(seconds, 4)})
     loop.display.say(f"step {step}: loss {loss}, left out ({len(skipped)} of {allowed})")
     return
   loop.saver.save(state)  # of the step before: this one changed nothing

@@ -21,6 +21,7 @@ from simpo_jax.program import Compiled
 from simpo_jax.resolve import Run
 from simpo_jax.resume import Start
 from simpo_jax.saver import Saver
+from simpo_jax.tracking.tracking import Tracking
 
 _EVERY = 5.0  # seconds between rewrites in the middle of a run, whose list of launches grows
 
@@ -35,6 +36,7 @@ class RunRecord:
     self._writes = writes
     self._launch: Launcher | None = None
     self._saver: Saver | None = None
+    self._track: Tracking | None = None
     self._skips = run.skips  # grows where data is read as it is needed
     devices = run.program.mesh.devices
     self.data: dict[str, Any] = {
@@ -69,6 +71,10 @@ class RunRecord:
     self.data["timings"]["compile"] = round(compiled.compile_seconds, 3)
     self.save("loading")
 
+  def tracking(self, track: Tracking) -> None:
+    """From now on, what becomes of the rows is this one's to say."""
+    self._track = track
+
   def launching(self, launch: Launcher, saver: Saver) -> None:
     """From now on, the launches are this launcher's, and the saves this saver's."""
     self._launch, self._saver = launch, saver
@@ -93,6 +99,8 @@ class RunRecord:
       self.data["timings"]["launches"] = self._launch.log
     if self._saver is not None:
       self.data["timings"]["checkpoint_seconds"] = self._saver.seconds
+    if self._track is not None:
+      self.data["tracking"] = self._track.state
     if self._writes:
       files.write_json(self._path, self.data)
 

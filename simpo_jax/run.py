@@ -24,7 +24,7 @@ from simpo_jax.fingerprint import data_fields, identity_fields, settings_fields
 from simpo_jax.generate import FINISH_REASONS
 from simpo_jax.launch import Launcher, StopSignal
 from simpo_jax.ledger import Mode, digest
-from simpo_jax.metrics import evaluation_metrics, train_metrics
+from simpo_jax.metrics import all_pairs, evaluation_metrics, pair_values, train_metrics
 from simpo_jax.model import count_params
 from simpo_jax.nonfinite import leave_out
 from simpo_jax.profiling import Profiler
@@ -40,6 +40,8 @@ from simpo_jax.resolve import Run, resolve
 from simpo_jax.resume import find_start, is_shared, load_state
 from simpo_jax.saver import Saver
 from simpo_jax.schedule import launches_after
+from simpo_jax.tracking.entries import of_generation
+from simpo_jax.tracking.tracking import Tracking
 from simpo_jax.train import TrainState
 from simpo_jax.watchdog import Watchdog
 
@@ -82,7 +84,12 @@ def _in_folder(
   display.banner(resolved, count_params(resolved.model.config), folder)
   display.beginning(start, shared)
 
-  with display.running(), record.failures():
+  with (
+    display.running(),
+    record.failures(),
+    Tracking(config, folder, display.say, main_process) as track,
+  ):
+    record.tracking(track)
     # --- compile, once -----------------------------------------------------------------
     display.doing("compiling")
     lowered = lower_program(program)
@@ -120,7 +127,7 @@ def _in_folder(
       Saver(config, folder, launch, start, identity, shared) as saver,
     ):
       record.launching(launch, saver)
-      loop = _Loop(resolved, config, launch, folder, display, stop, batch_of, own, saver)
+      loop = _Loop(resolved, config, launch, folder, display, stop, batch_of, own, saver, track)
       for step in range(max(1, start.position.step), config.train.steps + 1):
         if step > start.position.step:
           profiler.before(step)
@@ -158,6 +165,7 @@ def _in_folder(
         program.step.lora,
         resolved.model.name if resolved.model.read else None,
       )
+    track.end("stopped" if launch.stopped else "done")
   record.finished("stopped" if launch.stopped else "done")
   display.closing(record.data, folder)
   if launch.stopped:
@@ -180,6 +188,7 @@ class _Loop(NamedTuple):
   batch_of: Callable[[int], StepBatch]  # a training step's
   rows: range  # of each micro-batch, those that lie on this process's devices
   saver: Saver
+  track: Tracking
 
   @property
   def writes(self) -> bool:
@@ -232,8 +241,7 @@ def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
     if read.skipped:
       row["data_skipped"] = read.skipped
       loop.display.say(f"data: {skips_text(read)}")
-  if loop.writes:
-    files.append_metrics(loop.folder, row)
+  loop.track(row, pair_values(metrics.pairs, run.program.step.simpo))
   loop.display.train_step(step, config.train.steps, row)
   return state
 
@@ -290,14 +298,7 @@ def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:
   }
   if loop.writes:
     files.write_json(files.samples_folder(folder, step) / "summary.json", summary)
-    files.append_metrics(
-      folder,
-      {
-        "step": step,
-        "mode": "generate",
-        **{k: v for k, v in summary.items() if k not in ("samples", "results")},
-      },
-    )
+  loop.track(*of_generation(summary))
   loop.display.generation(summary)
   return state
 
@@ -327,7 +328,6 @@ def _evaluate(loop: _Loop, step: int, state: TrainState) -> TrainState:
       f"step {step}: the held-out loss is not finite; pairs: {', '.join(names)}; remove them, or "
       "lower --config.train.learning_rate if training did this"
     )
-  if loop.writes:
-    files.append_metrics(loop.folder, row)
+  loop.track(row, pair_values(all_pairs(batches), run.program.step.simpo))
   loop.display.evaluation(row)
   return state

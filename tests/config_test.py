@@ -116,7 +116,8 @@ def test_every_field_that_can_be_wrong_is_checked():
       continue
     table = {str: _CHOICES, tuple: _ELEMENTS}.get(type(value), _RANGES)
     texts = ("data.dir", "generate.prompts", "generate.template", "checkpoint.init_from")
-    free_text = name in texts
+    trackers = ("wandb_project", "mlflow_uri", "mlflow_experiment", "name")
+    free_text = name in texts or name in [f"tracking.{field}" for field in trackers]
     assert free_text or name in table, f"{name} is in none of the tables of config.py"
 
 
