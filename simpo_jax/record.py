@@ -50,6 +50,7 @@ class RunRecord:
       },
       "processes": jax.process_count(),
       "versions": versions(),
+      "date": run.date,
       "data": {},
       "pairs": {"train": len(run.train_pairs), "held_out": len(run.eval_pairs)},
       "timings": {},
@@ -61,9 +62,11 @@ class RunRecord:
       files.write_json(folder / "config.json", json.loads(config.to_json()))
     self.save("compiling")
 
-  def compiled(self, compiled: Compiled) -> None:
-    """Adds what the compiler said."""
+  def compiled(self, compiled: Compiled, changes: list[str]) -> None:
+    """Adds what the compiler said, and what `resume.changes_since` the checkpoint."""
     self.data["program"] = compiled.fingerprint
+    if changes:
+      self.data["resumes"][-1]["program_changes"] = changes
     self.data["peak_bytes"] = compiled.memory.peaks()
     self.data["memory"] = compiled.memory._asdict()
     self.data["timings"]["compile"] = round(compiled.compile_seconds, 3)

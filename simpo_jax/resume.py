@@ -1,5 +1,7 @@
 """Where a run begins: at step 0, at its own last good checkpoint, or at another run's."""
 
+import contextlib
+import datetime
 import json
 import os
 import pathlib
@@ -21,9 +23,12 @@ from simpo_jax.checkpoint import (
   restore,
   restore_weights,
 )
+from simpo_jax.data.pairs import SkipReport
+from simpo_jax.data.stream import Mixture
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.ledger import Mode
 from simpo_jax.program import ProgramConfig, abstract_state, init_state, state_sharding
+from simpo_jax.resolve import Run
 from simpo_jax.schedule import launches_after
 from simpo_jax.train import TrainState
 from simpo_jax.weights import OpenModel, load_params
@@ -75,13 +80,35 @@ def is_shared(folder: pathlib.Path) -> bool:
   return all(json.loads(answer) for answer in everyone)
 
 
-def find_start(
-  workdir: pathlib.Path, config, identity: dict[str, str], program: ProgramConfig
-) -> Start:
+def run_date(workdir: str | None, config) -> str:
+  """When the run that is to go on began, else now: local time, ISO 8601.
+
+  Chat templates that print the date are shown it, so that a run which goes on another
+  day trains on the same text.
+  """
+  folders = []
+  if workdir and config.checkpoint.resume:
+    folders.append(checkpoints_folder(pathlib.Path(workdir).expanduser()))
+  if config.checkpoint.init_from and config.checkpoint.init_what == "all":
+    other = pathlib.Path(config.checkpoint.init_from).expanduser()
+    folders += [other, checkpoints_folder(other)]
+  for folder in folders:
+    with contextlib.suppress(OSError):
+      for path in (folder, *(folder / p.name for p in reversed(positions(folder)))):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+          return read_about(path)["date"]
+  return _now()
+
+
+def _now() -> str:
+  return datetime.datetime.now().isoformat(timespec="seconds")
+
+
+def find_start(workdir: pathlib.Path, config, identity: dict[str, str], run: Run) -> Start:
   """The last good checkpoint of the workdir, else what `checkpoint.init_from` names.
 
   All processes must ask. Of an own checkpoint, the workdir's later rows and samples are
-  removed: they will be written again.
+  removed: they will be written again; and `run.skips` goes on from its counts.
 
   Args:
     workdir: as `make_workdir` leaves it: its checkpoints, if any, are of this run.
@@ -90,7 +117,7 @@ def find_start(
   Raises:
     UserError: nothing usable is there, or this run is not the one that was saved.
   """
-  mine = checkpoints_folder(workdir)
+  mine, program = checkpoints_folder(workdir), run.program
   found, damaged, notes = _newest_good(mine)
   if found or damaged:
     if jax.process_index() == 0:
@@ -107,12 +134,25 @@ def find_start(
     if jax.process_index() == 0:
       _cut_back(workdir, found, about, config)
     distributed.gather("cut back", "")
+    if isinstance(run.train_pairs, Mixture) and "skips" in about:
+      run.skips["train"] = SkipReport(**about["skips"]["train"])
     return Start(folder, found, about, own=True, notes=tuple(notes))
   if not config.checkpoint.init_from:
     return Start()
   start = _other(config)
   check_fits(start.folder, abstract_state(program), start.weights_only)
   return start
+
+
+def changes_since(start: Start, build: dict[str, str]) -> list[str]:
+  """How the program differs from the one that wrote the run's own checkpoint, in words.
+
+  Args:
+    build: of the program now; see `fingerprint.build_fields`.
+  """
+  before = start.about.get("build", {}) if start.own else {}
+  differs = [name for name in before if before[name] != build.get(name)]
+  return [f"{name}: {before[name] or 'none'}, now {build.get(name) or 'none'}" for name in differs]
 
 
 def load_state(start: Start, program: ProgramConfig, model: OpenModel, seed: int) -> TrainState:

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from simpo_jax.checkpoint import Checkpoints, Position
-from simpo_jax.fingerprint import versions
+from simpo_jax.fingerprint import build_fields, versions
 from simpo_jax.launch import Launcher
+from simpo_jax.resolve import Run
 from simpo_jax.resume import Start, checkpoints_folder
 from simpo_jax.train import TrainState
 
@@ -19,6 +20,7 @@ class Saver:
 
   Args:
     folder: the workdir.
+    run: whose date and counts of skipped rows are kept.
     identity: see `fingerprint.identity_fields`.
     shared: whether all hosts see the workdir; if not, nothing is saved.
 
@@ -31,12 +33,13 @@ class Saver:
     self,
     config,
     folder: pathlib.Path,
+    run: Run,
     launch: Launcher,
     start: Start,
     identity: dict[str, str],
     shared: bool,
   ):
-    self._config, self._folder, self._launch = config, folder, launch
+    self._config, self._folder, self._run, self._launch = config, folder, run, launch
     self._identity = identity
     self._time = time.monotonic()
     options = config.checkpoint
@@ -110,7 +113,10 @@ class Saver:
       "data": {"steps": step, "pairs": step * config.train.batch_size},
       "seeds": {"seed": config.seed, "generate.seed": config.generate.seed},
       "identity": self._identity,
+      "date": self._run.date,
+      "skips": {name: report._asdict() for name, report in self._run.skips.items()},
       "program": self._launch.compiled.fingerprint,
+      "build": build_fields(self._launch.compiled, self._launch.program.mesh),
       "mesh": dict(self._launch.program.mesh.shape),
       "versions": versions(),
       "config": json.loads(config.to_json()),

@@ -6,6 +6,7 @@ its BOS, exactly once.
 """
 
 import dataclasses
+import datetime
 import json
 import pathlib
 import re
@@ -98,37 +99,39 @@ def byte_tokenizer() -> Tokenizer:
   )
 
 
-def load_tokenizer(source: str) -> Tokenizer:
+def load_tokenizer(source: str, date: str = "") -> Tokenizer:
   """The tokenizer of a model source.
 
   Args:
     source: "embedded", a Hugging Face folder, a .gguf file, a hub id, or
       "random:FOLDER" (FOLDER's tokenizer if it has one, else the byte tokenizer).
+    date: what its chat template takes for now, ISO 8601; "": the time of this call.
 
   Raises:
     UserError: there is no tokenizer there, or none that can be read.
   """
   if source == "embedded":
     return byte_tokenizer()
+  date = date or datetime.datetime.now().isoformat(timespec="seconds")
   if source.startswith("random:"):
     folder = pathlib.Path(source.removeprefix("random:")).expanduser()
     if not folder.is_dir():
       raise UserError(f"{source}: {folder} is not a folder{nearest_files(folder)}")
     has_one = any((folder / name).exists() for name in _TOKENIZER_FILES)
-    return _load_local(folder, {}) if has_one else byte_tokenizer()
+    return _load_local(folder, {}, date) if has_one else byte_tokenizer()
   path = pathlib.Path(source).expanduser()
   if path.is_dir():
-    return _load_local(path, {})
+    return _load_local(path, {}, date)
   if path.is_file():
     if path.suffix != ".gguf":
       raise UserError(f"{source} is a file but not a .gguf; give the folder that holds it")
-    return _load_local(path.parent, {"gguf_file": path.name})
+    return _load_local(path.parent, {"gguf_file": path.name}, date)
   if path.suffix == ".gguf" or not _HUB_ID.fullmatch(source):
     raise UserError(f"{source} does not exist{nearest_files(path)}")
-  return _load_hub(source)
+  return _load_hub(source, date)
 
 
-def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
+def _load_local(folder: pathlib.Path, options: dict[str, str], date: str) -> Tokenizer:
   place = str(folder / options.get("gguf_file", ""))
   try:
     hf = _auto_tokenizer(str(folder), **options)
@@ -140,10 +143,10 @@ def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
     ) from error
   # A GGUF names its own end tokens; a JSON file beside it may be of another model.
   config = folder / "generation_config.json"
-  return _from_hf(hf, [] if options else _generation_eos(config), place)
+  return _from_hf(hf, [] if options else _generation_eos(config), place, date)
 
 
-def _load_hub(name: str) -> Tokenizer:
+def _load_hub(name: str, date: str) -> Tokenizer:
   try:
     hf = _auto_tokenizer(name)
     config = _hub_generation_config(name)
@@ -153,7 +156,7 @@ def _load_hub(name: str) -> Tokenizer:
       f"{name} is neither a folder here nor a model that can be fetched"
       f" ({_one_line(error)}); check the name, or download it and give the folder"
     ) from error
-  return _from_hf(hf, _generation_eos(config) if config else [], name)
+  return _from_hf(hf, _generation_eos(config) if config else [], name, date)
 
 
 def _hub_generation_config(name: str) -> pathlib.Path | None:
@@ -188,7 +191,7 @@ def _generation_eos(config: pathlib.Path) -> list[int]:
   return [i for i in eos if isinstance(i, int)]
 
 
-def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
+def _from_hf(hf, generation_eos: list[int], place: str, date: str) -> Tokenizer:
   template = hf.chat_template
   if isinstance(template, dict):
     template = template.get("default")
@@ -224,7 +227,7 @@ def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
       "documents": None,
       "add_generation_prompt": add_generation_prompt,
     }
-    return render_template(template, variables, place)
+    return render_template(template, variables, place, date)
 
   bos = hf.bos_token_id
   with_specials = list(hf.encode("a"))
