@@ -3,15 +3,13 @@
 import contextlib
 import datetime
 import json
-import os
-import pathlib
 import secrets
-import shutil
 from typing import Any, NamedTuple
 
 import jax
 
-from simpo_jax import distributed
+from simpo_jax import distributed, storage
+from simpo_jax import workdir as files
 from simpo_jax.checkpoint import (
   ABOUT,
   Position,
@@ -33,6 +31,7 @@ from simpo_jax.schedule import launches_after
 from simpo_jax.train import TrainState
 from simpo_jax.weights import OpenModel, load_params
 
+_INIT_FROM = "--config.checkpoint.init_from"
 _FIRST = "tokenizer"  # if it changed, so have the pairs and prompts that it made
 
 
@@ -48,7 +47,7 @@ class Start(NamedTuple):
     notes: what the user should know.
   """
 
-  folder: pathlib.Path | None = None
+  folder: storage.Path | None = None
   position: Position = Position()
   about: dict[str, Any] = {}
   weights_only: bool = False
@@ -56,23 +55,23 @@ class Start(NamedTuple):
   notes: tuple[str, ...] = ()
 
 
-def checkpoints_folder(workdir: pathlib.Path) -> pathlib.Path:
+def checkpoints_folder(workdir: storage.Path) -> storage.Path:
   """Where a run's checkpoints lie."""
   return workdir / "checkpoints"
 
 
-def is_shared(folder: pathlib.Path) -> bool:
+def is_shared(folder: storage.Path) -> bool:
   """Whether all processes see the same folder; all must ask."""
   if jax.process_count() == 1:
     return True
   token = secrets.token_hex(8)
   probe = folder / ".shared"
   if jax.process_index() == 0:
-    probe.write_text(token)
+    storage.write(probe, token)
   token = distributed.gather("shared workdir", token)[0]
   try:
     seen = probe.read_text() == token
-  except OSError:
+  except storage.failures():
     seen = False
   everyone = distributed.gather("sight of the workdir", json.dumps(seen))
   if jax.process_index() == 0:
@@ -88,14 +87,14 @@ def run_date(workdir: str | None, config) -> str:
   """
   folders = []
   if workdir and config.checkpoint.resume:
-    folders.append(checkpoints_folder(pathlib.Path(workdir).expanduser()))
+    folders.append(checkpoints_folder(files.open_workdir(workdir)))
   if config.checkpoint.init_from and config.checkpoint.init_what == "all":
-    other = pathlib.Path(config.checkpoint.init_from).expanduser()
+    other = storage.open_path(config.checkpoint.init_from, _INIT_FROM, ("gs",))
     folders += [other, checkpoints_folder(other)]
   for folder in folders:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*storage.failures()):
       for path in (folder, *(folder / p.name for p in reversed(positions(folder)))):
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(*storage.failures(), ValueError, KeyError):
           return read_about(path)["date"]
   return _now()
 
@@ -104,7 +103,7 @@ def _now() -> str:
   return datetime.datetime.now().isoformat(timespec="seconds")
 
 
-def find_start(workdir: pathlib.Path, config, identity: dict[str, str], run: Run) -> Start:
+def find_start(workdir: storage.Path, config, identity: dict[str, str], run: Run) -> Start:
   """The last good checkpoint of the workdir, else what `checkpoint.init_from` names.
 
   All processes must ask. Of an own checkpoint, the workdir's later rows and samples are
@@ -169,8 +168,8 @@ def load_state(start: Start, program: ProgramConfig, model: OpenModel, seed: int
 
 def _other(config) -> Start:
   """Start from another run's checkpoint."""
-  field, name = "--config.checkpoint.init_from", config.checkpoint.init_from
-  folder, notes = pathlib.Path(name).expanduser(), []
+  field, name = _INIT_FROM, config.checkpoint.init_from
+  folder, notes = storage.open_path(name, field, ("gs",)), []
   if not folder.is_dir():
     raise UserError(f"{field}={name} is no folder; name a workdir or a checkpoint in it")
   if (folder / ABOUT).exists():
@@ -199,7 +198,7 @@ def _other(config) -> Start:
 _ALL = ("generate", "evaluate")  # the most launches that can follow a step
 
 
-def _newest_good(folder: pathlib.Path) -> tuple[Position | None, list[Position], list[str]]:
+def _newest_good(folder: storage.Path) -> tuple[Position | None, list[Position], list[str]]:
   """The newest checkpoint that is whole, the damaged ones that are newer, and words on them."""
   listed = distributed.gather("checkpoints", json.dumps(positions(folder)))[0]
   damaged, notes = [], []
@@ -219,7 +218,7 @@ def _everyones(problem: str | None) -> str | None:
   return next((p for p in map(json.loads, answers) if p), None)
 
 
-def _check_identity(folder: pathlib.Path, before: dict[str, str], now: dict[str, str]) -> None:
+def _check_identity(folder: storage.Path, before: dict[str, str], now: dict[str, str]) -> None:
   changed = [name for name in now if before.get(name) != now[name]]
   if _FIRST in changed:
     changed = [_FIRST]
@@ -231,17 +230,15 @@ def _check_identity(folder: pathlib.Path, before: dict[str, str], now: dict[str,
     )
 
 
-def _cut_back(workdir: pathlib.Path, position: Position, about: dict[str, Any], config) -> None:
+def _cut_back(workdir: storage.Path, position: Position, about: dict[str, Any], config) -> None:
   """Removes rows and samples that are later than the checkpoint."""
-  metrics = workdir / "metrics.jsonl"
   try:
-    if metrics.exists() and metrics.stat().st_size > about["metrics_bytes"]:
-      os.truncate(metrics, about["metrics_bytes"])
+    files.cut_metrics(workdir, about["metrics_bytes"])
     for path in (workdir / "samples").glob("step_*"):
       step = int(path.name.removeprefix("step_"))
       done = launches_after(step, config)[: position.done] if step == position.step else []
       if step >= position.step and Mode.GENERATE not in done:
-        shutil.rmtree(path)
+        storage.remove_tree(path)
     (workdir / "failure.json").unlink(missing_ok=True)
-  except OSError as e:
+  except storage.failures() as e:
     raise UserError(f"--workdir={workdir} cannot be written ({one_line(e)})") from e

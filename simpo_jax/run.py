@@ -1,7 +1,6 @@
 """The run, top to bottom: resolve, compile once, load, then launch by the schedule."""
 
 import json
-import pathlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from simpo_jax import distributed
+from simpo_jax import distributed, storage
 from simpo_jax import workdir as files
 from simpo_jax.adapter import export_adapter
 from simpo_jax.data.feed import StepBatch, feeding
@@ -44,7 +43,7 @@ from simpo_jax.train import TrainState
 from simpo_jax.watchdog import Watchdog
 
 
-def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
+def run(config, workdir: str | None = None) -> tuple[TrainState, storage.Path]:
   """Runs the whole schedule of `config`.
 
   Args:
@@ -72,8 +71,8 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
 
 
 def _in_folder(
-  config, resolved: Run, data, folder: pathlib.Path
-) -> tuple[TrainState, pathlib.Path]:
+  config, resolved: Run, data, folder: storage.Path
+) -> tuple[TrainState, storage.Path]:
   program, main_process = resolved.program, jax.process_index() == 0
   identity, shared = identity_fields(resolved, data), is_shared(folder)
   start = find_start(folder, config, identity, resolved)
@@ -175,7 +174,7 @@ class _Loop(NamedTuple):
   run: Run
   config: Any
   launch: Launcher
-  folder: pathlib.Path
+  folder: storage.Path
   display: Display
   stop: StopSignal
   batch_of: Callable[[int], StepBatch]  # a training step's

@@ -1,12 +1,13 @@
 """When a run saves, and what its checkpoints say beside the train state."""
 
 import json
-import pathlib
 import time
 from typing import Any
 
 import jax
 
+from simpo_jax import storage
+from simpo_jax import workdir as files
 from simpo_jax.checkpoint import Checkpoints, Position
 from simpo_jax.fingerprint import build_fields, versions
 from simpo_jax.launch import Launcher
@@ -32,7 +33,7 @@ class Saver:
   def __init__(
     self,
     config,
-    folder: pathlib.Path,
+    folder: storage.Path,
     run: Run,
     launch: Launcher,
     start: Start,
@@ -104,11 +105,10 @@ class Saver:
       self._checkpoints.wait()
 
   def _about(self) -> dict[str, Any]:
-    config, metrics = self._config, self._folder / "metrics.jsonl"
-    step = self.position.step
+    config, step = self._config, self.position.step
     return {
       "launches": [entry for entry in self._launch.log if entry["mode"] != "stop"],
-      "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
+      "metrics_bytes": files.metrics_bytes(self._folder),
       "bad_steps": self.bad_steps,
       "data": {"steps": step, "pairs": step * config.train.batch_size},
       "seeds": {"seed": config.seed, "generate.seed": config.generate.seed},
