@@ -25,7 +25,7 @@ class Held(Exception):
 
 
 class Lease:
-  """Claims `path`, an object, until `release` or the end of the process.
+  """Claims `path`, an object, until `close` or the end of the process.
 
   Raises:
     Held: someone else does.
@@ -46,7 +46,7 @@ class Lease:
     if holder != self._token:
       raise OSError(f"{holder or 'someone'} has taken it over" if holder else "its .lock is gone")
 
-  def release(self) -> None:
+  def close(self) -> None:
     """Gives the claim up."""
     self._ended.set()
     self._thread.join()

@@ -133,7 +133,7 @@ def infos(folder: Path) -> dict[str, dict[str, Any]]:
   found = filesystem(folder).find(str(folder), detail=True)
   return {
     name.removeprefix(base): info
-    for name, info in sorted(found.items())
+    for name, info in sorted(found.items(), key=lambda item: item[0].split("/"))
     if name.startswith(base) and not name.endswith("/")
   }
 

@@ -91,7 +91,7 @@ def unlock(folder: storage.Path) -> None:
     with contextlib.suppress(*storage.failures()):  # the run has ended, well or not
       held.check()
       storage.flush(folder / _METRICS)
-    held.release()
+    held.close()
   elif held is not None:
     os.close(held)
 

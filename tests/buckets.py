@@ -54,3 +54,17 @@ def objects(folder):
 
   base = str(folder).removeprefix("gs://").rstrip("/") + "/"
   return sorted(n.removeprefix(base) for n in fsspec.filesystem("gs").find(base))
+
+
+def content(path):
+  """Of an object."""
+  import fsspec
+
+  return fsspec.filesystem("gs").cat_file(str(path))
+
+
+def put(path, data):
+  """Writes an object."""
+  import fsspec
+
+  fsspec.filesystem("gs").pipe_file(str(path), data)

@@ -5,7 +5,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from simpo_jax import storage
@@ -18,12 +18,17 @@ def cache_folder() -> pathlib.Path:
   return pathlib.Path(named or "~/.cache/simpo_jax").expanduser()
 
 
-def fetch(path: storage.Path, names: Sequence[str] = ()) -> pathlib.Path:
+def fetch(
+  path: storage.Path,
+  names: Sequence[str] = (),
+  check: Callable[[pathlib.Path], None] = lambda copy: None,
+) -> pathlib.Path:
   """A local copy of an object, or of some of a folder's; fetched unless it is there already.
 
   Args:
     path: of the object or the folder.
     names: of a folder's files; they come to lie in one folder.
+    check: is shown a copy before it is kept; what it raises is raised.
 
   Raises:
     FileNotFoundError: it is not there.
@@ -54,6 +59,7 @@ def fetch(path: storage.Path, names: Sequence[str] = ()) -> pathlib.Path:
         if (here / name).stat().st_size != info["size"]:
           raise OSError(f"{path}/{name} changed while it was fetched")
         _date(here / name, info)
+      check(here)
       if not copy.exists():
         here.rename(copy)
     finally:
