@@ -1,12 +1,10 @@
 """Adapters out: the files of the `peft` package, without a device program."""
 
-import os
-import pathlib
-
 import jax
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from simpo_jax import storage
 from simpo_jax.lora import Lora, all_tensors
 from simpo_jax.model_config import ModelConfig
 from simpo_jax.workdir import write_json
@@ -25,7 +23,7 @@ def host_adapters(adapters: dict[str, jax.Array]) -> dict[str, np.ndarray]:
 
 
 def export_adapter(
-  folder: pathlib.Path,
+  folder: storage.Path,
   adapters: dict[str, jax.Array],
   cfg: ModelConfig,
   lora: Lora,
@@ -38,15 +36,14 @@ def export_adapter(
     adapters: the "lora" part of the weights.
     base: the model that they belong to, a folder or hub id; None if it has no name.
   """
-  folder.mkdir(parents=True, exist_ok=True)
+  if not storage.is_remote(folder):
+    folder.mkdir(parents=True, exist_ok=True)
   found = {}
   for name, value in host_adapters(adapters).items():
     tensor = all_tensors(cfg, lora)["lora"][name]
     for layer, matrix in enumerate(value):
       found[tensor.hf_name.format(layer)] = np.ascontiguousarray(matrix.T)
-  temporary = folder / "adapter_model.safetensors.tmp"
-  save_file(found, temporary, metadata={"format": "pt"})
-  os.replace(temporary, folder / "adapter_model.safetensors")
+  storage.write(folder / "adapter_model.safetensors", save(found, metadata={"format": "pt"}))
   write_json(
     folder / "adapter_config.json",
     {

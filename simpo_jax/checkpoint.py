@@ -3,30 +3,26 @@
     checkpoints/step_000012/      after training step 12
     checkpoints/step_000012.1/    and after the first of the launches that follow it
 
-In each lies `simpo_jax.json`: where the run stood, what it was made of, and the size and
-SHA-256 of every file beside it. It is written before the commit, so a checkpoint has it or
-is none. Nothing here launches a device program or compiles: arrays go to the host shard by
-shard, and processes meet at the barriers of jax's coordination service.
+In a bucket, which knows no rename, a last object commits them. In each lies `simpo_jax.json`:
+where the run stood, what it was made of, and the size and SHA-256 (of an object, the
+bucket's own checksum) of every file beside it. It is written before the commit, so a
+checkpoint has it or is none. Nothing here launches a device program or compiles: arrays go
+to the host shard by shard, and processes meet at the barriers of jax's coordination service.
 """
 
-import concurrent.futures
 import contextlib
 import hashlib
 import json
 import logging
-import os
-import pathlib
 import re
-import shutil
-import threading
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from simpo_jax import storage
 from simpo_jax import workdir as files
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.paths import leaves
@@ -37,7 +33,6 @@ _NAME = re.compile(r"step_(\d{6,})(?:\.(\d+))?")
 _WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt", ABOUT)  # by the commit itself
 _TEMPORARY = "orbax-checkpoint-tmp"
 _PARAMS, _AVERAGE = "['params']", "['average']"  # how the paths of their arrays begin
-_HASHERS = 4  # files hashed at once; hashlib lets go of Python's lock
 
 
 class Position(NamedTuple):
@@ -61,8 +56,8 @@ class Checkpoints:
     keep_every: those of every so many steps are kept beside them; 0: no others.
   """
 
-  def __init__(self, folder: pathlib.Path, keep: int, keep_every: int):
-    self._folder, self._keep, self._keep_every = folder.absolute(), keep, keep_every
+  def __init__(self, folder: storage.Path, keep: int, keep_every: int):
+    self._folder, self._keep, self._keep_every = _absolute(folder), keep, keep_every
     self._main = jax.process_index() == 0
     self._pending: tuple[str, dict[str, Any]] | None = None
     self._orbax = _checkpointer(self._seal)
@@ -83,7 +78,7 @@ class Checkpoints:
     start = time.perf_counter()
     self.wait()
     with _told(self._folder):
-      if self._main:
+      if self._main and not storage.is_remote(self._folder):
         self._folder.mkdir(exist_ok=True)
       self._pending = (
         position.name,
@@ -100,7 +95,8 @@ class Checkpoints:
       self._orbax.wait_until_finished()
     if self._main and self._pending:
       for position in _to_remove(positions(self._folder), self._keep, self._keep_every):
-        shutil.rmtree(self._folder / position.name, ignore_errors=True)
+        with contextlib.suppress(*storage.failures()):
+          storage.remove_tree(self._folder / position.name)
     self._pending = None
 
   def close(self) -> None:
@@ -112,10 +108,17 @@ class Checkpoints:
     """Writes simpo_jax.json into what is about to be committed; process 0, in the background."""
     assert self._pending
     name, about = self._pending
-    [folder] = self._folder.glob(f"{name}.{_TEMPORARY}*")
+    folder = self._folder / name
+    if not storage.is_remote(folder):
+      [folder] = self._folder.glob(f"{name}.{_TEMPORARY}*")
+    found = {
+      name: size
+      for name, size in storage.sizes(folder).items()
+      if name.rpartition("/")[2] not in _WRITTEN_LATER
+    }
     # The next step has begun, and needs the processor more.
-    digests = _digests(folder, _listed(folder), 1, _yield_processor)
-    about = sealed({**about, "files": digests})
+    digests = storage.digests(folder, found, gently=True)
+    about = sealed({**about, "files": {name: [found[name], digests[name]] for name in found}})
     files.write_json(folder / ABOUT, about)
 
 
@@ -125,15 +128,15 @@ def _to_remove(found: list[Position], keep: int, keep_every: int) -> list[Positi
   return [p for p in old if p.done or not keep_every or p.step % keep_every]
 
 
-def positions(folder: pathlib.Path) -> list[Position]:
+def positions(folder: storage.Path) -> list[Position]:
   """Of the committed checkpoints in a folder, in order."""
-  if not folder.is_dir():
-    return []
-  matches = [_NAME.fullmatch(path.name) for path in folder.iterdir()]
-  return sorted(Position(int(m[1]), int(m[2] or 0)) for m in matches if m)
+  matches = [_NAME.fullmatch(name) for name in storage.names(folder)]
+  return sorted(
+    Position(int(m[1]), int(m[2] or 0)) for m in matches if m and storage.committed(folder / m[0])
+  )
 
 
-def read_about(folder: pathlib.Path) -> dict[str, Any]:
+def read_about(folder: storage.Path) -> dict[str, Any]:
   """What a checkpoint says of itself.
 
   Raises:
@@ -168,53 +171,54 @@ def sealed(about: dict[str, Any]) -> dict[str, Any]:
   return {**rest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def damage(folder: pathlib.Path, share: int = 0, shares: int = 1) -> str | None:
+def damage(folder: storage.Path, share: int = 0, shares: int = 1) -> str | None:
   """What is wrong with the files of a checkpoint; None if they are as they were written.
 
   Args:
     share, shares: only every so many files are read, from this one on.
   """
   try:
-    about = read_about(folder)
-  except (OSError, ValueError) as e:
+    expected = read_about(folder)["files"]
+  except (*storage.failures(), ValueError) as e:
     return f"{ABOUT}: {one_line(e)}"
-  expected = about["files"]
+  sizes = storage.sizes(folder)
   for name, (size, _) in expected.items():
-    path = folder / name
     if leaves(folder, name):
       return f"{name!r} lies outside of it, or is a link out of it"
-    if not path.is_file():
+    if name not in sizes:
       return f"{name} is missing"
-    if path.stat().st_size != size:
-      return f"{name} has {path.stat().st_size} bytes, not {size}"
-  names = sorted(expected)[share::shares]
-  found = _digests(folder, names)
-  return next((f"{n} has other content" for n in names if found[n] != expected[n]), None)
+    if sizes[name] != size:
+      return f"{name} has {sizes[name]} bytes, not {size}"
+  digests = {name: expected[name][1] for name in sorted(expected)[share::shares]}
+  found = storage.digests(folder, digests, like=digests)
+  return next((f"{n} has other content" for n in digests if found[n] != digests[n]), None)
 
 
-def clean(folder: pathlib.Path, damaged: list[Position]) -> None:
+def clean(folder: storage.Path, damaged: list[Position]) -> None:
   """Removes what a killed save left, and puts damaged checkpoints out of the way."""
-  for path in folder.glob(f"*{_TEMPORARY}*"):
-    shutil.rmtree(path, ignore_errors=True)
+  for name in storage.names(folder):
+    if _TEMPORARY in name or (_NAME.fullmatch(name) and not storage.committed(folder / name)):
+      with contextlib.suppress(*storage.failures()):
+        storage.remove_tree(folder / name)
   for position in damaged:
     target = folder / f"{position.name}.damaged"
-    shutil.rmtree(target, ignore_errors=True)
-    (folder / position.name).rename(target)
+    storage.remove_tree(target)
+    storage.move(folder / position.name, target)
 
 
-def restore(folder: pathlib.Path, abstract: TrainState) -> TrainState:
+def restore(folder: storage.Path, abstract: TrainState) -> TrainState:
   """The state of a checkpoint, laid out as `abstract` says, whatever mesh wrote it."""
   return TrainState(**_read(folder, _tree(abstract)))
 
 
-def restore_weights(folder: pathlib.Path, abstract: TrainState) -> Any:
+def restore_weights(folder: storage.Path, abstract: TrainState) -> Any:
   """The weights that a checkpoint evaluates with: their average where it has one."""
   tree = _weights(read_about(folder)["arrays"], abstract.params)
   read = _read(folder, tree, partial=True)
   return {name: part for of in read.values() for name, part in of.items()}
 
 
-def check_fits(folder: pathlib.Path, abstract: TrainState, weights_only: bool) -> None:
+def check_fits(folder: storage.Path, abstract: TrainState, weights_only: bool) -> None:
   """Raises a UserError if a checkpoint's arrays are not those of this state."""
   there = read_about(folder)["arrays"]
   here = arrays_of(_tree(abstract))
@@ -254,14 +258,18 @@ def _tree(state: TrainState) -> dict[str, Any]:
   return {name: part for name, part in state._asdict().items() if part is not None}
 
 
-def _read(folder: pathlib.Path, tree, partial: bool = False):
+def _read(folder: storage.Path, tree, partial: bool = False):
   args = ocp.args.PyTreeRestore(
     item=tree,
     restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
     partial_restore=partial,
   )
   with contextlib.closing(_checkpointer()) as checkpointer:
-    return checkpointer.restore(folder.absolute(), args=args)
+    return checkpointer.restore(_absolute(folder), args=args)
+
+
+def _absolute(folder: storage.Path) -> storage.Path:
+  return folder if storage.is_remote(folder) else folder.absolute()
 
 
 def _checkpointer(before_commit=None) -> ocp.AsyncCheckpointer:
@@ -289,39 +297,18 @@ def _checkpointer(before_commit=None) -> ocp.AsyncCheckpointer:
 
 
 @contextlib.contextmanager
-def _told(folder: pathlib.Path):
+def _told(folder: storage.Path):
   """What goes wrong while writing, as the user's error."""
   try:
     yield
-  except (OSError, ValueError, RuntimeError) as e:  # TensorStore tells of a full disk in any
+  except (
+    *storage.failures(),
+    ValueError,
+    RuntimeError,
+  ) as e:  # TensorStore tells of a full disk in any
     last = positions(folder)
     good = f"the last good one is {last[-1].name}" if last else "there is none yet"
     raise UserError(
       f"a checkpoint could not be written in {folder} ({one_line(e)}); {good}; free space or "
       "mend the storage, then start the same command again"
     ) from e
-
-
-def _listed(folder: pathlib.Path) -> list[str]:
-  paths = (p for p in folder.rglob("*") if p.is_file() and p.name not in _WRITTEN_LATER)
-  return sorted(os.fspath(p.relative_to(folder)) for p in paths)
-
-
-def _yield_processor() -> None:
-  """Lets every other thread run before this one, where the system allows it."""
-  with contextlib.suppress(AttributeError, OSError):
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
-def _digests(
-  folder: pathlib.Path, names: list[str], threads: int = _HASHERS, begin: Callable | None = None
-) -> dict[str, list]:
-  """[size, SHA-256] of files; each thread begins with `begin`."""
-
-  def one(name):
-    with open(folder / name, "rb") as f:
-      digest = hashlib.file_digest(f, "sha256").hexdigest()
-      return [f.tell(), digest]
-
-  with concurrent.futures.ThreadPoolExecutor(threads, initializer=begin) as pool:
-    return dict(zip(names, pool.map(one, names), strict=True))

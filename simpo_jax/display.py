@@ -127,7 +127,8 @@ class Display:
     if not shared:
       self.say("no checkpoints: the hosts do not share the workdir; name one that all see")
 
-  def compiled(self, compiled: Compiled) -> None:
+  def compiled(self, compiled: Compiled, changes: list[str]) -> None:
+    """What the compiler made, and `resume.changes_since` the checkpoint."""
     peaks = compiled.memory.peaks()
     peaks.pop("abort", None)
     self.say(
@@ -135,6 +136,11 @@ class Display:
       f"memory per device: {', '.join(f'{k} {human_bytes(v)}' for k, v in peaks.items())}; of "
       f"it the train state, updated in place: {human_bytes(compiled.memory.aliased)}"
     )
+    if changes:
+      self.say(
+        f"not the program that wrote the checkpoint ({'; '.join(changes)}): the run goes on, but "
+        "its numbers may differ in the last digits from those of a run that was never interrupted"
+      )
 
   def train_step(self, step: int, total: int, row: dict[str, Any]) -> None:
     self.say(

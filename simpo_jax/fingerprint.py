@@ -8,13 +8,16 @@ import sys
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from simpo_jax.config import flatten
 from simpo_jax.data.tokenizer import Tokenizer
 from simpo_jax.ledger import digest
+from simpo_jax.program import Compiled, compiler_options
 from simpo_jax.resolve import Run
 
 _PACKAGES = ("simpo-jax", "jax", "jaxlib", "libtpu", "optax", "numpy", "transformers")
+_COMPILERS = ("jax", "jaxlib", "libtpu")
 # Environment variables that the compiler reads.
 _COMPILER = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # Settings of jax that change a program's text or numbers.
@@ -46,9 +49,28 @@ def settings_fields(config) -> dict[str, str]:
   return {
     **{f"config.{name}": repr(value) for name, value in flatten(config).items()},
     **{f"version of {name}": version for name, version in versions().items()},
+    **_compile_settings(),
+    "devices": ", ".join(f"{d.process_index}:{d.id} {d.device_kind}" for d in jax.devices()),
+  }
+
+
+def build_fields(compiled: Compiled, mesh: Mesh) -> dict[str, str]:
+  """What decides, to the last bit, on the numbers of a program."""
+  found = versions()
+  return {
+    "program text": compiled.fingerprint,
+    **{f"version of {name}": found[name] for name in _COMPILERS},
+    **_compile_settings(),
+    "compile options": str(compiler_options(mesh)),
+    "mesh": str(dict(mesh.shape)),
+    "device kind": mesh.devices.flat[0].device_kind,
+  }
+
+
+def _compile_settings() -> dict[str, str]:
+  return {
     **{name: os.environ.get(name, "") for name in _COMPILER},
     **{name: str(getattr(jax.config, name)) for name in _JAX},
-    "devices": ", ".join(f"{d.process_index}:{d.id} {d.device_kind}" for d in jax.devices()),
   }
 
 
@@ -84,7 +106,8 @@ def _tokenizer(t: Tokenizer) -> tuple:
   """Its tokens in their order, how text is cut into them, and what templates make of it."""
   text = t.decode(range(t.vocab_size))
   ids = np.asarray(t.encode(text[:_PROBE]), np.int32)
-  return text, ids, str((t.bos_id, t.eos_ids, t.pad_id, t.vocab_size)), t.chat_template or ""
+  specials = str((t.bos_id, t.eos_ids, t.pad_id, t.vocab_size, t.adds_bos))
+  return text, b"\n".join(t.token_bytes()), ids, specials, t.chat_template or ""
 
 
 def _sizes(path: pathlib.Path | None) -> str:

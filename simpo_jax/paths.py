@@ -32,6 +32,8 @@ def leaves(folder: pathlib.Path, name: str) -> bool:
   path = pathlib.PurePosixPath(name)
   if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
     return True
+  if "://" in str(folder):  # buckets have no links
+    return False
   try:
     home, target = folder.resolve(), (folder / name).resolve()
   except (OSError, ValueError, RuntimeError):  # the last: a link to itself

@@ -8,7 +8,8 @@ Examples:
   python -m simpo_jax.prepare --verify=tfds:mine --out=data
 
 A source is a file (.json .jsonl .jsonl.gz .json.gz .parquet), a folder of such files, or a
-dataset of the Hugging Face hub, ORG/NAME[:PATTERN]. A run reads the result with
+dataset of the Hugging Face hub, ORG/NAME[:PATTERN]. Files, folders and --out may lie in a
+bucket: gs://BUCKET/..., s3://BUCKET/.... A run reads the result with
 --config.data.train=tfds:NAME --config.data.dir=OUT.
 """
 
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from simpo_jax import storage
 from simpo_jax.errors import UserError
 from simpo_jax.paths import check_path
 
@@ -59,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     check_path("--source", source)
   check_path("--out", values.out or "")
   check_path("--verify", (values.verify or "").removeprefix("tfds:"))
-  out = pathlib.Path(values.out).expanduser() if values.out else default_dir()
+  out = storage.open_path(values.out, "--out") if values.out else default_dir()
   if values.verify:
     start = time.perf_counter()
     files, size = verify(values.verify, out)
@@ -82,14 +84,14 @@ def main(argv: Sequence[str]) -> None:
 
 def prepare(
   sources: Sequence[str],
-  out: pathlib.Path,
+  out: storage.Path,
   name: str | None = None,
   version: str = "1.0.0",
   workers: int = 1,
   eval_fraction: float = 0.0,
   max_skip_fraction: float = 0.1,
   force: bool = False,
-) -> pathlib.Path:
+) -> storage.Path:
   """Prepares a dataset, shows how it goes, and returns its folder; see `building.build`."""
   from simpo_jax.data import hub
   from simpo_jax.data.building import Target, build
@@ -122,7 +124,8 @@ def prepare(
 
 def _name_of(source: str) -> str:
   """The dataset's name from that of its source: my-Pairs.v2.jsonl.gz -> my_pairs_v2."""
-  stem = source.split(":")[0] if not os.path.exists(source) else source
+  local = os.path.exists(source) or storage.is_remote(source)
+  stem = source if local else source.split(":")[0]
   stem = re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", pathlib.Path(stem).name.lower())
   name = re.sub(r"[^a-z0-9]+", "_", stem).strip("_")
   return name if name[:1].isalpha() else f"pairs_{name}".strip("_")

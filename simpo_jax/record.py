@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import json
-import pathlib
 import resource
 import socket
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 import jax
 
-from simpo_jax import distributed
+from simpo_jax import distributed, storage
 from simpo_jax import workdir as files
 from simpo_jax.errors import UserError
 from simpo_jax.fingerprint import versions
@@ -29,7 +28,7 @@ _EVERY = 5.0  # seconds between rewrites in the middle of a run, whose list of l
 class RunRecord:
   """The content of run.json; process 0 writes it, whole or not at all."""
 
-  def __init__(self, folder: pathlib.Path, run: Run, config, writes: bool, start: Start):
+  def __init__(self, folder: storage.Path, run: Run, config, writes: bool, start: Start):
     self._started = time.perf_counter()
     self._saved = 0.0
     self._path = folder / "run.json"
@@ -52,6 +51,7 @@ class RunRecord:
       },
       "processes": jax.process_count(),
       "versions": versions(),
+      "date": run.date,
       "data": {},
       "pairs": {"train": len(run.train_pairs), "held_out": len(run.eval_pairs)},
       "timings": {},
@@ -63,9 +63,11 @@ class RunRecord:
       files.write_json(folder / "config.json", json.loads(config.to_json()))
     self.save("compiling")
 
-  def compiled(self, compiled: Compiled) -> None:
-    """Adds what the compiler said."""
+  def compiled(self, compiled: Compiled, changes: list[str]) -> None:
+    """Adds what the compiler said, and what `resume.changes_since` the checkpoint."""
     self.data["program"] = compiled.fingerprint
+    if changes:
+      self.data["resumes"][-1]["program_changes"] = changes
     self.data["peak_bytes"] = compiled.memory.peaks()
     self.data["memory"] = compiled.memory._asdict()
     self.data["timings"]["compile"] = round(compiled.compile_seconds, 3)
@@ -102,6 +104,7 @@ class RunRecord:
     if self._track is not None:
       self.data["tracking"] = self._track.state
     if self._writes:
+      files.flush_metrics(self._path.parent, now=status != "running")
       files.write_json(self._path, self.data)
 
   def finished(self, status: str) -> None:
@@ -119,7 +122,7 @@ class RunRecord:
       return []
     try:
       before = json.loads(self._path.read_text()).get("resumes", [])
-    except (OSError, ValueError):  # another process's to read
+    except (*storage.failures(), ValueError):  # another process's to read
       before = []
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return [*before, {"step": start.position.step, "checkpoint": start.position.name, "when": now}]

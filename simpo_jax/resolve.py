@@ -62,20 +62,22 @@ class Run(NamedTuple):
   pool: Pool
   attention_note: str | None  # where and why attention is not the platform's own kernel
   program: ProgramConfig
+  date: str  # what chat templates take for now, ISO 8601
 
 
-def resolve(config, mesh: Mesh | None = None) -> Run:
+def resolve(config, mesh: Mesh | None = None, date: str = "") -> Run:
   """Opens and checks all that the config names.
 
   Args:
     mesh: of described devices, to plan a run on them; None: this run's own devices.
+    date: when the run began, for chat templates that print the date; "": now.
 
   Raises:
     UserError: a field, file, model or prompt that cannot be used, and what to change.
   """
   validate(config)
   model = open_model(config.model.source)
-  tokenizer = load_tokenizer(config.model.source)
+  tokenizer = load_tokenizer(config.model.source, date)
   if tokenizer.vocab_size > model.config.vocab_size:
     raise UserError(
       f"the tokenizer of {config.model.source} has {tokenizer.vocab_size} tokens, the model only "
@@ -107,6 +109,7 @@ def resolve(config, mesh: Mesh | None = None) -> Run:
     pool=pool,
     attention_note=note,
     program=program,
+    date=date,
   )
 
 

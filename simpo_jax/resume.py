@@ -1,15 +1,15 @@
 """Where a run begins: at step 0, at its own last good checkpoint, or at another run's."""
 
+import contextlib
+import datetime
 import json
-import os
-import pathlib
 import secrets
-import shutil
 from typing import Any, NamedTuple
 
 import jax
 
-from simpo_jax import distributed
+from simpo_jax import distributed, storage
+from simpo_jax import workdir as files
 from simpo_jax.checkpoint import (
   ABOUT,
   Position,
@@ -21,13 +21,17 @@ from simpo_jax.checkpoint import (
   restore,
   restore_weights,
 )
+from simpo_jax.data.pairs import SkipReport
+from simpo_jax.data.stream import Mixture
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.ledger import Mode
 from simpo_jax.program import ProgramConfig, abstract_state, init_state, state_sharding
+from simpo_jax.resolve import Run
 from simpo_jax.schedule import launches_after
 from simpo_jax.train import TrainState
 from simpo_jax.weights import OpenModel, load_params
 
+_INIT_FROM = "--config.checkpoint.init_from"
 _FIRST = "tokenizer"  # if it changed, so have the pairs and prompts that it made
 
 
@@ -43,7 +47,7 @@ class Start(NamedTuple):
     notes: what the user should know.
   """
 
-  folder: pathlib.Path | None = None
+  folder: storage.Path | None = None
   position: Position = Position()
   about: dict[str, Any] = {}
   weights_only: bool = False
@@ -51,23 +55,23 @@ class Start(NamedTuple):
   notes: tuple[str, ...] = ()
 
 
-def checkpoints_folder(workdir: pathlib.Path) -> pathlib.Path:
+def checkpoints_folder(workdir: storage.Path) -> storage.Path:
   """Where a run's checkpoints lie."""
   return workdir / "checkpoints"
 
 
-def is_shared(folder: pathlib.Path) -> bool:
+def is_shared(folder: storage.Path) -> bool:
   """Whether all processes see the same folder; all must ask."""
   if jax.process_count() == 1:
     return True
   token = secrets.token_hex(8)
   probe = folder / ".shared"
   if jax.process_index() == 0:
-    probe.write_text(token)
+    storage.write(probe, token)
   token = distributed.gather("shared workdir", token)[0]
   try:
     seen = probe.read_text() == token
-  except OSError:
+  except storage.failures():
     seen = False
   everyone = distributed.gather("sight of the workdir", json.dumps(seen))
   if jax.process_index() == 0:
@@ -75,13 +79,35 @@ def is_shared(folder: pathlib.Path) -> bool:
   return all(json.loads(answer) for answer in everyone)
 
 
-def find_start(
-  workdir: pathlib.Path, config, identity: dict[str, str], program: ProgramConfig
-) -> Start:
+def run_date(workdir: str | None, config) -> str:
+  """When the run that is to go on began, else now: local time, ISO 8601.
+
+  Chat templates that print the date are shown it, so that a run which goes on another
+  day trains on the same text.
+  """
+  folders = []
+  if workdir and config.checkpoint.resume:
+    folders.append(checkpoints_folder(files.open_workdir(workdir)))
+  if config.checkpoint.init_from and config.checkpoint.init_what == "all":
+    other = storage.open_path(config.checkpoint.init_from, _INIT_FROM, ("gs",))
+    folders += [other, checkpoints_folder(other)]
+  for folder in folders:
+    with contextlib.suppress(*storage.failures()):
+      for path in (folder, *(folder / p.name for p in reversed(positions(folder)))):
+        with contextlib.suppress(*storage.failures(), ValueError, KeyError):
+          return read_about(path)["date"]
+  return _now()
+
+
+def _now() -> str:
+  return datetime.datetime.now().isoformat(timespec="seconds")
+
+
+def find_start(workdir: storage.Path, config, identity: dict[str, str], run: Run) -> Start:
   """The last good checkpoint of the workdir, else what `checkpoint.init_from` names.
 
   All processes must ask. Of an own checkpoint, the workdir's later rows and samples are
-  removed: they will be written again.
+  removed: they will be written again; and `run.skips` goes on from its counts.
 
   Args:
     workdir: as `make_workdir` leaves it: its checkpoints, if any, are of this run.
@@ -90,7 +116,7 @@ def find_start(
   Raises:
     UserError: nothing usable is there, or this run is not the one that was saved.
   """
-  mine = checkpoints_folder(workdir)
+  mine, program = checkpoints_folder(workdir), run.program
   found, damaged, notes = _newest_good(mine)
   if found or damaged:
     if jax.process_index() == 0:
@@ -107,12 +133,25 @@ def find_start(
     if jax.process_index() == 0:
       _cut_back(workdir, found, about, config)
     distributed.gather("cut back", "")
+    if isinstance(run.train_pairs, Mixture) and "skips" in about:
+      run.skips["train"] = SkipReport(**about["skips"]["train"])
     return Start(folder, found, about, own=True, notes=tuple(notes))
   if not config.checkpoint.init_from:
     return Start()
   start = _other(config)
   check_fits(start.folder, abstract_state(program), start.weights_only)
   return start
+
+
+def changes_since(start: Start, build: dict[str, str]) -> list[str]:
+  """How the program differs from the one that wrote the run's own checkpoint, in words.
+
+  Args:
+    build: of the program now; see `fingerprint.build_fields`.
+  """
+  before = start.about.get("build", {}) if start.own else {}
+  differs = [name for name in before if before[name] != build.get(name)]
+  return [f"{name}: {before[name] or 'none'}, now {build.get(name) or 'none'}" for name in differs]
 
 
 def load_state(start: Start, program: ProgramConfig, model: OpenModel, seed: int) -> TrainState:
@@ -129,8 +168,8 @@ def load_state(start: Start, program: ProgramConfig, model: OpenModel, seed: int
 
 def _other(config) -> Start:
   """Start from another run's checkpoint."""
-  field, name = "--config.checkpoint.init_from", config.checkpoint.init_from
-  folder, notes = pathlib.Path(name).expanduser(), []
+  field, name = _INIT_FROM, config.checkpoint.init_from
+  folder, notes = storage.open_path(name, field, ("gs",)), []
   if not folder.is_dir():
     raise UserError(f"{field}={name} is no folder; name a workdir or a checkpoint in it")
   if (folder / ABOUT).exists():
@@ -159,7 +198,7 @@ def _other(config) -> Start:
 _ALL = ("generate", "evaluate")  # the most launches that can follow a step
 
 
-def _newest_good(folder: pathlib.Path) -> tuple[Position | None, list[Position], list[str]]:
+def _newest_good(folder: storage.Path) -> tuple[Position | None, list[Position], list[str]]:
   """The newest checkpoint that is whole, the damaged ones that are newer, and words on them."""
   listed = distributed.gather("checkpoints", json.dumps(positions(folder)))[0]
   damaged, notes = [], []
@@ -179,7 +218,7 @@ def _everyones(problem: str | None) -> str | None:
   return next((p for p in map(json.loads, answers) if p), None)
 
 
-def _check_identity(folder: pathlib.Path, before: dict[str, str], now: dict[str, str]) -> None:
+def _check_identity(folder: storage.Path, before: dict[str, str], now: dict[str, str]) -> None:
   changed = [name for name in now if before.get(name) != now[name]]
   if _FIRST in changed:
     changed = [_FIRST]
@@ -191,17 +230,15 @@ def _check_identity(folder: pathlib.Path, before: dict[str, str], now: dict[str,
     )
 
 
-def _cut_back(workdir: pathlib.Path, position: Position, about: dict[str, Any], config) -> None:
+def _cut_back(workdir: storage.Path, position: Position, about: dict[str, Any], config) -> None:
   """Removes rows and samples that are later than the checkpoint."""
-  metrics = workdir / "metrics.jsonl"
   try:
-    if metrics.exists() and metrics.stat().st_size > about["metrics_bytes"]:
-      os.truncate(metrics, about["metrics_bytes"])
+    files.cut_metrics(workdir, about["metrics_bytes"])
     for path in (workdir / "samples").glob("step_*"):
       step = int(path.name.removeprefix("step_"))
       done = launches_after(step, config)[: position.done] if step == position.step else []
       if step >= position.step and Mode.GENERATE not in done:
-        shutil.rmtree(path)
+        storage.remove_tree(path)
     (workdir / "failure.json").unlink(missing_ok=True)
-  except OSError as e:
+  except storage.failures() as e:
     raise UserError(f"--workdir={workdir} cannot be written ({one_line(e)})") from e

@@ -1,7 +1,6 @@
 """The run, top to bottom: resolve, compile once, load, then launch by the schedule."""
 
 import json
-import pathlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from simpo_jax import distributed
+from simpo_jax import distributed, storage
 from simpo_jax import workdir as files
 from simpo_jax.adapter import export_adapter
 from simpo_jax.data.feed import StepBatch, feeding
@@ -20,7 +19,7 @@ from simpo_jax.data.steps import Window, step_source, window_source
 from simpo_jax.data.stream import open_stream
 from simpo_jax.display import Display, skips_text
 from simpo_jax.errors import Stopped, UserError
-from simpo_jax.fingerprint import data_fields, identity_fields, settings_fields
+from simpo_jax.fingerprint import build_fields, data_fields, identity_fields, settings_fields
 from simpo_jax.generate import FINISH_REASONS
 from simpo_jax.launch import Launcher, StopSignal
 from simpo_jax.ledger import Mode, digest
@@ -37,7 +36,7 @@ from simpo_jax.program import (
 from simpo_jax.record import RunRecord
 from simpo_jax.requests import sample_rows, summarize
 from simpo_jax.resolve import Run, resolve
-from simpo_jax.resume import find_start, is_shared, load_state
+from simpo_jax.resume import changes_since, find_start, is_shared, load_state, run_date
 from simpo_jax.saver import Saver
 from simpo_jax.schedule import launches_after
 from simpo_jax.tracking.entries import of_generation
@@ -46,7 +45,7 @@ from simpo_jax.train import TrainState
 from simpo_jax.watchdog import Watchdog
 
 
-def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
+def run(config, workdir: str | None = None) -> tuple[TrainState, storage.Path]:
   """Runs the whole schedule of `config`.
 
   Args:
@@ -62,7 +61,7 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
     UserError: anything the user can fix, the hosts disagreeing, or a non-finite step.
   """
   distributed.agree("settings", settings_fields(config))
-  resolved = resolve(config)
+  resolved = resolve(config, date=distributed.gather("date", run_date(workdir, config))[0])
   data = data_fields(resolved)
   distributed.agree("data", data)
   workdir = workdir or distributed.gather("workdir", files.fresh_name(config.name))[0]
@@ -74,11 +73,11 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, pathlib.Path]:
 
 
 def _in_folder(
-  config, resolved: Run, data, folder: pathlib.Path
-) -> tuple[TrainState, pathlib.Path]:
+  config, resolved: Run, data, folder: storage.Path
+) -> tuple[TrainState, storage.Path]:
   program, main_process = resolved.program, jax.process_index() == 0
   identity, shared = identity_fields(resolved, data), is_shared(folder)
-  start = find_start(folder, config, identity, program)
+  start = find_start(folder, config, identity, resolved)
   record = RunRecord(folder, resolved, config, main_process, start)
   display = Display(config.train.steps, main_process)
   display.banner(resolved, count_params(resolved.model.config), folder)
@@ -101,8 +100,9 @@ def _in_folder(
       },
     )
     compiled = compile_program(program, lowered)
-    display.compiled(compiled)
-    record.compiled(compiled)
+    changes = changes_since(start, build_fields(compiled, program.mesh))
+    display.compiled(compiled, changes)
+    record.compiled(compiled, changes)
 
     # --- weights and inputs onto the devices ---------------------------------------------
     display.doing("loading weights")
@@ -124,7 +124,7 @@ def _in_folder(
       StopSignal() as stop,
       Profiler(config.profile.steps, folder) as profiler,
       feeding(windows, config.data.lookahead, program.batch, own) as batch_of,
-      Saver(config, folder, launch, start, identity, shared) as saver,
+      Saver(config, folder, resolved, launch, start, identity, shared) as saver,
     ):
       record.launching(launch, saver)
       loop = _Loop(resolved, config, launch, folder, display, stop, batch_of, own, saver, track)
@@ -182,7 +182,7 @@ class _Loop(NamedTuple):
   run: Run
   config: Any
   launch: Launcher
-  folder: pathlib.Path
+  folder: storage.Path
   display: Display
   stop: StopSignal
   batch_of: Callable[[int], StepBatch]  # a training step's
@@ -224,6 +224,11 @@ def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
   if not metrics.ok:
     bad = [pair.id for pair, is_bad in zip(pairs, metrics.pairs.bad, strict=True) if is_bad]
     leave_out(loop, step, state, metrics, bad, seconds)
+  if read is not None:
+    run.skips["train"] = add_reports(run.skips["train"], read)
+    if read.skipped:
+      loop.display.say(f"data: {skips_text(read)}")
+  if not metrics.ok:
     return state
   tokens = sum(map(pair_length, pairs))
   row = {
@@ -236,11 +241,8 @@ def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
     "rows": rows,
     "row_fill": round(tokens / (rows * run.program.batch.row_length), 4),
   }
-  if read is not None:
-    run.skips["train"] = add_reports(run.skips["train"], read)
-    if read.skipped:
-      row["data_skipped"] = read.skipped
-      loop.display.say(f"data: {skips_text(read)}")
+  if read is not None and read.skipped:
+    row["data_skipped"] = read.skipped
   loop.track(row, pair_values(metrics.pairs, run.program.step.simpo))
   loop.display.train_step(step, config.train.steps, row)
   return state

@@ -1,15 +1,17 @@
 """When a run saves, and what its checkpoints say beside the train state."""
 
 import json
-import pathlib
 import time
 from typing import Any
 
 import jax
 
+from simpo_jax import storage
+from simpo_jax import workdir as files
 from simpo_jax.checkpoint import Checkpoints, Position
-from simpo_jax.fingerprint import versions
+from simpo_jax.fingerprint import build_fields, versions
 from simpo_jax.launch import Launcher
+from simpo_jax.resolve import Run
 from simpo_jax.resume import Start, checkpoints_folder
 from simpo_jax.train import TrainState
 
@@ -19,6 +21,7 @@ class Saver:
 
   Args:
     folder: the workdir.
+    run: whose date and counts of skipped rows are kept.
     identity: see `fingerprint.identity_fields`.
     shared: whether all hosts see the workdir; if not, nothing is saved.
 
@@ -30,13 +33,14 @@ class Saver:
   def __init__(
     self,
     config,
-    folder: pathlib.Path,
+    folder: storage.Path,
+    run: Run,
     launch: Launcher,
     start: Start,
     identity: dict[str, str],
     shared: bool,
   ):
-    self._config, self._folder, self._launch = config, folder, launch
+    self._config, self._folder, self._run, self._launch = config, folder, run, launch
     self._identity = identity
     self._time = time.monotonic()
     options = config.checkpoint
@@ -101,16 +105,18 @@ class Saver:
       self._checkpoints.wait()
 
   def _about(self) -> dict[str, Any]:
-    config, metrics = self._config, self._folder / "metrics.jsonl"
-    step = self.position.step
+    config, step = self._config, self.position.step
     return {
       "launches": [entry for entry in self._launch.log if entry["mode"] != "stop"],
-      "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
+      "metrics_bytes": files.metrics_bytes(self._folder),
       "bad_steps": self.bad_steps,
       "data": {"steps": step, "pairs": step * config.train.batch_size},
       "seeds": {"seed": config.seed, "generate.seed": config.generate.seed},
       "identity": self._identity,
+      "date": self._run.date,
+      "skips": {name: report._asdict() for name, report in self._run.skips.items()},
       "program": self._launch.compiled.fingerprint,
+      "build": build_fields(self._launch.compiled, self._launch.program.mesh),
       "mesh": dict(self._launch.program.mesh.shape),
       "versions": versions(),
       "config": json.loads(config.to_json()),

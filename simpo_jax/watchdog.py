@@ -2,14 +2,14 @@
 
 import contextlib
 import faulthandler
-import pathlib
 import sys
+import tempfile
 import threading
 from typing import Any
 
 import jax
 
-from simpo_jax import distributed
+from simpo_jax import distributed, storage
 from simpo_jax.errors import Interrupted
 
 
@@ -21,7 +21,7 @@ class Watchdog:
     folder: where a file with the stacks of all threads goes, one per process.
   """
 
-  def __init__(self, config, folder: pathlib.Path):
+  def __init__(self, config, folder: storage.Path):
     self._config = config
     self._file = folder / f"watchdog_host_{jax.process_index():04d}.txt"
 
@@ -55,11 +55,13 @@ class Watchdog:
       timer.cancel()
 
   def _bite(self, seconds: float, mode: str, log: list[dict[str, Any]], row: list[int]) -> None:
-    with contextlib.suppress(OSError), open(self._file, "w") as f:
+    with contextlib.suppress(*storage.failures()), tempfile.TemporaryFile("w+") as f:
       f.write(f"launch {len(log)} ({mode}) took more than {seconds:.0f} s\n")
       f.write(f"this host's ledger row: {row}\nlaunches before it: {log}\n\n")
       f.flush()
       faulthandler.dump_traceback(f, all_threads=True)
+      f.seek(0)
+      storage.write(self._file, f.read())
     faulthandler.dump_traceback(sys.stderr, all_threads=True)
     distributed.end(
       Interrupted.exit_code,

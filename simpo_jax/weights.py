@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simpo_jax import weights_gguf, weights_hf
+from simpo_jax import storage, weights_gguf, weights_hf
 from simpo_jax.errors import UserError
 from simpo_jax.lora import Lora, all_tensors
 from simpo_jax.model import Params, Tensor, tensors
@@ -55,6 +55,11 @@ def open_model(source: str) -> OpenModel:
     UserError: the source cannot be found or read, its architecture is not supported,
       or its tensors are not exactly those that its config asks for.
   """
+  if storage.is_remote(source):
+    raise UserError(
+      f"--config.model.source={source}: models are read from local folders, .gguf files and the "
+      "hub; copy it to a local folder and name that"
+    )
   if source == "embedded":
     return OpenModel(source, EMBEDDED, None, None)
   if source.startswith("random:"):

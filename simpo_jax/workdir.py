@@ -1,7 +1,9 @@
 """The files a run leaves behind: config, run.json, metrics, samples; not its checkpoints.
 
 Whole files are written beside their final name and renamed, so that a reader, or
-a killed run, never sees half of one. Process 0 writes all but the samples.
+a killed run, never sees half of one. Process 0 writes all but the samples. In a bucket
+an object is as whole, a lease stands for the lock, and metrics.jsonl is uploaded with
+run.json, before every checkpoint and at the end.
 """
 
 import contextlib
@@ -16,15 +18,18 @@ from typing import Any
 
 import numpy as np
 
+from simpo_jax import storage
 from simpo_jax.config import flatten
-from simpo_jax.errors import UserError
+from simpo_jax.errors import UserError, one_line
+from simpo_jax.lease import Held, Lease
 
 # Fields that may differ when a run goes on: they change no number of it, or only by rounding.
 _FREE = (
   "checkpoint.", "watchdog.", "profile.", "log.", "mesh.", "tracking.", "train.max_bad_steps",
 )  # fmt: skip
+_METRICS = "metrics.jsonl"
 _SHOWN = 4  # fields listed in one message
-_locks: dict[pathlib.Path, int] = {}  # open files, whose locks are held
+_locks: dict[storage.Path, int | Lease] = {}  # open files, whose locks are held; leases
 
 
 def fresh_name(name: str) -> str:
@@ -38,7 +43,7 @@ def fresh_name(name: str) -> str:
   return path
 
 
-def make_workdir(path: str, config: dict[str, Any], process: int = 0) -> pathlib.Path:
+def make_workdir(path: str, config: dict[str, Any], process: int = 0) -> storage.Path:
   """The run's folder: empty, or as an unfinished run left it.
 
   What an attempt without a checkpoint has left moves into `attempts/`, as it does with
@@ -52,65 +57,92 @@ def make_workdir(path: str, config: dict[str, Any], process: int = 0) -> pathlib
     UserError: the folder cannot be made or written, holds a finished run or one of
       another config, or is in use.
   """
-  folder = pathlib.Path(path).expanduser()
-  if folder.is_file():
-    raise UserError(f"--workdir={folder} is a file; choose a folder")
+  folder = open_workdir(path)
   try:
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_file():
+      raise UserError(f"--workdir={folder} is a file; choose a folder")
+    if not storage.is_remote(folder):
+      folder.mkdir(parents=True, exist_ok=True)
     if process:
       return folder
-    (folder / ".writable").write_text("")
+    storage.write(folder / ".writable", "")
     (folder / ".writable").unlink()
-  except OSError as e:
+    _lock(folder)
+    if (folder / "run.json").exists():
+      _check_before(folder, config)
+      resume, saved = config.get("checkpoint", {}).get("resume"), folder / "checkpoints"
+      if not (resume and any(map(storage.committed, saved.glob("step_*[0-9]")))):
+        _set_aside(folder)
+  except storage.failures() as e:
     raise UserError(
-      f"--workdir={folder} cannot be written ({e.strerror}); choose another folder"
+      f"--workdir={folder} cannot be written ({_why(e)}); choose another folder"
     ) from e
-  _lock(folder)
-  if (folder / "run.json").exists():
-    _check_before(folder, config)
-    resume = config.get("checkpoint", {}).get("resume")
-    if not (resume and any((folder / "checkpoints").glob("step_*[0-9]"))):
-      _set_aside(folder)
+  storage.forget(folder / _METRICS)
   return folder
 
 
-def unlock(folder: pathlib.Path) -> None:
+def open_workdir(path: str) -> storage.Path:
+  """The path of a workdir."""
+  return storage.open_path(path, "--workdir", schemes=("gs",))
+
+
+def unlock(folder: storage.Path) -> None:
   """Lets another run have the folder; else the end of this process does."""
-  if (held := _locks.pop(folder.absolute(), None)) is not None:
+  held = _locks.pop(_key(folder), None)
+  if isinstance(held, Lease):
+    with contextlib.suppress(*storage.failures()):  # the run has ended, well or not
+      held.check()
+      storage.flush(folder / _METRICS)
+    held.close()
+  elif held is not None:
     os.close(held)
 
 
-def _lock(folder: pathlib.Path) -> None:
+def _key(folder: storage.Path) -> storage.Path:
+  return folder if storage.is_remote(folder) else folder.absolute()
+
+
+def _lock(folder: storage.Path) -> None:
   """Keeps a second run out of the folder until `unlock`, or for as long as this process lives."""
+  if storage.is_remote(folder):
+    try:
+      _locks[folder] = Lease(folder / ".lock")
+    except Held as e:
+      raise UserError(_in_use(folder, f" ({e})")) from None
+    return
   opened = os.open(folder, os.O_RDONLY)
   try:
     fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     os.close(opened)
-    raise UserError(
-      f"--workdir={folder} is in use by a run in progress; choose another folder"
-    ) from None
+    raise UserError(_in_use(folder)) from None
   except OSError:
     pass  # a file system without locks
   _locks[folder.absolute()] = opened
 
 
-def _check_same(folder: pathlib.Path) -> None:
+def _in_use(folder: storage.Path, by: str = "") -> str:
+  return f"--workdir={folder} is in use by a run in progress{by}; choose another folder"
+
+
+def _check_same(folder: storage.Path) -> None:
   """Raises an OSError if the folder is another than the run began in, or gone."""
-  held = _locks.get(folder.absolute())
-  if held is not None and not os.path.samestat(os.fstat(held), os.stat(folder)):
+  held = _locks.get(_key(folder))
+  if isinstance(held, Lease):
+    held.check()
+  elif held is not None and not os.path.samestat(os.fstat(held), os.stat(folder)):
     # A save in the background may have made it anew.
     raise FileNotFoundError(errno.ENOENT, "the folder has vanished, or another is in its place")
 
 
-def _check_before(folder: pathlib.Path, config: dict[str, Any]) -> None:
+def _check_before(folder: storage.Path, config: dict[str, Any]) -> None:
   """Raises a UserError unless the folder holds an unfinished run of this config."""
   try:
     status = json.loads((folder / "run.json").read_text())["status"]
     before = flatten(json.loads((folder / "config.json").read_text()))
   except FileNotFoundError:
     return  # it was being set aside
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+  except (*storage.failures(), ValueError, KeyError, TypeError, AttributeError):
     before = status = None
   if status == "done":
     raise UserError(
@@ -135,29 +167,30 @@ def _check_before(folder: pathlib.Path, config: dict[str, Any]) -> None:
     )
 
 
-def _set_aside(folder: pathlib.Path) -> None:
+def _set_aside(folder: storage.Path) -> None:
   attempts = folder / "attempts"
-  attempts.mkdir(exist_ok=True)
-  target = attempts / f"{len(list(attempts.iterdir())) + 1:04d}"
-  target.mkdir()
+  target = attempts / f"{len(storage.names(attempts)) + 1:04d}"
+  if not storage.is_remote(folder):
+    target.mkdir(parents=True)
   # run.json last: should this be killed, the next attempt goes on with it.
-  for path in sorted(folder.iterdir(), key=lambda p: (p.name == "run.json", p.name)):
-    if path.name != "attempts":
-      path.rename(target / path.name)
+  for name in sorted(storage.names(folder), key=lambda name: (name == "run.json", name)):
+    if name not in ("attempts", ".lock"):
+      storage.move(folder / name, target / name)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: storage.Path, value: Any) -> None:
   """Writes a JSON file whole, or not at all."""
   _replace(path, json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n")
 
 
-def write_rows(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def write_rows(path: storage.Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
   """Writes a JSONL file whole, and returns its rows."""
   rows = list(rows)
-  with _told(path):
-    # Not `parents`: a workdir that has vanished must not come back empty.
-    path.parent.parent.mkdir(exist_ok=True)
-    path.parent.mkdir(exist_ok=True)
+  if not storage.is_remote(path):
+    with _told(path):
+      # Not `parents`: a workdir that has vanished must not come back empty.
+      path.parent.parent.mkdir(exist_ok=True)
+      path.parent.mkdir(exist_ok=True)
   _replace(
     path,
     "".join(
@@ -167,41 +200,62 @@ def write_rows(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> list[dict[
   return rows
 
 
-def append_metrics(folder: pathlib.Path, row: dict[str, Any]) -> None:
-  """Appends one line to metrics.jsonl."""
+def append_metrics(folder: storage.Path, row: dict[str, Any]) -> None:
+  """Appends one line to metrics.jsonl; in a bucket, uploaded later by `flush_metrics`."""
   with _told(folder):
-    _check_same(folder)
-  with _told(folder), open(folder / "metrics.jsonl", "a") as f:
-    f.write(json.dumps(row, allow_nan=False, default=_plain) + "\n")
+    if not storage.is_remote(folder):
+      _check_same(folder)
+    storage.append(folder / _METRICS, json.dumps(row, allow_nan=False, default=_plain) + "\n")
 
 
-def samples_folder(folder: pathlib.Path, step: int) -> pathlib.Path:
+def flush_metrics(folder: storage.Path, now: bool) -> None:
+  """Uploads metrics.jsonl to a bucket; see `storage.flush`."""
+  if storage.is_remote(folder):
+    with _told(folder):
+      _check_same(folder)
+      storage.flush(folder / _METRICS, now)
+
+
+def metrics_bytes(folder: storage.Path) -> int:
+  """Of metrics.jsonl, all of which is then in its place."""
+  with _told(folder):
+    return storage.size(folder / _METRICS)
+
+
+def cut_metrics(folder: storage.Path, length: int) -> None:
+  """Leaves so many bytes of metrics.jsonl."""
+  storage.truncate(folder / _METRICS, length)
+
+
+def samples_folder(folder: storage.Path, step: int) -> storage.Path:
   """Where the generations after a step lie."""
   return folder / "samples" / f"step_{step:06d}"
 
 
-def samples_file(folder: pathlib.Path, step: int, process: int, processes: int) -> pathlib.Path:
+def samples_file(folder: storage.Path, step: int, process: int, processes: int) -> storage.Path:
   """One process's samples of a step."""
   return samples_folder(folder, step) / f"host_{process:04d}_of_{processes:04d}.jsonl"
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(path.name + ".tmp")
+def _replace(path: storage.Path, text: str) -> None:
   with _told(path):
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    storage.write(path, text)
 
 
 @contextlib.contextmanager
-def _told(path: pathlib.Path):
+def _told(path: storage.Path):
   """A full disk, or a folder that is gone or may not be written, as the user's error."""
   try:
     yield
-  except OSError as e:
+  except storage.failures() as e:
     raise UserError(
-      f"{path} cannot be written ({e.strerror or e}); free space or mend the storage, then start "
+      f"{path} cannot be written ({_why(e)}); free space or mend the storage, then start "
       "the same command again: it goes on from the last checkpoint"
     ) from e
+
+
+def _why(error: Exception) -> str:
+  return getattr(error, "strerror", None) or one_line(error)
 
 
 def _plain(value):

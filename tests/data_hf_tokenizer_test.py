@@ -167,6 +167,14 @@ def test_template_trouble_is_a_reason(tmp_path):
     tokenize_pair(_chat("q", "x", "y"), t, _data())
 
 
+def test_a_template_sees_the_date_of_the_run(tmp_path):
+  today = "{{ strftime_now('%d %b %Y, %H:%M') }}"
+  _save(tmp_path, "{% macro m() %}" + today + "{% endmacro %}{{ m() }}; " + today)
+  t = load_tokenizer(str(tmp_path), "2026-11-23T23:59:30")
+  date = "23 Nov 2026, 23:59"
+  assert t.render([{"role": "user", "content": "q"}], False) == f"{date}; {date}"
+
+
 def test_messages_without_a_template_are_the_users_mistake(tmp_path):
   t = _save(tmp_path, None)
   assert t.chat_template is None and t.eos_ids == (EOS,)

@@ -146,6 +146,14 @@ def test_rows_that_cannot_be_used_are_counted_and_replaced(tmp_path):
   )
 
 
+@pytest.mark.parametrize("size", (16, 24, 64))
+def test_a_substitute_is_another_row_whatever_the_number_of_rows(tmp_path, size):
+  data = prepared(tmp_path, "a", unusable(rows_of(size), 4))
+  fields = {"max_length": 256, "max_prompt_length": 128, "row_length": 160}
+  pairs, _ = stream([data], max_skip_fraction=0.9, **fields)(0, 5 * size)
+  assert {p.id for p in pairs} == {f"a.jsonl:{i + 1}" for i in range(size) if i % 4}
+
+
 def test_too_many_of_them_end_the_run(tmp_path):
   data = prepared(tmp_path, "a", unusable(rows_of(200), 3))
   fields = {"max_length": 256, "max_prompt_length": 128, "row_length": 160}

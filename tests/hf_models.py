@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers.models import BPE
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from fixtures import smollm2_gguf
@@ -44,6 +46,19 @@ def hf_model(kind: str, seed: int = 0, **changes):
       if "norm" in name:
         p.add_(1.0)
   return net
+
+
+def save_hf_folder(folder, template: str):
+  """A tiny Llama and a tokenizer of single characters, as a hub's repository holds them."""
+  chars = [*map(chr, range(32, 127)), "\n"]
+  rust = Tokenizer(BPE(vocab={c: i for i, c in enumerate(chars)}, merges=[]))
+  rust.decoder = decoders.Fuse()
+  names = ["</s>", *(f"<|{i}|>" for i in range(VOCAB - len(chars) - 1))]
+  rust.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
+  tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=rust, eos_token="</s>")
+  tokenizer.chat_template = template
+  tokenizer.save_pretrained(folder)
+  hf_model("Llama").save_pretrained(folder)
 
 
 @functools.cache

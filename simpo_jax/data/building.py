@@ -3,6 +3,7 @@
 Each part of the source (`chunks.cut`) becomes one shard of each split, so what is written
 does not depend on the number of workers. Everything goes to a folder of its own, which is
 renamed when it is complete: readers, and whoever comes after a kill, see all or nothing.
+For a bucket that folder is a local one; what is uploaded last makes a dataset of it.
 """
 
 import concurrent.futures
@@ -29,27 +30,35 @@ from tensorflow_datasets.core import (
 )
 from tensorflow_datasets.core.utils import version as tfds_version
 
+from simpo_jax import storage
 from simpo_jax.data.chunks import Chunk, File, cut, stamp
 from simpo_jax.data.forms import REASONS
 from simpo_jax.data.prepared import HELD_OUT, TRAIN
 from simpo_jax.data.records import DESCRIPTION, FORMAT, RECORD, features
 from simpo_jax.data.shards import EXAMPLES, Written, write_chunk
-from simpo_jax.errors import UserError
+from simpo_jax.errors import UserError, one_line
+from simpo_jax.lease import Held, Lease
 
 _MARK = ".preparing-"
+_LAST = "dataset_info.json"  # without it a folder is no dataset
 
 
 class Target(NamedTuple):
   """Where a dataset is prepared, and from what."""
 
-  out: pathlib.Path  # TFDS's data_dir
+  out: storage.Path  # TFDS's data_dir
   name: str
   version: str
   source: dict[str, Any]  # what, when the same, gives the same dataset
 
   @property
-  def folder(self) -> pathlib.Path:
+  def folder(self) -> storage.Path:
     return self.out / self.name / self.version
+
+  @property
+  def there(self) -> bool:
+    """Whether it is there already."""
+    return (self.folder / (_LAST if storage.is_remote(self.out) else "")).exists()
 
 
 class PreferencePairs(dataset_builder.FileReaderBuilder, skip_registration=True):
@@ -123,7 +132,7 @@ def build(
   """
   source = {**target.source, "files": stamp(files), "eval_fraction": eval_fraction}
   with _alone(target):
-    if target.folder.exists() and not force:
+    if target.there and not force:
       return _same(target, source), False
     chunks = cut(files, chunk_bytes) if chunk_bytes else cut(files)
     record: dict[str, Any] = {}
@@ -134,7 +143,8 @@ def build(
       _check_skips(record, max_skip_fraction)
       return record["shards"]
 
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}{_MARK}", dir=target.out))
+    here = None if storage.is_remote(target.out) else target.out
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}{_MARK}", dir=here))
     try:
       builder = PreferencePairs(target, scratch, write)
       with contextlib.redirect_stdout(io.StringIO()):  # notices of a download of unknown size
@@ -146,7 +156,8 @@ def build(
       if "no space left" not in str(error).lower():
         raise
       raise UserError(
-        f"no space is left in {target.out}, nothing was written; free some, or choose another --out"
+        f"no space is left in {here or scratch.parent}, nothing was written; free some, or choose "
+        f"another {'--out' if here else 'TMPDIR'}"
       ) from error
     finally:
       shutil.rmtree(scratch, ignore_errors=True)
@@ -154,6 +165,15 @@ def build(
 
 
 def _into_place(done: pathlib.Path, target: Target, scratch: pathlib.Path) -> None:
+  if storage.is_remote(target.out):
+    try:
+      storage.remove_tree(target.folder)
+      storage.upload(done, target.folder, last=_LAST)
+    except storage.failures() as error:
+      raise UserError(
+        f"--out={target.out} cannot be written ({one_line(error)}); start the same command again"
+      ) from error
+    return
   target.folder.parent.mkdir(exist_ok=True)
   if target.folder.exists():
     os.rename(target.folder, scratch / "replaced")
@@ -163,6 +183,18 @@ def _into_place(done: pathlib.Path, target: Target, scratch: pathlib.Path) -> No
 @contextlib.contextmanager
 def _alone(target: Target):
   """Keeps other preparations of the name out, and clears what killed ones have left."""
+  if storage.is_remote(target.out):
+    try:
+      lease = Lease(target.out / f".{target.name}.lock")
+    except Held:
+      raise UserError(_being_prepared(target)) from None
+    except storage.failures() as error:
+      raise UserError(
+        f"--out={target.out} cannot be written ({one_line(error)}); choose another folder"
+      ) from error
+    with contextlib.closing(lease):
+      yield
+    return
   try:
     target.out.mkdir(parents=True, exist_ok=True)
     handle = os.open(target.out / f".{target.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -174,9 +206,7 @@ def _alone(target: Target):
     try:
       fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise UserError(
-        f"{target.name} is being prepared in {target.out} right now; wait for it to end"
-      ) from None
+      raise UserError(_being_prepared(target)) from None
     for left in target.out.glob(f"{target.name}{_MARK}*"):
       shutil.rmtree(left, ignore_errors=True)
     yield
@@ -184,11 +214,15 @@ def _alone(target: Target):
     os.close(handle)
 
 
+def _being_prepared(target: Target) -> str:
+  return f"{target.name} is being prepared in {target.out} right now; wait for it to end"
+
+
 def _same(target: Target, source: dict[str, Any]) -> dict[str, Any]:
   """The record of what is there, if it came from the same source."""
   try:
     record = json.loads((target.folder / RECORD).read_text())
-  except (OSError, ValueError):
+  except (*storage.failures(), ValueError):
     record = {}
   if record.get("source") != json.loads(json.dumps(source)):
     raise UserError(

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from simpo_jax import storage
+from simpo_jax.data import fetching
 from simpo_jax.data.sources import (
   EXTENSIONS,
   MAX_LINE,
@@ -47,26 +49,29 @@ class Chunk(NamedTuple):
 
 
 def find_files(source: str) -> list[File]:
-  """The files of a local source: one file, or all of a folder, in the order of their names.
+  """The files of a source: one file, or all of a folder, in the order of their names.
+
+  Those in a bucket are fetched.
 
   Raises:
     UserError: there is no such file or folder, or no file of a known kind in it.
   """
-  folder = pathlib.Path(source).expanduser()
+  folder = storage.open_path(source, "--source")
   if not folder.is_dir():
     file = find_file(source)
     return [File(str(file), file.name)]
-  paths = sorted(
-    p
-    for p in folder.rglob("*")
-    if p.name.lower().endswith(EXTENSIONS)
-    and p.is_file()
+  names = [
+    name
+    for name in storage.sizes(folder)
+    if name.lower().endswith(EXTENSIONS)
     # What a download or an editor keeps beside the data.
-    and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-  )
-  if not paths:
+    and not any(part.startswith(".") for part in name.split("/"))
+  ]
+  if not names:
     raise UserError(f"{source} holds no file whose name ends in {', '.join(EXTENSIONS)}")
-  return [File(str(p), p.relative_to(folder).as_posix()) for p in paths]
+  if storage.is_remote(folder):
+    folder = fetching.fetch(folder, names)
+  return [File(str(folder / name), name) for name in names]
 
 
 def cut(files: Sequence[File], chunk_bytes: int = CHUNK_BYTES) -> list[Chunk]:

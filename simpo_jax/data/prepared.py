@@ -1,8 +1,9 @@
 """Opens prepared datasets, "tfds:NAME_OR_DIR[:SPLIT]", for reading at random places.
 
-What guards a read: shards are compared with their recorded sizes when a dataset is opened;
-every record lies in a chunk with a hash of its own, which is checked whenever it is read;
-`python -m simpo_jax.prepare --verify` compares the sha256 of whole shards.
+What guards a read: shards are compared with their recorded sizes when a dataset is opened,
+and with their sha256 when it is fetched from a bucket, as a whole; every record lies in a
+chunk with a hash of its own, which is checked whenever it is read; `python -m
+simpo_jax.prepare --verify` compares the sha256 of whole shards.
 """
 
 import json
@@ -11,6 +12,8 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
+from simpo_jax import storage
+from simpo_jax.data import fetching
 from simpo_jax.data.records import RECORD, to_row
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.paths import leaves
@@ -59,9 +62,11 @@ def is_prepared(spec: str) -> bool:
   return spec.startswith(PREFIX)
 
 
-def default_dir() -> pathlib.Path:
+def default_dir() -> storage.Path:
   """Where TFDS looks for datasets."""
-  return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+  return storage.open_path(
+    os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "TFDS_DATA_DIR"
+  )
 
 
 def split_spec(spec: str) -> tuple[str, str | None]:
@@ -88,11 +93,12 @@ def open_prepared(spec: str, data_dir: str = "", split: str = TRAIN) -> Prepared
   record = _record(folder)
   check_sizes(folder, record)
   _check_types(folder)
+  here = _fetched(folder, record) if storage.is_remote(folder) else folder
   import tensorflow_datasets as tfds
 
   try:
-    builder = tfds.builder_from_directory(str(folder))
-    _check_files(folder, builder)
+    builder = tfds.builder_from_directory(str(here))
+    _check_files(here, builder)
     source = builder.as_data_source(split=split)
     name, count = builder.info.full_name, len(source)
   except UserError:
@@ -110,7 +116,7 @@ def has_split(spec: str, data_dir: str, split: str) -> bool:
   return bool(_record(_folder(spec, split_spec(spec)[0], data_dir))["pairs"].get(split))
 
 
-def verify(spec: str, data_dir: pathlib.Path) -> tuple[int, int]:
+def verify(spec: str, data_dir: storage.Path) -> tuple[int, int]:
   """(shards, bytes) after comparing every checksum; raises UserError naming what differs."""
   from simpo_jax.data.shards import sha256
 
@@ -123,20 +129,20 @@ def verify(spec: str, data_dir: pathlib.Path) -> tuple[int, int]:
   for shard in shards:
     try:
       found = sha256(folder / shard["file"])
-    except OSError as error:
+    except storage.failures() as error:
       raise UserError(_corrupt(folder, shard["file"], one_line(error))) from error
     if found != shard["sha256"]:
       raise UserError(_corrupt(folder, shard["file"], "its sha256 is not what was written"))
   return len(shards), sum(s["bytes"] for s in shards)
 
 
-def check_sizes(folder: pathlib.Path, record: dict[str, Any]) -> None:
+def check_sizes(folder: storage.Path, record: dict[str, Any]) -> None:
   """Raises UserError for a shard that is absent or not as long as it was written."""
+  sizes = storage.sizes(folder)
   for shard in _shards(record):
-    try:
-      size = (folder / shard["file"]).stat().st_size
-    except OSError as error:
-      raise UserError(_corrupt(folder, shard["file"], error.strerror)) from error
+    size = sizes.get(shard["file"])
+    if size is None:
+      raise UserError(_corrupt(folder, shard["file"], "No such file or directory"))
     if size != shard["bytes"]:
       raise UserError(
         _corrupt(
@@ -145,7 +151,7 @@ def check_sizes(folder: pathlib.Path, record: dict[str, Any]) -> None:
       )
 
 
-def _check_types(folder: pathlib.Path) -> None:
+def _check_types(folder: storage.Path) -> None:
   """TFDS imports whatever module features.json names; only its own features may be named."""
   path, known = folder / "features.json", "tensorflow_datasets.core.features."
 
@@ -161,7 +167,7 @@ def _check_types(folder: pathlib.Path) -> None:
     if not path.is_file():
       raise FileNotFoundError("it is not there")
     walk([json.loads(path.read_text())])
-  except (OSError, ValueError, RecursionError) as error:
+  except (*storage.failures(), ValueError, RecursionError) as error:
     raise UserError(_corrupt(folder, path.name, one_line(error))) from error
 
 
@@ -176,8 +182,23 @@ def _check_files(folder: pathlib.Path, builder) -> None:
         )
 
 
+def _fetched(folder: storage.Path, record: dict[str, Any]) -> pathlib.Path:
+  """A copy of the dataset, whose shards are as they were written."""
+  from simpo_jax.data.shards import sha256
+
+  def check(here: pathlib.Path) -> None:
+    for shard in _shards(record):
+      if sha256(here / shard["file"]) != shard["sha256"]:
+        raise UserError(_corrupt(folder, shard["file"], "its sha256 is not what was written"))
+
+  try:
+    return fetching.fetch(folder, list(storage.sizes(folder)), check)
+  except storage.failures() as error:
+    raise UserError(f"{folder} cannot be read ({one_line(error)})") from error
+
+
 def _corrupt(folder, shard: str, why: str) -> str:
-  path = pathlib.Path(folder)
+  path = storage.open_path(folder, "data")
   out, name, version = path.parent.parent, path.parent.name, path.name
   return (
     f"{path / shard} is corrupt ({why}); prepare it again: python -m simpo_jax.prepare "
@@ -189,7 +210,7 @@ def _shards(record: dict[str, Any]) -> list[dict[str, Any]]:
   return [shard for parts in record["shards"].values() for shard in parts]
 
 
-def _record(folder: pathlib.Path) -> dict[str, Any]:
+def _record(folder: storage.Path) -> dict[str, Any]:
   """prepared.json; of a TFDS dataset by others, one without shards."""
   path = folder / RECORD
   if not path.is_file():
@@ -202,21 +223,23 @@ def _record(folder: pathlib.Path) -> dict[str, Any]:
       if type(shard["bytes"]) is not int or type(shard["sha256"]) is not str:
         raise ValueError(f"a shard of {shard['bytes']!r} bytes, sha256 {shard['sha256']!r}")
     dict(record["pairs"])
-  except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+  except (
+    *storage.failures(), ValueError, LookupError, TypeError, AttributeError, RecursionError
+  ) as error:  # fmt: skip
     raise UserError(_corrupt(folder, RECORD, one_line(error))) from error
   return record
 
 
-def _folder(spec: str, where: str, data_dir: str) -> pathlib.Path:
+def _folder(spec: str, where: str, data_dir: str) -> storage.Path:
   """The folder of the dataset's version: the one that is named, or the newest."""
   if not where:
     raise UserError(f"{spec}: name a prepared dataset, such as tfds:mine or tfds:data/mine")
-  path = pathlib.Path(where).expanduser()
+  path = storage.open_path(where, "data.train")
   if (path / "dataset_info.json").is_file():
     return path
   if path.is_dir() and (newest := _newest(path)):
     return newest
-  root = pathlib.Path(data_dir).expanduser() if data_dir else default_dir()
+  root = storage.open_path(data_dir, "--config.data.dir") if data_dir else default_dir()
   if not _NAME.fullmatch(where) or ".." in where:
     raise UserError(f"{spec}: {path} is not the folder of a prepared dataset; {_there(root)}")
   name, _, version = where.partition(":")
@@ -226,7 +249,7 @@ def _folder(spec: str, where: str, data_dir: str) -> pathlib.Path:
   return found
 
 
-def _newest(folder: pathlib.Path) -> pathlib.Path | None:
+def _newest(folder: storage.Path) -> storage.Path | None:
   versions = [
     (tuple(map(int, match.groups())), path)
     for path in (folder.iterdir() if folder.is_dir() else ())
@@ -235,17 +258,17 @@ def _newest(folder: pathlib.Path) -> pathlib.Path | None:
   return max(versions)[1] if versions else None
 
 
-def _there(root: pathlib.Path) -> str:
+def _there(root: storage.Path) -> str:
   names = sorted(p.name for p in root.iterdir() if _newest(p)) if root.is_dir() else []
   has = f"{root} has {', '.join(names)}" if names else f"{root} has none"
   return f"{has}; set --config.data.dir, or prepare it: python -m simpo_jax.prepare --help"
 
 
-def _refused(spec: str, folder: pathlib.Path, split: str, error: Exception) -> str:
+def _refused(spec: str, folder: storage.Path, split: str, error: Exception) -> str:
   try:
     infos = json.loads((folder / "dataset_info.json").read_text())["splits"]
     names = [str(info["name"]) for info in infos]
-  except (OSError, ValueError, KeyError, TypeError, RecursionError):
+  except (*storage.failures(), ValueError, KeyError, TypeError, RecursionError):
     return _corrupt(folder, "dataset_info.json", one_line(error))
   if re.split(r"[\[+]", split)[0] not in names:
     return f"{spec} has no split {split!r}; it has {', '.join(names)}"

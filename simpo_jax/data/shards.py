@@ -5,6 +5,7 @@ import hashlib
 import os
 from typing import Any, NamedTuple
 
+from simpo_jax import storage
 from simpo_jax.data.chunks import Chunk, read_chunk
 from simpo_jax.data.forms import SkipRow, check_texts, to_conversation
 from simpo_jax.data.prepared import HELD_OUT, TRAIN
@@ -80,7 +81,7 @@ def _writer(path: str):
 
 def sha256(path) -> str:
   """Of a file's bytes, in hexadecimal."""
-  with open(path, "rb") as f:
+  with storage.open_path(path, "data").open("rb") as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 

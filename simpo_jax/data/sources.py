@@ -12,7 +12,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from simpo_jax.errors import UserError
+from simpo_jax import storage
+from simpo_jax.data import fetching
+from simpo_jax.errors import UserError, one_line
 
 EXTENSIONS = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".parquet")
 MAX_LINE = 64 * 2**20  # bytes; a longer line is cut, which no JSON survives
@@ -48,13 +50,31 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
 
 
 def find_file(path: str) -> pathlib.Path:
-  """The file at `path`, or a UserError that names its nearest neighbours."""
+  """The file at `path`, of a bucket a copy, or a UserError that names its nearest neighbours."""
+  if storage.is_remote(path):
+    return _fetched(path)
   file = pathlib.Path(path).expanduser()
   if file.is_dir():
     raise UserError(f"{path} is a folder; name a file in it")
   if not file.exists():
     raise UserError(f"{path} does not exist{nearest_files(file)}")
   return file
+
+
+def _fetched(name: str) -> pathlib.Path:
+  path = storage.open_path(name, "data")
+  try:
+    return fetching.fetch(path)
+  except IsADirectoryError:
+    raise UserError(f"{name} is a folder; name a file in it") from None
+  except FileNotFoundError:
+    there = [str(path.parent / n) for n in storage.names(path.parent)]
+    near = difflib.get_close_matches(name, there, n=3, cutoff=0.5)
+    raise UserError(
+      f"{name} does not exist" + (f"; did you mean {', '.join(near)}?" if near else "")
+    ) from None
+  except storage.failures() as error:
+    raise UserError(f"{name} cannot be read ({one_line(error)})") from error
 
 
 def nearest_files(file: pathlib.Path) -> str:

@@ -33,7 +33,9 @@ from simpo_jax.errors import UserError
 # (first position, how many) -> the pairs there, all usable, and what was met on the way.
 ReadPairs = Callable[[int, int], tuple[list[PairTokens], SkipReport | None]]
 
-_ASIDE = 2**40  # positions from a row that cannot be used to its substitute
+# Positions from a row that cannot be used to its substitute. A prime: in a dataset of 2**n
+# rows, 2**40 leads to the same row of the same order again.
+_ASIDE = 2**40 + 15
 _TRIES = 100
 _WORTH_THREADS = 16  # rows
 _LENIENT = 100  # rows within which every one may be bad before `max_skip_fraction` counts

@@ -21,20 +21,21 @@ class TemplateFailed(Exception):
   """The chat template refused a conversation (a role it does not know, say)."""
 
 
-def render(template: str, variables: dict[str, Any], place: str) -> str:
+def render(template: str, variables: dict[str, Any], place: str, date: str) -> str:
   """The text that a template makes of its variables, as transformers renders it.
 
   Args:
     template: Jinja source, which need not be trusted.
     variables: what JSON can hold.
     place: where the template comes from, for messages.
+    date: ISO 8601, what it takes for now.
 
   Raises:
     TemplateFailed: the template raised an error or is none, or the variables are larger
       than a template may write.
     UserError: the template went beyond the limits of `template_worker`.
   """
-  line = json.dumps({"template": template, "variables": variables}).encode() + b"\n"
+  line = json.dumps({"template": template, "variables": variables, "date": date}).encode() + b"\n"
   if len(line) > 2 * MAX_CHARACTERS:
     raise TemplateFailed(f"the conversation takes {len(line)} bytes")
   with _lock:

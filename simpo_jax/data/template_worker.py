@@ -83,10 +83,6 @@ def _to_json(x, ensure_ascii=False, indent=None, separators=None, sort_keys=Fals
   )
 
 
-def _now(layout):
-  return datetime.datetime.now().strftime(layout)
-
-
 def _environment() -> ImmutableSandboxedEnvironment:
   environment = ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
@@ -94,16 +90,16 @@ def _environment() -> ImmutableSandboxedEnvironment:
   environment.filters["tojson"] = _to_json
   environment.globals |= {
     "raise_exception": _raise,
-    "strftime_now": _now,
     "dict": _Dict(),
     "namespace": _Namespace,
   }
   return environment
 
 
-def _render(template: jinja2.Template, variables: dict) -> str:
+def _render(template: jinja2.Template, variables: dict, date: str) -> str:
+  now = datetime.datetime.fromisoformat(date)
   pieces, size = [], 0
-  for piece in template.generate(variables):
+  for piece in template.generate({**variables, "strftime_now": lambda form: now.strftime(form)}):
     size += len(piece)
     if size > MAX_CHARACTERS:
       raise _TooLong
@@ -114,7 +110,7 @@ def _render(template: jinja2.Template, variables: dict) -> str:
 def _answer(compiled, line: bytes) -> tuple[str, bytes]:
   try:
     request = json.loads(line)
-    text = _render(compiled(request["template"]), request["variables"])
+    text = _render(compiled(request["template"]), request["variables"], request["date"])
     return "text", text.encode()
   except MemoryError:
     return "limit", b"memory"

@@ -7,6 +7,7 @@ its BOS, exactly once.
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import pathlib
 import re
@@ -100,37 +101,39 @@ def byte_tokenizer() -> Tokenizer:
   )
 
 
-def load_tokenizer(source: str) -> Tokenizer:
+def load_tokenizer(source: str, date: str = "") -> Tokenizer:
   """The tokenizer of a model source.
 
   Args:
     source: "embedded", a Hugging Face folder, a .gguf file, a hub id, or
       "random:FOLDER" (FOLDER's tokenizer if it has one, else the byte tokenizer).
+    date: what its chat template takes for now, ISO 8601; "": the time of this call.
 
   Raises:
     UserError: there is no tokenizer there, or none that can be read.
   """
   if source == "embedded":
     return byte_tokenizer()
+  date = date or datetime.datetime.now().isoformat(timespec="seconds")
   if source.startswith("random:"):
     folder = pathlib.Path(source.removeprefix("random:")).expanduser()
     if not folder.is_dir():
       raise UserError(f"{source}: {folder} is not a folder{nearest_files(folder)}")
     has_one = any((folder / name).exists() for name in _TOKENIZER_FILES)
-    return _load_local(folder, {}) if has_one else byte_tokenizer()
+    return _load_local(folder, {}, date) if has_one else byte_tokenizer()
   path = pathlib.Path(source).expanduser()
   if path.is_dir():
-    return _load_local(path, {})
+    return _load_local(path, {}, date)
   if path.is_file():
     if path.suffix != ".gguf":
       raise UserError(f"{source} is a file but not a .gguf; give the folder that holds it")
-    return _load_local(path.parent, {"gguf_file": path.name})
+    return _load_local(path.parent, {"gguf_file": path.name}, date)
   if path.suffix == ".gguf" or not _HUB_ID.fullmatch(source):
     raise UserError(f"{source} does not exist{nearest_files(path)}")
-  return _load_hub(source)
+  return _load_hub(source, date)
 
 
-def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
+def _load_local(folder: pathlib.Path, options: dict[str, str], date: str) -> Tokenizer:
   place = str(folder / options.get("gguf_file", ""))
   try:
     if options:
@@ -139,7 +142,7 @@ def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
       hf = _auto_tokenizer(str(folder), **options)
     # A GGUF names its own end tokens; a JSON file beside it may be of another model.
     eos = [] if options else _generation_eos(folder / "generation_config.json")
-    return _from_hf(hf, eos, place)
+    return _from_hf(hf, eos, place, date)
   except UserError:
     raise
   # Any of a dozen kinds, depending on which file is missing or broken.
@@ -150,12 +153,12 @@ def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
     ) from error
 
 
-def _load_hub(name: str) -> Tokenizer:
+def _load_hub(name: str, date: str) -> Tokenizer:
   try:
     with _panics_told(name):
       hf = _auto_tokenizer(name)
     config = _hub_generation_config(name)
-    return _from_hf(hf, _generation_eos(config) if config else [], name)
+    return _from_hf(hf, _generation_eos(config) if config else [], name, date)
   except UserError:
     raise
   # No network, no such name, no permission: each library has its own kinds.
@@ -198,7 +201,7 @@ def _generation_eos(config: pathlib.Path) -> list[int]:
   return [i for i in eos if type(i) is int and 0 <= i < 2**31]
 
 
-def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
+def _from_hf(hf, generation_eos: list[int], place: str, date: str) -> Tokenizer:
   template = hf.chat_template
   if isinstance(template, dict):
     template = template.get("default")
@@ -236,7 +239,7 @@ def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
       "documents": None,
       "add_generation_prompt": add_generation_prompt,
     }
-    return render_template(template, variables, place)
+    return render_template(template, variables, place, date)
 
   bos = hf.bos_token_id
   vocab_size = max(vocab.values()) + 1  # ids may have gaps

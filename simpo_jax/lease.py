@@ -1,0 +1,87 @@
+"""A claim to a folder in a bucket, where no lock ends with the process that holds it.
+
+Its holder rewrites an object every few seconds. Whoever else wants the folder watches the
+object: if it changes, the holder lives, and if not, the claim passes on. A holder that was
+stopped for so long that it has lost its claim notices before it next writes.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+
+from simpo_jax import storage
+
+EVERY = 5.0  # seconds between rewrites
+PATIENCE = 30.0  # seconds without one until a claim passes on
+
+
+class Held(Exception):
+  """Another process holds the claim, and is alive."""
+
+
+class Lease:
+  """Claims `path`, an object, until `close` or the end of the process.
+
+  Raises:
+    Held: someone else does.
+  """
+
+  def __init__(self, path: storage.Path):
+    self._path, self._token = path, f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
+    self._ended = threading.Event()
+    self._watch()
+    self._count = 0
+    self._beat()
+    self._thread = threading.Thread(target=self._beats, name="lease", daemon=True)
+    self._thread.start()
+
+  def check(self) -> None:
+    """Raises an OSError if the claim is another's by now."""
+    holder = (self._read() or {}).get("holder")
+    if holder != self._token:
+      raise OSError(f"{holder or 'someone'} has taken it over" if holder else "its .lock is gone")
+
+  def close(self) -> None:
+    """Gives the claim up."""
+    self._ended.set()
+    self._thread.join()
+    with contextlib.suppress(storage.failures()):
+      self.check()
+      self._path.unlink()
+
+  def _watch(self) -> None:
+    """Returns once nobody holds the claim."""
+    before, start = self._read(), time.monotonic()
+    if before is None:
+      return
+    print(f"watching {self._path} for {PATIENCE:.0f} s: is its holder alive?", file=sys.stderr)
+    while time.monotonic() < start + PATIENCE:
+      time.sleep(min(1.0, PATIENCE / 10))
+      now = self._read()
+      if now is None:
+        return
+      if now != before:
+        raise Held(now.get("holder"))
+
+  def _read(self) -> dict | None:
+    try:
+      return json.loads(self._path.read_text())
+    except FileNotFoundError:
+      return None
+    except ValueError:
+      return {}
+
+  def _beat(self) -> None:
+    self._count += 1
+    storage.write(self._path, json.dumps({"holder": self._token, "count": self._count}))
+
+  def _beats(self) -> None:
+    while not self._ended.wait(EVERY):
+      with contextlib.suppress(*storage.failures()):  # the next one may come through
+        self.check()
+        self._beat()

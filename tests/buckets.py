@@ -1,0 +1,70 @@
+"""A bucket on this machine: Google Cloud Storage's emulator, which nothing but tests talk to."""
+
+import contextlib
+import socket
+
+import pytest
+
+BUCKET = "gs://bucket"
+
+
+@pytest.fixture(scope="module")
+def emulator():
+  """The running server, with an empty `BUCKET`; the clients of this process are led to it."""
+  from gcp_storage_emulator.server import create_server
+
+  with contextlib.closing(socket.socket()) as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+  server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+  server.start()
+  with pytest.MonkeyPatch.context() as patch:
+    url = f"http://127.0.0.1:{port}"
+    patch.setenv("STORAGE_EMULATOR_HOST", url)  # gcsfs
+    patch.setenv("FSSPEC_GCS_TOKEN", "anon")
+    patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # of gRPC, which it does not speak
+    patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+    patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # of TensorStore
+    import fsspec
+
+    patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
+    patch.setattr("simpo_jax.lease.EVERY", 0.3)
+    patch.setattr("simpo_jax.lease.PATIENCE", 1.0)
+    yield server
+  fsspec.filesystem("gs").clear_instance_cache()
+  server.stop()
+
+
+def download(folder, target):
+  """All objects below a folder, as local files."""
+  import fsspec
+
+  fs = fsspec.filesystem("gs")
+  base = str(folder).removeprefix("gs://").rstrip("/") + "/"
+  for name in fs.find(base):
+    path = target / name.removeprefix(base)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(fs.cat_file(name))
+  return target
+
+
+def objects(folder):
+  """Names below a folder, relative to it."""
+  import fsspec
+
+  base = str(folder).removeprefix("gs://").rstrip("/") + "/"
+  return sorted(n.removeprefix(base) for n in fsspec.filesystem("gs").find(base))
+
+
+def content(path):
+  """Of an object."""
+  import fsspec
+
+  return fsspec.filesystem("gs").cat_file(str(path))
+
+
+def put(path, data):
+  """Writes an object."""
+  import fsspec
+
+  fsspec.filesystem("gs").pipe_file(str(path), data)

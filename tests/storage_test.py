@@ -1,0 +1,255 @@
+"""A workdir in a bucket: what a run leaves there, however it ends, is what it leaves on a disk."""
+
+import json
+import re
+import time
+
+import pytest
+
+from buckets import BUCKET, content, download, emulator, objects, put  # noqa: F401  a fixture
+from outcome import outcome, record
+from runs_in_process import (
+  Lost,
+  before_launch,  # noqa: F401  a fixture
+  go,
+  lose,
+  one_executable,  # noqa: F401  a fixture
+)
+from simpo_jax import checkpoint, lease, storage
+from simpo_jax import workdir as files
+from simpo_jax.config import default_config
+from simpo_jax.data import building
+from simpo_jax.data.chunks import find_files
+from simpo_jax.errors import UserError
+from simpo_jax.resolve import resolve
+from simpo_jax.weights import open_model
+
+pytestmark = pytest.mark.usefixtures("emulator")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """(a folder of prepared pairs on a disk, the same in a bucket)."""
+  folder = tmp_path_factory.mktemp("data")
+  rows = [{"prompt": f"Say {i}.", "chosen": f"{i}!", "rejected": "No."} for i in range(40)]
+  (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  for out in (folder, storage.open_path(f"{BUCKET}/data", "--out")):
+    target = building.Target(out, "a", "1.0.0", {})
+    building.build(find_files(str(folder / "a.jsonl")), target, 0.2, 0.0, workers=1)
+  return str(folder), f"{BUCKET}/data"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("SIMPO_JAX_CACHE", str(tmp_path / "cache"))
+
+
+def start(folder, data_dir, **changes):
+  go(folder, data__train=("tfds:a",), data__dir=data_dir, checkpoint__every=1, **changes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, data, one_executable):  # noqa: F811
+  folder = tmp_path_factory.mktemp("undisturbed") / "run"
+  start(folder, data[0])
+  return outcome(folder)
+
+
+@pytest.fixture
+def lost(data, tmp_path, before_launch, request):  # noqa: F811
+  """A run that was lost in step 4, with checkpoints of steps 1 to 3, in a bucket as its data."""
+  folder = f"{BUCKET}/{request.node.name}"
+  before_launch(5, lose)
+  with pytest.raises(Lost):
+    start(folder, data[1], checkpoint__keep=3)
+  return folder
+
+
+def goes_on(folder, data, undisturbed, tmp_path, step):
+  start(folder, data[1], checkpoint__keep=3)
+  copy = download(folder, tmp_path / "copy")
+  assert outcome(copy) == undisturbed
+  assert [r["step"] for r in record(copy)["resumes"]] == [step]
+  assert (record(copy)["compiles"], record(copy)["status"]) == (1, "done")
+
+
+def test_a_lost_run_goes_on(lost, data, undisturbed, tmp_path):
+  found = objects(f"{lost}/checkpoints")
+  assert {n.partition("/")[0] for n in found} == {f"step_00000{i}" for i in (1, 2, 3)}
+  goes_on(lost, data, undisturbed, tmp_path, 3)
+  assert ".lock" not in objects(lost), "it has ended well"
+  left = {n.partition("/")[0] for n in objects(f"{lost}/checkpoints")}
+  assert left == {f"step_00000{i}" for i in (3, 4, 5)}, "the oldest are removed"
+  with pytest.raises(UserError, match="an earlier run that is finished"):
+    start(lost, data[1])
+
+
+def largest(folder):
+  names = [n for n in objects(folder) if "/d/" in n]
+  return max((f"{folder}/{n}" for n in names), key=lambda path: len(content(path)))
+
+
+def flip_a_bit(folder):
+  path = largest(folder)
+  flipped = bytearray(content(path))
+  flipped[len(flipped) // 2] ^= 4
+  put(path, bytes(flipped))
+
+
+def truncate(folder):
+  path = largest(folder)
+  put(path, content(path)[:100])
+
+
+def uncommit(folder):
+  storage.filesystem(folder).rm(f"{folder}/commit_success.txt")
+
+
+@pytest.mark.parametrize(
+  ("damage", "words"),
+  (
+    (flip_a_bit, "step_000003 is damaged: .* has other content"),
+    (truncate, r"step_000003 is damaged: .* has 100 bytes, not \d+"),
+    (uncommit, None),
+  ),
+  ids=("flip_a_bit", "truncate", "uncommit"),
+)
+def test_the_checkpoint_before_a_damaged_one(
+  lost, data, undisturbed, tmp_path, capsys, damage, words
+):
+  damage(f"{lost}/checkpoints/step_000003")
+  goes_on(lost, data, undisturbed, tmp_path, 2)
+  out = capsys.readouterr().out
+  assert re.search(words, out) if words else "damaged" not in out
+  assert any("step_000003.damaged/" in n for n in objects(lost)) == bool(words)
+
+
+def test_a_copy_of_a_checkpoint_on_a_disk_is_as_whole(lost, tmp_path):
+  copy = download(lost, tmp_path / "copy") / "checkpoints" / "step_000003"
+  assert checkpoint.damage(copy) is None
+  name = next(n for n in json.loads((copy / checkpoint.ABOUT).read_text())["files"] if "/d/" in n)
+  (copy / name).write_bytes((copy / name).read_bytes()[::-1])
+  assert checkpoint.damage(copy) == f"{name} has other content"
+
+
+def test_a_run_without_a_checkpoint_begins_anew(data, undisturbed, tmp_path, before_launch):  # noqa: F811
+  folder = f"{BUCKET}/anew"
+  before_launch(1, lose)
+  with pytest.raises(Lost):
+    go(folder, data__train=("tfds:a",), data__dir=data[1])
+  start(folder, data[1])
+  copy = download(folder, tmp_path / "copy")
+  assert outcome(copy) == undisturbed
+  assert (copy / "attempts" / "0001" / "metrics.jsonl").exists()
+
+
+def test_another_run_begins_with_its_weights(lost, data):
+  start(f"{BUCKET}/second", data[1], checkpoint__init_from=lost, train__steps=1)
+  began = json.loads(content(f"{BUCKET}/second/run.json"))["began_with"]
+  assert began == f"{lost}/checkpoints/step_000003"
+
+
+# --- one holder at a time ------------------------------------------------------------------
+
+
+def opened(name):
+  return storage.open_path(f"{BUCKET}/{name}", "--workdir")
+
+
+def test_a_workdir_in_use_is_refused(data):
+  folder = opened("in_use")
+  files.make_workdir(str(folder), {})
+  try:
+    with pytest.raises(UserError, match="is in use by a run in progress"):
+      start(str(folder), data[1])
+  finally:
+    files.unlock(folder)
+  assert files.make_workdir(str(folder), {}) == folder, "at once, when it was given back"
+  files.unlock(folder)
+
+
+def test_the_claim_of_a_dead_holder_passes_on():
+  path = opened("dead/.lock")
+  path.write_text(json.dumps({"holder": "gone", "count": 7}))
+  begun = time.monotonic()
+  mine = lease.Lease(path)
+  assert time.monotonic() - begun >= lease.PATIENCE
+  mine.check()
+  mine.close()
+  assert not path.exists()
+
+
+def test_a_run_that_has_lost_its_claim_ends_and_writes_nothing(data, before_launch):  # noqa: F811
+  folder = f"{BUCKET}/lost_claim"
+  theirs = json.dumps({"holder": "host-7:42", "count": 1})
+  taken = lambda: put(f"{folder}/.lock", theirs.encode())  # noqa: E731
+  before_launch(3, taken)
+  with pytest.raises(UserError, match="host-7:42 has taken it over.*start the same command again"):
+    start(folder, data[1])
+  assert content(f"{folder}/.lock").decode() == theirs
+  assert json.loads(content(f"{folder}/run.json"))["status"] == "running"
+
+
+# --- files that grow -----------------------------------------------------------------------
+
+
+def test_metrics_are_in_the_bucket_when_they_are_counted():
+  folder = opened("grows")
+  files.append_metrics(folder, {"step": 1})
+  assert objects(folder) == []
+  assert files.metrics_bytes(folder) == 12 == len(content(f"{folder}/metrics.jsonl"))
+  files.append_metrics(folder, {"step": 2})
+  files.flush_metrics(folder, now=False)  # the last time is only just over
+  assert content(f"{folder}/metrics.jsonl") == b'{"step": 1}\n'
+  files.flush_metrics(folder, now=True)
+  assert content(f"{folder}/metrics.jsonl") == b'{"step": 1}\n{"step": 2}\n'
+  storage.forget(folder / "metrics.jsonl")  # as after a new start
+  files.cut_metrics(folder, 12)
+  files.append_metrics(folder, {"step": 3})
+  assert files.metrics_bytes(folder) == 24
+  assert content(f"{folder}/metrics.jsonl") == b'{"step": 1}\n{"step": 3}\n'
+
+
+def test_a_bucket_that_is_gone_is_told_of(monkeypatch):
+  import gcsfs
+
+  monkeypatch.setattr(gcsfs.GCSFileSystem, "retries", 1)
+  monkeypatch.setattr(storage.filesystem("gs://x"), "_endpoint", "http://127.0.0.1:9")
+  with pytest.raises(UserError, match=r"gone cannot be written \(.*\); choose another folder"):
+    files.make_workdir(f"{BUCKET}/gone", {})
+
+
+# --- what is not supported -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("name", "says"),
+  (
+    ("s3://bucket/run", "to local disks and gs:// only; s3:// is for data; name a local folder or"),
+    ("ftp://host/run", "ftp:// is not known here; name a local folder or gs://BUCKET/..."),
+    ("gs://", "names no bucket"),
+  ),
+)
+def test_other_places_for_a_workdir(name, says):
+  with pytest.raises(UserError, match=re.escape(says)):
+    go(name)
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+  import fsspec
+
+  def absent(scheme):
+    raise ImportError("Please install gcsfs")
+
+  monkeypatch.setattr(fsspec, "filesystem", absent)
+  with pytest.raises(UserError, match=r"gs:// needs the package gcsfs; pip install 'simpo-jax\[gc"):
+    go(f"{BUCKET}/run")
+
+
+def test_a_model_in_a_bucket():
+  config = default_config()
+  config.model.source = f"{BUCKET}/model"
+  with pytest.raises(UserError, match="copy it to a local folder"):
+    resolve(config)
+  with pytest.raises(UserError, match="copy it to a local folder"):
+    open_model("s3://bucket/model.gguf")
