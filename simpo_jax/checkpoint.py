@@ -86,7 +86,9 @@ class Checkpoints:
         position.name,
         {**about, "position": position._asdict(), "arrays": arrays_of(_tree(state))},
       )
-      self._orbax.save(self._folder / position.name, args=ocp.args.PyTreeSave(_tree(state)))
+      tree = _tree(state)
+      args = ocp.args.PyTreeSave(tree, save_args=by_layer(tree))
+      self._orbax.save(self._folder / position.name, args=args)
     self.saved = position
     seconds = round(time.perf_counter() - start, 4)
     self.seconds.append({"step": position.step, "seconds": seconds})
@@ -229,6 +231,19 @@ def arrays_of(tree: Any) -> dict[str, list]:
 
 def _tree(state: TrainState) -> dict[str, Any]:
   return {name: part for name, part in state._asdict().items() if part is not None}
+
+
+def by_layer(tree: dict[str, Any]) -> dict[str, Any]:
+  """How the arrays are cut up on disk: the matrices of the weights by layer.
+
+  A reader without devices (`weights_checkpoint.py`) then needs one layer's in memory.
+  """
+
+  def args(path, x):
+    stacked = path[0].key in ("params", "average") and len(x.shape) == 3
+    return ocp.SaveArgs(shard_axes=(0,) if stacked else ())
+
+  return jax.tree_util.tree_map_with_path(args, tree)
 
 
 def _read(folder: pathlib.Path, tree, partial: bool = False):

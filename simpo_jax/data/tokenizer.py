@@ -114,8 +114,7 @@ def load_tokenizer(source: str) -> Tokenizer:
     folder = pathlib.Path(source.removeprefix("random:")).expanduser()
     if not folder.is_dir():
       raise UserError(f"{source}: {folder} is not a folder{nearest_files(folder)}")
-    has_one = any((folder / name).exists() for name in _TOKENIZER_FILES)
-    return _load_local(folder, {}) if has_one else byte_tokenizer()
+    return _load_local(folder, {}) if has_tokenizer(folder) else byte_tokenizer()
   path = pathlib.Path(source).expanduser()
   if path.is_dir():
     return _load_local(path, {})
@@ -128,10 +127,15 @@ def load_tokenizer(source: str) -> Tokenizer:
   return _load_hub(source)
 
 
+def has_tokenizer(folder: pathlib.Path) -> bool:
+  """Whether a folder has a tokenizer's files."""
+  return any((folder / name).exists() for name in _TOKENIZER_FILES)
+
+
 def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
   place = str(folder / options.get("gguf_file", ""))
   try:
-    hf = _auto_tokenizer(str(folder), **options)
+    hf = auto_tokenizer(str(folder), **options)
   # Any of a dozen kinds, depending on which file is missing or broken.
   except Exception as error:
     raise UserError(
@@ -145,7 +149,7 @@ def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
 
 def _load_hub(name: str) -> Tokenizer:
   try:
-    hf = _auto_tokenizer(name)
+    hf = auto_tokenizer(name)
     config = _hub_generation_config(name)
   # No network, no such name, no permission: each library has its own kinds.
   except Exception as error:
@@ -166,7 +170,8 @@ def _hub_generation_config(name: str) -> pathlib.Path | None:
     return None
 
 
-def _auto_tokenizer(place: str, **options):
+def auto_tokenizer(place: str, **options):
+  """The tokenizer of a folder, a GGUF file or a hub id, as transformers has it."""
   import transformers
 
   # Without the False, a repository with code of its own would ask on the terminal.
@@ -261,14 +266,14 @@ def _bytes_of(token: str, byte_level: bool) -> bytes:
   return token.replace("\u2581", " ").encode()
 
 
-def _byte_spellings() -> dict[str, int]:
+def byte_spellings() -> dict[str, int]:
   """GPT-2 spells a printable byte as itself, the others as the characters from 256 on."""
   printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [b for b in range(256) if b not in printable]
   return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-_BYTE_OF = _byte_spellings()
+_BYTE_OF = byte_spellings()
 _HEX_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
