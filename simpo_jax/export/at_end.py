@@ -5,6 +5,7 @@ import pathlib
 import jax
 
 from simpo_jax import distributed
+from simpo_jax.display import human_bytes
 from simpo_jax.errors import UserError
 from simpo_jax.export.folder import Export, Written, check_out, write_folder
 from simpo_jax.resolve import Run
@@ -45,9 +46,9 @@ def export_at_end(config, run: Run, folder: pathlib.Path, saver: Saver) -> str:
 
 
 def written_text(export: Export, written: Written) -> str:
-  """ "exported step 7: 134.5M bfloat16 weights, 0.27 GB in 1 file, to runs/x/export"."""
+  """ "exported step 7: 134.5M bfloat16 weights, 256.6 MiB in 1 file, to runs/x/export"."""
   files = "1 file" if written.files == 1 else f"{written.files} files"
   return (
     f"exported step {export.step}: {written.parameters / 1e6:,.1f}M {written.dtype} weights, "
-    f"{written.bytes / 1e9:.2f} GB in {files}, to {export.out}"
+    f"{human_bytes(written.bytes)} in {files}, to {export.out}"
   )

@@ -149,7 +149,10 @@ def _write_tensors(
         if whole
         else f"{name} is not finite in this checkpoint; export an earlier one with --step"
       )
+  path.touch()
+  mode = path.stat().st_mode
   save_file(tensors, path, metadata={"format": "pt"})
+  path.chmod(mode)  # safetensors writes for its owner alone
 
 
 def _write_rest(
