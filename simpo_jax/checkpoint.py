@@ -267,6 +267,8 @@ def _checkpointer(before_commit=None) -> ocp.AsyncCheckpointer:
   handler = ocp.PyTreeCheckpointHandler(
     type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays)),
     multiprocessing_options=processes,
+    use_ocdbt=True,  # `weights_checkpoint.py` reads these files by itself
+    use_zarr3=False,
     enable_pinned_host_transfer=False,
     use_compression=False,  # weights hardly shrink, and the next step needs the processor
   )

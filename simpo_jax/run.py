@@ -20,7 +20,7 @@ from simpo_jax.data.steps import Window, step_source, window_source
 from simpo_jax.data.stream import open_stream
 from simpo_jax.display import Display, skips_text
 from simpo_jax.errors import Stopped, UserError
-from simpo_jax.export.at_end import check_at_end, export_at_end
+from simpo_jax.export.runs import check_at_end, export_at_end
 from simpo_jax.fingerprint import data_fields, identity_fields, settings_fields
 from simpo_jax.generate import FINISH_REASONS
 from simpo_jax.launch import Launcher, StopSignal

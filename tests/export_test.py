@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -23,11 +24,15 @@ from fixtures import smollm2_gguf
 from hf_models import hf_logits, hf_model, hf_smollm2, load, our_logits
 from saved_runs import save
 from simpo_jax import model_config
+from simpo_jax.config import default_config
 from simpo_jax.data.tokenizer import byte_tokenizer, encode_with_bos, load_tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.export import folder as folders
-from simpo_jax.export.__main__ import export_run
+from simpo_jax.export import runs
+from simpo_jax.export.card import model_card
 from simpo_jax.export.hf_files import to_hf
+from simpo_jax.export.runs import export_run
+from simpo_jax.weights import OpenModel
 
 VOCAB = 1008  # of the tokenizer, and some rows of padding
 TOLERANCE = 2e-5  # logits have a standard deviation of about 1
@@ -145,7 +150,7 @@ def test_sharing_the_work_makes_no_difference(workdir, tmp_path):
     assert len(held) == 1 or sum(len(weights[n][2]) for n in held) <= 20_000
   assert torch_weights(tmp_path / "one").keys() == torch_weights(tmp_path / "whole").keys()
 
-  met, written, job = threading.Barrier(3), {}, folders.write_folder
+  met, written, job = threading.Barrier(3), {}, runs.write_folder
 
   def shared(export, share):
     written[share] = job(export, share, 3, lambda what: met.wait(60))
@@ -159,7 +164,7 @@ def test_sharing_the_work_makes_no_difference(workdir, tmp_path):
     return written[0]
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(folders, "write_folder", in_threads)
+    patch.setattr(runs, "write_folder", in_threads)
     export_run(workdir, tmp_path / "three", options={"shard_gb": 2e-5})
   assert len(set(written.values())) == 1 and len(written) == 3
   same = {p.name: p.read_bytes() for p in (tmp_path / "one").iterdir()}
@@ -280,13 +285,25 @@ def test_a_config_that_is_made_is_read_back_as_it_was(kind, rope, tmp_path):
 
 
 def test_the_card_tells_the_run_and_not_the_disk(source, tmp_path):
-  data = ("/home/someone/secret/pairs|x.jsonl", "tfds:absent")
-  settings = {"name": "mine\n<b>", "data__train": data, "simpo__beta": 2.5, "seed": 7}
+  prepared = tmp_path / "data" / "mine" / "1.0.0"
+  prepared.mkdir(parents=True)
+  (prepared / "dataset_info.json").write_text("{}")
+  record = {"source": {"hub": ["org/pairs:*.jsonl@abc"]}, "shards": {}, "pairs": {}}
+  (prepared / "prepared.json").write_text(json.dumps(record))
+  data = ("/home/someone/secret/pairs|x.jsonl", "tfds:absent", "tfds:mine")
+  settings = {
+    "data__dir": str(tmp_path / "data"),
+    "name": "mine\n<b>",
+    "data__train": data,
+    "simpo__beta": 2.5,
+    "seed": 7,
+  }
   run = save(tmp_path / "run", source, load(source)[1], **settings)
   export_run(run, tmp_path / "out")
   text = (tmp_path / "out" / "README.md").read_text()
   front = huggingface_hub.metadata_load(tmp_path / "out" / "README.md")
   assert front["library_name"] == "transformers" and "simpo" in front["tags"]
+  assert front["datasets"] == ["org/pairs"]
   assert "base_model" not in front, "a folder's name is no id of the hub"
   assert "/home" not in text and str(tmp_path) not in text and "<b>" not in text
   assert "pairs x.jsonl" in text and source.name in text
@@ -299,6 +316,18 @@ def test_the_card_tells_the_run_and_not_the_disk(source, tmp_path):
   ):
     assert line in text.splitlines()
   assert "77" not in text, "step 4 is after the checkpoint"
+
+
+def test_the_card_names_a_model_of_the_hub(tmp_path):
+  config = default_config()
+  config.model.source = "org/name"
+  path = pathlib.Path("/cache/models--org--name/snapshots/abc")
+  model = OpenModel("org/name", model_config.EMBEDDED, path, None)
+  card = model_card(tmp_path, config, model, False, 3, False, "float32")
+  (tmp_path / "README.md").write_text(card)
+  assert huggingface_hub.metadata_load(tmp_path / "README.md")["base_model"] == "org/name"
+  assert "(https://huggingface.co/org/name), tuned with SimPO" in card
+  assert "No metrics were found" in card and '"role"' not in card
 
 
 # --- a real model -----------------------------------------------------------------------------
@@ -428,6 +457,8 @@ def test_another_model_is_noticed(workdir, source, tmp_path):
   moved = tmp_path / "moved"
   shutil.copytree(source, moved)
   export_run(workdir, tmp_path / "out", source=str(moved))
+  with pytest.raises(UserError, match="does not exist.*name the place of the model .* --source"):
+    export_run(workdir, tmp_path / "out", source=str(tmp_path / "absent"))
   config = read_json(moved / "config.json")
   config["rms_norm_eps"] = 0.5
   (moved / "config.json").write_text(json.dumps(config))

@@ -28,7 +28,13 @@ _METRICS = (
 
 
 def model_card(
-  workdir: pathlib.Path, config, model: OpenModel, step: int, averaged: bool, dtype: str
+  workdir: pathlib.Path,
+  config,
+  model: OpenModel,
+  chats: bool,
+  step: int,
+  averaged: bool,
+  dtype: str,
 ) -> str:
   """The text of README.md; names files and folders without their places.
 
@@ -36,6 +42,7 @@ def model_card(
     workdir: of the run, for its metrics and its record.
     config: of the run.
     model: that the run began with.
+    chats: whether there is a chat template.
     step: that the weights are of.
     averaged: whether they are averages over the steps.
     dtype: of the exported weights.
@@ -47,13 +54,13 @@ def model_card(
     datasets=sorted(datasets) or None,
     library_name="transformers",
     pipeline_tag="text-generation",
-    tags=["simpo", "preference-optimization", "conversational", "simpo_jax"],
+    tags=["simpo", "preference-optimization", "simpo_jax"],
   )
   parts = [
     f"---\n{matter.to_yaml()}\n---",
     f"# {_text(config.name)}",
     _what(config, step, averaged, dtype, hub_id),
-    _USE,
+    _USE.format(prompt=_CHAT if chats else _TEXT),
     "## Results",
     _results(_metrics(workdir, step)) or "No metrics were found beside the weights.",
     "## Settings",
@@ -63,13 +70,14 @@ def model_card(
   return "\n\n".join(part for part in parts if part) + "\n"
 
 
+_CHAT, _TEXT = '[{"role": "user", "content": "Who are you?"}]', '"Once upon a time"'
 _USE = """## Use
 
 ```python
 from transformers import pipeline
 
-chat = pipeline("text-generation", model="FOLDER_OR_ID_OF_THIS_MODEL")
-print(chat([{"role": "user", "content": "Who are you?"}], max_new_tokens=256)[0]["generated_text"])
+answer = pipeline("text-generation", model="FOLDER_OR_ID_OF_THIS_MODEL")
+print(answer({prompt}, max_new_tokens=256)[0]["generated_text"])
 ```
 
 vLLM serves it (`vllm serve FOLDER`), and llama.cpp's `convert_hf_to_gguf.py FOLDER` makes a GGUF \

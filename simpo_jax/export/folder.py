@@ -24,7 +24,7 @@ from simpo_jax.lora import make_lora
 from simpo_jax.weights import OpenModel
 from simpo_jax.weights_checkpoint import CheckpointWeights, open_checkpoint
 
-MARK = "simpo_jax.json"  # in a folder of ours, which may be replaced
+MARK = "simpo_jax_export.json"  # in a folder of ours, which may be replaced
 _GB = 10**9
 
 
@@ -173,13 +173,20 @@ def _write_rest(
   _write_json(folder / "config.json", hf_config(model, tokenizer, written.dtype))
   _write_json(folder / "generation_config.json", generation_config(model, tokenizer))
   write_tokenizer(folder, model)
-  averaged = weights.averaged
-  card = model_card(export.workdir, export.config, model, export.step, averaged, written.dtype)
+  card = model_card(
+    export.workdir,
+    export.config,
+    model,
+    chats=tokenizer.chat_template is not None,
+    step=export.step,
+    averaged=weights.averaged,
+    dtype=written.dtype,
+  )
   (folder / "README.md").write_text(card)
   mark = {
     "step": export.step,
     "dtype": written.dtype,
-    "averaged": averaged,
+    "averaged": weights.averaged,
     "files": sorted(path.name for path in folder.iterdir()),
   }
   _write_json(folder / MARK, mark)

@@ -31,9 +31,9 @@ def hf_config(model: OpenModel, tokenizer: Tokenizer, dtype: str) -> dict[str, A
   else:
     config = {**to_hf(model.config), **_special_ids(tokenizer)}
   config.setdefault("architectures", [f"{model.config.model_type.capitalize()}ForCausalLM"])
-  # transformers 5 writes the first; it and all others read the second as well.
-  name = "dtype" if "dtype" in config else "torch_dtype"
-  return {**config, name: dtype}
+  # transformers 5 writes `dtype`; it and all others read the older name as well.
+  names = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]
+  return {**config, **dict.fromkeys(names, dtype)}
 
 
 def to_hf(cfg: ModelConfig) -> dict[str, Any]:
