@@ -24,6 +24,7 @@ setup(
     f"jax{JAX}",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
+    "tensorstore",  # in which Orbax stores arrays
     "chex",
     "ml-collections",
     "absl-py",

@@ -84,7 +84,9 @@ class Checkpoints:
         position.name,
         {**about, "position": position._asdict(), "arrays": arrays_of(_tree(state))},
       )
-      self._orbax.save(self._folder / position.name, args=ocp.args.PyTreeSave(_tree(state)))
+      tree = _tree(state)
+      args = ocp.args.PyTreeSave(tree, save_args=by_layer(tree))
+      self._orbax.save(self._folder / position.name, args=args)
     self.saved = position
     seconds = round(time.perf_counter() - start, 4)
     self.seconds.append({"step": position.step, "seconds": seconds})
@@ -258,6 +260,19 @@ def _tree(state: TrainState) -> dict[str, Any]:
   return {name: part for name, part in state._asdict().items() if part is not None}
 
 
+def by_layer(tree: dict[str, Any]) -> dict[str, Any]:
+  """How the arrays are cut up on disk: the matrices of the weights by layer.
+
+  A reader without devices (`weights_checkpoint.py`) then needs one layer's in memory.
+  """
+
+  def args(path, x):
+    stacked = path[0].key in ("params", "average") and len(x.shape) == 3
+    return ocp.SaveArgs(shard_axes=(0,) if stacked else ())
+
+  return jax.tree_util.tree_map_with_path(args, tree)
+
+
 def _read(folder: storage.Path, tree, partial: bool = False):
   args = ocp.args.PyTreeRestore(
     item=tree,
@@ -283,6 +298,8 @@ def _checkpointer(before_commit=None) -> ocp.AsyncCheckpointer:
   handler = ocp.PyTreeCheckpointHandler(
     type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays)),
     multiprocessing_options=processes,
+    use_ocdbt=True,  # `weights_checkpoint.py` reads these files by itself
+    use_zarr3=False,
     enable_pinned_host_transfer=False,
     use_compression=False,  # weights hardly shrink, and the next step needs the processor
   )

@@ -136,6 +136,12 @@ def default_config() -> ml_collections.ConfigDict:
   c.checkpoint.init_from = ""  # a workdir or a checkpoint folder to begin with
   c.checkpoint.init_what = "weights"  # of it; or "all": optimizer state and step as well
 
+  c.export = ml_collections.ConfigDict()  # weights as a Hugging Face folder
+  c.export.at_end = False  # of a run, out of its last checkpoint into WORKDIR/export
+  c.export.dtype = "auto"  # float32 | bfloat16 | float16; auto: as the run has them
+  c.export.average = True  # where there are averaged weights (train.ema_decay), those
+  c.export.shard_gb = 5.0  # the most that one file of weights has, in 10^9 bytes
+
   c.mesh = ml_collections.ConfigDict()
   # A host's devices in training: data * fsdp * tensor. Tensor-parallel groups never cross hosts.
   c.mesh.data = 1  # groups of devices that hold the same weights
@@ -181,6 +187,7 @@ _CHOICES = {
   "generate.mode": ("host_data_parallel", "global_mesh"),
   "checkpoint.init_what": ("weights", "all"),
   "generate.attention": paged_attention.IMPLEMENTATIONS,
+  "export.dtype": ("auto", "float32", "bfloat16", "float16"),
   "tracking.wandb_mode": ("online", "offline"),
 }
 _RANGES = {  # inclusive
@@ -234,6 +241,7 @@ _RANGES = {  # inclusive
   "checkpoint.minutes": (0.0, None),
   "checkpoint.keep": (1, None),
   "checkpoint.keep_every": (0, None),
+  "export.shard_gb": (1e-6, 10_000.0),
   "mesh.data": (1, None),
   "mesh.fsdp": (0, None),
   "mesh.tensor": (1, None),
@@ -342,6 +350,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f"--config.train.lora_rank={config.train.lora_rank} with no --config.train.lora_targets "
       f"would train nothing; name some of {', '.join(TARGETS)}, or set lora_rank=0"
+    )
+  if config.export.at_end and not config.checkpoint.at_end:
+    raise UserError(
+      "--config.export.at_end=True reads the last checkpoint, which "
+      "--config.checkpoint.at_end=False leaves out; switch one of them"
     )
   profiled = config.profile.steps
   if profiled and not (

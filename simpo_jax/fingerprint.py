@@ -15,6 +15,7 @@ from simpo_jax.data.tokenizer import Tokenizer
 from simpo_jax.ledger import digest
 from simpo_jax.program import Compiled, compiler_options
 from simpo_jax.resolve import Run
+from simpo_jax.weights import OpenModel
 
 _PACKAGES = ("simpo-jax", "jax", "jaxlib", "libtpu", "optax", "numpy", "transformers")
 _COMPILERS = ("jax", "jaxlib", "libtpu")
@@ -93,13 +94,20 @@ def identity_fields(run: Run, fields: dict[str, str]) -> dict[str, str]:
   Args:
     fields: the run's `data_fields`, for which all pairs were hashed.
   """
+  model = model_fields(run.model, run.tokenizer)
   asked = [(r.prompt.tokens, str((r.prompt.index, r.sample, r.budget))) for r in run.requests]
   return {
-    "tokenizer": _hex(_tokenizer(run.tokenizer)),
+    "tokenizer": model["tokenizer"],
     "weights": fields["model's files"],
-    **{name: fields[name] for name in ("model's config", "training pairs", "held-out pairs")},
+    "model's config": model["model's config"],
+    **{name: fields[name] for name in ("training pairs", "held-out pairs")},
     "prompts": _hex(asked),
   }
+
+
+def model_fields(model: OpenModel, tokenizer: Tokenizer) -> dict[str, str]:
+  """Of a run's identity, what a reader of its weights can tell without its data."""
+  return {"tokenizer": _hex(_tokenizer(tokenizer)), "model's config": _hex(str(model.config))}
 
 
 def _tokenizer(t: Tokenizer) -> tuple:

@@ -124,6 +124,11 @@ def merge_host(params: Params, lora: Lora) -> Params:
     merged = np.empty_like(layers[name])
     factors = (params["lora"][f"{name}_lora_{part}"] for part in "ab")
     for i, (weight, a, b) in enumerate(zip(layers[name], *factors, strict=True)):
-      merged[i] = weight.astype(np.float32) + np.float32(lora.scale) * (a @ b)
+      merged[i] = merged_matrix(weight, a, b, lora)
     layers[name] = merged
   return {**{name: part for name, part in params.items() if name != "lora"}, "layers": layers}
+
+
+def merged_matrix(weight: np.ndarray, a: np.ndarray, b: np.ndarray, lora: Lora) -> np.ndarray:
+  """One layer's matrix `[D, H*h]` with its adapter in it, float32; numpy."""
+  return weight.astype(np.float32) + np.float32(lora.scale) * (a @ b)

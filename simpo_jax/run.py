@@ -19,6 +19,7 @@ from simpo_jax.data.steps import Window, step_source, window_source
 from simpo_jax.data.stream import open_stream
 from simpo_jax.display import Display, skips_text
 from simpo_jax.errors import Stopped, UserError
+from simpo_jax.export.runs import check_at_end, export_at_end
 from simpo_jax.fingerprint import build_fields, data_fields, identity_fields, settings_fields
 from simpo_jax.generate import FINISH_REASONS
 from simpo_jax.launch import Launcher, StopSignal
@@ -77,6 +78,7 @@ def _in_folder(
 ) -> tuple[TrainState, storage.Path]:
   program, main_process = resolved.program, jax.process_index() == 0
   identity, shared = identity_fields(resolved, data), is_shared(folder)
+  check_at_end(config, folder, shared)
   start = find_start(folder, config, identity, resolved)
   record = RunRecord(folder, resolved, config, main_process, start)
   display = Display(config.train.steps, main_process)
@@ -165,6 +167,9 @@ def _in_folder(
         program.step.lora,
         resolved.model.name if resolved.model.read else None,
       )
+    if config.export.at_end and not launch.stopped:
+      display.doing("exporting")
+      display.say(export_at_end(config, resolved, folder, saver))
     track.end("stopped" if launch.stopped else "done")
   record.finished("stopped" if launch.stopped else "done")
   display.closing(record.data, folder)

@@ -25,7 +25,8 @@ from simpo_jax.lease import Held, Lease
 
 # Fields that may differ when a run goes on: they change no number of it, or only by rounding.
 _FREE = (
-  "checkpoint.", "watchdog.", "profile.", "log.", "mesh.", "tracking.", "train.max_bad_steps",
+  "checkpoint.", "watchdog.", "profile.", "log.", "mesh.", "tracking.", "export.",
+  "train.max_bad_steps",
 )  # fmt: skip
 _METRICS = "metrics.jsonl"
 _SHOWN = 4  # fields listed in one message

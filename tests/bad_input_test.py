@@ -113,6 +113,11 @@ def cases():
       [M11, "--config.generate.at_steps=(2,9)"],
       ["--config.generate.at_steps", "step 9", "1..7", "--config.train.steps"],
     ),
+    (
+      "export_without_a_checkpoint",
+      [M11, "--config.export.at_end=True", "--config.checkpoint.at_end=False"],
+      ["--config.export.at_end=True", "--config.checkpoint.at_end=False", "switch one of them"],
+    ),
     # --- the code of a config file ---
     ("config_raises", ["--config=raises.py"], ["raises.py, line 4", "ZeroDivisionError"]),
     ("config_raises_two_lines", ["--config=two_lines.py"], ["two_lines.py, line 4", "one two"]),

@@ -11,6 +11,7 @@ from hosts import ROOT, run_group
 from hosts_work import config
 from outcome import rows
 from simpo_jax import checkpoint
+from simpo_jax.export.runs import export_run
 from simpo_jax.program import abstract_state
 from simpo_jax.resolve import resolve
 
@@ -66,3 +67,28 @@ def test_one_process_reads_what_four_have_written(folder):
       assert np.asarray(leaves[name])[index].tobytes() == part.tobytes()
       seen.add(name)
   assert seen == set(leaves)
+
+
+def _exported(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "README.md"}
+
+
+@pytest.mark.parametrize("name", ("undisturbed", *STOPS))
+def test_four_processes_export_what_one_does(folder, name, tmp_path):
+  """They at the end of their run, one process out of the checkpoint that they have left."""
+  found = _exported(folder / name / "export")
+  assert len([file for file in found if file.endswith(".safetensors")]) > PROCESSES
+  export_run(folder / name, tmp_path / "out")
+  assert _exported(tmp_path / "out") == found == _exported(folder / "undisturbed" / "export")
+
+
+def test_an_export_does_not_depend_on_the_mesh_that_saved(folder, tmp_path):
+  """One process saves what four have saved: other pieces on disk, the same folder."""
+  last = folder / "undisturbed" / "checkpoints" / "step_000004"
+  state = checkpoint.restore(last, abstract_state(resolve(config(SETTINGS)).program))
+  saving = checkpoint.Checkpoints(tmp_path / "checkpoints", 1, 0)
+  saving.save(checkpoint.Position(4), state, checkpoint.read_about(last))
+  saving.wait()
+  saving.close()
+  export_run(tmp_path, tmp_path / "out")
+  assert _exported(tmp_path / "out") == _exported(folder / "undisturbed" / "export")

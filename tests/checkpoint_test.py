@@ -74,6 +74,28 @@ def test_a_lost_run_goes_on_from_its_last_checkpoint(tmp_path, undisturbed, befo
   assert [r["step"] for r in record(folder)["resumes"]] == [4 if number >= 6 else 2]
 
 
+def test_a_run_that_is_lost_in_its_export_makes_it_anew(tmp_path, undisturbed, monkeypatch):
+  export, out = loop.export_at_end, tmp_path / "run" / "export"
+  monkeypatch.setattr(loop, "export_at_end", lambda *args: lose())
+  with pytest.raises(Lost):
+    go(tmp_path / "run", export__at_end=True)
+  assert not out.exists()
+  monkeypatch.setattr(loop, "export_at_end", export)
+  compiles = monitor.compile_count()
+  _, folder = go(tmp_path / "run", export__at_end=True)
+  assert monitor.compile_count() == compiles, "an export has compiled something"
+  assert outcome(folder) == undisturbed[0]
+  assert {"model.safetensors", "config.json", "tokenizer.json"} <= {p.name for p in out.iterdir()}
+
+
+def test_what_an_export_must_not_replace_is_noticed_before_the_run(tmp_path):
+  (tmp_path / "run" / "export").mkdir(parents=True)
+  (tmp_path / "run" / "export" / "notes.txt").write_text("mine")
+  with pytest.raises(UserError, match="holds notes.txt, which no export has written"):
+    go(tmp_path / "run", export__at_end=True)
+  assert not (tmp_path / "run" / "run.json").exists()
+
+
 def test_a_run_without_a_checkpoint_begins_anew(tmp_path, undisturbed, before_launch):  # noqa: F811
   before_launch(1, lose)
   with pytest.raises(Lost):

@@ -29,6 +29,8 @@ SETTINGS = {
   "generate.at_steps": (2,),
   "evaluate.at_end": False,
   "checkpoint.every": 1,
+  "export.at_end": True,
+  "export.shard_gb": 1e-4,  # several files
 }
 STOPS = {"in_training": 1, "in_generation": 2}  # the launch during which one host is told to stop
 

@@ -116,6 +116,20 @@ def has_split(spec: str, data_dir: str, split: str) -> bool:
   return bool(_record(_folder(spec, split_spec(spec)[0], data_dir))["pairs"].get(split))
 
 
+def hub_datasets(spec: str, data_dir: str) -> list[str]:
+  """The datasets of the Hugging Face hub, ORG/NAME, that an entry of data.train was made of.
+
+  None of a file, nor of what is no longer there.
+  """
+  if not is_prepared(spec):
+    return []
+  try:
+    record = _record(_folder(spec, split_spec(spec)[0], data_dir))
+    return [re.split("[:@]", known)[0] for known in record["source"]["hub"]]
+  except (UserError, LookupError, TypeError):
+    return []
+
+
 def verify(spec: str, data_dir: storage.Path) -> tuple[int, int]:
   """(shards, bytes) after comparing every checksum; raises UserError naming what differs."""
   from simpo_jax.data.shards import sha256

@@ -119,8 +119,7 @@ def load_tokenizer(source: str, date: str = "") -> Tokenizer:
     folder = pathlib.Path(source.removeprefix("random:")).expanduser()
     if not folder.is_dir():
       raise UserError(f"{source}: {folder} is not a folder{nearest_files(folder)}")
-    has_one = any((folder / name).exists() for name in _TOKENIZER_FILES)
-    return _load_local(folder, {}, date) if has_one else byte_tokenizer()
+    return _load_local(folder, {}, date) if has_tokenizer(folder) else byte_tokenizer()
   path = pathlib.Path(source).expanduser()
   if path.is_dir():
     return _load_local(path, {}, date)
@@ -133,13 +132,18 @@ def load_tokenizer(source: str, date: str = "") -> Tokenizer:
   return _load_hub(source, date)
 
 
+def has_tokenizer(folder: pathlib.Path) -> bool:
+  """Whether a folder has a tokenizer's files."""
+  return any((folder / name).exists() for name in _TOKENIZER_FILES)
+
+
 def _load_local(folder: pathlib.Path, options: dict[str, str], date: str) -> Tokenizer:
   place = str(folder / options.get("gguf_file", ""))
   try:
     if options:
       check_header(pathlib.Path(place))
     with _panics_told(place):
-      hf = _auto_tokenizer(str(folder), **options)
+      hf = auto_tokenizer(str(folder), **options)
     # A GGUF names its own end tokens; a JSON file beside it may be of another model.
     eos = [] if options else _generation_eos(folder / "generation_config.json")
     return _from_hf(hf, eos, place, date)
@@ -156,7 +160,7 @@ def _load_local(folder: pathlib.Path, options: dict[str, str], date: str) -> Tok
 def _load_hub(name: str, date: str) -> Tokenizer:
   try:
     with _panics_told(name):
-      hf = _auto_tokenizer(name)
+      hf = auto_tokenizer(name)
     config = _hub_generation_config(name)
     return _from_hf(hf, _generation_eos(config) if config else [], name, date)
   except UserError:
@@ -179,7 +183,8 @@ def _hub_generation_config(name: str) -> pathlib.Path | None:
     return None
 
 
-def _auto_tokenizer(place: str, **options):
+def auto_tokenizer(place: str, **options):
+  """The tokenizer of a folder, a GGUF file or a hub id, as transformers has it."""
   import transformers
 
   # Without the False, a repository with code of its own would ask on the terminal.
@@ -291,14 +296,14 @@ def _bytes_of(token: str, byte_level: bool) -> bytes:
   return token.replace("\u2581", " ").encode()
 
 
-def _byte_spellings() -> dict[str, int]:
+def byte_spellings() -> dict[str, int]:
   """GPT-2 spells a printable byte as itself, the others as the characters from 256 on."""
   printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [b for b in range(256) if b not in printable]
   return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-_BYTE_OF = _byte_spellings()
+_BYTE_OF = byte_spellings()
 _HEX_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 

@@ -1,0 +1,85 @@
+"""A run's weights as a Hugging Face folder, for transformers, vLLM and llama.cpp's converter.
+
+Reads a checkpoint's files, tensor by tensor, on any machine: no accelerator is needed, and
+no more memory than one file of weights takes. Adapters (train.lora_rank) are merged.
+
+Examples:
+  python -m simpo_jax.export --workdir=runs/mine --out=mine
+  python -m simpo_jax.export --workdir=runs/mine --step=100 --out=mine --dtype=bfloat16
+  python -m simpo_jax.export --workdir=runs/mine --out=mine --source=/models/SmolLM2
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from simpo_jax.cli import answering, parse_flags
+from simpo_jax.errors import UserError
+
+_FLAGS = ("workdir", "step", "out", "dtype", "average", "shard_gb", "source", "force", "debug")
+
+
+def _define_flags() -> None:
+  flags.DEFINE_string("workdir", None, "Of the run.")
+  flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", lower_bound=0)
+  flags.DEFINE_string("out", None, "The folder to write; an earlier export in it is replaced.")
+  flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["auto", "float32", "bfloat16", "float16"],
+    "Of the exported weights; auto: as the run has them. Default: the run's export.dtype.",
+  )
+  flags.DEFINE_bool(
+    "average", None, "Averaged weights, where the run has them. Default: the run's export.average."
+  )
+  flags.DEFINE_float(
+    "shard_gb", None, "The most that one file has, in 10^9 bytes. Default: the run's."
+  )
+  flags.DEFINE_string(
+    "source", None, "Where the model that the run began with is now; default: its model.source."
+  )
+  flags.DEFINE_bool(
+    "force", False, "Export although config or tokenizer of that model have changed since."
+  )
+  flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Writes the folder; exit code 0 when it is there and whole."""
+  from simpo_jax.export.runs import export_run
+
+  values = flags.FLAGS
+  if len(argv) > 1:
+    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --workdir=runs/mine")
+  for name in ("workdir", "out"):
+    if not getattr(values, name):
+      raise UserError(f"--{name} is missing; see --help")
+  options = {
+    name: getattr(values, name)
+    for name in ("dtype", "average", "shard_gb")
+    if getattr(values, name) is not None
+  }
+  print(
+    export_run(
+      pathlib.Path(values.workdir).expanduser(),
+      pathlib.Path(values.out).expanduser(),
+      values.step,
+      values.source,
+      options,
+      values.force,
+    )
+  )
+
+
+def _main(argv: Sequence[str]) -> None:
+  answering(main, argv)
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  return parse_flags(argv, _FLAGS)
+
+
+if __name__ == "__main__":
+  _define_flags()
+  app.run(_main, flags_parser=_parse)

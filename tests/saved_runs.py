@@ -1,0 +1,39 @@
+"""Workdirs with a checkpoint of given weights, as a run would have left them."""
+
+import json
+
+import jax
+import numpy as np
+
+from simpo_jax import checkpoint
+from simpo_jax.config import default_config
+from simpo_jax.data.tokenizer import load_tokenizer
+from simpo_jax.fingerprint import model_fields
+from simpo_jax.train import TrainState
+from simpo_jax.weights import open_model
+
+METRICS = [
+  {"step": 1, "mode": "train", "loss": 1.25, "rewards/accuracies": 0.5},
+  {"step": 3, "mode": "train", "loss": 0.75, "rewards/accuracies": 1.0},
+  {"step": 3, "mode": "evaluate", "loss": 0.875, "pairs": 8},
+  {"step": 4, "mode": "train", "loss": 77.0, "rewards/accuracies": 0.0},
+]
+
+
+def save(workdir, source, params, average=None, step=3, **settings):
+  """Saves weights as the checkpoint after a step; `train__ema_decay` is `train.ema_decay`."""
+  config = default_config()
+  config.model.source = str(source)
+  config.update_from_flattened_dict({k.replace("__", "."): v for k, v in settings.items()})
+  about = {
+    "config": json.loads(config.to_json()),
+    "identity": model_fields(open_model(str(source)), load_tokenizer(str(source))),
+  }
+  workdir.mkdir(exist_ok=True)
+  (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in METRICS))
+  params, average, steps = jax.device_put((params, average, np.int32(step)))
+  saving = checkpoint.Checkpoints(workdir / "checkpoints", keep=9, keep_every=0)
+  saving.save(checkpoint.Position(step), TrainState(params, {}, steps, average), about)
+  saving.wait()
+  saving.close()
+  return workdir
