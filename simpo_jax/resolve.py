@@ -180,6 +180,7 @@ def program_config(
   window = model.sliding_window
   if window is not None and window >= config.data.max_length:
     window = None  # no sequence is that long
+  windows = None if window is None else tuple(w or row for w in model.windows)
   attention, train_note = _chosen(
     "train.attention",
     config.train.attention,
@@ -191,6 +192,7 @@ def program_config(
     row_length=row,
     dtype=jnp.dtype(dtype),
     window=window,
+    soft_cap=model.attn_logit_softcapping,
   )
   schedule = make_schedule(config.train)
   lora = make_lora(config.train)
@@ -212,7 +214,7 @@ def program_config(
     ema_decay=config.train.ema_decay,
     attention=attention,
     logits_chunk=min(row, config.train.logits_chunk or (256 if on_cpu else 1024)),
-    window=window,
+    windows=windows,
   )
   generation = config.generate
   if not requests:
