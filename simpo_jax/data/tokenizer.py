@@ -70,6 +70,28 @@ def encode_with_bos(tokenizer: Tokenizer, text: str) -> list[int]:
   return [bos, *ids] if tokenizer.adds_bos and ids[:1] != [bos] else ids
 
 
+def with_empty_system(tokenizer: Tokenizer) -> Tokenizer:
+  """The tokenizer, whose conversations begin with a system message, an empty one if they had none.
+
+  As princeton-nlp/SimPO does it: where the chat template speaks of a system, or is ChatML. A
+  template that refuses the message stays as it is.
+  """
+  empty, template = Message(role="system", content=""), tokenizer.chat_template or ""
+  if "system" not in template and "<|im_start|>" not in template:
+    return tokenizer
+
+  def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    if messages and messages[0]["role"] != "system":
+      messages = (empty, *messages)
+    return tokenizer.render(messages, add_generation_prompt)
+
+  try:
+    render([Message(role="user", content="a")], False)
+  except TemplateFailed:
+    return tokenizer
+  return dataclasses.replace(tokenizer, render=render)
+
+
 def byte_tokenizer() -> Tokenizer:
   """The tokenizer of the embedded model: 256 bytes and 6 special tokens, vocabulary 262.
 
