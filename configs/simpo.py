@@ -34,9 +34,8 @@ measured a model trained by this project yet.
 What they share: 128 pairs a step for one epoch, AdamW without weight decay, the gradient's norm
 clipped at 1, 10% warm-up and a cosine to 0, float32 weights and bfloat16 compute, seed 42, and two
 habits of princeton's code: the assistant's header counts as response, and its rule of truncation.
-What differs from that code and cannot be configured away: the order of the pairs; the mean over a
-step is that of its pairs, not of its micro-batches; Mistral-Instruct's and Gemma's chat templates
-are the models' own, where that code has copies that also strip the ends of messages.
+What differs from that code: the order of the pairs, and that a response has one end token, where
+the code puts the tokenizer's EOS behind a template's own.
 
 Hardware: the authors trained on 4 H100. docs/plans.md says what gemma2_9b and mistral_7b_base
 take on TPUs; any slice will do that `python -m simpo_jax.plan` finds large enough.
@@ -44,6 +43,7 @@ take on TPUs; any slice will do that `python -m simpo_jax.plan` finds large enou
 
 from simpo_jax.config import default_config, did_you_mean
 from simpo_jax.errors import UserError
+from simpo_jax.import_config.fields import MISTRAL_TEMPLATE
 
 
 def get_config(variant: str = ""):
@@ -97,6 +97,7 @@ def mistral_7b_base(c):
 def mistral_7b_instruct(c):
   c.model.source = "mistralai/Mistral-7B-Instruct-v0.2"
   pairs(c, "mistral_ultrafeedback", 466)
+  c.data.chat_template = MISTRAL_TEMPLATE
   c.simpo.beta = 2.5
   c.simpo.gamma_beta_ratio = 0.1
   c.train.learning_rate = 5e-7

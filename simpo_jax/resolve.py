@@ -18,7 +18,7 @@ from simpo_jax.data.packing import batch_shape
 from simpo_jax.data.pairs import PairTokens, SkipReport, row_length
 from simpo_jax.data.prompts import Prompt, load_prompts
 from simpo_jax.data.stream import Mixture
-from simpo_jax.data.tokenizer import Tokenizer, load_tokenizer, with_empty_system
+from simpo_jax.data.tokenizer import Tokenizer, run_tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.generate import Requests
 from simpo_jax.inference import head_shards, page_bytes
@@ -75,9 +75,7 @@ def resolve(config, mesh: Mesh | None = None) -> Run:
   """
   validate(config)
   model = open_model(config.model.source)
-  tokenizer = load_tokenizer(config.model.source)
-  if config.data.empty_system:
-    tokenizer = with_empty_system(tokenizer)
+  tokenizer = run_tokenizer(config)
   if tokenizer.vocab_size > model.config.vocab_size:
     raise UserError(
       f"the tokenizer of {config.model.source} has {tokenizer.vocab_size} tokens, the model only "

@@ -115,8 +115,8 @@ def test_every_field_that_can_be_wrong_is_checked():
     if isinstance(value, bool) or name in ("name", "model.source"):
       continue
     table = {str: _CHOICES, tuple: _ELEMENTS}.get(type(value), _RANGES)
-    texts = ("data.dir", "generate.prompts", "generate.template", "checkpoint.init_from")
-    free_text = name in texts
+    texts = ("data.dir", "data.chat_template", "generate.prompts", "generate.template")
+    free_text = name in (*texts, "checkpoint.init_from")
     assert free_text or name in table, f"{name} is in none of the tables of config.py"
 
 

@@ -120,37 +120,59 @@ def byte_tokenizer() -> Tokenizer:
   )
 
 
-def load_tokenizer(source: str) -> Tokenizer:
+def run_tokenizer(config) -> Tokenizer:
+  """The tokenizer of a run: its model's, with the chat template that the config asks for."""
+  tokenizer = load_tokenizer(config.model.source, _template(config.data.chat_template))
+  return with_empty_system(tokenizer) if config.data.empty_system else tokenizer
+
+
+def _template(text: str) -> str | None:
+  if not text.endswith(".jinja"):
+    return text or None
+  try:
+    return pathlib.Path(text).expanduser().read_text(encoding="utf-8")
+  except (OSError, ValueError) as error:
+    raise UserError(f"--config.data.chat_template={text} is no text file to be read") from error
+
+
+def load_tokenizer(source: str, template: str | None = None) -> Tokenizer:
   """The tokenizer of a model source.
 
   Args:
     source: "embedded", a Hugging Face folder, a .gguf file, a hub id, or
       "random:FOLDER" (FOLDER's tokenizer if it has one, else the byte tokenizer).
+    template: a chat template in place of the tokenizer's own.
 
   Raises:
     UserError: there is no tokenizer there, or none that can be read.
   """
   if source == "embedded":
-    return byte_tokenizer()
+    return _own_template(template)
   if source.startswith("random:"):
     folder = pathlib.Path(source.removeprefix("random:")).expanduser()
     if not folder.is_dir():
       raise UserError(f"{source}: {folder} is not a folder{nearest_files(folder)}")
     has_one = any((folder / name).exists() for name in _TOKENIZER_FILES)
-    return _load_local(folder, {}) if has_one else byte_tokenizer()
+    return _load_local(folder, {}, template) if has_one else _own_template(template)
   path = pathlib.Path(source).expanduser()
   if path.is_dir():
-    return _load_local(path, {})
+    return _load_local(path, {}, template)
   if path.is_file():
     if path.suffix != ".gguf":
       raise UserError(f"{source} is a file but not a .gguf; give the folder that holds it")
-    return _load_local(path.parent, {"gguf_file": path.name})
+    return _load_local(path.parent, {"gguf_file": path.name}, template)
   if path.suffix == ".gguf" or not _HUB_ID.fullmatch(source):
     raise UserError(f"{source} does not exist{nearest_files(path)}")
-  return _load_hub(source)
+  return _load_hub(source, template)
 
 
-def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
+def _own_template(template: str | None) -> Tokenizer:
+  if template is not None:
+    raise UserError("--config.data.chat_template: the byte tokenizer has none but its own")
+  return byte_tokenizer()
+
+
+def _load_local(folder: pathlib.Path, options: dict[str, str], template: str | None) -> Tokenizer:
   place = str(folder / options.get("gguf_file", ""))
   try:
     hf = _auto_tokenizer(str(folder), **options)
@@ -162,10 +184,10 @@ def _load_local(folder: pathlib.Path, options: dict[str, str]) -> Tokenizer:
     ) from error
   # A GGUF names its own end tokens; a JSON file beside it may be of another model.
   config = folder / "generation_config.json"
-  return _from_hf(hf, [] if options else _generation_eos(config), place)
+  return _from_hf(hf, [] if options else _generation_eos(config), place, template)
 
 
-def _load_hub(name: str) -> Tokenizer:
+def _load_hub(name: str, template: str | None) -> Tokenizer:
   try:
     hf = _auto_tokenizer(name)
     config = _hub_generation_config(name)
@@ -175,7 +197,7 @@ def _load_hub(name: str) -> Tokenizer:
       f"{name} is neither a folder here nor a model that can be fetched"
       f" ({_one_line(error)}); check the name, or download it and give the folder"
     ) from error
-  return _from_hf(hf, _generation_eos(config) if config else [], name)
+  return _from_hf(hf, _generation_eos(config) if config else [], name, template)
 
 
 def _hub_generation_config(name: str) -> pathlib.Path | None:
@@ -210,8 +232,8 @@ def _generation_eos(config: pathlib.Path) -> list[int]:
   return [i for i in eos if isinstance(i, int)]
 
 
-def _from_hf(hf, generation_eos: list[int], place: str) -> Tokenizer:
-  template = hf.chat_template
+def _from_hf(hf, generation_eos: list[int], place: str, template: str | None) -> Tokenizer:
+  template = hf.chat_template if template is None else template
   if isinstance(template, dict):
     template = template.get("default")
   if not isinstance(template, str | None):
