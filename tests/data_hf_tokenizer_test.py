@@ -16,6 +16,7 @@ from simpo_jax.data.tokenizer import (
   TemplateFailed,
   encode_with_bos,
   load_tokenizer,
+  run_tokenizer,
   with_empty_system,
 )
 from simpo_jax.errors import UserError
@@ -257,3 +258,22 @@ def test_an_empty_system_message_where_the_template_has_a_place_for_it(tmp_path)
   for template in (PLAIN, refuses):
     plain = _save(tmp_path, template)
     assert with_empty_system(plain) is plain
+
+
+def test_a_template_in_place_of_the_models_own(tmp_path):
+  _save(tmp_path, CHATML)
+  config = default_config()
+  config.model.source = str(tmp_path)
+  config.data.chat_template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
+  t = run_tokenizer(config)
+  assert t.render(({"role": "user", "content": "q"},), False) == "q<|endoftext|>"
+  assert t.eos_ids == (EOS, ENDOFTEXT) and t.chat_template == config.data.chat_template
+  (tmp_path / "mine.jinja").write_text("{{ messages[0].role }}")
+  config.data.chat_template = str(tmp_path / "mine.jinja")
+  assert run_tokenizer(config).render(({"role": "user", "content": "q"},), False) == "user"
+  config.data.chat_template = "absent.jinja"
+  with pytest.raises(UserError, match="chat_template=absent.jinja"):
+    run_tokenizer(config)
+  config.model.source, config.data.chat_template = "embedded", "x"
+  with pytest.raises(UserError, match="byte tokenizer"):
+    run_tokenizer(config)

@@ -130,6 +130,10 @@ IGNORED = {
     "gradient_checkpointing_kwargs", "liger_kernel_config", "local_rank", "parallelism_config",
     "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode",
     "torch_empty_cache_steps", "use_cache", "use_cpu", "use_liger_kernel",
+    # Of earlier transformers.
+    "dispatch_batches", "fp16_backend", "fp16_opt_level", "half_precision_backend",
+    "jit_mode_eval", "mp_parameters", "no_cuda", "ray_scope", "split_batches", "tpu_num_cores",
+    "use_ipex", "use_mps_device",
   ),
   "data is read, tokenised and packed by other rules: data.workers, data.lookahead": (
     "data_seed", "dataloader_drop_last", "dataloader_in_order",
@@ -137,23 +141,24 @@ IGNORED = {
     "dataloader_pin_memory", "dataloader_prefetch_factor", "dataset_num_proc", "dataset_streaming",
     "group_by_length", "label_pad_token_id", "length_column_name", "padding_value",
     "preprocessing_num_workers", "remove_unused_columns", "streaming", "train_sampling_strategy",
-    "truncation_side",
+    "text_column", "truncation_side",
   ),
   "every step is logged, into metrics.jsonl": (
     "disable_tqdm", "include_num_input_tokens_seen", "log_level", "log_level_replica",
-    "log_on_each_node", "logging_dir", "logging_first_step", "logging_nan_inf_filter",
+    "include_tokens_per_second", "log_on_each_node", "logging_dir", "logging_first_step", "logging_nan_inf_filter",
     "logging_steps", "logging_strategy", "project", "report_to", "skip_memory_metrics",
+    "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id",
   ),
   "evaluation computes the loss and its metrics, over all held-out pairs": (
     "batch_eval_metrics", "bf16_full_eval", "eval_accumulation_steps", "eval_delay",
     "eval_do_concat_batches", "eval_on_start", "eval_use_gather_object", "fp16_full_eval",
-    "include_for_metrics", "label_names", "per_device_eval_batch_size", "prediction_loss_only",
+    "include_for_metrics", "include_inputs_for_metrics", "label_names", "per_device_eval_batch_size", "prediction_loss_only",
   ),
   "a run's files are its own, see the README": (
-    "greater_is_better", "hub_always_push", "hub_model_revision", "hub_private_repo",
+    "enable_jit_checkpoint", "greater_is_better", "hub_always_push", "hub_model_revision", "hub_private_repo",
     "hub_revision", "hub_strategy", "hub_token", "ignore_data_skip", "metric_for_best_model",
-    "overwrite_output_dir", "push_to_hub", "resume_from_checkpoint", "save_on_each_node",
-    "save_only_model", "save_safetensors",
+    "overwrite_output_dir", "push_to_hub", "restore_callback_states_from_checkpoint",
+    "resume_from_checkpoint", "save_on_each_node", "save_only_model", "save_safetensors",
   ),
   "the models here have none of it": (
     "disable_dropout", "max_completion_length", "max_target_length",
@@ -169,6 +174,7 @@ IGNORED = {
 
 # These change what is trained, and only the values given here are what this project does.
 ONLY: dict[str, tuple[tuple, str]] = {
+  "adafactor": ((False,), "AdamW is what there is"),
   "alpha": ((0, 0.0), "AlphaPO's reward is not there"),
   "auto_find_batch_size": ((False,), "the batch size is what is asked for"),
   "dataset_config": (("default",), "prepare the files that you mean, and name them with --data"),
