@@ -180,7 +180,7 @@ def _matmul_seconds(cfg, weights, rows, dtype, logits=True) -> float:
       gate, up = x @ p["gate"], x @ p["up"]
       x = (gate * up) @ p["down"] * 1e-6
     if logits:
-      x = x + jnp.max(model.unembed(w, x)) * 1e-9
+      x = x + jnp.max(model.unembed(w, x, cfg)) * 1e-9
     return x
 
   x = jnp.ones((rows, cfg.hidden_size), dtype)

@@ -53,6 +53,10 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.max_length = 1024  # tokens of prompt + one response
   c.data.max_prompt_length = 512
   c.data.truncation = "prompt_first"  # or "princeton", that paper's code's rule
+  c.data.chat_template = ""  # Jinja text, or a .jinja file, in place of the model's own
+  # Before a conversation without one an empty system message, where the chat template has a place
+  # for it (princeton).
+  c.data.empty_system = False
   c.data.header = "prompt"  # has the assistant header: "prompt" (TRL) or "response" (princeton)
   c.data.max_skip_fraction = 0.1  # more skipped rows than this is an error
   c.data.row_length = 0  # tokens of one packed row; 0: 2 * max_length, which any pair fits

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from simpo_jax import model as llama
 from simpo_jax import paging, scheduler
 from simpo_jax.arith import ceil_div
-from simpo_jax.linear import rms_norm
 from simpo_jax.model_config import ModelConfig
 from simpo_jax.sampling import Sampling, choose, uniforms
 from simpo_jax.scheduler import Queue, Work
@@ -105,7 +104,7 @@ class _State(NamedTuple):
   tally: _Tally
 
 
-# attend(q [B,T,H,h], k, v [B,T,K,h], pool, page_ids, start, count) -> (out [B,T,H,h], pool)
+# attend(q [B,T,H,h], k, v [B,T,K,h], pool, page_ids, start, count, window=) -> (out like q, pool)
 PagedAttend = Callable[..., tuple[jax.Array, jax.Array]]
 
 
@@ -189,12 +188,12 @@ def _forward(engine: Engine, pool, table, tokens, start, count):
   cfg = engine.cfg
   positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
   angles = llama.rope_angles(positions, cfg)
-  x = llama.embed(engine.params, tokens, engine.dtype)
+  x = llama.embed(engine.params, tokens, engine.dtype, cfg)
   for index, weights in enumerate(engine.params["layers"]):
     ids = paging.layer_pages(table, index, engine.shape.num_pages, cfg.num_hidden_layers)
 
-    def attend(q, k, v, pool=pool, ids=ids):
-      return engine.attend(q, k, v, pool, ids, start, count)
+    def attend(q, k, v, pool=pool, ids=ids, window=cfg.windows[index]):
+      return engine.attend(q, k, v, pool, ids, start, count, window=window)
 
     x, pool = llama.layer(weights, x, angles, attend, cfg)
   return x, pool
@@ -288,14 +287,15 @@ def _decode(engine: Engine, s: _State, requests: Requests, width: int) -> _State
   table = jnp.where(alive[:, None], queue.pages.table[slot], shape.num_pages)
   x, pool = _forward(engine, s.pool, table, token[:, None], position, alive.astype(jnp.int32))
   with jax.named_scope("sample"):
-    x = rms_norm(x[:, 0], engine.params["final_norm"], cfg.rms_norm_eps)
+    x = llama.norm(x[:, 0], engine.params["final_norm"], cfg)
     u = uniforms(key, mine(asked.prompt), mine(asked.sample), position)
     sampling = jax.tree.map(mine, asked.sampling)
     # A dead row must not divide by its zero.
     penalty = jnp.where(alive, sampling.repetition_penalty, 1.0)
     sampling = sampling._replace(repetition_penalty=penalty)
     seen = None if s.seen is None else s.seen[slot]
-    token, logprob = choose(llama.unembed(engine.params, x), sampling, u, seen, shape.sampled)
+    logits = llama.unembed(engine.params, x, cfg)
+    token, logprob = choose(logits, sampling, u, seen, shape.sampled)
 
   with jax.named_scope("record"):
     stop = requests.stops[stop, token]

@@ -6,6 +6,7 @@ thing that crosses it is the loops' own count of what still runs. In `global_mes
 all devices answer one queue.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -111,10 +112,17 @@ def generate(
 def paged_attend(model: ModelConfig, shape: GenerateShape):
   """Writes a chunk's keys and values to the pool, then attends; see `generate.PagedAttend`."""
 
-  def attend(q, k, v, pool, page_ids, start, count):
+  def attend(q, k, v, pool, page_ids, start, count, *, window):
     pool = paging.write(pool, page_ids, start, count, k, v)
     out = paged_prefill(
-      q, pool, page_ids, start, count, window=model.sliding_window, impl=shape.attention
+      q,
+      pool,
+      page_ids,
+      start,
+      count,
+      window=window,
+      soft_cap=model.attn_logit_softcapping,
+      impl=shape.attention,
     )
     return out, pool
 
@@ -128,11 +136,15 @@ def _paged_attend(model, shape, mesh, heads, manual):
   if math.prod(mesh.shape[axis] for axis in axes) == 1:
     return attend
   by_head, pool = P(None, None, heads or None), P(None, None, heads or None)
-  return jax.shard_map(
-    attend,
-    mesh=mesh,
-    in_specs=(by_head, by_head, by_head, pool, P(), P(), P()),
-    out_specs=(by_head, pool),
-    axis_names=axes,
-    check_vma=False,
-  )
+
+  def on_mesh(*args, window):
+    return jax.shard_map(
+      functools.partial(attend, window=window),
+      mesh=mesh,
+      in_specs=(by_head, by_head, by_head, pool, P(), P(), P()),
+      out_specs=(by_head, pool),
+      axis_names=axes,
+      check_vma=False,
+    )(*args)
+
+  return on_mesh

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from simpo_jax.fsdp import own_ids
+from simpo_jax.model import soft_cap
 
 
 class SimPOConfig(NamedTuple):
@@ -41,7 +42,7 @@ def simpo_loss(chosen: jax.Array, rejected: jax.Array, cfg: SimPOConfig) -> jax.
   ) - cfg.label_smoothing * jax.nn.log_sigmoid(-margin)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def target_log_probs(
   hidden: jax.Array,
   matrix: jax.Array,
@@ -49,6 +50,7 @@ def target_log_probs(
   ids: jax.Array,
   chunk: int,
   axis: str | None = None,
+  cap: float | None = None,
 ) -> jax.Array:
   """Log-probabilities of the target tokens alone, a chunk of logits at a time.
 
@@ -62,11 +64,12 @@ def target_log_probs(
     ids: int32 `[B, U]`, the target token, or -1 for an empty entry; targets come first.
     chunk: targets of a row whose logits exist at once.
     axis: the mesh axis that cuts V evenly, inside a `jax.shard_map`.
+    cap: logits become `cap * tanh(logits / cap)`.
 
   Returns:
     float32 `[B, U]`, 0 for empty entries.
   """
-  return _forward(hidden, matrix, index, ids, chunk, axis)[0]
+  return _forward(hidden, matrix, index, ids, chunk, axis, cap)[0]
 
 
 def _chunks(index: jax.Array, ids: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -80,17 +83,18 @@ def _chunk(x: jax.Array, i: jax.Array, chunk: int) -> jax.Array:
   return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1)
 
 
-def _logits(hidden, matrix, index):
+def _logits(hidden, matrix, index, cap):
   x = jnp.take_along_axis(hidden, index[..., None], axis=1)
-  return x, jnp.einsum("bud,vd->buv", x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+  logits = jnp.einsum("bud,vd->buv", x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+  return x, soft_cap(logits, cap)
 
 
-def _forward(hidden, matrix, index, ids, chunk, axis):
+def _forward(hidden, matrix, index, ids, chunk, axis, cap):
   all_index, all_ids, count = _chunks(index, ids, chunk)
 
   def body(i, out):
     index, ids = _chunk(all_index, i, chunk), _chunk(all_ids, i, chunk)
-    _, logits = _logits(hidden, matrix, index)
+    _, logits = _logits(hidden, matrix, index, cap)
     own = own_ids(ids, logits.shape[-1], axis)
     target = jnp.take_along_axis(logits, jnp.maximum(own, 0)[..., None], axis=-1)[..., 0]
     lse = jax.nn.logsumexp(logits, axis=-1)
@@ -106,7 +110,7 @@ def _forward(hidden, matrix, index, ids, chunk, axis):
   return logps, (hidden, matrix, index, ids, lse)
 
 
-def _backward(chunk, axis, residuals, d_logps):
+def _backward(chunk, axis, cap, residuals, d_logps):
   hidden, matrix, index, ids, lse = residuals
   if axis:
     d_logps = jax.lax.psum(d_logps, axis)  # every device's copy of the result counts
@@ -117,11 +121,13 @@ def _backward(chunk, axis, residuals, d_logps):
   def body(i, carry):
     d_hidden, d_matrix = carry
     index, ids = _chunk(all_index, i, chunk), _chunk(all_ids, i, chunk)
-    x, logits = _logits(hidden, matrix, index)
+    x, logits = _logits(hidden, matrix, index, cap)
     scale = jnp.where(ids >= 0, _chunk(d_logps, i, chunk), 0.0)[..., None]
     own = own_ids(ids, logits.shape[-1], axis)
     hit = jnp.arange(logits.shape[-1], dtype=jnp.int32) == own[..., None]
     d_logits = (hit - jnp.exp(logits - _chunk(lse, i, chunk)[..., None])) * scale
+    if cap is not None:
+      d_logits *= 1 - (logits / cap) ** 2
     # An empty entry has no saved normaliser: its exponential may overflow.
     d_logits = jnp.where(ids[..., None] >= 0, d_logits, 0.0).astype(x.dtype)
     d_x = jnp.einsum(

@@ -1,4 +1,4 @@
-"""The Llama family as pure functions on a dict of arrays.
+"""The Llama family, Gemma 2 included, as pure functions on a dict of arrays.
 
 Dimension letters, here and in every shape comment of the project:
   B batch rows, T query length, S key length, D model, H query heads,
@@ -11,6 +11,8 @@ form with few heads is padded and re-laid-out by the TPU compiler.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +25,10 @@ from simpo_jax.model_config import ModelConfig, rope_frequencies
 Params = dict[str, Any]
 # attend(q [B,T,H,h], k [B,T,K,h], v [B,T,K,h]) -> (out [B,T,H,h], anything to carry on)
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+_ACTIVATIONS = {
+  "silu": jax.nn.silu,
+  "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +57,10 @@ def tensors(cfg: ModelConfig) -> dict[str, Any]:
   D, F, V, L = cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size, cfg.num_hidden_layers
   Hh, Kh = cfg.num_attention_heads * cfg.head_dim, cfg.num_key_value_heads * cfg.head_dim
 
+  one = "zeros" if cfg.norm_plus_one else "ones"  # the weight of a norm that only norms
+
   def norm(name, width=D):
-    return Tensor((L, width), ("layers", "norm"), f"model.layers.{{}}.{name}.weight", init="ones")
+    return Tensor((L, width), ("layers", "norm"), f"model.layers.{{}}.{name}.weight", init=one)
 
   def linear(name, n_in, n_out, axes):
     return Tensor((L, n_in, n_out), ("layers", *axes), f"model.layers.{{}}.{name}.weight", True)
@@ -78,10 +86,14 @@ def tensors(cfg: ModelConfig) -> dict[str, Any]:
   if cfg.qk_norm:
     layers["q_norm"] = norm("self_attn.q_norm", cfg.head_dim)
     layers["k_norm"] = norm("self_attn.k_norm", cfg.head_dim)
+  if cfg.post_norms:
+    layers["attn_post_norm"] = norm("post_attention_layernorm")
+    layers["mlp_norm"] = norm("pre_feedforward_layernorm")
+    layers["mlp_post_norm"] = norm("post_feedforward_layernorm")
   table = {
     "embed": Tensor((V, D), ("vocab", "embed"), "model.embed_tokens.weight"),
     "layers": layers,
-    "final_norm": Tensor((D,), ("norm",), "model.norm.weight", init="ones"),
+    "final_norm": Tensor((D,), ("norm",), "model.norm.weight", init=one),
   }
   if not cfg.tie_word_embeddings:
     table["lm_head"] = Tensor((V, D), ("vocab", "embed"), "lm_head.weight")
@@ -110,6 +122,17 @@ def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+def norm(x: jax.Array, weight: jax.Array, cfg: ModelConfig) -> jax.Array:
+  """The model's RMS norm over the last axis, computed in float32."""
+  scale = 1.0 + weight.astype(jnp.float32) if cfg.norm_plus_one else weight
+  return rms_norm(x, scale, cfg.rms_norm_eps)
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+  """cap * tanh(x / cap): nearly x where it is small, and never beyond the cap."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def linear(p: Params, name: str, x: jax.Array) -> jax.Array:
   """x W, and (x A) B where the weight has an adapter, its B scaled (arXiv:2106.09685)."""
   y = matmul(x, p[name])
@@ -133,26 +156,37 @@ def layer(
   """
   B, T, _ = x.shape
   with jax.named_scope("attention"):
-    y = rms_norm(x, p["attn_norm"], cfg.rms_norm_eps)
+    y = norm(x, p["attn_norm"], cfg)
     q, k, v = (linear(p, name, y) for name in ("q", "k", "v"))
     if cfg.qkv_bias:
       q, k, v = q + p["q_bias"], k + p["k_bias"], v + p["v_bias"]
     q, k, v = (y.reshape(B, T, -1, cfg.head_dim) for y in (q, k, v))
     if cfg.qk_norm:
-      q = rms_norm(q, p["q_norm"], cfg.rms_norm_eps)
-      k = rms_norm(k, p["k_norm"], cfg.rms_norm_eps)
-    out, carry = attend(rope(q, *angles), rope(k, *angles), v)
-    x = x + add_up(linear(p, "o", out.reshape(B, T, -1)))
+      q, k = norm(q, p["q_norm"], cfg), norm(k, p["k_norm"], cfg)
+    # The rotation is in float32: a scale in it rounds nothing twice.
+    scaled = angles if cfg.query_scale == 1.0 else [a * cfg.query_scale for a in angles]
+    out, carry = attend(rope(q, *scaled), rope(k, *angles), v)
+    y = add_up(linear(p, "o", out.reshape(B, T, -1)))
+    x = x + (norm(y, p["attn_post_norm"], cfg) if cfg.post_norms else y)
   with jax.named_scope("mlp"):
-    y = rms_norm(x, p["mlp_norm"], cfg.rms_norm_eps)
-    y = jax.nn.silu(linear(p, "gate", y)) * linear(p, "up", y)
-    x = x + add_up(linear(p, "down", y))
+    y = norm(x, p["mlp_norm"], cfg)
+    y = _ACTIVATIONS[cfg.hidden_act](linear(p, "gate", y)) * linear(p, "up", y)
+    y = add_up(linear(p, "down", y))
+    x = x + (norm(y, p["mlp_post_norm"], cfg) if cfg.post_norms else y)
   return x, carry
 
 
-def embed(params: Params, tokens: jax.Array, dtype) -> jax.Array:
+def embed(params: Params, tokens: jax.Array, dtype, cfg: ModelConfig) -> jax.Array:
   """Token embeddings: int32 `[B, T]` to `[B, T, D]`."""
-  return params["embed"][tokens].astype(dtype)
+  return scale_embeddings(params["embed"][tokens].astype(dtype), cfg)
+
+
+def scale_embeddings(x: jax.Array, cfg: ModelConfig) -> jax.Array:
+  """Rows of the embedding `[..., D]` as the first layer takes them."""
+  if not cfg.scaled_embedding:
+    return x
+  # Gemma was trained with a root that is rounded to the compute dtype.
+  return x * jnp.asarray(math.sqrt(cfg.hidden_size), x.dtype)
 
 
 def unembed_matrix(params: Params) -> jax.Array:
@@ -160,21 +194,23 @@ def unembed_matrix(params: Params) -> jax.Array:
   return params.get("lm_head", params["embed"])
 
 
-def unembed(params: Params, x: jax.Array) -> jax.Array:
+def unembed(params: Params, x: jax.Array, cfg: ModelConfig) -> jax.Array:
   """Logits, float32 `[..., V]`, of final hidden states `[..., D]`."""
   w = unembed_matrix(params).astype(x.dtype)
-  return jnp.einsum("...d,vd->...v", x, w, preferred_element_type=jnp.float32)
+  logits = jnp.einsum("...d,vd->...v", x, w, preferred_element_type=jnp.float32)
+  return soft_cap(logits, cfg.final_logit_softcapping)
 
 
 def forward(
   params: Params,
   x: jax.Array,
   positions: jax.Array,
-  attend: Attend,
+  attend: Callable[..., tuple[jax.Array, Any]],
   cfg: ModelConfig,
   ready: Callable[[Params], Params],
   add_up: Callable[[jax.Array], jax.Array] = lambda x: x,
   remat: Callable = lambda f: f,
+  windows: jax.Array | None = None,
 ) -> jax.Array:
   """Final hidden states `[B, T, D]` of whole rows (training and evaluation).
 
@@ -182,18 +218,22 @@ def forward(
     params: the weights, layers stacked.
     x: `[B, T, D]`, the token embeddings.
     positions: int32 `[B, T]`, the rotary position of each token.
-    attend: attention over the row, closed over its mask.
+    attend: attention over the row, closed over its mask: an `Attend` that also takes `window`,
+      the layer's own of `windows`.
     ready: makes one layer's weights ready for use, in x's dtype.
     add_up: see `layer`.
     remat: wraps the function of one layer, to say what the backward pass computes again.
+    windows: int32 `[L]`, how many of the newest tokens each layer sees; None: all.
   """
   angles = rope_angles(positions, cfg)
 
-  def body(x, p):
-    return layer(ready(p), x, angles, attend, cfg, add_up)[0], None
+  def body(x, inputs):
+    p, window = inputs
+    within = functools.partial(attend, window=window)
+    return layer(ready(p), x, angles, within, cfg, add_up)[0], None
 
-  x, _ = jax.lax.scan(remat(body), x, params["layers"])
-  return rms_norm(x, params["final_norm"], cfg.rms_norm_eps)
+  x, _ = jax.lax.scan(remat(body), x, (params["layers"], windows))
+  return norm(x, params["final_norm"], cfg)
 
 
 def unstack(

@@ -9,7 +9,19 @@ import numpy as np
 
 from simpo_jax.errors import UserError
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
+_WINDOWED = ("mistral", "gemma2")
+# What a config.json without these fields means, where it is not what it means for the others.
+_DEFAULTS = {
+  "gemma2": {
+    "head_dim": 256,
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+  },
+}
 # No model comes near: a config beyond is damaged, or would take all memory to say no.
 _MAX_SIZE = 2**31 - 1  # sizes are int32 on the devices
 _MAX_LAYERS = 10_000
@@ -48,6 +60,26 @@ class ModelConfig:
   qkv_bias: bool
   qk_norm: bool
   sliding_window: int | None
+  # What Gemma 2 has beside the Llama family (arXiv:2408.00118).
+  full_attention_every: int = 0  # of windowed layers, every so many see all tokens; 0: none does
+  hidden_act: str = "silu"  # of the MLP's gate; or "gelu_pytorch_tanh"
+  post_norms: bool = False  # what attention and MLP give is normed before it is added
+  norm_plus_one: bool = False  # norms scale by 1 + weight
+  scaled_embedding: bool = False  # embeddings are multiplied by sqrt(D)
+  query_pre_attn_scalar: float | None = None  # scores are divided by its root; None: h
+  attn_logit_softcapping: float | None = None  # scores become cap * tanh(scores / cap)
+  final_logit_softcapping: float | None = None  # logits, likewise
+
+  @property
+  def windows(self) -> tuple[int | None, ...]:
+    """How many of the newest tokens each layer sees; None: all."""
+    every, layers = self.full_attention_every, range(1, self.num_hidden_layers + 1)
+    return tuple(None if every and i % every == 0 else self.sliding_window for i in layers)
+
+  @property
+  def query_scale(self) -> float:
+    """What queries are multiplied by before attention, which divides scores by sqrt(h)."""
+    return math.sqrt(self.head_dim / (self.query_pre_attn_scalar or self.head_dim))
 
   @property
   def group(self) -> int:
@@ -71,6 +103,7 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
     raise UserError(
       f"{where}: model_type {_shown(kind)} is not supported; {', '.join(MODEL_TYPES)} are"
     )
+  hf = {**_DEFAULTS.get(kind, {}), **hf}
 
   def need(name):
     if hf.get(name) is None:
@@ -84,10 +117,12 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
       )
     return value
 
-  if hf.get("hidden_act", "silu") != "silu":
-    raise UserError(
-      f"{where}: hidden_act {_shown(hf['hidden_act'])} is not supported; only silu is"
-    )
+  # Gemma's own configs have a hidden_act, too, which transformers passes over.
+  name, known = ("hidden_act", "silu")
+  if kind == "gemma2":
+    name, known = ("hidden_activation", "gelu_pytorch_tanh")
+  if hf.get(name, known) != known:
+    raise UserError(f"{where}: {name} {_shown(hf[name])} is not supported; only {known} is")
   if hf.get("mlp_bias") or (hf.get("attention_bias") and kind != "qwen2"):
     raise UserError(f"{where}: attention_bias/mlp_bias with model_type {kind!r} is not supported")
   heads, hidden, layers, inner, vocab = (
@@ -109,11 +144,13 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
       f"{where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly"
     )
   # Qwen configs carry a window that `use_sliding_window` usually switches off.
-  # A mistral config without the field means transformers' default, null means none.
-  windowed = hf.get("use_sliding_window", kind == "mistral")
+  # Others without the field mean transformers' default, null means none.
+  windowed = hf.get("use_sliding_window", kind in _WINDOWED)
   window = hf.get("sliding_window", 4096) if windowed else None
-  if window is not None and kind != "mistral":
-    raise UserError(f"{where}: use_sliding_window is supported for mistral only; set it to false")
+  if window is not None and kind not in _WINDOWED:
+    raise UserError(
+      f"{where}: use_sliding_window is supported for {', '.join(_WINDOWED)} only; set it to false"
+    )
   # transformers 5 writes rope_parameters; earlier versions rope_theta and rope_scaling.
   rope = {
     "rope_theta": hf.get("rope_theta", 10000.0),
@@ -141,6 +178,32 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
     qkv_bias=kind == "qwen2",
     qk_norm=kind == "qwen3",
     sliding_window=None if window is None else whole("sliding_window", window),
+    **(_gemma2(hf, layers, where) if kind == "gemma2" else {}),
+  )
+
+
+def _gemma2(hf: dict[str, Any], layers: int, where: str) -> dict[str, Any]:
+  every = 2
+  types = [
+    "full_attention" if i % every == 0 else "sliding_attention" for i in range(1, layers + 1)
+  ]
+  if (hf.get("layer_types") or types) != types:
+    raise UserError(f"{where}: layer_types must alternate, beginning with sliding_attention")
+  if hf.get("use_bidirectional_attention"):
+    raise UserError(
+      f"{where}: use_bidirectional_attention is not supported; answers need causality"
+    )
+  caps = ("attn_logit_softcapping", "final_logit_softcapping")
+  return dict(
+    full_attention_every=every,
+    hidden_act=hf["hidden_activation"],
+    post_norms=True,
+    norm_plus_one=True,
+    scaled_embedding=True,
+    query_pre_attn_scalar=_number(
+      where, "query_pre_attn_scalar", hf["query_pre_attn_scalar"], 1e-6
+    ),
+    **{name: None if hf[name] is None else _number(where, name, hf[name], 1e-3) for name in caps},
   )
 
 

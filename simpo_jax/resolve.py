@@ -18,7 +18,7 @@ from simpo_jax.data.packing import batch_shape
 from simpo_jax.data.pairs import PairTokens, SkipReport, row_length
 from simpo_jax.data.prompts import Prompt, load_prompts
 from simpo_jax.data.stream import Mixture
-from simpo_jax.data.tokenizer import Tokenizer, load_tokenizer
+from simpo_jax.data.tokenizer import Tokenizer, run_tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.generate import Requests
 from simpo_jax.inference import head_shards, page_bytes
@@ -77,7 +77,7 @@ def resolve(config, mesh: Mesh | None = None, date: str = "") -> Run:
   """
   validate(config)
   model = open_model(config.model.source)
-  tokenizer = load_tokenizer(config.model.source, date)
+  tokenizer = run_tokenizer(config, date)
   if tokenizer.vocab_size > model.config.vocab_size:
     raise UserError(
       f"the tokenizer of {config.model.source} has {tokenizer.vocab_size} tokens, the model only "
@@ -183,6 +183,7 @@ def program_config(
   window = model.sliding_window
   if window is not None and window >= config.data.max_length:
     window = None  # no sequence is that long
+  windows = None if window is None else tuple(w or row for w in model.windows)
   attention, train_note = _chosen(
     "train.attention",
     config.train.attention,
@@ -194,6 +195,7 @@ def program_config(
     row_length=row,
     dtype=jnp.dtype(dtype),
     window=window,
+    soft_cap=model.attn_logit_softcapping,
   )
   schedule = make_schedule(config.train)
   lora = make_lora(config.train)
@@ -215,7 +217,7 @@ def program_config(
     ema_decay=config.train.ema_decay,
     attention=attention,
     logits_chunk=min(row, config.train.logits_chunk or (256 if on_cpu else 1024)),
-    window=window,
+    windows=windows,
   )
   generation = config.generate
   if not requests:

@@ -46,7 +46,7 @@ class StepConfig(NamedTuple):
   lora: Lora | None = None  # the adapters; all else is frozen then
   ema_decay: float = 0.0  # of the weights' average; 0: none
   logits_chunk: int = 256  # response tokens of a row whose logits exist at once
-  window: int | None = None  # of the model, if rows are longer than that
+  windows: tuple[int, ...] | None = None  # of each layer, if some sequence is longer than one
 
 
 class PairStats(NamedTuple):
@@ -102,9 +102,11 @@ def _own_loss(params, micro: Batch, total_pairs, total_chosen_tokens, *, cfg: St
   stacked = beside_weights(cfg.weights)["layers"]
   specs = {name: P(*sharding.spec[1:]) for name, sharding in stacked.items()}
 
-  def attend(q, k, v):
+  def attend(q, k, v, window):
     mask = micro.k_start, micro.k_end, micro.positions
-    return range_attention(q, k, v, *mask, window=cfg.window, impl=cfg.attention), None
+    cap = cfg.model.attn_logit_softcapping
+    out = range_attention(q, k, v, *mask, window=window, soft_cap=cap, impl=cfg.attention)
+    return out, None
 
   def ready(p):
     return {name: fsdp.gather(w, specs[name], cfg.dtype) for name, w in scaled(p, cfg.lora).items()}
@@ -113,20 +115,28 @@ def _own_loss(params, micro: Batch, total_pairs, total_chosen_tokens, *, cfg: St
     return jax.lax.psum(x, fsdp.TENSOR) if mesh.shape[fsdp.TENSOR] > 1 else x
 
   table = cfg.weights["embed"].spec
+  embedded = fsdp.lookup(params["embed"], table, micro.tokens, cfg.dtype)
   hidden = llama.forward(
     beside_weights(params),
-    fsdp.lookup(params["embed"], table, micro.tokens, cfg.dtype),
+    llama.scale_embeddings(embedded, cfg.model),
     micro.positions,
     attend,
     cfg.model,
     ready,
     add_up,
     fsdp.remat(cfg.remat, alone=mesh.size == 1),
+    None if cfg.windows is None else jnp.asarray(cfg.windows, jnp.int32),
   )
   matrix = fsdp.gather(llama.unembed_matrix(params), table, cfg.dtype)
   cut = fsdp.TENSOR if fsdp.is_cut(table[0]) else None
   logps = target_log_probs(
-    hidden, matrix, micro.target_index, micro.target_id, cfg.logits_chunk, cut
+    hidden,
+    matrix,
+    micro.target_index,
+    micro.target_id,
+    cfg.logits_chunk,
+    cut,
+    cfg.model.final_logit_softcapping,
   )
   sums, counts = (
     jax.vmap(lambda x, seq: jax.ops.segment_sum(x, seq, 2 * cfg.slots))(x, micro.target_seq)

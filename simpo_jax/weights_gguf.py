@@ -17,6 +17,7 @@ from simpo_jax.gguf_header import check_header
 from simpo_jax.model_config import ModelConfig, RopeScaling, from_hf, rope_frequencies
 from simpo_jax.weights_hf import Weights
 
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # llama.cpp's names; Mistral is a llama to it
 _HF_NAMES = {
   "token_embd.weight": "model.embed_tokens.weight",
   "output_norm.weight": "model.norm.weight",
@@ -125,8 +126,11 @@ def _config(reader, stored, path, rope_factors) -> ModelConfig:
     return _field(reader, f"{arch}.{name}", default)
 
   heads, hidden = get("attention.head_count"), get("embedding_length")
-  if not isinstance(heads, int) or not isinstance(hidden, int):
-    raise UserError(f"{path}: architecture {arch!r} is not supported; llama, qwen2 and qwen3 are")
+  if arch not in _ARCHITECTURES or not isinstance(heads, int) or not isinstance(hidden, int):
+    raise UserError(
+      f"{path}: a GGUF of architecture {arch!r} is not supported; {', '.join(_ARCHITECTURES)} are "
+      "(of gemma2, use the safetensors checkpoint)"
+    )
   kv_heads = get("attention.head_count_kv", heads)
   if not isinstance(kv_heads, int):
     raise UserError(f"{path}: layers with different numbers of key/value heads are not supported")

@@ -10,6 +10,7 @@ import pytest
 from simpo_jax.config import _CHOICES, _ELEMENTS, _RANGES, default_config, flatten, validate
 from simpo_jax.errors import UserError
 from simpo_jax.ledger import Mode
+from simpo_jax.plan.known_models import known_model
 from simpo_jax.schedule import generates, launches_after
 
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
@@ -83,6 +84,33 @@ def test_all_variants_of_the_acceptance_runs_are_expected():
   assert {key for key in ALL if key[0] in ("m11", "m12")} == set(EXPECTED)
 
 
+@pytest.mark.parametrize(
+  ("variant", "beta", "ratio", "rate"),
+  [  # as princeton-nlp/SimPO's README has them
+    ("mistral_7b_base", 2.0, 0.8, 3e-7),
+    ("mistral_7b_instruct", 2.5, 0.1, 5e-7),
+    ("llama3_8b_base", 2.0, 0.5, 6e-7),
+    ("llama3_8b_instruct", 2.5, 0.55, 1e-6),
+    ("llama3_8b_instruct_v02", 10.0, 0.3, 1e-6),
+    ("gemma2_9b", 10.0, 0.5, 8e-7),
+  ],
+)
+def test_published_recipes(variant, beta, ratio, rate):
+  c = load("simpo").get_config(variant)
+  assert (c.simpo.beta, c.simpo.gamma_beta_ratio, c.train.learning_rate) == (beta, ratio, rate)
+  assert (c.train.batch_size, c.train.schedule, c.train.warmup_ratio) == (128, "cosine", 0.1)
+  assert (c.simpo.sft_weight, c.train.weight_decay, c.train.max_grad_norm) == (0, 0, 1)
+  lengths = (1024, 512) if variant == "mistral_7b_base" else (2048, 1800)
+  assert (c.data.max_length, c.data.max_prompt_length) == lengths
+
+
+@pytest.mark.parametrize("variant", load("simpo").VARIANTS)
+def test_recipes_can_be_planned_without_their_model(variant):
+  c = load("simpo").get_config(variant)
+  model = known_model(c.model.source)
+  assert model and model.max_position_embeddings >= c.data.max_length
+
+
 def test_the_real_target():
   c = load("m11").get_config("llama3_8b_v5p32")
   assert c.model.source == "meta-llama/Meta-Llama-3-8B-Instruct"
@@ -115,9 +143,11 @@ def test_every_field_that_can_be_wrong_is_checked():
     if isinstance(value, bool) or name in ("name", "model.source"):
       continue
     table = {str: _CHOICES, tuple: _ELEMENTS}.get(type(value), _RANGES)
-    texts = ("data.dir", "generate.prompts", "generate.template", "checkpoint.init_from")
+    texts = ("data.dir", "data.chat_template", "generate.prompts", "generate.template")
     trackers = ("wandb_project", "mlflow_uri", "mlflow_experiment", "name")
-    free_text = name in texts or name in [f"tracking.{field}" for field in trackers]
+    free_text = name in (*texts, "checkpoint.init_from") or name in [
+      f"tracking.{field}" for field in trackers
+    ]
     assert free_text or name in table, f"{name} is in none of the tables of config.py"
 
 

@@ -12,7 +12,13 @@ from simpo_jax.config import default_config
 from simpo_jax.data.forms import Conversation, SkipRow
 from simpo_jax.data.pairs import load_pairs, tokenize_pair
 from simpo_jax.data.prompts import load_prompts
-from simpo_jax.data.tokenizer import TemplateFailed, encode_with_bos, load_tokenizer
+from simpo_jax.data.tokenizer import (
+  TemplateFailed,
+  encode_with_bos,
+  load_tokenizer,
+  run_tokenizer,
+  with_empty_system,
+)
 from simpo_jax.errors import UserError
 
 CHARS = [chr(i) for i in range(32, 127)] + ["\n"]
@@ -247,3 +253,35 @@ def test_real_data_with_a_real_tokenizer(gguf):
   for pair in pairs:
     assert pair.chosen[-1] in gguf.eos_ids and pair.rejected[-1] in gguf.eos_ids
     assert not np.isin(pair.chosen[:-1], gguf.eos_ids).any()
+
+
+def test_an_empty_system_message_where_the_template_has_a_place_for_it(tmp_path):
+  t = with_empty_system(_save(tmp_path, CHATML))
+  assert t.render(({"role": "user", "content": "q"},), True) == (
+    "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+  )
+  own = ({"role": "system", "content": "s"}, {"role": "user", "content": "q"})
+  assert t.render(own, False) == "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+  refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + PLAIN
+  for template in (PLAIN, refuses):
+    plain = _save(tmp_path, template)
+    assert with_empty_system(plain) is plain
+
+
+def test_a_template_in_place_of_the_models_own(tmp_path):
+  _save(tmp_path, CHATML)
+  config = default_config()
+  config.model.source = str(tmp_path)
+  config.data.chat_template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
+  t = run_tokenizer(config)
+  assert t.render(({"role": "user", "content": "q"},), False) == "q<|endoftext|>"
+  assert t.eos_ids == (EOS, ENDOFTEXT) and t.chat_template == config.data.chat_template
+  (tmp_path / "mine.jinja").write_text("{{ messages[0].role }}")
+  config.data.chat_template = str(tmp_path / "mine.jinja")
+  assert run_tokenizer(config).render(({"role": "user", "content": "q"},), False) == "user"
+  config.data.chat_template = "absent.jinja"
+  with pytest.raises(UserError, match="chat_template=absent.jinja"):
+    run_tokenizer(config)
+  config.model.source, config.data.chat_template = "embedded", "x"
+  with pytest.raises(UserError, match="byte tokenizer"):
+    run_tokenizer(config)

@@ -27,6 +27,16 @@ _SIZES = dict(
 )
 
 
+GEMMA2 = dict(  # caps and a window that matter for a model so small; heads wider than D / H
+  num_hidden_layers=4,
+  head_dim=32,
+  query_pre_attn_scalar=24,
+  sliding_window=7,
+  attn_logit_softcapping=1.5,
+  final_logit_softcapping=3.0,
+)
+
+
 def hf_model(kind: str, seed: int = 0, **changes):
   """A float32 `transformers` model of `kind` ("Llama", "Qwen2", ...), all weights random.
 
@@ -43,7 +53,7 @@ def hf_model(kind: str, seed: int = 0, **changes):
   with torch.no_grad():
     for name, p in net.named_parameters():
       p.normal_(std=0.15, generator=generator)
-      if "norm" in name:
+      if "norm" in name and kind != "Gemma2":  # whose norms add it themselves
         p.add_(1.0)
   return net
 
@@ -89,12 +99,14 @@ def load(source, dtype="float32"):
 
 def dense_attend(cfg):
   """Causal softmax attention over whole rows; a window of W sees the last W keys."""
+  cap = cfg.attn_logit_softcapping
 
-  def attend(q, k, v):
+  def attend(q, k, v, window):
     k, v = (jnp.repeat(x, cfg.group, axis=2) for x in (k, v))
     behind = np.arange(q.shape[1])[:, None] - np.arange(k.shape[1])[None, :]
-    seen = (behind >= 0) & (behind < (cfg.sliding_window or q.shape[1]))
+    seen = (behind >= 0) & (behind < window)
     scores = jnp.einsum("bthd,bshd->bhts", q, k) * cfg.head_dim**-0.5
+    scores = scores if cap is None else cap * jnp.tanh(scores / cap)
     weights_bhts = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
     return jnp.einsum("bhts,bshd->bthd", weights_bhts, v), None
 
@@ -103,14 +115,18 @@ def dense_attend(cfg):
 
 def our_hidden(cfg, params, tokens: np.ndarray) -> jax.Array:
   """Final hidden states of full rows, float32."""
-  positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+  length = tokens.shape[1]
+  positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
 
   def run(params, tokens, positions):
-    x = model.embed(params, tokens, jnp.float32)
-    return model.forward(params, x, positions, dense_attend(cfg), cfg, ready=lambda p: p)
+    x = model.embed(params, tokens, jnp.float32, cfg)
+    windows = jnp.asarray([w or length for w in cfg.windows], jnp.int32)
+    attend = dense_attend(cfg)
+    return model.forward(params, x, positions, attend, cfg, lambda p: p, windows=windows)
 
   return jax.jit(run)(params, tokens, positions)
 
 
 def our_logits(cfg, params, tokens: np.ndarray) -> np.ndarray:
-  return np.asarray(jax.jit(model.unembed)(params, our_hidden(cfg, params, tokens)))
+  logits = jax.jit(functools.partial(model.unembed, cfg=cfg))
+  return np.asarray(logits(params, our_hidden(cfg, params, tokens)))

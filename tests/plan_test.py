@@ -278,6 +278,11 @@ def test_work_of_a_step():
   assert work.keys == seen
   model = resolve.open_model("embedded").config
   assert attention_flops(model, work.keys) == 4 * 2 * 4 * 16 * seen
+  # Half of the layers see 12 tokens at most.
+  ranges = (range(1, 18), range(11, 16), range(1, 321), range(21, 24))
+  windowed = sum(min(n, 12) for tokens in ranges for n in tokens)
+  work = step_work(pairs, pack(pairs, shape), shape, 256, (12, None))
+  assert work.keys == (seen + windowed) / 2
 
 
 def test_work_of_a_queue():
@@ -294,6 +299,8 @@ def test_work_of_a_queue():
   assert (work.tokens, work.prompt_tokens) == (9, 8 + 4 + 0)
   assert work.passes == 2  # three chunks of 4 tokens, two a pass
   assert work.context == sum(range(9, 13)) + sum(range(5, 7)) + sum(range(1, 4))
+  windowed = generation_work(requests, shape, (4,))
+  assert (windowed.context, windowed.prompt_keys) == (4 * 4 + 2 * 4 + 6, 26 + 10)
 
 
 # --- the command -----------------------------------------------------------------------------

@@ -34,14 +34,15 @@ def hopper(monkeypatch):
   monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
 
 
-def test_tokamax_is_given_the_same_attention():
+@pytest.mark.parametrize("cap", (None, 2.0))
+def test_tokamax_is_given_the_same_attention(cap):
   """Its form for any platform, called as its kernels are, against our reference."""
   qkv, cotangent, mask = random_case(384, 6, 2, h=64)
   mask = [jnp.asarray(x) for x in mask]
   args = [jnp.asarray(x) for x in qkv], jnp.asarray(cotangent), mask
   compiled = jax.jit(_gradients, static_argnums=0)
-  ours = compiled(functools.partial(gpu.attend, engine="xla_chunked"), *args)
-  expected = compiled(functools.partial(range_attention, impl="reference"), *args)
+  ours = compiled(functools.partial(gpu.attend, engine="xla_chunked", soft_cap=cap), *args)
+  expected = compiled(functools.partial(range_attention, impl="reference", soft_cap=cap), *args)
   for a, b in zip(ours, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
 
@@ -68,6 +69,8 @@ def test_tokamax_comes_first_and_cudnn_takes_short_rows(monkeypatch):
   assert choose("auto", "gpu", **SHAPE | dict(window=512)) == ("gpu", None)
   impl, note = choose("auto", "gpu", **SHAPE | dict(row_length=16384))
   assert impl == "xla" and "16384 x 16384" in note and "pip install tokamax" in note
+  impl, note = choose("auto", "gpu", **SHAPE | dict(soft_cap=50.0))
+  assert impl == "xla" and "no soft cap" in note and "pip install tokamax" in note
   monkeypatch.setattr(gpu, "_has_cudnn", lambda: False)
   impl, note = choose("auto", "gpu", **SHAPE)
   assert impl == "xla" and "neither tokamax nor cuDNN" in note
@@ -80,6 +83,8 @@ def test_tokamax_comes_first_and_cudnn_takes_short_rows(monkeypatch):
     (dict(kv_heads=5), "not a multiple of 5 KV heads"),
     (dict(head_dim=96 + 4), "multiples of 8, not 100"),
     (dict(row_length=8192, window=512), "no sliding window over packed rows"),
+    (dict(head_dim=256, soft_cap=50.0), "up to 128"),  # Gemma-2-9B
+    (dict(soft_cap=50.0, window=512), "no soft cap on scores; tokamax has no sliding window"),
   ),
 )
 def test_refusal_says_why(monkeypatch, change, reason):

@@ -24,38 +24,41 @@ def _close(ours, expected, what):
   assert error <= TOLERANCE * scale, f"{what}: off by {error:.2e}, largest {scale:.2e}"
 
 
-def _dense(torch, q, k, v, k_start, k_end, positions, window):
+def _dense(torch, q, k, v, k_start, k_end, positions, window, cap):
   """In float64, so that only our own float32 rounding counts."""
   group, keys = q.shape[2] // k.shape[2], np.arange(q.shape[1])
   seen = (keys >= k_start[..., None]) & (keys < k_end[..., None])
   seen &= positions[..., None] - positions[:, None] < (window or q.shape[1])
   k, v = (x.repeat_interleave(group, 2) for x in (k, v))
   scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[3] ** -0.5
+  scores = scores if cap is None else cap * torch.tanh(scores / cap)
   scores = scores.masked_fill(torch.tensor(~seen)[:, None], -torch.inf)
   return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)
 
 
 @pytest.mark.parametrize("impl", ("xla", "reference"))
 @pytest.mark.parametrize(
-  "S, H, K, window",
+  "S, H, K, window, cap",
   [
-    (128, 2, 2, None),
-    (128, 8, 2, 5),
-    (384, 6, 2, None),
-    (384, 3, 1, 50),
-    (512, 4, 1, None),
-    (512, 2, 2, 300),
+    (128, 2, 2, None, None),
+    (128, 8, 2, 5, None),
+    (384, 6, 2, None, 2.0),
+    (384, 3, 1, 50, None),
+    (512, 4, 1, None, None),
+    (512, 2, 2, 300, 5.0),
   ],
 )
-def test_equals_dense_in_float64(impl, S, H, K, window):
+def test_equals_dense_in_float64(impl, S, H, K, window, cap):
   import torch  # slow to load, and the subprocess below has no use for it
 
   qkv, cotangent, mask = random_case(S, H, K, h=16)
   dense = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in qkv]
-  expected = _dense(torch, *dense, *mask, window)
+  expected = _dense(torch, *dense, *mask, window, cap)
   (expected * torch.tensor(cotangent)).sum().backward()
-  attend = functools.partial(range_attention, window=window, impl=impl)
-  ours, pullback = jax.vjp(jax.jit(lambda *x: attend(*x, *mask)), *qkv)
+  attend = functools.partial(range_attention, soft_cap=cap, impl=impl)
+  # A window is traced where the layers have different ones.
+  run = jax.jit(lambda window, *x: attend(*x, *mask, window=window))
+  ours, pullback = jax.vjp(functools.partial(run, window), *qkv)
   _close(ours, expected.detach().numpy(), "attention")
   for name, grad, x in zip("qkv", pullback(jnp.asarray(cotangent)), dense, strict=True):
     _close(grad, x.grad.numpy(), f"d {name}")

@@ -39,12 +39,15 @@ _interpreted = functools.partial(tpu.attend, interpret=True)
 
 
 @pytest.mark.parametrize(
-  "S, H, K, h",
-  ((256, 2, 2, 128), (384, 6, 2, 64), (512, 4, 1, 128), (384, 3, 1, 80)),
+  "S, H, K, h, cap",
+  ((256, 2, 2, 128, None), (384, 6, 2, 64, 3.0), (512, 4, 1, 128, None), (384, 3, 1, 80, None)),
 )
-def test_equals_reference(small_blocks, S, H, K, h):
+def test_equals_reference(small_blocks, S, H, K, h, cap):
   case = random_case(S, H, K, h)
-  ours, expected = _vjp(_interpreted, *case), _vjp(reference.attend, *case)
+  ours, expected = (
+    _vjp(functools.partial(attend, soft_cap=cap), *case)
+    for attend in (_interpreted, reference.attend)
+  )
   for name, a, b, tolerance in zip(
     ("out", "dq", "dk", "dv"), ours, expected, (1e-5, 5e-5, 5e-5, 5e-5), strict=True
   ):
@@ -137,21 +140,22 @@ def _forward_and_backward(attend):
 
 
 @pytest.mark.parametrize(
-  "name, B, S, H, K, h, dtype",
+  "name, B, S, H, K, h, dtype, cap",
   (
-    *((name, 1, 8192, 32, 8, 128, BF16) for name in TOPOLOGIES),  # Llama-3-8B
-    ("v5e:2x2", 1, 2048, 2, 1, 256, F32),  # the largest blocks, the smallest chip
-    ("v6e:2x2", 2, 640, 14, 2, 80, BF16),
-    ("v5p:2x2x1", 3, 384, 9, 3, 64, F32),  # SmolLM2-135M
-    ("v5p:2x2x1", 1, 32768, 2, 1, 128, BF16),
+    *((name, 1, 8192, 32, 8, 128, BF16, None) for name in TOPOLOGIES),  # Llama-3-8B
+    ("v5e:2x2", 1, 2048, 2, 1, 256, F32, 50.0),  # the largest blocks, the smallest chip
+    ("v5p:2x2x1", 1, 4096, 16, 8, 256, BF16, 50.0),  # Gemma-2-9B
+    ("v6e:2x2", 2, 640, 14, 2, 80, BF16, None),
+    ("v5p:2x2x1", 3, 384, 9, 3, 64, F32, None),  # SmolLM2-135M
+    ("v5p:2x2x1", 1, 32768, 2, 1, 128, BF16, None),
   ),
 )
-def test_compiles(topology, name, B, S, H, K, h, dtype):
-  shape = dict(heads=H, kv_heads=K, head_dim=h, row_length=S, dtype=dtype, window=None)
+def test_compiles(topology, name, B, S, H, K, h, dtype, cap):
+  shape = dict(heads=H, kv_heads=K, head_dim=h, row_length=S, dtype=dtype, soft_cap=cap)
   assert contract.choose("tpu", "tpu", **shape) == ("tpu", None)
   compiled = topology.compile_for(
     name,
-    _forward_and_backward(tpu.attend),
+    _forward_and_backward(functools.partial(tpu.attend, soft_cap=cap)),
     *((((B, S, n, h), dtype)) for n in (H, K, K)),
     *(((B, S), jnp.int32),) * 2,
   )

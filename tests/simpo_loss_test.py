@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_models import VOCAB, hf_model, load
+from hf_models import GEMMA2, VOCAB, hf_model, load
 from simpo_jax import config, optimizer
 from simpo_jax.data.packing import batch_shape, pack
 from simpo_jax.data.pairs import PairTokens
@@ -32,6 +32,7 @@ MODELS = {  # name: transformers class, and changes to its config
   "llama": ("Llama", {}),
   "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
   "mistral-window": ("Mistral", {"sliding_window": 5}),
+  "gemma2": ("Gemma2", {**GEMMA2, "sliding_window": 5}),
 }
 # (prompt, chosen, rejected) tokens; extremes are a prompt and responses of one token.
 LENGTHS = ((5, 7, 3), (1, 1, 9), (12, 4, 4), (3, 10, 1), (8, 2, 6))
@@ -74,6 +75,7 @@ def _check_step(name, simpo, shape):
     ("llama", SimPOConfig(beta=1.5, gamma_beta_ratio=0.1, sft_weight=0.3)),
     ("qwen2-tied", SimPOConfig(label_smoothing=0.1, sft_weight=2.0)),
     ("mistral-window", SimPOConfig(label_smoothing=0.1)),
+    ("gemma2", SimPOConfig(label_smoothing=0.1, sft_weight=0.3)),
   ],
   ids=str,
 )
@@ -159,7 +161,8 @@ def test_simpo_loss_by_hand(simpo, chosen, rejected, expected):
   np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_target_log_probs_equal_dense_log_softmax():
+@pytest.mark.parametrize("cap", (None, 30.0))
+def test_target_log_probs_equal_dense_log_softmax(cap):
   rng = np.random.default_rng(0)
   B, S, D, V = 3, 40, 16, 97
   counts = (CHUNK + 2, 7, 0)
@@ -175,12 +178,16 @@ def test_target_log_probs_equal_dense_log_softmax():
 
   x, w = (torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (hidden, matrix))
   at = torch.tensor(index, dtype=torch.long)[..., None]
-  logps = (x.gather(1, at.expand(-1, -1, D)) @ w.T).log_softmax(-1)
+  logits = x.gather(1, at.expand(-1, -1, D)) @ w.T
+  logits = logits if cap is None else cap * torch.tanh(logits / cap)
+  logps = logits.log_softmax(-1)
   logps = logps.gather(2, torch.tensor(ids, dtype=torch.long).clamp(min=0)[..., None])[..., 0]
   expected = torch.where(torch.tensor(ids >= 0), logps, 0)
   (expected * torch.tensor(cotangent)).sum().backward()
 
-  ours, pullback = jax.vjp(lambda h, m: target_log_probs(h, m, index, ids, CHUNK), hidden, matrix)
+  ours, pullback = jax.vjp(
+    lambda h, m: target_log_probs(h, m, index, ids, CHUNK, None, cap), hidden, matrix
+  )
   d_hidden, d_matrix = pullback(jnp.asarray(cotangent))
   assert not np.any(np.asarray(ours)[ids < 0])
   _close(ours, expected.detach().numpy(), "log-probabilities")

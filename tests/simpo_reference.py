@@ -101,6 +101,7 @@ def _response_log_probs(net, pair):
 
 def step_config(cfg, simpo, shape, mesh=None, rules=sharding.TRAIN_RULES) -> StepConfig:
   """A float32 step of packed rows of `shape`, on one device or a mesh."""
+  row = shape.row_length
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1], hosts=1)
   return StepConfig(
     model=cfg,
@@ -111,7 +112,7 @@ def step_config(cfg, simpo, shape, mesh=None, rules=sharding.TRAIN_RULES) -> Ste
     slots=shape.slots,
     rows=NamedSharding(mesh, sharding.ROWS),
     weights=sharding.named(mesh, sharding.param_specs(cfg, mesh, rules)),
-    window=cfg.sliding_window,
+    windows=None if cfg.sliding_window is None else tuple(w or row for w in cfg.windows),
   )
 
 

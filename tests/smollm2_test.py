@@ -43,6 +43,6 @@ def test_config_and_logits_equal_transformers():
   for ids, x in zip(prompts, hidden, strict=True):
     with torch.no_grad():
       expected = net(torch.tensor([ids])).logits[0].numpy()
-    ours = np.asarray(model.unembed(params, x[: len(ids)]))
+    ours = np.asarray(model.unembed(params, x[: len(ids)], cfg))
     print(f"{len(ids)} tokens: largest difference {np.abs(ours - expected).max():.1e}")
     np.testing.assert_allclose(ours, expected, atol=TOLERANCE, rtol=0)

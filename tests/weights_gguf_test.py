@@ -157,7 +157,7 @@ def test_refusals(tmp_path):
       load(path)
     assert "\n" not in str(e.value)
 
-  refused("model_type 'gemma2' is not supported", arch="gemma2")
+  refused("'gemma2' is not supported; llama, qwen2, qwen3 are .* safetensors", arch="gemma2")
   refused("rope scaling 'yarn' is not supported", add_rope_scaling_type=gguf.RopeScalingType.YARN)
   refused("rotated in part", add_rope_dimension_count=8)
   refused("different numbers of key/value heads", add_head_count_kv=[2, 1])

@@ -7,12 +7,14 @@ import shutil
 import huggingface_hub
 import numpy as np
 import pytest
+import transformers
 from safetensors.numpy import load_file, save_file
 
 from hf_models import hf_model, load
 from simpo_jax import weights
 from simpo_jax.errors import UserError
 
+GEMMA2 = {"model_type": "gemma2"}
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
@@ -93,7 +95,16 @@ def test_quantised_tensors(folder):
 @pytest.mark.parametrize(
   "changes,parts",
   (
-    ({"model_type": "gemma2"}, ("model_type 'gemma2' is not supported", "qwen3")),
+    ({"model_type": "gemma3"}, ("model_type 'gemma3' is not supported", "qwen3")),
+    (
+      {**GEMMA2, "hidden_activation": "gelu"},
+      ("hidden_activation 'gelu'", "only gelu_pytorch_tanh"),
+    ),
+    ({**GEMMA2, "layer_types": ["full_attention"] * 2}, ("layer_types must alternate",)),
+    ({**GEMMA2, "use_bidirectional_attention": True}, ("use_bidirectional_attention",)),
+    ({**GEMMA2, "attn_logit_softcapping": 0}, ("attn_logit_softcapping is 0", "0.001")),
+    ({**GEMMA2, "final_logit_softcapping": "30"}, ("final_logit_softcapping is '30'",)),
+    ({**GEMMA2, "query_pre_attn_scalar": None}, ("query_pre_attn_scalar is None",)),
     ({"model_type": None}, ("model_type None",)),
     ({"hidden_act": "gelu"}, ("hidden_act 'gelu'",)),
     ({"attention_bias": True}, ("attention_bias",)),
@@ -122,6 +133,30 @@ def test_mistral_window_default(folder):
     (folder / "config.json").write_text(json.dumps(config | extra))
     windows.append(weights.open_model(f"random:{folder}").config.sliding_window)
   assert windows == [4096, None, 7]
+
+
+def test_gemma2_defaults_are_those_of_transformers(folder):
+  path = folder / "config.json"
+  sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+  heads = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps")
+  stored = json.loads(path.read_text())
+  path.write_text(json.dumps(GEMMA2 | {name: stored[name] for name in (*sizes, *heads)}))
+  ours = weights.open_model(f"random:{folder}").config
+  theirs = transformers.Gemma2Config(**{name: stored[name] for name in sizes})
+  for name in (
+    "head_dim",
+    "tie_word_embeddings",
+    "sliding_window",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+  ):
+    assert getattr(ours, name) == getattr(theirs, name), name
+  windowed = [kind == "sliding_attention" for kind in theirs.layer_types]
+  assert [window is not None for window in ours.windows] == windowed == [True, False]
+  for off in ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"):
+    change_config(folder, **{off: None})
+    assert getattr(weights.open_model(f"random:{folder}").config, off) is None
 
 
 def test_missing_places(folder, tmp_path):

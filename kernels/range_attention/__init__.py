@@ -22,7 +22,8 @@ def range_attention(
   k_end: jax.Array,
   positions: jax.Array,
   *,
-  window: int | None = None,
+  window: int | jax.Array | None = None,
+  soft_cap: float | None = None,
   impl: str = "xla",
 ) -> jax.Array:
   """Softmax attention where query t sees the keys `k_start[t] <= s < k_end[t]`.
@@ -32,7 +33,8 @@ def range_attention(
     k_start, k_end: int32 `[B, S]`, indices into the row. A token's range contains the
       token itself.
     positions: int32 `[B, S]`, rotary, below S; used by `window` alone.
-    window: a query sees keys less than this many positions back (Mistral).
+    window: a query sees keys less than this many positions back (Mistral); may be traced.
+    soft_cap: scores become `cap * tanh(scores / cap)` (Gemma 2, arXiv:2408.00118).
     impl: one of `IMPLEMENTATIONS`; "auto" is that of the default device's platform.
 
   Returns:
@@ -40,7 +42,8 @@ def range_attention(
   """
   if impl == "auto":
     impl = _NATIVE.get(jax.default_backend(), "xla")
-  return _module(impl).attend(q, k, v, k_start, k_end, positions, window=window)
+  attend = _module(impl).attend
+  return attend(q, k, v, k_start, k_end, positions, window=window, soft_cap=soft_cap)
 
 
 def choose(impl: str, platform: str, **shape) -> tuple[str, str | None]:
@@ -49,7 +52,7 @@ def choose(impl: str, platform: str, **shape) -> tuple[str, str | None]:
   Args:
     impl: what was asked for, one of `IMPLEMENTATIONS`.
     platform: "cpu", "tpu" or "gpu".
-    **shape: heads, kv_heads, head_dim, row_length, dtype, window.
+    **shape: heads, kv_heads, head_dim, row_length, dtype, window, soft_cap.
 
   Raises:
     ValueError: `impl` was asked for by name and cannot take this shape; says why.

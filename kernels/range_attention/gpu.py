@@ -26,7 +26,8 @@ def attend(
   k_end: jax.Array,
   positions: jax.Array,
   *,
-  window: int | None = None,
+  window: int | jax.Array | None = None,
+  soft_cap: float | None = None,
   engine: str = "auto",
 ) -> jax.Array:
   """See `simpo_jax.kernels.range_attention.range_attention`.
@@ -35,8 +36,10 @@ def attend(
     engine: auto, cudnn, or one of tokamax's implementations (mosaic_gpu | triton | xla_chunked).
   """
   if engine == "auto":
-    engine = _engine(q.shape[1], window)
+    engine = _engine(window)
   if engine == "cudnn":
+    if soft_cap is not None:
+      raise ValueError("cuDNN has no soft cap on scores")
     seen = dense_mask(k_start, k_end, positions, window)
     return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], implementation="cudnn")
   # Its public function has no ranges.
@@ -47,11 +50,20 @@ def attend(
   mask = base.Mask(k_start=k_start[:, None], k_end=k_end[:, None])
   if engine == "tokamax":
     engine = "mosaic_gpu" if _capability() >= 9 else "triton"
-  return api.IMPLEMENTATIONS[engine](q, k, v, mask=mask, logits_scale=q.shape[-1] ** -0.5)
+  return api.IMPLEMENTATIONS[engine](
+    q, k, v, mask=mask, logits_scale=q.shape[-1] ** -0.5, logits_soft_cap=soft_cap
+  )
 
 
 def refusal(
-  *, heads: int, kv_heads: int, head_dim: int, row_length: int, dtype, window: int | None = None
+  *,
+  heads: int,
+  kv_heads: int,
+  head_dim: int,
+  row_length: int,
+  dtype,
+  window: int | None = None,
+  soft_cap: float | None = None,
 ) -> str | None:
   """Why neither library can take a shape here, or None."""
   dtype = jnp.dtype(dtype)
@@ -61,20 +73,21 @@ def refusal(
     return f"{heads} query heads are not a multiple of {kv_heads} KV heads"
   if head_dim % 8 or head_dim > 128:
     return f"the gpu kernel takes head dimensions up to 128, multiples of 8, not {head_dim}"
-  engine = _engine(row_length, window)
+  engine = _engine(window)
   if engine == "tokamax":
     return None
+  why = "tokamax has no sliding window over packed rows" if _has_tokamax() else _INSTALL
+  if soft_cap is not None:
+    return f"cuDNN has no soft cap on scores; {why}"
   if row_length > MOST_CUDNN_TOKENS:
-    why = "tokamax has no sliding window over packed rows" if _has_tokamax() else _INSTALL
     return f"cuDNN would hold a mask of {row_length} x {row_length} a row; {why}"
   if not _has_cudnn():
     return f"neither tokamax nor cuDNN is there; {_INSTALL}"
   return None
 
 
-def _engine(row_length: int, window: int | None) -> str:
-  whole = window is None or window >= row_length
-  return "tokamax" if whole and _has_tokamax() else "cudnn"
+def _engine(window: int | jax.Array | None) -> str:
+  return "tokamax" if window is None and _has_tokamax() else "cudnn"
 
 
 def _has_tokamax() -> bool:

@@ -43,6 +43,7 @@ def attend(
   positions: jax.Array,
   *,
   window: int | None = None,
+  soft_cap: float | None = None,
   interpret: bool = False,
 ) -> jax.Array:
   """See `simpo_jax.kernels.range_attention.range_attention`.
@@ -51,7 +52,8 @@ def attend(
   """
   B, S, H, h = q.shape
   K = k.shape[2]
-  if reason := refusal(heads=H, kv_heads=K, head_dim=h, row_length=S, dtype=q.dtype, window=window):
+  shape = dict(heads=H, kv_heads=K, head_dim=h, row_length=S, dtype=q.dtype)
+  if reason := refusal(**shape, window=window, soft_cap=soft_cap):
     raise ValueError(reason)
   del positions
   blocks = _block_sizes(S)
@@ -77,7 +79,7 @@ def attend(
       is_mqa=True,
       save_residuals=False,
       mask_value=DEFAULT_MASK_VALUE,
-      attn_logits_soft_cap=None,
+      attn_logits_soft_cap=soft_cap,
       residual_checkpoint_name=RESIDUALS,
       mask_function=_sees,
       interpret=interpret,
@@ -93,9 +95,17 @@ def attend(
 
 
 def refusal(
-  *, heads: int, kv_heads: int, head_dim: int, row_length: int, dtype, window: int | None = None
+  *,
+  heads: int,
+  kv_heads: int,
+  head_dim: int,
+  row_length: int,
+  dtype,
+  window: int | None = None,
+  soft_cap: float | None = None,
 ) -> str | None:
   """Why the kernel cannot take a shape, or None; what it takes compiles for v5e, v5p and v6e."""
+  del soft_cap  # any
   dtype = jnp.dtype(dtype)
   if MISSING:
     return f"jax {jax.__version__} has not got the tpu kernel's splash attention: {MISSING}"

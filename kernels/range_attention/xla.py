@@ -31,19 +31,20 @@ def attend(
   k_end: jax.Array,
   positions: jax.Array,
   *,
-  window: int | None = None,
+  window: int | jax.Array | None = None,
+  soft_cap: float | None = None,
 ) -> jax.Array:
   """See `simpo_jax.kernels.range_attention.range_attention`."""
   B, S, H, h = q.shape
   K = k.shape[2]
   q = (q * h**-0.5).reshape(B, S, K, H // K, h)
-  out = _attend(q, k, v, k_start, k_end, positions, window)
+  out = _attend(q, k, v, k_start, k_end, positions, window, soft_cap)
   return out.reshape(B, S, H, h)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _attend(q, k, v, k_start, k_end, positions, window):
-  return _forward(q, k, v, k_start, k_end, positions, window)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def _attend(q, k, v, k_start, k_end, positions, window, soft_cap):
+  return _forward(q, k, v, k_start, k_end, positions, window, soft_cap)[0]
 
 
 def _blocks(S: int) -> tuple[int, int]:
@@ -83,8 +84,11 @@ def _seen(j, start, end, positions, all_positions, E, window):
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _scores(k, q, seen):
-  return jnp.where(seen, _grouped(_dot("bkeh,bkhn->bken", k, q), seen.shape[-1]), NEGATIVE)
+def _scores(k, q, seen, soft_cap):
+  scores = _grouped(_dot("bkeh,bkhn->bken", k, q), seen.shape[-1])
+  if soft_cap is not None:
+    scores = soft_cap * jnp.tanh(scores / soft_cap)
+  return jnp.where(seen, scores, NEGATIVE)
 
 
 def _grouped(x, C):
@@ -92,7 +96,7 @@ def _grouped(x, C):
   return x.reshape(*x.shape[:-1], -1, C)
 
 
-def _forward(q, k, v, k_start, k_end, positions, window):
+def _forward(q, k, v, k_start, k_end, positions, window, soft_cap):
   B, S, K, G, h = q.shape
   C, E = _blocks(S)
   mask = (k_start, k_end, positions)
@@ -106,7 +110,7 @@ def _forward(q, k, v, k_start, k_end, positions, window):
     def key_block(j, carry):
       peak, total, acc = carry
       seen = _seen(j, start, end, pos, positions, E, window)
-      scores = _scores(_block(all_k, j, E, 2), q_i, seen)
+      scores = _scores(_block(all_k, j, E, 2), q_i, seen, soft_cap)
       new_peak = jnp.maximum(peak, jnp.max(scores, axis=2))
       weights = jnp.exp(scores - new_peak[:, :, None])
       shrink = jnp.exp(peak - new_peak)
@@ -126,7 +130,7 @@ def _forward(q, k, v, k_start, k_end, positions, window):
 
   _, (out, lse) = jax.lax.scan(query_block, None, jnp.arange(S // C))
   out, lse = (checkpoint_name(x, RESIDUALS) for x in (_rows(out), lse))
-  return out, (q, k, v, k_start, k_end, positions, out, lse)
+  return out, (q, k, v, k_start, k_end, positions, window, out, lse)
 
 
 def _rows(blocks):
@@ -135,8 +139,8 @@ def _rows(blocks):
   return blocks.transpose(1, 0, 5, 2, 4, 3).reshape(B, n * C, K, G, h)
 
 
-def _backward(window, residuals, d_out):
-  q, k, v, k_start, k_end, positions, out, lse = residuals
+def _backward(soft_cap, residuals, d_out):
+  q, k, v, k_start, k_end, positions, window, out, lse = residuals
   B, S, K, G, h = q.shape
   C, E = _blocks(S)
   mask = (k_start, k_end, positions)
@@ -157,10 +161,13 @@ def _backward(window, residuals, d_out):
     def key_block(j, carry):
       d_q, d_k, d_v = carry
       seen = _seen(j, start, end, pos, positions, E, window)
-      scores = _scores(_block(k, j, E, 2), q_last_i, seen)
+      scores = _scores(_block(k, j, E, 2), q_last_i, seen, soft_cap)
       weights = jnp.exp(scores - lse[i][:, :, None])
       d_weights = _grouped(_dot("bkeh,bkhn->bken", _block(v, j, E, 2), d_out_last_i), C)
-      d_scores = _flat((weights * (d_weights - delta_i)).astype(q.dtype), 3)
+      d_scores = weights * (d_weights - delta_i)
+      if soft_cap is not None:
+        d_scores *= jnp.where(seen, 1 - (scores / soft_cap) ** 2, 0)  # NEGATIVE squared is inf
+      d_scores = _flat(d_scores.astype(q.dtype), 3)
 
       def add(total, x, y):
         part = _dot("bken,bknh->bkeh", x, y)
@@ -181,7 +188,7 @@ def _backward(window, residuals, d_out):
   zeros = jnp.zeros((B, K, S, h), jnp.float32)
   (d_k, d_v), d_q = jax.lax.scan(query_block, (zeros, zeros), jnp.arange(S // C))
   d_k, d_v = (x.swapaxes(1, 2).astype(k.dtype) for x in (d_k, d_v))
-  return _rows(d_q), d_k, d_v, None, None, None
+  return _rows(d_q), d_k, d_v, None, None, None, None
 
 
 _attend.defvjp(_forward, _backward)

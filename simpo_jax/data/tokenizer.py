@@ -73,6 +73,28 @@ def encode_with_bos(tokenizer: Tokenizer, text: str) -> list[int]:
   return [bos, *ids] if tokenizer.adds_bos and ids[:1] != [bos] else ids
 
 
+def with_empty_system(tokenizer: Tokenizer) -> Tokenizer:
+  """The tokenizer, whose conversations begin with a system message, an empty one if they had none.
+
+  As princeton-nlp/SimPO does it: where the chat template speaks of a system, or is ChatML. A
+  template that refuses the message stays as it is.
+  """
+  empty, template = Message(role="system", content=""), tokenizer.chat_template or ""
+  if "system" not in template and "<|im_start|>" not in template:
+    return tokenizer
+
+  def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    if messages and messages[0]["role"] != "system":
+      messages = (empty, *messages)
+    return tokenizer.render(messages, add_generation_prompt)
+
+  try:
+    render([Message(role="user", content="a")], False)
+  except TemplateFailed:
+    return tokenizer
+  return dataclasses.replace(tokenizer, render=render)
+
+
 def byte_tokenizer() -> Tokenizer:
   """The tokenizer of the embedded model: 256 bytes and 6 special tokens, vocabulary 262.
 
@@ -101,35 +123,59 @@ def byte_tokenizer() -> Tokenizer:
   )
 
 
-def load_tokenizer(source: str, date: str = "") -> Tokenizer:
+def run_tokenizer(config, date: str = "") -> Tokenizer:
+  """The tokenizer of a run: its model's, with the chat template that the config asks for."""
+  tokenizer = load_tokenizer(config.model.source, date, _template(config.data.chat_template))
+  return with_empty_system(tokenizer) if config.data.empty_system else tokenizer
+
+
+def _template(text: str) -> str | None:
+  if not text.endswith(".jinja"):
+    return text or None
+  try:
+    return pathlib.Path(text).expanduser().read_text(encoding="utf-8")
+  except (OSError, ValueError) as error:
+    raise UserError(f"--config.data.chat_template={text} is no text file to be read") from error
+
+
+def load_tokenizer(source: str, date: str = "", template: str | None = None) -> Tokenizer:
   """The tokenizer of a model source.
 
   Args:
     source: "embedded", a Hugging Face folder, a .gguf file, a hub id, or
       "random:FOLDER" (FOLDER's tokenizer if it has one, else the byte tokenizer).
     date: what its chat template takes for now, ISO 8601; "": the time of this call.
+    template: a chat template in place of the tokenizer's own.
 
   Raises:
     UserError: there is no tokenizer there, or none that can be read.
   """
   if source == "embedded":
-    return byte_tokenizer()
+    return _own_template(template)
   date = date or datetime.datetime.now().isoformat(timespec="seconds")
   if source.startswith("random:"):
     folder = pathlib.Path(source.removeprefix("random:")).expanduser()
     if not folder.is_dir():
       raise UserError(f"{source}: {folder} is not a folder{nearest_files(folder)}")
-    return _load_local(folder, {}, date) if has_tokenizer(folder) else byte_tokenizer()
+    if has_tokenizer(folder):
+      return _load_local(folder, {}, date, template)
+    return _own_template(template)
   path = pathlib.Path(source).expanduser()
   if path.is_dir():
-    return _load_local(path, {}, date)
+    return _load_local(path, {}, date, template)
   if path.is_file():
     if path.suffix != ".gguf":
       raise UserError(f"{source} is a file but not a .gguf; give the folder that holds it")
-    return _load_local(path.parent, {"gguf_file": path.name}, date)
+    return _load_local(path.parent, {"gguf_file": path.name}, date, template)
   if path.suffix == ".gguf" or not _HUB_ID.fullmatch(source):
     raise UserError(f"{source} does not exist{nearest_files(path)}")
-  return _load_hub(source, date)
+  return _load_hub(source, date, template)
+
+
+def _own_template(template: str | None) -> Tokenizer:
+  if template is not None:
+    raise UserError("--config.data.chat_template: the byte tokenizer has none but its own")
+  return byte_tokenizer()
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:
@@ -137,7 +183,9 @@ def has_tokenizer(folder: pathlib.Path) -> bool:
   return any((folder / name).exists() for name in _TOKENIZER_FILES)
 
 
-def _load_local(folder: pathlib.Path, options: dict[str, str], date: str) -> Tokenizer:
+def _load_local(
+  folder: pathlib.Path, options: dict[str, str], date: str, template: str | None
+) -> Tokenizer:
   place = str(folder / options.get("gguf_file", ""))
   try:
     if options:
@@ -146,7 +194,7 @@ def _load_local(folder: pathlib.Path, options: dict[str, str], date: str) -> Tok
       hf = auto_tokenizer(str(folder), **options)
     # A GGUF names its own end tokens; a JSON file beside it may be of another model.
     eos = [] if options else _generation_eos(folder / "generation_config.json")
-    return _from_hf(hf, eos, place, date)
+    return _from_hf(hf, eos, place, date, template)
   except UserError:
     raise
   # Any of a dozen kinds, depending on which file is missing or broken.
@@ -157,12 +205,12 @@ def _load_local(folder: pathlib.Path, options: dict[str, str], date: str) -> Tok
     ) from error
 
 
-def _load_hub(name: str, date: str) -> Tokenizer:
+def _load_hub(name: str, date: str, template: str | None) -> Tokenizer:
   try:
     with _panics_told(name):
       hf = auto_tokenizer(name)
     config = _hub_generation_config(name)
-    return _from_hf(hf, _generation_eos(config) if config else [], name, date)
+    return _from_hf(hf, _generation_eos(config) if config else [], name, date, template)
   except UserError:
     raise
   # No network, no such name, no permission: each library has its own kinds.
@@ -206,8 +254,10 @@ def _generation_eos(config: pathlib.Path) -> list[int]:
   return [i for i in eos if type(i) is int and 0 <= i < 2**31]
 
 
-def _from_hf(hf, generation_eos: list[int], place: str, date: str) -> Tokenizer:
-  template = hf.chat_template
+def _from_hf(
+  hf, generation_eos: list[int], place: str, date: str, template: str | None
+) -> Tokenizer:
+  template = hf.chat_template if template is None else template
   if isinstance(template, dict):
     template = template.get("default")
   if not isinstance(template, str | None):

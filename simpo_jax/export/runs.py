@@ -7,7 +7,7 @@ import jax
 from simpo_jax import distributed, storage
 from simpo_jax.checkpoint import damage, positions, read_about
 from simpo_jax.config import default_config, flatten, range_problem
-from simpo_jax.data.tokenizer import load_tokenizer
+from simpo_jax.data.tokenizer import run_tokenizer
 from simpo_jax.display import human_bytes
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.export.folder import Export, Written, check_out, write_folder
@@ -50,8 +50,9 @@ def export_run(
   config = _config(checkpoint, about)
   config.export.update(options)
   try:
-    model = open_model(source or config.model.source)
-    tokenizer = load_tokenizer(source or config.model.source)
+    config.model.source = source or config.model.source
+    model = open_model(config.model.source)
+    tokenizer = run_tokenizer(config)
   except UserError as e:
     raise UserError(f"{e}; name the place of the model that the run began with: --source") from e
   identity = about.get("identity", {})

@@ -112,7 +112,8 @@ def mode_figures(planned, module: hlo.Module, machine: Machine) -> dict[str, Any
   names = dict(zip(Mode, hlo.branches(module, len(Mode)), strict=True))
   branch = lambda mode: costs.region(module, names[mode])  # noqa: E731
   batch = pack(planned.pairs, cfg.batch)
-  step = step_work(planned.pairs, batch, cfg.batch, cfg.step.logits_chunk)
+  windows = planned.model.windows
+  step = step_work(planned.pairs, batch, cfg.batch, cfg.step.logits_chunk, windows)
   out = {
     "train": _step(planned, branch(Mode.TRAIN), step, machine, backward=True),
     "evaluate": _step(planned, branch(Mode.EVALUATE), step, machine, backward=False),
@@ -165,7 +166,7 @@ def _step(planned, branch: Region, work: StepWork, machine: Machine, backward: b
 def _generation(planned, branch: Region, machine: Machine) -> dict[str, Any]:
   """The whole generation of all requests, each at its full budget."""
   cfg, model = planned.program, planned.model
-  work = generation_work(planned.requests, cfg.generate)
+  work = generation_work(planned.requests, cfg.generate, model.windows)
   price = functools.partial(_price, machine=machine)
   decodes, prefill = {}, None
   for loop in costs.walk(branch):

@@ -34,8 +34,13 @@ def _scaled(factor):
   )
 
 
-def _mistral(**more):
-  return _config("mistral", 32000, 4096, 14336, 32, 32, 8, max_position_embeddings=32768, **more)
+def _mistral(vocab=32000, **more):
+  return _config("mistral", vocab, 4096, 14336, 32, 32, 8, max_position_embeddings=32768, **more)
+
+
+def _gemma2(*sizes, **more):
+  more = {"rms_norm_eps": 1e-6, "max_position_embeddings": 8192, **more}
+  return _config("gemma2", 256000, *sizes, **more)
 
 
 def _qwen25(vocab, hidden, ffn, layers, heads, kv_heads, tied, positions=32768):
@@ -75,6 +80,10 @@ _LLAMA_32_1B = _llama3(
 _LLAMA_32_3B = _llama3(
   3072, 8192, 28, 24, head_dim=128, tie_word_embeddings=True, rope_scaling=_scaled(32.0)
 )
+_MISTRAL_V1 = _mistral(rope_theta=10000.0, sliding_window=4096)
+_GEMMA_2_2B = _gemma2(2304, 9216, 26, 8, 4)
+_GEMMA_2_9B = _gemma2(3584, 14336, 42, 16, 8)
+_GEMMA_2_27B = _gemma2(4608, 36864, 46, 32, 16, head_dim=128, query_pre_attn_scalar=144)
 _CONFIGS = {
   "meta-llama/Meta-Llama-3-8B": _LLAMA_3_8B,
   "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA_3_8B,
@@ -86,8 +95,17 @@ _CONFIGS = {
   "meta-llama/Llama-3.2-1B-Instruct": _LLAMA_32_1B,
   "meta-llama/Llama-3.2-3B": _LLAMA_32_3B,
   "meta-llama/Llama-3.2-3B-Instruct": _LLAMA_32_3B,
-  "mistralai/Mistral-7B-v0.1": _mistral(rope_theta=10000.0, sliding_window=4096),
+  "princeton-nlp/Llama-3-Base-8B-SFT": _LLAMA_3_8B,
+  "mistralai/Mistral-7B-v0.1": _MISTRAL_V1,
+  "alignment-handbook/zephyr-7b-sft-full": _MISTRAL_V1,
   "mistralai/Mistral-7B-Instruct-v0.2": _mistral(rope_theta=1000000.0, sliding_window=None),
+  "mistralai/Mistral-7B-Instruct-v0.3": _mistral(32768, rope_theta=1000000.0, sliding_window=None),
+  "google/gemma-2-2b": _GEMMA_2_2B,
+  "google/gemma-2-2b-it": _GEMMA_2_2B,
+  "google/gemma-2-9b": _GEMMA_2_9B,
+  "google/gemma-2-9b-it": _GEMMA_2_9B,
+  "google/gemma-2-27b": _GEMMA_2_27B,
+  "google/gemma-2-27b-it": _GEMMA_2_27B,
   "Qwen/Qwen2.5-0.5B": _qwen25(151936, 896, 4864, 24, 14, 2, True),
   "Qwen/Qwen2.5-0.5B-Instruct": _qwen25(151936, 896, 4864, 24, 14, 2, True),
   "Qwen/Qwen2.5-1.5B": _qwen25(151936, 1536, 8960, 28, 12, 2, True, 131072),

@@ -1,0 +1,101 @@
+"""Translates a TRL or princeton-nlp/SimPO recipe (YAML) into a config, and says what becomes of it.
+
+Examples:
+  python -m simpo_jax.import_config simpo.yaml --devices=4 --pairs=61135 --out=configs/mine.py
+  python -m simpo_jax.import_config cpo.yaml --devices=8 --pairs=20000 --data=pairs.jsonl
+
+Every field is mapped, ignored for the reason given, or not supported. What is not supported would
+change the training: nothing is written then, and the exit code is 2, unless --allow_unsupported.
+Fields that a recipe leaves out have the defaults of its own trainer, not those of this project:
+TRL's are beta 0.1, gamma 0.5 and a term on the chosen responses (cpo_alpha 1).
+"""
+
+import functools
+import pathlib
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from simpo_jax.cli import answering, parse_flags
+from simpo_jax.errors import UserError
+
+_FLAGS = (
+  "form", "devices", "pairs", "data", "out", "force", "allow_unsupported", "debug",
+)  # fmt: skip
+
+
+def _define_flags() -> None:
+  flags.DEFINE_enum(
+    "form", "auto", ["auto", "trl", "princeton"], "Whose recipe it is; auto: by its fields."
+  )
+  flags.DEFINE_integer(
+    "devices", None, "On how many devices the recipe was meant to run.", lower_bound=1
+  )
+  flags.DEFINE_integer("pairs", None, "Pairs of its training data, to count epochs.", lower_bound=1)
+  flags.DEFINE_string("data", None, "A file or tfds:NAME to train on, in place of its datasets.")
+  flags.DEFINE_string("out", None, "The config file to write; default: it is printed.")
+  flags.DEFINE_bool("force", False, "Replace the file that is there.")
+  flags.DEFINE_bool("allow_unsupported", False, "Go on where fields are not supported.")
+  flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints what becomes of each field, and the config; or writes it."""
+  from simpo_jax.import_config.parts import Asked
+  from simpo_jax.import_config.reading import read_yaml
+  from simpo_jax.import_config.translate import UNSUPPORTED, form_of, translate
+  from simpo_jax.import_config.writing import config_text
+
+  values = flags.FLAGS
+  if len(argv) != 2:
+    raise UserError("name one YAML: python -m simpo_jax.import_config FILE (see --help)")
+  source, out = pathlib.Path(argv[1]), values.out and pathlib.Path(values.out)
+  if out and not out.parent.is_dir():
+    raise UserError(f"--out={out}: there is no folder {out.parent}; create it first")
+  if out and out.exists() and not values.force:
+    raise UserError(f"--out={out} is there already; name another file, or replace it with --force")
+  given = read_yaml(source)
+  form = form_of(given, str(source)) if values.form == "auto" else values.form
+  asked = Asked(values.devices, values.pairs, values.data)
+  translation = translate(given, form, asked, str(source))
+  _show(translation.rows)
+  missing = [row.field for row in translation.rows if row.status == UNSUPPORTED]
+  if missing and not values.allow_unsupported:
+    raise UserError(
+      f"{source}: not supported, and it would train otherwise: {', '.join(missing)}; take them out "
+      "of a copy of it, or go on without them: --allow_unsupported"
+    )
+  text = config_text(translation, f"{form}'s {source.name}", values.out or "configs/mine.py")
+  if not out:
+    print(f"\n{text}", end="")
+    return
+  try:
+    out.write_text(text)
+  except OSError as e:
+    raise UserError(f"--out={out} cannot be written ({e.strerror})") from e
+  print(f"\n{out} is written. Next:")
+  for line in text.splitlines():
+    if line.startswith("# python "):
+      print(f"  {line.removeprefix('# ')}")
+
+
+def _show(rows) -> None:
+  from rich.console import Console
+  from rich.table import Table
+  from rich.text import Text
+
+  table = Table(show_edge=False)
+  for title in ("field", "value", "", "here"):
+    table.add_column(title, overflow="fold")
+  for row in rows:
+    table.add_row(*map(Text, row))  # as text: brackets in it are no markup
+  Console(highlight=False).print(table)
+
+
+def _main(argv: Sequence[str]) -> None:
+  answering(main, argv)
+
+
+if __name__ == "__main__":
+  _define_flags()
+  app.run(_main, flags_parser=functools.partial(parse_flags, own=_FLAGS))

@@ -1,0 +1,112 @@
+"""A recipe's datasets as entries of data.train and data.eval, and the commands that make them."""
+
+import re
+import shlex
+from typing import Any
+
+from simpo_jax.data.sources import EXTENSIONS
+from simpo_jax.errors import UserError
+from simpo_jax.import_config.parts import Asked, Part, shown
+
+FOLDER = "data"  # of prepared datasets
+_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+_SPLIT = re.compile(r"\w+")
+
+
+def datasets(v: dict[str, Any], form: str, asked: Asked, evaluates: bool, where: str) -> Part:
+  """Training data and, if the run `evaluates`, held-out data.
+
+  Raises:
+    UserError: there is none, or it is not written as the recipe's trainer reads it.
+  """
+  fields = ("dataset_mixer", "dataset_splits", "dataset_name", "datasets", "dataset_train_split")
+  if asked.data is not None:
+    told = dict.fromkeys((*fields, "dataset_test_split"), "--data in its place")
+    return Part({"data.train": (asked.data,), "data.eval": ()}, told)
+  if form == "princeton":
+    wanted = _mixer(v, where)
+  else:
+    wanted = _trl(v, where)
+  train, held, told, problems, commands = [], [], {}, {}, []
+  for field, name, split, share, is_train in wanted:
+    if not is_train and not evaluates:
+      continue
+    entry, command, problem = _entry(name, split, share)
+    if problem:
+      problems[field] = problem
+    elif entry:
+      (train if is_train else held).append(entry)
+      commands += [command] if command else []
+  if not train and not problems:
+    raise UserError(
+      f"{where} names no dataset; say with --data=FILE or --data=tfds:NAME what it is"
+    )
+  for field in dict.fromkeys(field for field, *_ in wanted):
+    told[field] = f"data.train = {', '.join(train)}" + (
+      f", data.eval = {', '.join(held)}" if held else ""
+    )
+  for field, entries in (("dataset_train_split", train), ("dataset_test_split", held)):
+    told[field] = ", ".join(entries) or "no evaluation"
+  told["dataset_splits"] = "of data.train and data.eval"
+  settings = {"data.train": tuple(train), "data.eval": tuple(held), "data.dir": FOLDER}
+  if "test_split_size" in v:
+    settings["data.eval_fraction"] = v["test_split_size"]
+    told["test_split_size"] = "data.eval_fraction"
+  return Part(settings, told, problems, tuple(dict.fromkeys(commands)))
+
+
+def _mixer(v: dict[str, Any], where: str) -> list[tuple[str, Any, Any, Any, bool]]:
+  """(field, dataset, split, share of it, whether to train on it) of the alignment handbook's."""
+  mixer, splits = v.get("dataset_mixer", {}), v["dataset_splits"]
+  if not isinstance(mixer, dict) or not isinstance(splits, list):
+    raise UserError(
+      f"{where}: dataset_mixer must be like {{ORG/NAME: 1.0}}, dataset_splits like [train, test]"
+    )
+  return [
+    ("dataset_mixer", name, split, share if "train" in str(split) else 1.0, "train" in str(split))
+    for name, share in mixer.items()
+    for split in splits
+  ]
+
+
+def _trl(v: dict[str, Any], where: str) -> list[tuple[str, Any, Any, Any, bool]]:
+  """The same of TRL's scripts: one dataset, or a list of them, which wins."""
+  mixture = v.get("datasets")
+  if mixture is None:
+    if not v.get("dataset_name"):
+      return []
+    name, splits = v["dataset_name"], (v["dataset_train_split"], v["dataset_test_split"])
+    return [("dataset_name", name, split, 1.0, i == 0) for i, split in enumerate(splits)]
+  if not isinstance(mixture, list) or not all(isinstance(d, dict) and "path" in d for d in mixture):
+    raise UserError(f"{where}: datasets must be a list of entries, each with a path")
+  more = sorted({str(key) for d in mixture for key in d} - {"path", "split"})
+  if more:
+    raise UserError(
+      f"{where}: {shown(', '.join(more))} in datasets cannot be translated; prepare the files that "
+      "are meant, and name them with --data"
+    )
+  return [("datasets", d["path"], d.get("split", "train"), 1.0, True) for d in mixture]
+
+
+def _entry(name: Any, split: Any, share: Any) -> tuple[str | None, str | None, str | None]:
+  """(entry of data.train, the command that makes it, what is wrong)."""
+  name, split = str(name), str(split)
+  if type(share) not in (int, float) or not 0 <= share <= 1:
+    return None, None, f"of {shown(name)} a share of {shown(share)} is asked for, not 0 to 1"
+  percent = round(share * 100)
+  if abs(share * 100 - percent) > 1e-9:
+    return None, None, f"a share is in whole per cent here, not {shown(share)} of {shown(name)}"
+  if not percent:
+    return None, None, None
+  if name.lower().endswith(EXTENSIONS):
+    if percent < 100:
+      return None, None, f"{shown(name)} is used whole, not {percent}% of it: prepare it first"
+    return name, None, None
+  if not _HUB.fullmatch(name) or not _SPLIT.fullmatch(split):
+    return None, None, f"{shown(name)}, {shown(split)}: neither a file nor ORG/NAME and a split"
+  slug = re.sub(r"[^a-z0-9]+", "_", f"{name}_{split}".lower()).strip("_")
+  slug = slug if slug[:1].isalpha() else f"pairs_{slug}"
+  source = shlex.quote(f"{name}:data/{split}-*")
+  command = f"python -m simpo_jax.prepare --source={source} --name={slug} --out={FOLDER}"
+  part = "train" if percent == 100 else f"train[:{percent}%]"
+  return f"tfds:{slug}:{part}", command, None

@@ -1,0 +1,215 @@
+"""The fields of other trainers' recipes: their kinds, their defaults, and what is not needed here.
+
+`trl` is a YAML for TRL's CPOTrainer and its script (`CPOConfig`, `ModelConfig`, `ScriptArguments`
+of TRL 1.16), `princeton` one for princeton-nlp/SimPO's `run_simpo.py`, which is the alignment
+handbook's. Both build on transformers' `TrainingArguments`.
+"""
+
+from typing import Any
+
+FORMS = ("trl", "princeton")
+# Fields that only one of them has.
+SIGNS = {
+  "trl": ("simpo_gamma", "cpo_alpha", "dataset_name", "dataset_train_split", "datasets", "dtype"),
+  "princeton": ("gamma_beta_ratio", "sft_weight", "dataset_mixer", "dataset_splits"),
+}
+
+# run_simpo.py has a chat template of its own for any model with "mistral" in its name. This one
+# writes the same text; its first message is the system's, if there is one.
+MISTRAL_TEMPLATE = (
+  "{% set system = messages[0].content if messages[0].role == 'system' else none %}"
+  "{% for m in messages[0 if system is none else 1:] %}"
+  "{% set text = m.content if system is none or not loop.first else "
+  "system.strip() + '\\n\\n' + m.content %}"
+  "{% if m.role == 'user' %}{{ '[INST] ' + text.strip() + ' [/INST]' }}"
+  "{% elif m.role == 'assistant' %}{{ ' ' + text.strip() + ' ' + eos_token }}{% endif %}"
+  "{% endfor %}"
+)
+
+_SHARED = {
+  "adam_beta1": 0.9,
+  "adam_beta2": 0.999,
+  "adam_epsilon": 1e-8,
+  "eval_strategy": "no",
+  "gradient_accumulation_steps": 1,
+  "label_smoothing": 0.0,
+  "lora_alpha": 32,
+  "lora_dropout": 0.05,
+  "lora_r": 16,
+  "loss_type": "sigmoid",
+  "lr_scheduler_type": "linear",
+  "max_grad_norm": 1.0,
+  "max_steps": -1,
+  "num_train_epochs": 3.0,
+  "optim": "adamw_torch",
+  "per_device_train_batch_size": 8,
+  "save_steps": 500,
+  "save_strategy": "steps",
+  "seed": 42,
+  "use_peft": False,
+  "warmup_ratio": 0.0,
+  "warmup_steps": 0,
+  "weight_decay": 0.0,
+}
+# What holds where a recipe does not say.
+DEFAULTS: dict[str, dict[str, Any]] = {
+  "trl": {
+    **_SHARED,
+    "beta": 0.1,
+    "bf16": True,
+    "cpo_alpha": 1.0,
+    "dataset_test_split": "test",
+    "dataset_train_split": "train",
+    "gradient_checkpointing": True,
+    "learning_rate": 1e-6,
+    "max_length": 1024,
+    "simpo_gamma": 0.5,
+  },
+  "princeton": {
+    **_SHARED,
+    "auto_insert_empty_system_msg": True,
+    "beta": 2.0,
+    "bf16": False,
+    "dataset_splits": ["train", "test"],
+    "gamma_beta_ratio": 0.25,
+    "gradient_checkpointing": False,
+    "learning_rate": 5e-5,
+    "max_length": 512,
+    "max_prompt_length": 128,
+    "sft_weight": 0.0,
+  },
+}
+
+# The same thing under another name.
+DIRECT = {
+  "chat_template": "data.chat_template",
+  "adam_beta1": "train.b1",
+  "adam_beta2": "train.b2",
+  "adam_epsilon": "train.eps",
+  "beta": "simpo.beta",
+  "gamma_beta_ratio": "simpo.gamma_beta_ratio",
+  "label_smoothing": "simpo.label_smoothing",
+  "learning_rate": "train.learning_rate",
+  "max_grad_norm": "train.max_grad_norm",
+  "max_length": "data.max_length",
+  "model_name_or_path": "model.source",
+  "seed": "seed",
+  "sft_weight": "simpo.sft_weight",
+  "weight_decay": "train.weight_decay",
+}
+
+KINDS = {
+  float: (
+    "adam_beta1", "adam_beta2", "adam_epsilon", "beta", "cpo_alpha", "eval_steps",
+    "gamma_beta_ratio", "label_smoothing", "learning_rate", "lora_alpha", "lora_dropout",
+    "max_grad_norm", "num_train_epochs", "save_steps", "sft_weight", "simpo_gamma",
+    "test_split_size", "warmup_ratio", "warmup_steps", "weight_decay",
+  ),
+  int: (
+    "gradient_accumulation_steps", "lora_r", "max_length", "max_prompt_length", "max_steps",
+    "per_device_train_batch_size", "save_total_limit", "seed",
+  ),
+  bool: (
+    "auto_insert_empty_system_msg", "bf16", "do_eval", "generate_during_eval",
+    "gradient_checkpointing", "use_peft", "use_rslora",
+  ),
+  str: (
+    "chat_template", "dataset_name", "dataset_test_split", "dataset_train_split", "dtype",
+    "eval_strategy", "evaluation_strategy", "hub_model_id", "loss_type", "lr_scheduler_type",
+    "model_name_or_path", "optim", "output_dir", "run_name", "save_strategy", "torch_dtype",
+  ),
+}  # fmt: skip
+
+# Whatever their value, it changes nothing that is trained.
+IGNORED = {
+  "how a model is run and cut is this project's own: train.attention, mesh.*, train.remat": (
+    "accelerator_config", "activation_checkpointing", "activation_checkpointing_kwargs",
+    "attn_implementation", "average_tokens_across_devices", "ddp_backend", "ddp_broadcast_buffers",
+    "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph", "ddp_timeout",
+    "deepspeed", "dispatch_batches", "fp16_backend", "fp16_opt_level", "fsdp", "fsdp_config",
+    "gradient_checkpointing_kwargs", "half_precision_backend", "jit_mode_eval",
+    "liger_kernel_config", "local_rank", "mp_parameters", "no_cuda", "parallelism_config",
+    "ray_scope", "split_batches", "tf32", "torch_compile", "torch_compile_backend",
+    "torch_compile_mode", "torch_empty_cache_steps", "tpu_num_cores", "use_cache", "use_cpu",
+    "use_ipex", "use_liger_kernel", "use_mps_device",
+  ),
+  "data is read, tokenised and packed by other rules: data.workers, data.lookahead": (
+    "data_seed", "dataloader_drop_last", "dataloader_in_order",
+    "dataloader_multiprocessing_context", "dataloader_num_workers", "dataloader_persistent_workers",
+    "dataloader_pin_memory", "dataloader_prefetch_factor", "dataset_num_proc", "dataset_streaming",
+    "group_by_length", "label_pad_token_id", "length_column_name", "padding_value",
+    "preprocessing_num_workers", "remove_unused_columns", "streaming", "text_column",
+    "train_sampling_strategy", "truncation_side",
+  ),
+  "every step is logged, into metrics.jsonl": (
+    "disable_tqdm", "include_num_input_tokens_seen", "include_tokens_per_second", "log_level",
+    "log_level_replica", "log_on_each_node", "logging_dir", "logging_first_step",
+    "logging_nan_inf_filter", "logging_steps", "logging_strategy", "project", "report_to",
+    "skip_memory_metrics", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id",
+  ),
+  "evaluation computes the loss and its metrics, over all held-out pairs": (
+    "batch_eval_metrics", "bf16_full_eval", "eval_accumulation_steps", "eval_delay",
+    "eval_do_concat_batches", "eval_on_start", "eval_use_gather_object", "fp16_full_eval",
+    "include_for_metrics", "include_inputs_for_metrics", "label_names",
+    "per_device_eval_batch_size", "prediction_loss_only",
+  ),
+  "a run's files are its own, see the README": (
+    "enable_jit_checkpoint", "greater_is_better", "hub_always_push", "hub_model_revision",
+    "hub_private_repo", "hub_revision", "hub_strategy", "hub_token", "ignore_data_skip",
+    "metric_for_best_model", "overwrite_output_dir", "push_to_hub",
+    "restore_callback_states_from_checkpoint", "resume_from_checkpoint", "save_on_each_node",
+    "save_only_model", "save_safetensors",
+  ),
+  "the models here have none of it": (
+    "disable_dropout", "max_completion_length", "max_target_length",
+  ),
+  "label smoothing of another loss; see label_smoothing": ("label_smoothing_factor",),
+  "no code of a model's repository is run": ("trust_remote_code", "model_code_revision"),
+  "of the process, not of the training": (
+    "base_model_revision", "bnb_4bit_quant_storage", "bnb_4bit_quant_type", "debug", "do_predict",
+    "do_train", "env", "full_determinism", "ignore_bias_buffers", "lora_task_type",
+    "use_bnb_nested_quant",
+  ),
+}  # fmt: skip
+
+# These change what is trained, and only the values given here are what this project does.
+ONLY: dict[str, tuple[tuple, str]] = {
+  "adafactor": ((False,), "AdamW is what there is"),
+  "alpha": ((0, 0.0), "AlphaPO's reward is not there"),
+  "auto_find_batch_size": ((False,), "the batch size is what is asked for"),
+  "dataset_config": (("default",), "prepare the files that you mean, and name them with --data"),
+  "dataset_configs": ((), "prepare the files that you mean, and name them with --data"),
+  "fp16": ((False,), "bfloat16 or float32"),
+  "is_encoder_decoder": ((False,), "decoders only"),
+  "load_best_model_at_end": ((False,), "the last weights count; checkpoint.keep keeps others"),
+  "load_in_4bit": ((False,), "frozen weights are bfloat16 or float32: model.param_dtype"),
+  "load_in_8bit": ((False,), "frozen weights are bfloat16 or float32: model.param_dtype"),
+  "lora_modules_to_save": (([],), "nothing is trained beside the adapters"),
+  "lora_target_parameters": (([],), "adapters are for matrices of the layers"),
+  "lr_scheduler_kwargs": (({},), "schedules end at 0, after one half of a cosine"),
+  "model_init_kwargs": (({},), "set what it means with --config.model.*"),
+  "model_revision": (("main",), "download that revision, and name its folder"),
+  "neftune_noise_alpha": ((), "no noise is added to embeddings"),
+  "optim_args": (("",), "AdamW has adam_* alone"),
+  "optim_target_modules": ((), "AdamW trains all weights alike"),
+  "tokenizer_name_or_path": ((), "the tokenizer is the model's; put it into the model's folder"),
+  "truncation_mode": (("keep_end",), "a prompt that is too long keeps its end"),
+  "use_dora": ((False,), "adapters are plain LoRA"),
+}
+
+# Translated together with others, in `translate.py`.
+TOGETHER = (
+  "auto_insert_empty_system_msg", "bf16", "cpo_alpha", "dataset_mixer", "dataset_name",
+  "dataset_splits", "dataset_test_split", "dataset_train_split", "datasets", "do_eval", "dtype",
+  "eval_steps", "eval_strategy", "evaluation_strategy", "generate_during_eval",
+  "gradient_accumulation_steps", "gradient_checkpointing", "hub_model_id", "lora_alpha",
+  "lora_dropout", "lora_r", "lora_target_modules", "loss_type", "lr_scheduler_type",
+  "max_prompt_length", "max_steps", "num_train_epochs", "optim", "output_dir",
+  "per_device_train_batch_size", "run_name", "save_steps", "save_strategy", "save_total_limit",
+  "simpo_gamma", "test_split_size", "torch_dtype", "use_peft", "use_rslora", "warmup_ratio",
+  "warmup_steps",
+)  # fmt: skip
+
+KNOWN = frozenset(
+  [*DIRECT, *ONLY, *TOGETHER, *(name for names in IGNORED.values() for name in names)]
+)
