@@ -151,6 +151,11 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.log = ml_collections.ConfigDict()
   c.log.samples_shown = 3  # generations printed after each launch
+
+  c.report = ml_collections.ConfigDict()  # report.html in the workdir
+  c.report.write = True
+  c.report.every_seconds = 60.0  # rewritten so often, and at the end; 0: only at the end
+  c.report.max_mib = 64  # of generated text in it, compressed; the rest stays in samples/
   return c
 
 
@@ -227,6 +232,8 @@ _RANGES = {  # inclusive
   "watchdog.least_seconds": (0.1, None),
   "watchdog.first_seconds": (0.1, None),
   "log.samples_shown": (0, None),
+  "report.every_seconds": (0.0, None),
+  "report.max_mib": (0, 1024),
 }
 
 

@@ -10,14 +10,18 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from simpo_jax import distributed
 from simpo_jax import workdir as files
 from simpo_jax.errors import UserError
 from simpo_jax.fingerprint import versions
 from simpo_jax.launch import Launcher
+from simpo_jax.model import count_params
 from simpo_jax.monitor import compile_count
+from simpo_jax.plan.workload import cache_bytes, layer_weights
 from simpo_jax.program import Compiled
+from simpo_jax.report.floor import measured_rates
 from simpo_jax.resolve import Run
 from simpo_jax.resume import Start
 from simpo_jax.saver import Saver
@@ -49,12 +53,16 @@ class RunRecord:
         "mesh": dict(run.program.mesh.shape),
       },
       "processes": jax.process_count(),
+      "started": round(time.time(), 3),
+      "model": _model(run),
       "versions": versions(),
       "data": {},
       "pairs": {"train": len(run.train_pairs), "held_out": len(run.eval_pairs)},
       "timings": {},
       "resumes": self._resumes(start),
     }
+    if devices.flat[0].platform == "cpu" and jax.process_count() == 1:
+      self.data["rates"] = measured_rates()
     if start.folder is not None and not start.own:
       self.data["began_with"] = str(start.folder)
     if writes:
@@ -130,3 +138,19 @@ class RunRecord:
     except BaseException as e:
       note(f"{type(e).__name__}: {e}")
       raise
+
+
+def _model(run: Run) -> dict[str, Any]:
+  """The sizes that least times follow from."""
+  config, item = run.model.config, jnp.dtype(run.program.step.dtype).itemsize
+  return {
+    "name": run.model.name,
+    "type": config.model_type,
+    "params": count_params(config),
+    "layer_weights": layer_weights(config),
+    "output_weights": config.vocab_size * config.hidden_size,
+    "cache_bytes_per_token": cache_bytes(config, 1, item),
+    "item_bytes": item,
+    "param_dtype": str(jnp.dtype(run.program.param_dtype)),
+    "compute_dtype": str(jnp.dtype(run.program.step.dtype)),
+  }

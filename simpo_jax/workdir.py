@@ -20,7 +20,7 @@ from simpo_jax.config import flatten
 from simpo_jax.errors import UserError
 
 # Fields that may differ when a run goes on: they change no number of it, or only by rounding.
-_FREE = ("checkpoint.", "watchdog.", "profile.", "log.", "mesh.", "train.max_bad_steps")
+_FREE = ("checkpoint.", "watchdog.", "profile.", "log.", "report.", "mesh.", "train.max_bad_steps")
 _SHOWN = 4  # fields listed in one message
 _locks: dict[pathlib.Path, int] = {}  # open files, whose locks are held
 
