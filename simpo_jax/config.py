@@ -155,7 +155,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.report = ml_collections.ConfigDict()  # report.html in the workdir
   c.report.write = True
   c.report.every_seconds = 60.0  # rewritten so often, and at the end; 0: only at the end
-  c.report.max_mib = 64  # of generated text in it, compressed; the rest stays in samples/
+  c.report.max_mib = 96  # of generated text in it, compressed; the rest stays in samples/
   return c
 
 

@@ -21,11 +21,12 @@ from simpo_jax.model import count_params
 from simpo_jax.monitor import compile_count
 from simpo_jax.plan.workload import cache_bytes, layer_weights
 from simpo_jax.program import Compiled
-from simpo_jax.report.floor import measured_rates
+from simpo_jax.report.floor import better, measured_rates
 from simpo_jax.resolve import Run
 from simpo_jax.resume import Start
 from simpo_jax.saver import Saver
 
+_LONG = 60.0  # seconds of a run that is worth a second look at what its machine can do
 _EVERY = 5.0  # seconds between rewrites in the middle of a run, whose list of launches grows
 
 
@@ -62,7 +63,7 @@ class RunRecord:
       "resumes": self._resumes(start),
     }
     if devices.flat[0].platform == "cpu" and jax.process_count() == 1:
-      self.data["rates"] = measured_rates()
+      self.data["rates"] = measured_rates("at the start of the run")
     if start.folder is not None and not start.own:
       self.data["began_with"] = str(start.folder)
     if writes:
@@ -106,6 +107,8 @@ class RunRecord:
 
   def finished(self, status: str) -> None:
     """The end of the run, with what every host has to say about itself."""
+    if "rates" in self.data and time.perf_counter() - self._started > _LONG:
+      self.data["rates"] = better(self.data["rates"], measured_rates("at the end of the run"))
     self.save(status)
     own = {name: self.data[name] for name in ("compiles", "executables", "launches", "program")}
     own["peak_rss_bytes"] = self.data["peak_rss_bytes"]

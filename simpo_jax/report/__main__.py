@@ -18,8 +18,12 @@ _FLAGS = ("out", "max_mib", "debug")
 
 
 def _define_flags() -> None:
-  flags.DEFINE_string("out", None, "The file; default: report.html in the run's folder, of several compared.html in the first.")
-  flags.DEFINE_integer("max_mib", 64, "Generated text that it takes, compressed.", lower_bound=0)
+  flags.DEFINE_string(
+    "out",
+    None,
+    "The file; default: report.html in the run's folder, of several compared.html in the first.",
+  )
+  flags.DEFINE_integer("max_mib", 96, "Generated text that it takes, compressed.", lower_bound=0)
   flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
   flags.FLAGS.set_gnu_getopt()  # flags may follow the folders
 

@@ -58,7 +58,7 @@ def collect(folder, max_bytes: int, known: dict[Any, Generation] | None = None) 
   """
   if not any((folder / name).exists() for name in _MAIN):
     raise UserError(
-      f"{folder} is no workdir: it has none of {', '.join(_MAIN)}; name a folder that --workdir named"
+      f"{folder} is no workdir: it has none of {', '.join(_MAIN)}; name the folder of a run"
     )
   notes: list[str] = []
   record, config = _object(folder / "run.json", notes), _object(folder / "config.json", notes)
@@ -153,14 +153,20 @@ def _thin(columns: dict[str, list]) -> dict[str, list]:
   each = -(-count // _POINTS)
   if each <= 1:
     return columns
-  out: dict[str, Any] = {"step": [columns["step"][min(i + each, count) - 1] for i in range(0, count, each)]}
+  out: dict[str, Any] = {
+    "step": [columns["step"][min(i + each, count) - 1] for i in range(0, count, each)]
+  }
   for name, values in columns.items():
     if name == "step":
       continue
     padded = np.full(-(-count // each) * each, np.nan)
     padded[:count] = [math.nan if v is None else v for v in values]
     blocks = np.ma.masked_invalid(padded.reshape(-1, each))
-    for suffix, reduced in (("", blocks.mean(1)), ("/low", blocks.min(1)), ("/high", blocks.max(1))):
+    for suffix, reduced in (
+      ("", blocks.mean(1)),
+      ("/low", blocks.min(1)),
+      ("/high", blocks.max(1)),
+    ):
       out[name + suffix] = reduced.filled(np.nan).tolist()
   return {**out, "each": each}
 
@@ -181,7 +187,9 @@ def _generations(folder, config, max_bytes: int, known: dict, notes) -> list[Gen
     out.append(read)
     # The more generations, the fewer parts of each: what is beyond them need not be packed.
     sizes[read.step] = {part: len(text) for part, text in read.parts.items()}
-    most = max((1 + max(parts, default=0) for parts in kept_parts(sizes, max_bytes).values()), default=1)
+    most = max(
+      (1 + max(parts, default=0) for parts in kept_parts(sizes, max_bytes).values()), default=1
+    )
   known.clear()
   for key, g in now.items():
     texts = {part: text for part, text in g.parts.items() if part < most}
@@ -332,7 +340,9 @@ def timeline(record: dict[str, Any], first: int = 1) -> dict[str, Any]:
   merged = _merge(spans)
   return {
     "spans": [[mode, round(s - origin, 3), t, k, n] for mode, s, t, k, n in merged],
-    "saves": [[round(s["start"] - origin, 3), s["seconds"], s["step"]] for s in saves] if timed else [],
+    "saves": [[round(s["start"] - origin, 3), s["seconds"], s["step"]] for s in saves]
+    if timed
+    else [],
     "saved_seconds": sum(s["seconds"] for s in saves),
     "timed": timed,
     "origin": origin if timed and spans else None,
@@ -373,7 +383,9 @@ def _when(folder) -> str | None:
     seconds = getattr((folder / "run.json").stat(), "st_mtime", None)
   except OSError:
     return None
-  return seconds and datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat("T", "seconds")
+  return seconds and datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(
+    "T", "seconds"
+  )
 
 
 def plain(value: Any) -> Any:

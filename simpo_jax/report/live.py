@@ -31,9 +31,7 @@ def reporting(folder, options, writes: bool):
     yield
     return
   ended = threading.Event()
-  thread = threading.Thread(
-    target=_keep, args=(folder, options, ended), name="report", daemon=True
-  )
+  thread = threading.Thread(target=_keep, args=(folder, options, ended), name="report", daemon=True)
   thread.start()
   try:
     yield

@@ -19,7 +19,7 @@ from typing import Any
 from simpo_jax.report.collect import Collected, collect
 from simpo_jax.report.samples import pack
 
-MAX_BYTES = 64 * 2**20  # of packed texts
+MAX_BYTES = 96 * 2**20  # of packed texts
 _SCRIPTS = (
   "base.js", "facts.js", "chart.js", "curves.js", "timeline.js", "tables.js", "diff.js", "texts.js",
   "samples.js", "main.js",

@@ -30,7 +30,7 @@ function eachRun(parent, build) {
   runs.forEach((run, number) => {
     const built = build(run, number);
     if (!built) return;
-    parent.append(several ? el("div", { class: "of-run" }, el("h3", {}, runName(run, number)), built) : built);
+    parent.append(el("div", { class: "of-run" }, several && el("h3", {}, runName(run, number)), built));
   });
 }
 

@@ -88,7 +88,8 @@ function keyFigures(run) {
 }
 
 function ofFloor(least, took) {
-  return isNumber(least) && isNumber(took) && took > 0 ? `${share(least / took)} of the floor` : "floor not known";
+  if (!isNumber(least) || !isNumber(took) || took <= 0) return "floor not known";
+  return least > took ? "at the floor, as measured here" : `${share(least / took)} of the floor`;
 }
 
 function signed(x) {
@@ -131,7 +132,7 @@ function facts(run) {
 }
 
 function floorNote(least, took) {
-  return isNumber(least) && isNumber(took) ? `; at least ${share(least / took)} of it is the weights' own products` : "";
+  return isNumber(least) && isNumber(took) && least <= took ? `; ${share(least / took)} of it is the least that the weights' products take` : "";
 }
 
 function beginnings(run) {
