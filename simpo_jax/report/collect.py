@@ -122,8 +122,9 @@ def _rows(path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
     notes.append(f"{path.name} is not there (yet)")
     return {mode: [] for mode in found}
   for row in read_lines(path, notes):
-    if row.get("mode") in found and isinstance(row.get("step"), int):
-      found[row["mode"]][row["step"]] = row
+    mode, step = row.get("mode"), row.get("step")
+    if isinstance(mode, str) and mode in found and isinstance(step, int):
+      found[mode][step] = row
   return {mode: [rows[step] for step in sorted(rows)] for mode, rows in found.items()}
 
 

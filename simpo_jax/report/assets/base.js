@@ -53,18 +53,20 @@ function count(x) {
 function number(x, digits = 4) {
   if (!isNumber(x)) return MISSING;
   const size = Math.abs(x);
-  if (size !== 0 && (size < 1e-3 || size >= 1e7)) return x.toExponential(Math.max(0, digits - 2));
-  if (size >= 10 ** (digits - 1)) return grouped.format(x);
-  return String(Number(x.toPrecision(digits)));
+  const text = size !== 0 && (size < 1e-3 || size >= 1e7) ? x.toExponential(Math.max(0, digits - 2))
+    : size >= 10 ** (digits - 1) ? grouped.format(x) : String(Number(x.toPrecision(digits)));
+  return text.replace(/\.?0+e/, "e").replaceAll("-", "−");
 }
 
 function share(x) {
   if (!isNumber(x)) return MISSING;
-  return x !== 0 && x < 0.0995 ? `${(100 * x).toFixed(1)}%` : `${Math.round(100 * x)}%`;
+  if (x > 0 && x < 0.0005) return "< 0.1%";
+  return x > 0 && x < 0.0995 ? `${(100 * x).toFixed(1)}%` : `${Math.round(100 * x)}%`;
 }
 
 function seconds(x) {
   if (!isNumber(x)) return MISSING;
+  if (x === 0) return "0 s";
   if (x < 0.0995) return `${number(1000 * x, 2)} ms`;
   if (x < 9.95) return `${x.toFixed(x < 1 ? 2 : 1)} s`;
   if (x < 59.5) return `${Math.round(x)} s`;

@@ -93,7 +93,7 @@ function ofFloor(least, took) {
 }
 
 function signed(x) {
-  return isNumber(x) && x > 0 ? `+${number(x, 3)}` : number(x, 3).replace("-", "−");
+  return isNumber(x) && x > 0 ? `+${number(x, 3)}` : number(x, 3);
 }
 
 function median(values) {
@@ -120,7 +120,7 @@ function facts(run) {
     ["Data", record.pairs ? plural(record.pairs.train, "pair") : MISSING,
       `${count(record.pairs?.held_out)} held out; ${count(train.batch_size)} pairs a step`],
     ["Objective", `β ${number(config.simpo?.beta)}, γ/β ${number(config.simpo?.gamma_beta_ratio)}`,
-      `${config.simpo?.loss_type ?? ""}; learning rate ${number(train.learning_rate)}, ${train.schedule ?? ""}`],
+      [config.simpo?.loss_type, `learning rate ${number(train.learning_rate)}`, train.schedule].filter(Boolean).join(", ")],
     ["Step", seconds(median(steps.step_seconds)),
       `median of ${plural(steps.step.length, "point")}` + floorNote(run.floors.train_floor, run.floors.train_seconds)],
     ["Peak memory", record.peak_bytes ? bytes(record.peak_bytes.program) : MISSING,

@@ -23,7 +23,7 @@ async function drawSamples() {
   for (let i = 0; i < runs.length; i++) indexes[i] = await inflate(`r${i}-index`);
   list = promptList((at) => choose(at));
   detail = el("article", { class: "detail", "aria-labelledby": "prompt-title" });
-  parent.append(leftOut(), filters(), list.status, el("div", { class: "browser" }, list.node, detail));
+  parent.append(...leftOut(), filters(), list.status, el("div", { class: "browser" }, list.node, detail));
   refresh();
   addEventListener("hashchange", followHash);
   followHash();
@@ -202,7 +202,7 @@ function promptList(pick) {
 
 function lengths(f) {
   const each = f.each.map((g) => (isNumber(g.tokens) ? count(g.tokens) : MISSING));
-  return `${(each.length > MOST ? [each[0], "…", each.at(-1)] : each).join(" → ")} tokens`;
+  return `${(each.length > 3 ? [each[0], "…", each.at(-1)] : each).join(" → ")} tokens`;
 }
 
 function flags(f) {
@@ -249,7 +249,8 @@ async function drawDetail() {
   const columns = columnsOf(key);
   const names = columns.map((c) => `${c.r}-${c.number}`);
   if (!browse.shown) {
-    const few = columns.length > MOST ? [columns[0], ...columns.slice(1 - MOST)] : columns;
+    const ends = columns.filter((c, i) => columns[i + 1]?.run !== c.run);
+    const few = several ? ends.slice(0, MOST) : columns.length > MOST ? [columns[0], ...columns.slice(1 - MOST)] : columns;
     browse.shown = new Set(few.map((c) => `${c.r}-${c.number}`));
   }
   const shown = columns.filter((c, i) => browse.shown.has(names[i]));
@@ -264,7 +265,7 @@ async function drawDetail() {
     el("div", { class: "prompt", dir: "auto" }, highlighted(visible(text ?? `${head}…`), browse.wanted)),
     choices(index, columns, names), body);
   for (const [k, s] of samples.entries()) {
-    if (index.samples > 1) body.append(el("h4", {}, `Sample ${s}`));
+    if (samples.length > 1) body.append(el("h4", {}, `Sample ${s}`));
     const row = el("div", { class: "columns" });
     row.style.setProperty("--columns", shown.length);
     body.append(scrolling(`Answers, sample ${s}`, row));
@@ -312,7 +313,7 @@ function answer(c, sample, text, base) {
   const g = c.index.generations[c.number];
   const at = c.p * c.index.samples + sample;
   const tokens = g.tokens[at];
-  const title = el("h5", {}, columnName(c));
+  const title = el(browse.sample === "all" ? "h5" : "h4", { class: "answer-title" }, columnName(c));
   if (!isNumber(tokens)) return el("div", { class: "answer" }, title, el("p", { class: "sub" }, "no answer in the files"));
   const finish = c.run.samples.finish[g.finish[at]];
   const facts = [

@@ -59,7 +59,7 @@ function drawGenerations() {
     const heads = ["after step", "answers", "mean tokens", "lengths", "cut off", "repetition", "log-prob. per token", "tokens/s", "of the floor"];
     const start = run.generations[0];
     return [
-      scrolling("Generations", el("table", { class: "generations" },
+      scrolling("Table of generations", el("table", { class: "generations" },
         el("thead", {}, el("tr", {}, heads.map((t) => el("th", { scope: "col" }, t)))),
         el("tbody", {}, run.generations.map((g) => el("tr", {},
           el("th", { scope: "row" }, count(g.step)), el("td", {}, count(g.answers)),

@@ -13,7 +13,14 @@ function drawTimeline() {
       .concat(timeline.saves.map(([start, took, step]) => ({ mode: "checkpoint", start, took, step, times: 1 })))
       .sort((a, b) => a.start - b.start);
     if (!spans.length) return el("p", {}, "Nothing was launched yet.");
-    return [lanes(run, spans), sums(run, spans)];
+    const launches = spans.filter((s) => s.mode !== "compile");
+    const compiling = spans.filter((s) => s.mode === "compile").reduce((sum, s) => sum + s.took, 0);
+    const mostly = launches.length > 0 && compiling > 0.3 * folded(spans).total;
+    const holder = el("div", {}, lanes(run, spans));
+    const choice = mostly && el("label", { class: "check" }, el("input", { type: "checkbox", change: (e) => {
+      holder.replaceChildren(...lanes(run, e.target.checked ? launches : spans).filter(Boolean));
+    } }), "without compiling");
+    return [choice, holder, sums(run, spans)];
   });
 }
 
@@ -22,7 +29,7 @@ function folded(spans) {
   const busy = spans.reduce((sum, s) => sum + s.took, 0);
   const pieces = [];
   const cuts = [];
-  let [end, shown] = [0, 0];
+  let [end, shown] = [spans[0].start, 0];
   for (const s of spans) {
     const pause = s.start - end;
     if (pause > LONG_GAP * busy && pause > 30) {
@@ -82,8 +89,8 @@ function lanes(run, spans) {
         svg("title", {}, `${seconds(cut.pause)} in which nothing ran`)));
     }
     if (!axis.cuts.length) {
-      for (const t of ticks(0, axis.total, Math.max(2, Math.min(7, inner / 90)))) {
-        root.append(svg("text", { class: "tick", x: place(t), y: height - 6, "text-anchor": t ? "middle" : "start" }, t ? seconds(t) : "0"));
+      for (const t of timeTicks(axis.total, Math.max(2, Math.min(8, inner / 80)))) {
+        root.append(svg("text", { class: "tick", x: place(spans[0].start + t), y: height - 6, "text-anchor": t ? "middle" : "start" }, clock(t)));
       }
     } else {
       root.append(svg("text", { class: "tick", x: LANE.label, y: height - 6 },
@@ -129,6 +136,22 @@ function lanes(run, spans) {
     holder,
     !run.timeline.timed && el("p", { class: "sub" }, "This run did not keep when its launches began: they are laid end to end."),
   ];
+}
+
+const STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400, 172800, 604800];
+
+function timeTicks(total, most) {
+  const step = STEPS.find((s) => total / s <= most) ?? total;
+  return [...Array(Math.floor(total / step) + 1).keys()].map((k) => k * step);
+}
+
+/** 0, 0.2 s, 12 s, 5:00, 1:20:00, 2 d */
+function clock(t) {
+  if (t === 0) return "0";
+  if (t < 60) return `${number(t)} s`;
+  if (t >= 172800) return `${number(t / 86400)} d`;
+  const two = (n) => String(Math.floor(n) % 60).padStart(2, "0");
+  return t < 3600 ? `${Math.floor(t / 60)}:${two(t)}` : `${Math.floor(t / 3600)}:${two(t / 60)}:${two(t)}`;
 }
 
 function box(s, place, y) {
