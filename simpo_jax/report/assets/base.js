@@ -34,6 +34,9 @@ function eachRun(parent, build) {
   });
 }
 
+/** A label that is of this run alone. */
+const of = (run, label) => (several ? `${label}, ${run.label}` : label);
+
 function runName(run, number) {
   return [el("span", { class: `swatch c${number % 6}`, "aria-hidden": "true" }), " ", run.label];
 }

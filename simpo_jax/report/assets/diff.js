@@ -14,7 +14,8 @@ const core = (word) => word.trimEnd() || word;
 
 /** [["same" | "gone" | "new", text], ...] that leads from `before` to `after`. */
 function diff(before, after) {
-  const [a, b] = [words(before), words(after)];
+  // The last words, too, have white space after them, should another one follow.
+  const [a, b] = [words(`${before} `), words(`${after} `)];
   let head = 0;
   while (head < a.length && head < b.length && core(a[head]) === core(b[head])) head++;
   let tail = 0;

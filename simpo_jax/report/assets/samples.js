@@ -89,7 +89,7 @@ const SORTS = {
 function filters() {
   const options = (table) => Object.entries(table).map(([value, [name]]) => el("option", { value }, name));
   const select = (label, key, table) => el("label", {}, `${label} `,
-    el("select", { change: (e) => { browse[key] = e.target.value; refresh(); } }, options(table)));
+    el("select", { change: (e) => { browse[key] = e.target.value; refresh(true); } }, options(table)));
   let pause;
   const find = el("input", { type: "search", id: "find", autocomplete: "off", spellcheck: "false", input: () => {
     clearTimeout(pause);
@@ -105,9 +105,10 @@ function filters() {
     select("Show", "only", ONLY), select("Sort by", "sort", SORTS));
 }
 
-function refresh() {
+/** Makes the list anew; the chosen prompt stays chosen if it is still there, unless `top`. */
+function refresh(top = false) {
   const { index } = current();
-  const chosen = browse.order[browse.at];
+  const chosen = top ? null : browse.order[browse.at];
   const figures = index.prompts.map((_, p) => figuresOf(index, p));
   const keep = ONLY[browse.only][1];
   browse.order = figures.map((_, p) => p).filter((p) => keep(figures[p]) && (!browse.hits || browse.hits.has(index.prompts[p][0])));

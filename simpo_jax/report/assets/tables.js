@@ -35,7 +35,7 @@ function drawData() {
       el("td", {}, count(r.total)), el("td", {}, count(r.kept)), el("td", {}, reasons(r.skipped, r.examples)), el("td", {}, reasons(r.truncated))));
     return [
       reports.length
-        ? scrolling("Rows of the data", el("table", { class: "rows" },
+        ? scrolling(of(run, "Rows of the data"), el("table", { class: "rows" },
           el("thead", {}, el("tr", {}, ["", "rows", "kept", "left out", "cut to fit"].map((t, i) => i ? el("th", { scope: "col" }, t) : el("td", {}, t)))),
           el("tbody", {}, rows)))
         : el("p", {}, "No rows are counted yet."),
@@ -59,7 +59,7 @@ function drawGenerations() {
     const heads = ["after step", "answers", "mean tokens", "lengths", "cut off", "repetition", "log-prob. per token", "tokens/s", "of the floor"];
     const start = run.generations[0];
     return [
-      scrolling("Table of generations", el("table", { class: "generations" },
+      scrolling(of(run, "Table of generations"), el("table", { class: "generations" },
         el("thead", {}, el("tr", {}, heads.map((t) => el("th", { scope: "col" }, t)))),
         el("tbody", {}, run.generations.map((g) => el("tr", {},
           el("th", { scope: "row" }, count(g.step)), el("td", {}, count(g.answers)),

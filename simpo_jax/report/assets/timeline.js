@@ -199,7 +199,7 @@ function sums(run, spans) {
   const rows = [...by].sort((a, b) => b[1].took - a[1].took);
   const rest = total - rows.reduce((sum, [, r]) => sum + r.took, 0);
   if (rest > 0) rows.push(["everything else", { took: rest }]);
-  return scrolling("What took how long", el("table", { class: "sums" },
+  return scrolling(of(run, "What took how long"), el("table", { class: "sums" },
     el("thead", {}, el("tr", {}, ["", "launches", "in all", "share", "each", "longest"].map((t, i) => i ? el("th", { scope: "col" }, t) : el("td", {}, t)))),
     el("tbody", {}, rows.map(([mode, r]) => el("tr", {},
       el("th", { scope: "row" }, mode), el("td", {}, count(r.times)), el("td", {}, seconds(r.took)),
