@@ -18,6 +18,7 @@ setup(
     *(f"simpo_jax.{name}" for name in find_packages(include=["kernels", "kernels.*"])),
   ],
   package_dir={"simpo_jax.kernels": "kernels"},
+  package_data={"simpo_jax.report": ["assets/*"]},
   install_requires=[
     f"jax{JAX}",
     "optax>=0.2.8",
@@ -59,6 +60,8 @@ setup(
       "tokamax>=0.0.12",
       "torch==2.13.0",
       "peft>=0.21",
+      # Drives a Chromium of the system's, and carries axe-core, for the report.
+      "axe-playwright-python>=0.1.8",
       # libtpu: the TPU compiler, which needs no TPU.
       f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
     ],
