@@ -20,6 +20,7 @@ setup(
     *(f"simpo_jax.{name}" for name in find_packages(include=["kernels", "kernels.*"])),
   ],
   package_dir={"simpo_jax.kernels": "kernels"},
+  package_data={"simpo_jax.report": ["assets/*"]},
   install_requires=[
     f"jax{JAX}",
     "optax>=0.2.8",
@@ -68,6 +69,8 @@ setup(
       "peft>=0.21",
       *WANDB,
       *MLFLOW,
+      # Drives a Chromium of the system's, and carries axe-core, for the report.
+      "axe-playwright-python>=0.1.8",
       # libtpu: the TPU compiler, which needs no TPU.
       f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
     ],

@@ -89,7 +89,8 @@ class Checkpoints:
       self._orbax.save(self._folder / position.name, args=args)
     self.saved = position
     seconds = round(time.perf_counter() - start, 4)
-    self.seconds.append({"step": position.step, "seconds": seconds})
+    began = round(time.time() - seconds, 3)
+    self.seconds.append({"step": position.step, "seconds": seconds, "start": began})
 
   def wait(self) -> None:
     """Until the last save is committed; then removes those that are not to be kept."""

@@ -174,6 +174,11 @@ def default_config() -> ml_collections.ConfigDict:
   c.tracking.mlflow_experiment = "simpo_jax"
   c.tracking.name = ""  # of the run there; empty: the workdir's
   c.tracking.flush_seconds = 10.0  # that trackers have when the run ends
+
+  c.report = ml_collections.ConfigDict()  # report.html in the workdir
+  c.report.write = True
+  c.report.every_seconds = 60.0  # rewritten so often, and at the end; 0: only at the end
+  c.report.max_mib = 96  # of generated text in it, compressed; the rest stays in samples/
   return c
 
 
@@ -254,6 +259,8 @@ _RANGES = {  # inclusive
   "watchdog.first_seconds": (0.1, None),
   "log.samples_shown": (0, None),
   "tracking.flush_seconds": (0.0, 3600.0),
+  "report.every_seconds": (0.0, None),
+  "report.max_mib": (0, 1024),
 }
 
 

@@ -37,7 +37,7 @@ class Launcher:
     digest: of config, data and prompts; the same on every host or the launch aborts.
     requests: the prompt set, numpy; placed once, as is a batch for launches that need none.
     watchdog: ends a launch that hangs.
-    log: mode and seconds of every launch so far.
+    log: mode, seconds and start (since 1970, by this host's clock) of every launch so far.
     executables: fingerprints of what was launched (that nothing else compiled is
       for `monitor.compile_count` to say).
     stopped: a host asked to stop, and every host has seen it in the same launch.
@@ -113,7 +113,8 @@ class Launcher:
     self.stopped = not disagreement and bool(rows[:, STOP].any())
     self.save_asked = not disagreement and bool(rows[:, SAVE].any())
     ran = "stop" if self.stopped else Mode(int(report.mode)).name.lower()
-    self.log.append({"mode": ran, "seconds": round(seconds, 4)})
+    began = round(time.time() - seconds, 3)
+    self.log.append({"mode": ran, "seconds": round(seconds, 4), "start": began})
     if disagreement:
       raise UserError(
         f"the hosts disagree on launch {len(self.log) - 1}, nothing was changed: "

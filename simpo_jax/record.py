@@ -9,19 +9,24 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from simpo_jax import distributed, storage
 from simpo_jax import workdir as files
 from simpo_jax.errors import UserError
 from simpo_jax.fingerprint import versions
 from simpo_jax.launch import Launcher
+from simpo_jax.model import count_params
 from simpo_jax.monitor import compile_count
+from simpo_jax.plan.workload import cache_bytes, layer_weights
 from simpo_jax.program import Compiled
+from simpo_jax.report.floor import better, measured_rates
 from simpo_jax.resolve import Run
 from simpo_jax.resume import Start
 from simpo_jax.saver import Saver
 from simpo_jax.tracking.tracking import Tracking
 
+_LONG = 60.0  # seconds of a run that is worth a second look at what its machine can do
 _EVERY = 5.0  # seconds between rewrites in the middle of a run, whose list of launches grows
 
 
@@ -50,6 +55,8 @@ class RunRecord:
         "mesh": dict(run.program.mesh.shape),
       },
       "processes": jax.process_count(),
+      "started": round(time.time(), 3),
+      "model": _model(run),
       "versions": versions(),
       "date": run.date,
       "data": {},
@@ -57,6 +64,8 @@ class RunRecord:
       "timings": {},
       "resumes": self._resumes(start),
     }
+    if devices.flat[0].platform == "cpu" and jax.process_count() == 1:
+      self.data["rates"] = measured_rates("at the start of the run")
     if start.folder is not None and not start.own:
       self.data["began_with"] = str(start.folder)
     if writes:
@@ -109,6 +118,8 @@ class RunRecord:
 
   def finished(self, status: str) -> None:
     """The end of the run, with what every host has to say about itself."""
+    if "rates" in self.data and time.perf_counter() - self._started > _LONG:
+      self.data["rates"] = better(self.data["rates"], measured_rates("at the end of the run"))
     self.save(status)
     own = {name: self.data[name] for name in ("compiles", "executables", "launches", "program")}
     own["peak_rss_bytes"] = self.data["peak_rss_bytes"]
@@ -141,3 +152,19 @@ class RunRecord:
     except BaseException as e:
       note(f"{type(e).__name__}: {e}")
       raise
+
+
+def _model(run: Run) -> dict[str, Any]:
+  """The sizes that least times follow from."""
+  config, item = run.model.config, jnp.dtype(run.program.step.dtype).itemsize
+  return {
+    "name": run.model.name,
+    "type": config.model_type,
+    "params": count_params(config),
+    "layer_weights": layer_weights(config),
+    "output_weights": config.vocab_size * config.hidden_size,
+    "cache_bytes_per_token": cache_bytes(config, 1, item),
+    "item_bytes": item,
+    "param_dtype": str(jnp.dtype(run.program.param_dtype)),
+    "compute_dtype": str(jnp.dtype(run.program.step.dtype)),
+  }

@@ -35,6 +35,7 @@ from simpo_jax.program import (
   own_rows,
 )
 from simpo_jax.record import RunRecord
+from simpo_jax.report.live import reporting
 from simpo_jax.requests import sample_rows, summarize
 from simpo_jax.resolve import Run, resolve
 from simpo_jax.resume import changes_since, find_start, is_shared, load_state, run_date
@@ -68,7 +69,8 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, storage.Path]:
   workdir = workdir or distributed.gather("workdir", files.fresh_name(config.name))[0]
   folder = files.make_workdir(workdir, json.loads(config.to_json()), jax.process_index())
   try:
-    return _in_folder(config, resolved, data, folder)
+    with reporting(folder, config.report, jax.process_index() == 0):
+      return _in_folder(config, resolved, data, folder)
   finally:
     files.unlock(folder)
 

@@ -25,7 +25,7 @@ from simpo_jax.lease import Held, Lease
 
 # Fields that may differ when a run goes on: they change no number of it, or only by rounding.
 _FREE = (
-  "checkpoint.", "watchdog.", "profile.", "log.", "mesh.", "tracking.", "export.",
+  "checkpoint.", "watchdog.", "profile.", "log.", "mesh.", "tracking.", "export.", "report.",
   "train.max_bad_steps",
 )  # fmt: skip
 _METRICS = "metrics.jsonl"

@@ -1,0 +1,126 @@
+"""The run report at its full size: writing it, and opening and using it in Chromium.
+
+  python bench/report.py
+
+A made-up run of `--prompts` x `--samples` answers of exactly `--tokens` tokens after each of
+the steps `--at` (tests/made_run.py). `write` is what a run's own thread does the first time,
+`rewrite` what it does when nothing was generated since. Opening is timed in new tabs of one
+browser, from the local disk, the file in the system's cache; the median of `--opens`.
+"""
+
+import json
+import pathlib
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+
+import common
+from absl import app, flags
+
+from simpo_jax.errors import UserError
+from simpo_jax.report.page import MAX_BYTES, write_report
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
+
+_PROMPTS = flags.DEFINE_integer("prompts", 1024, "prompts")
+_SAMPLES = flags.DEFINE_integer("samples", 4, "answers of each")
+_TOKENS = flags.DEFINE_integer("tokens", 2048, "of every answer")
+_AT = flags.DEFINE_list("at", "50,100,150,200", "steps that generate")
+_OPENS = flags.DEFINE_integer("opens", 5, "times that the page is opened")
+_SCRATCH = flags.DEFINE_string("scratch", None, "where to put the run; default: the system's")
+_JSON = flags.DEFINE_string("json", None, "a file for the figures")
+
+
+def main(argv):
+  """Prints a table, writes JSON if asked to."""
+  del argv
+  from made_run import make
+
+  folder = pathlib.Path(tempfile.mkdtemp(prefix="report_", dir=_SCRATCH.value))
+  try:
+    at = tuple(map(int, _AT.value))
+    common.say("making the run")
+    make(folder / "run", _PROMPTS.value, _SAMPLES.value, _TOKENS.value, at, max(at), full=True)
+    rows = _write(folder / "run", folder / "report.html") + _open(folder / "report.html")
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps([{**r, **common.machine()} for r in rows]))
+  size = f"{_PROMPTS.value} x {_SAMPLES.value} x {_TOKENS.value} tokens, {len(at)} generations"
+  common.report(f"run report, {size}", rows, as_json=False)
+
+
+def _write(folder: pathlib.Path, out: pathlib.Path) -> list[dict]:
+  known, rows = {}, []
+  for case in ("write", "rewrite"):
+    common.say(case)
+    start, cpu = time.perf_counter(), time.process_time()
+    write_report([folder], out, MAX_BYTES, known)
+    seconds = time.perf_counter() - start
+    rows.append(
+      {
+        "case": case,
+        "seconds": seconds,
+        "cpu_seconds": time.process_time() - cpu,
+        "MiB": out.stat().st_size / 2**20,
+      }
+    )
+  return rows
+
+
+def _open(path: pathlib.Path) -> list[dict]:
+  try:
+    from playwright.sync_api import expect, sync_playwright
+  except ImportError as e:
+    raise UserError("install playwright: pip install -e '.[dev]'") from e
+  binary = shutil.which("chromium") or shutil.which("google-chrome")
+  if binary is None:
+    raise UserError("there is no Chromium on this machine; apt-get install chromium")
+  times: dict[str, list[float]] = {}
+  with sync_playwright() as driver:
+    browser = driver.chromium.launch(executable_path=binary, args=["--no-sandbox"])
+    for number in range(_OPENS.value):
+      common.say(f"opening, {number + 1} of {_OPENS.value}")
+      page = browser.new_page()
+      page.set_default_timeout(300_000)
+
+      def timed(case, act):
+        start = time.perf_counter()
+        act()
+        times.setdefault(case, []).append(time.perf_counter() - start)
+
+      def opened(page=page):
+        page.goto(path.as_uri())
+        page.wait_for_selector(".answer .text")
+
+      timed("open: an answer is shown", opened)
+      paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+      times.setdefault("open: first paint", []).append(paint / 1000)
+
+      def another(page=page):
+        page.evaluate("location.hash = '#prompt-100'")
+        expect(page.locator("#prompt-title")).to_have_text("Prompt 100")
+
+      def differences(page=page):
+        page.select_option("[data-choice=base]", "before")
+        page.locator(".answer").nth(len(_AT.value) - 1).locator("ins").first.wait_for()
+
+      def search(page=page):
+        page.fill("#find", "no answer says this")
+        expect(page.locator(".status")).to_have_text(f"0 of {_PROMPTS.value:,} prompts")
+
+      timed("another prompt", another)
+      timed("its differences", differences)
+      timed("search all texts", search)
+      page.close()
+    browser.close()
+  return [
+    {"case": case, "seconds": statistics.median(each), "cpu_seconds": None, "MiB": None}
+    for case, each in times.items()
+  ]
+
+
+if __name__ == "__main__":
+  app.run(common.answering(main))
