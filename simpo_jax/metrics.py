@@ -1,5 +1,7 @@
 """Metrics of a step or an evaluation, under TRL's names, from the program's report."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from simpo_jax.loss import SimPOConfig
@@ -41,12 +43,7 @@ def train_metrics(metrics: Metrics, simpo: SimPOConfig) -> dict[str, float]:
 
 def evaluation_metrics(batches: list[Metrics], simpo: SimPOConfig) -> dict[str, float]:
   """A whole held-out set, each pair (and for the SFT term each token) counted once."""
-  stats = PairStats(
-    *(
-      np.concatenate([np.asarray(x) for x in xs])
-      for xs in zip(*(b.pairs for b in batches), strict=True)
-    )
-  )
+  stats = _all_pairs(batches)
   tokens = np.asarray([np.sum(b.pairs.chosen_tokens) for b in batches], np.float64)
   nll = float(np.average([float(b.sft_loss) for b in batches], weights=tokens))
   simpo_loss = float(np.mean(np.asarray(stats.loss)[stats.present]))
@@ -56,3 +53,26 @@ def evaluation_metrics(batches: list[Metrics], simpo: SimPOConfig) -> dict[str, 
     **pair_metrics(stats, simpo),
     "pairs": int(np.sum(stats.present)),
   }
+
+
+def held_out_rows(
+  ids: Sequence[str], batches: list[Metrics], simpo: SimPOConfig
+) -> Iterator[dict[str, str | float]]:
+  """What `evaluation_metrics` takes the means of, one row per pair, in the order of `ids`."""
+  stats = _all_pairs(batches)
+  present = PairStats(*(x[stats.present] for x in stats))
+  for i, name in enumerate(ids):
+    chosen, rejected = float(present.chosen[i]), float(present.rejected[i])
+    yield {
+      "pair": name,
+      "logps/chosen": chosen,
+      "logps/rejected": rejected,
+      "rewards/margins": simpo.beta * (chosen - rejected),
+      "length/chosen": int(present.chosen_tokens[i]),
+      "length/rejected": int(present.rejected_tokens[i]),
+    }
+
+
+def _all_pairs(batches: list[Metrics]) -> PairStats:
+  parts = zip(*(b.pairs for b in batches), strict=True)
+  return PairStats(*(np.concatenate([np.asarray(x) for x in xs]) for xs in parts))

@@ -197,11 +197,12 @@ def _cut_back(workdir: pathlib.Path, position: Position, about: dict[str, Any], 
   try:
     if metrics.exists() and metrics.stat().st_size > about["metrics_bytes"]:
       os.truncate(metrics, about["metrics_bytes"])
-    for path in (workdir / "samples").glob("step_*"):
-      step = int(path.name.removeprefix("step_"))
-      done = launches_after(step, config)[: position.done] if step == position.step else []
-      if step >= position.step and Mode.GENERATE not in done:
-        shutil.rmtree(path)
+    for mode, name in ((Mode.GENERATE, "samples"), (Mode.EVALUATE, "evaluations")):
+      for path in (workdir / name).glob("step_*"):
+        step = int(path.name.removeprefix("step_"))
+        done = launches_after(step, config)[: position.done] if step == position.step else []
+        if step >= position.step and mode not in done:
+          shutil.rmtree(path)
     (workdir / "failure.json").unlink(missing_ok=True)
   except OSError as e:
     raise UserError(f"--workdir={workdir} cannot be written ({one_line(e)})") from e

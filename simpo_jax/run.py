@@ -24,7 +24,7 @@ from simpo_jax.fingerprint import data_fields, identity_fields, settings_fields
 from simpo_jax.generate import FINISH_REASONS
 from simpo_jax.launch import Launcher, StopSignal
 from simpo_jax.ledger import Mode, digest
-from simpo_jax.metrics import evaluation_metrics, train_metrics
+from simpo_jax.metrics import evaluation_metrics, held_out_rows, train_metrics
 from simpo_jax.model import count_params
 from simpo_jax.nonfinite import leave_out
 from simpo_jax.profiling import Profiler
@@ -121,7 +121,7 @@ def _in_folder(
     ):
       record.launching(launch, saver)
       loop = _Loop(resolved, config, launch, folder, display, stop, batch_of, own, saver)
-      for step in range(max(1, start.position.step), config.train.steps + 1):
+      for step in range(start.position.step, config.train.steps + 1):
         if step > start.position.step:
           profiler.before(step)
           display.doing("training")
@@ -329,5 +329,9 @@ def _evaluate(loop: _Loop, step: int, state: TrainState) -> TrainState:
     )
   if loop.writes:
     files.append_metrics(loop.folder, row)
+    files.write_rows(
+      files.evaluation_file(loop.folder, step),
+      held_out_rows([pair.id for pair in run.eval_pairs], batches, run.program.step.simpo),
+    )
   loop.display.evaluation(row)
   return state

@@ -183,6 +183,11 @@ def samples_file(folder: pathlib.Path, step: int, process: int, processes: int) 
   return samples_folder(folder, step) / f"host_{process:04d}_of_{processes:04d}.jsonl"
 
 
+def evaluation_file(folder: pathlib.Path, step: int) -> pathlib.Path:
+  """The held-out pairs one by one, as the evaluation after a step found them."""
+  return folder / "evaluations" / f"step_{step:06d}" / "pairs.jsonl"
+
+
 def _replace(path: pathlib.Path, text: str) -> None:
   temporary = path.with_name(path.name + ".tmp")
   with _told(path):
