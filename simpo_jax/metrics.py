@@ -41,9 +41,19 @@ def train_metrics(metrics: Metrics, simpo: SimPOConfig) -> dict[str, float]:
   }
 
 
+def all_pairs(batches: list[Metrics]) -> PairStats:
+  """The pairs of several batches, one after the other."""
+  return PairStats(
+    *(
+      np.concatenate([np.asarray(x) for x in xs])
+      for xs in zip(*(b.pairs for b in batches), strict=True)
+    )
+  )
+
+
 def evaluation_metrics(batches: list[Metrics], simpo: SimPOConfig) -> dict[str, float]:
   """A whole held-out set, each pair (and for the SFT term each token) counted once."""
-  stats = _all_pairs(batches)
+  stats = all_pairs(batches)
   tokens = np.asarray([np.sum(b.pairs.chosen_tokens) for b in batches], np.float64)
   nll = float(np.average([float(b.sft_loss) for b in batches], weights=tokens))
   simpo_loss = float(np.mean(np.asarray(stats.loss)[stats.present]))
@@ -59,7 +69,7 @@ def held_out_rows(
   ids: Sequence[str], batches: list[Metrics], simpo: SimPOConfig
 ) -> Iterator[dict[str, str | float]]:
   """What `evaluation_metrics` takes the means of, one row per pair, in the order of `ids`."""
-  stats = _all_pairs(batches)
+  stats = all_pairs(batches)
   present = PairStats(*(x[stats.present] for x in stats))
   for i, name in enumerate(ids):
     chosen, rejected = float(present.chosen[i]), float(present.rejected[i])
@@ -71,8 +81,3 @@ def held_out_rows(
       "length/chosen": int(present.chosen_tokens[i]),
       "length/rejected": int(present.rejected_tokens[i]),
     }
-
-
-def _all_pairs(batches: list[Metrics]) -> PairStats:
-  parts = zip(*(b.pairs for b in batches), strict=True)
-  return PairStats(*(np.concatenate([np.asarray(x) for x in xs]) for xs in parts))

@@ -329,9 +329,11 @@ def _evaluate(loop: _Loop, step: int, state: TrainState) -> TrainState:
     )
   if loop.writes:
     files.append_metrics(loop.folder, row)
+  loop.display.evaluation(row)
+  if loop.writes:
+    ids = [pair.id for pair in run.eval_pairs]
     files.write_rows(
       files.evaluation_file(loop.folder, step),
-      held_out_rows([pair.id for pair in run.eval_pairs], batches, run.program.step.simpo),
+      held_out_rows(ids, batches, run.program.step.simpo),
     )
-  loop.display.evaluation(row)
   return state
