@@ -26,6 +26,42 @@ def get_config(variant: str = ""):
   return c
 
 
+def fit(c):
+  """The tiny model learns the language; the preference term is as good as switched off."""
+  _tiny(c)
+  c.simpo.beta = 1e-6
+  c.simpo.sft_weight = 1.0
+  c.train.steps = 400
+  c.train.learning_rate = 3e-3
+  c.train.warmup_ratio = 0.05
+
+
+def prefer(c):
+  """The same model learns to prefer one of the styles."""
+  _tiny(c)
+  c.simpo.beta = 10.0
+  c.simpo.gamma_beta_ratio = 0.1
+  c.train.steps = 60
+  c.train.learning_rate = 3e-4
+  c.train.warmup_ratio = 0.1
+  c.evaluate.at_start = True
+  c.evaluate.every = 5
+  c.generate.at_start = True
+  c.generate.at_steps = (30, 60)
+
+
+def _tiny(c):
+  c.data.max_length = 128
+  c.data.max_prompt_length = 64
+  c.data.row_length = 512
+  c.train.batch_size = 16
+  c.train.remat = "none"
+  c.generate.count = 0  # all
+  c.generate.max_new_tokens = 72
+  c.generate.temperature = 1.0
+  c.generate.page_size = 16
+
+
 def smollm2(c):
   """Two epochs of real pairs, on a laptop."""
   c.model.source = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -46,4 +82,4 @@ def smollm2(c):
   c.checkpoint.keep = 1
 
 
-VARIANTS = {f.__name__: f for f in (smollm2,)}
+VARIANTS = {f.__name__: f for f in (fit, prefer, smollm2)}
