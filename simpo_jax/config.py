@@ -101,6 +101,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.generate = ml_collections.ConfigDict()
   c.generate.at_steps = ()  # after exactly these steps; wins over `every`
   c.generate.every = 0  # 0: never
+  c.generate.at_start = False  # before the first step, too; samples/step_000000 has them
   c.generate.mode = "host_data_parallel"  # or "global_mesh"
   # "synthetic", a .txt file (one prompt per line), a .jsonl file of messages.
   c.generate.prompts = "synthetic"
@@ -128,6 +129,7 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.every = 0  # 0: only at the end
+  c.evaluate.at_start = False  # before the first step, too
   c.evaluate.at_end = True
 
   c.checkpoint = ml_collections.ConfigDict()

@@ -1,5 +1,7 @@
 """Metrics of a step or an evaluation, under TRL's names, from the program's report."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from simpo_jax.loss import SimPOConfig
@@ -72,3 +74,21 @@ def evaluation_metrics(batches: list[Metrics], simpo: SimPOConfig) -> dict[str, 
     **pair_metrics(stats, simpo),
     "pairs": int(np.sum(stats.present)),
   }
+
+
+def held_out_rows(
+  ids: Sequence[str], batches: list[Metrics], simpo: SimPOConfig
+) -> Iterator[dict[str, str | float]]:
+  """What `evaluation_metrics` takes the means of, one row per pair, in the order of `ids`."""
+  stats = all_pairs(batches)
+  present = PairStats(*(x[stats.present] for x in stats))
+  for i, name in enumerate(ids):
+    chosen, rejected = float(present.chosen[i]), float(present.rejected[i])
+    yield {
+      "pair": name,
+      "logps/chosen": chosen,
+      "logps/rejected": rejected,
+      "rewards/margins": simpo.beta * (chosen - rejected),
+      "length/chosen": int(present.chosen_tokens[i]),
+      "length/rejected": int(present.rejected_tokens[i]),
+    }

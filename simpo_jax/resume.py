@@ -234,11 +234,12 @@ def _cut_back(workdir: storage.Path, position: Position, about: dict[str, Any], 
   """Removes rows and samples that are later than the checkpoint."""
   try:
     files.cut_metrics(workdir, about["metrics_bytes"])
-    for path in (workdir / "samples").glob("step_*"):
-      step = int(path.name.removeprefix("step_"))
-      done = launches_after(step, config)[: position.done] if step == position.step else []
-      if step >= position.step and Mode.GENERATE not in done:
-        storage.remove_tree(path)
+    for mode, name in ((Mode.GENERATE, "samples"), (Mode.EVALUATE, "evaluations")):
+      for path in (workdir / name).glob("step_*"):
+        step = int(path.name.removeprefix("step_"))
+        done = launches_after(step, config)[: position.done] if step == position.step else []
+        if step >= position.step and mode not in done:
+          storage.remove_tree(path)
     (workdir / "failure.json").unlink(missing_ok=True)
   except storage.failures() as e:
     raise UserError(f"--workdir={workdir} cannot be written ({one_line(e)})") from e

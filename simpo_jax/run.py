@@ -24,7 +24,13 @@ from simpo_jax.fingerprint import build_fields, data_fields, identity_fields, se
 from simpo_jax.generate import FINISH_REASONS
 from simpo_jax.launch import Launcher, StopSignal
 from simpo_jax.ledger import Mode, digest
-from simpo_jax.metrics import all_pairs, evaluation_metrics, pair_values, train_metrics
+from simpo_jax.metrics import (
+  all_pairs,
+  evaluation_metrics,
+  held_out_rows,
+  pair_values,
+  train_metrics,
+)
 from simpo_jax.model import count_params
 from simpo_jax.nonfinite import leave_out
 from simpo_jax.profiling import Profiler
@@ -132,7 +138,7 @@ def _in_folder(
     ):
       record.launching(launch, saver)
       loop = _Loop(resolved, config, launch, folder, display, stop, batch_of, own, saver, track)
-      for step in range(max(1, start.position.step), config.train.steps + 1):
+      for step in range(start.position.step, config.train.steps + 1):
         if step > start.position.step:
           profiler.before(step)
           display.doing("training")
@@ -339,4 +345,10 @@ def _evaluate(loop: _Loop, step: int, state: TrainState) -> TrainState:
     )
   loop.track(row, pair_values(all_pairs(batches), run.program.step.simpo))
   loop.display.evaluation(row)
+  if loop.writes:
+    ids = [pair.id for pair in run.eval_pairs]
+    files.write_rows(
+      files.evaluation_file(loop.folder, step),
+      held_out_rows(ids, batches, run.program.step.simpo),
+    )
   return state

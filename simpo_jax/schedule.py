@@ -6,19 +6,24 @@ from simpo_jax.ledger import Mode
 def generates(config) -> bool:
   """Whether any step of the run generates."""
   at_steps, every = config.generate.at_steps, config.generate.every
-  return bool(at_steps) or 0 < every <= config.train.steps
+  return config.generate.at_start or bool(at_steps) or 0 < every <= config.train.steps
 
 
 def evaluates(config) -> bool:
   """Whether the run is to evaluate at all."""
-  return bool(config.evaluate.every) or config.evaluate.at_end
+  evaluate = config.evaluate
+  return bool(evaluate.every) or evaluate.at_start or evaluate.at_end
 
 
 def launches_after(step: int, config) -> list[Mode]:
   """The modes to launch once training step `step` (from 1) has finished, in order.
 
-  `generate.at_steps` wins over `generate.every`; both count finished steps.
+  `generate.at_steps` wins over `generate.every`; both count finished steps. Step 0 stands
+  for the start of the run, before any step.
   """
+  if step == 0:
+    asked = (Mode.GENERATE, config.generate.at_start), (Mode.EVALUATE, config.evaluate.at_start)
+    return [mode for mode, wanted in asked if wanted]
   last = step == config.train.steps
   modes = []
   if config.generate.at_steps:

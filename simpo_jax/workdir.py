@@ -238,6 +238,11 @@ def samples_file(folder: storage.Path, step: int, process: int, processes: int) 
   return samples_folder(folder, step) / f"host_{process:04d}_of_{processes:04d}.jsonl"
 
 
+def evaluation_file(folder: storage.Path, step: int) -> storage.Path:
+  """The held-out pairs one by one, as the evaluation after a step found them."""
+  return folder / "evaluations" / f"step_{step:06d}" / "pairs.jsonl"
+
+
 def _replace(path: storage.Path, text: str) -> None:
   with _told(path):
     storage.write(path, text)
