@@ -24,7 +24,13 @@ from simpo_jax.plan import planning
 from simpo_jax.plan.known_models import NAMES, known_model
 from simpo_jax.plan.text import render
 from simpo_jax.plan.topology import topology_devices
-from simpo_jax.plan.workload import attention_flops, generation_work, layer_weights, step_work
+from simpo_jax.plan.workload import (
+  attention_flops,
+  generation_work,
+  layer_weights,
+  model_flops,
+  step_work,
+)
 from simpo_jax.requests import generate_shape, make_requests
 from simpo_jax.run import run
 
@@ -277,7 +283,11 @@ def test_work_of_a_step():
   seen = sum(range(1, 18)) + sum(range(11, 16)) + sum(range(1, 321)) + sum(range(21, 24))
   assert work.keys == seen
   model = resolve.open_model("embedded").config
-  assert attention_flops(model, work.keys) == 4 * 2 * 4 * 16 * seen
+  attention = attention_flops(model, work.keys)
+  assert attention == 4 * 2 * 4 * 16 * seen
+  # Frozen weights have no gradients, keys and queries do.
+  spared = model_flops(model, work) - model_flops(model, work, frozen=True)
+  assert spared == 2 * (layer_weights(model) * 345 + model.vocab_size * model.hidden_size * 315)
   # Half of the layers see 12 tokens at most.
   ranges = (range(1, 18), range(11, 16), range(1, 321), range(21, 24))
   windowed = sum(min(n, 12) for tokens in ranges for n in tokens)

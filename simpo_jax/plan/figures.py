@@ -145,7 +145,7 @@ def _step(planned, branch: Region, work: StepWork, machine: Machine, backward: b
     passes = 1 + again + _BACKWARD if backward else 1
     total = more(total, passes * attention_flops(model, keys))
   cost = machine.price(total)
-  needed = model_flops(model, work, backward)
+  needed = model_flops(model, work, backward, frozen=cfg.step.lora is not None)
   out = _json(cost)
   seconds = cost.seconds
   out.update(

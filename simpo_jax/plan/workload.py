@@ -114,16 +114,20 @@ def _play(queue: list[Request], shape: GenerateShape, windows: Windows) -> Gener
   return GenerationWork(rounds, passes, prompt_tokens, steps, context, prompt_keys, 0)
 
 
-def model_flops(model: ModelConfig, work: StepWork, backward: bool = True) -> float:
+def model_flops(
+  model: ModelConfig, work: StepWork, backward: bool = True, frozen: bool = False
+) -> float:
   """Flops that a step of this work needs, whatever a program spends, over all devices.
 
-  2 flops a weight and token, twice as many backward: 6 N T. Of the output embedding only
+  2 flops a weight and token, twice as many backward: 6 N T; 4 N T where the weights are
+  `frozen` and have no gradients (adapters' own are left out). Of the output embedding only
   the response tokens' logits are needed, of attention only what a token sees. Without
   recomputation, without padding.
   """
   layers = 2.0 * layer_weights(model) * work.tokens
   logits = 2.0 * model.vocab_size * model.hidden_size * work.targets
-  return (layers + logits + attention_flops(model, work.keys)) * (3 if backward else 1)
+  passes = 1 + backward * (1 if frozen else 2)
+  return (layers + logits) * passes + attention_flops(model, work.keys) * (3 if backward else 1)
 
 
 def layer_weights(model: ModelConfig) -> int:
