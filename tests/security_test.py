@@ -93,7 +93,7 @@ def test_no_pickle_in_our_sources():
 # --- no code of a model's or a dataset's -------------------------------------------------
 
 _EVIL = """import pathlib
-pathlib.Path(__file__).with_name("mark").touch()
+pathlib.Path({mark!r}).touch()
 from tensorflow_datasets.core.features.text_feature import Text
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 class Evil(PreTrainedTokenizerFast): pass
@@ -104,10 +104,15 @@ _IN_CONFIG = {"auto_map": {"AutoConfig": "evil.EvilConfig", "AutoTokenizer": ["e
 _IN_TOKENIZER = {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
 
 
+def write_evil(folder):
+  """Code that leaves a mark there, also when it is copied and run elsewhere."""
+  (folder / "evil.py").write_text(_EVIL.format(mark=str(folder / "mark")))
+
+
 @pytest.fixture
 def evil(tmp_path, monkeypatch):
-  """A folder with code that leaves a mark, from which Python imports, as in a user's own."""
-  (tmp_path / "evil.py").write_text(_EVIL)
+  """A folder with such code, from which Python imports, as from a user's own."""
+  write_evil(tmp_path)
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(str(tmp_path))
   # A terminal where somebody says yes to every question.
@@ -117,7 +122,7 @@ def evil(tmp_path, monkeypatch):
 
 
 def test_evil_code_would_leave_a_mark(tmp_path):
-  (tmp_path / "evil.py").write_text(_EVIL)
+  write_evil(tmp_path)
   runpy.run_path(str(tmp_path / "evil.py"))
   assert (tmp_path / "mark").exists()
 
@@ -206,13 +211,17 @@ def test_a_dataset_names_no_code(evil, dataset, edit):
 
 
 @pytest.fixture
-def offline(monkeypatch):
-  def asked(*args, **kwargs):
-    raise AssertionError(f"the hub was asked for {args}")
+def asked(monkeypatch):
+  """What the hub was asked for."""
+  calls = []
 
-  monkeypatch.setattr(huggingface_hub, "snapshot_download", asked)
-  monkeypatch.setattr(huggingface_hub, "hf_hub_download", asked)
-  monkeypatch.setattr(tokenizer, "_auto_tokenizer", asked)
+  def ask(name, **_):
+    calls.append(name)
+    raise OSError("offline")
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", ask)
+  monkeypatch.setattr(tokenizer, "_auto_tokenizer", ask)
+  return calls
 
 
 @pytest.mark.parametrize(
@@ -232,13 +241,13 @@ def offline(monkeypatch):
     "-/b",
   ),
 )
-def test_what_is_no_name_of_the_hub_is_not_looked_up(offline, tmp_path, monkeypatch, name):
+def test_what_is_no_name_of_the_hub_is_not_looked_up(asked, tmp_path, monkeypatch, name):
   (tmp_path / "here" / "below").mkdir(parents=True)
   monkeypatch.chdir(tmp_path / "here" / "below")
   for read in (weights.open_model, load_tokenizer):
     with pytest.raises(UserError):
       read(name)
-  assert not hub.names_hub(name)
+  assert not hub.names_hub(name) and not asked
 
 
 OUTSIDE = (
@@ -416,7 +425,7 @@ def test_lines_that_never_end(tmp_path, monkeypatch):
     f"a.jsonl.gz:{n}": r
     for n, r in ((1, {"a": 1}), (2, bad), (3, {"a": 1}), (5, {"a": 1}), (6, bad))
   }
-  lines = list(sources._lines(gzip.open(tmp_path / "a.jsonl.gz")))
+  lines = [line for _, line in sources.open_lines(tmp_path / "a.jsonl.gz")]
   assert max(map(len, lines)) == 100
 
 
