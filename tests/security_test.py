@@ -220,7 +220,7 @@ def asked(monkeypatch):
     raise OSError("offline")
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", ask)
-  monkeypatch.setattr(tokenizer, "_auto_tokenizer", ask)
+  monkeypatch.setattr(tokenizer, "_load_hub", ask)
   return calls
 
 
