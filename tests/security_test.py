@@ -1,20 +1,25 @@
 """What comes with a model, a dataset or a checkpoint runs no code and leads out of no folder."""
 
 import ast
-import hashlib
+import gzip
 import json
+import os
 import pathlib
-import subprocess
-import sys
+import runpy
+import shutil
 
+import huggingface_hub
 import pytest
 
-from fuzz_models_test import CONFIG, TOKENIZER_CONFIG, TOKENIZER_FOLDER, WEIGHTS
-from simpo_jax import checkpoint, weights
-from simpo_jax.data import hub
+import model_files as valid
+from model_files import json_text
+from simpo_jax import checkpoint, resume, weights
+from simpo_jax.config import default_config
+from simpo_jax.data import hub, sources, tokenizer
 from simpo_jax.data.building import Target, build
 from simpo_jax.data.chunks import find_files
 from simpo_jax.data.prepared import open_prepared, verify
+from simpo_jax.data.sources import Malformed, read_rows
 from simpo_jax.data.tokenizer import load_tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.paths import leaves
@@ -29,7 +34,7 @@ _LOADS = {"load", "unsafe_load", "full_load", "load_all", "unsafe_load_all", "fu
 
 
 def unsafe(source):
-  """The lines of Python source that could make an object of any type out of a file."""
+  """The lines of Python source that could run what a file says, or unpack what an archive says."""
   found = []
   for node in ast.walk(ast.parse(source)):
     if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -47,7 +52,7 @@ def unsafe(source):
         or options.get("trust_remote_code", "False") != "False"
         or (name.startswith("torch.") and called == "load")
         or (name.startswith("yaml.") and called in _LOADS)
-        or called in ("read_pickle", "to_pickle", "fromfile_pickle")
+        or called in ("read_pickle", "extractall", "unpack_archive")
         or name in ("eval", "exec", "__import__")
       ):
         found.append(node.lineno)
@@ -69,6 +74,7 @@ def unsafe(source):
     "yaml.unsafe_load(text)",
     "pd.read_pickle('x')",
     "AutoTokenizer.from_pretrained('x', trust_remote_code=True)",
+    "tarfile.open('x').extractall()",
     "eval(text)",
   ),
 )
@@ -87,47 +93,345 @@ def test_no_pickle_in_our_sources():
 # --- no code of a model's or a dataset's -------------------------------------------------
 
 _EVIL = """import pathlib
-pathlib.Path(__file__).with_name("mark").touch()
+pathlib.Path({mark!r}).touch()
+from tensorflow_datasets.core.features.text_feature import Text
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 class Evil(PreTrainedTokenizerFast): pass
 class EvilConfig(LlamaConfig): pass
+class EvilText(Text): pass
 """
 _IN_CONFIG = {"auto_map": {"AutoConfig": "evil.EvilConfig", "AutoTokenizer": ["evil.Evil", None]}}
 _IN_TOKENIZER = {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
 
 
+def write_evil(folder):
+  """Code that leaves a mark there, also when it is copied and run elsewhere."""
+  (folder / "evil.py").write_text(_EVIL.format(mark=str(folder / "mark")))
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+  """A folder with such code, from which Python imports, as from a user's own."""
+  write_evil(tmp_path)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  # A terminal where somebody says yes to every question.
+  monkeypatch.setattr("builtins.input", lambda *_: "y")
+  yield tmp_path
+  assert not (tmp_path / "mark").exists()
+
+
+def test_evil_code_would_leave_a_mark(tmp_path):
+  write_evil(tmp_path)
+  runpy.run_path(str(tmp_path / "evil.py"))
+  assert (tmp_path / "mark").exists()
+
+
 @pytest.mark.parametrize(
-  ("config", "tokenizer"),
+  ("config", "settings"),
   (
     (_IN_CONFIG, {}),
     ({**_IN_CONFIG, "model_type": "evil"}, {}),
     ({}, _IN_TOKENIZER),
     ({}, {"tokenizer_class": "Evil"}),
+    ({}, {"tokenizer_class": "evil.Evil"}),
     (_IN_CONFIG, {**_IN_TOKENIZER, "tokenizer_class": "Evil"}),
     ({"tokenizer_class": "evil.Evil"}, {"tokenizer_class": None}),
     ({**_IN_CONFIG, "model_type": "evil"}, {**_IN_TOKENIZER, "tokenizer_class": "Evil"}),
   ),
 )
-def test_a_models_code_is_never_run(tmp_path, monkeypatch, config, tokenizer):
+def test_a_models_code_is_never_run(evil, config, settings):
   files = {
-    **WEIGHTS,
-    **TOKENIZER_FOLDER,
-    "config.json": json.dumps({**CONFIG, **config}).encode(),
-    "tokenizer_config.json": json.dumps({**TOKENIZER_CONFIG, **tokenizer}).encode(),
-    "evil.py": _EVIL.encode(),
+    **valid.WEIGHTS,
+    **valid.TOKENIZER_FILES,
+    "config.json": json_text({**valid.CONFIG, **config}),
+    "tokenizer_config.json": json_text({**valid.TOKENIZER_CONFIG, **settings}),
   }
-  for name, data in files.items():
-    (tmp_path / name).write_bytes(data)
-  monkeypatch.chdir(tmp_path)
-  # A terminal where somebody says yes to every question.
-  monkeypatch.setattr("builtins.input", lambda *_: "y")
+  write(evil, files)
   for read in (weights.open_model, load_tokenizer):
     try:
-      read(str(tmp_path))
+      read(str(evil))
     except UserError as error:
       assert str(error)
-  assert not (tmp_path / "mark").exists()
-  monkeypatch.syspath_prepend(str(tmp_path))
-  __tracebackhide__ = True
-  subprocess.run([sys.executable, "evil.py"], cwd=tmp_path, check=True)
-  assert (tmp_path / "mark").exists(), "it would have left a mark"
+
+
+def write(folder, files):
+  folder.mkdir(exist_ok=True)
+  for name, data in files.items():
+    (folder / name).write_bytes(data)
+
+
+def change(path, edit):
+  """Edits a file of JSON in place."""
+  value = json.loads(path.read_text())
+  edit(value)
+  path.write_text(json.dumps(value))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  here = tmp_path_factory.mktemp("made")
+  rows = [{"prompt": f"Say {i}.", "chosen": f"{i}!", "rejected": "No."} for i in range(9)]
+  (here / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  build(find_files(str(here / "a.jsonl")), Target(here, "mine", "1.0.0", {}), 0.0, 0.1, 1)
+  return here / "mine"
+
+
+@pytest.fixture
+def dataset(made, tmp_path):
+  """The folder of a prepared dataset, to be changed."""
+  shutil.copytree(made, tmp_path / "out" / "mine")
+  folder = tmp_path / "out" / "mine" / "1.0.0"
+  assert len(open_prepared(f"tfds:{folder}")) == 9
+  return folder
+
+
+def _new(features):
+  features["featuresDict"]["features"]["chosen"]["pythonClassName"] = "evil.EvilText"
+
+
+def _inside(features):
+  inside = features["featuresDict"]["features"]["messages"]["sequence"]["feature"]
+  inside["featuresDict"]["features"]["role"]["pythonClassName"] = "evil.EvilText"
+
+
+def _old(features):
+  features.clear()
+  features.update(type="evil.EvilText", content={})
+
+
+@pytest.mark.parametrize("edit", (_new, _inside, _old))
+def test_a_dataset_names_no_code(evil, dataset, edit):
+  change(dataset / "features.json", edit)
+  with pytest.raises(UserError, match="names 'evil.EvilText', which is code to be run"):
+    open_prepared(f"tfds:{dataset}")
+
+
+# --- no way out of a folder --------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch):
+  """What the hub was asked for."""
+  calls = []
+
+  def ask(name, **_):
+    calls.append(name)
+    raise OSError("offline")
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", ask)
+  monkeypatch.setattr(tokenizer, "_load_hub", ask)
+  return calls
+
+
+@pytest.mark.parametrize(
+  "name",
+  (
+    "..",
+    "../..",
+    "../x",
+    "a/..",
+    "a/../b",
+    "a/..b",
+    "a/b/c",
+    "/no/x",
+    "./a",
+    "a/.b",
+    "a//b",
+    "-/b",
+  ),
+)
+def test_what_is_no_name_of_the_hub_is_not_looked_up(asked, tmp_path, monkeypatch, name):
+  (tmp_path / "here" / "below").mkdir(parents=True)
+  monkeypatch.chdir(tmp_path / "here" / "below")
+  for read in (weights.open_model, load_tokenizer):
+    with pytest.raises(UserError):
+      read(name)
+  assert not hub.names_hub(name) and not asked
+
+
+OUTSIDE = (
+  "../x",
+  "../../x",
+  "..",
+  "a/../../x",
+  "/x",
+  "a\\..\\x",
+  "a\0",
+  "link",
+  "folder/x",
+  "loop",
+)
+
+
+@pytest.fixture
+def links(tmp_path):
+  """A folder `in` with links out of it, and what they lead to."""
+  folder = tmp_path / "in"
+  folder.mkdir()
+  (tmp_path / "x").write_text("outside")
+  (folder / "own").write_text("inside")
+  (folder / "link").symlink_to(tmp_path / "x")
+  (folder / "folder").symlink_to(tmp_path)
+  (folder / "loop").symlink_to("loop")
+  (folder / "alias").symlink_to("own")
+  return folder
+
+
+def test_what_leads_out_of_a_folder(links):
+  assert [leaves(links, name) for name in OUTSIDE] == [True] * len(OUTSIDE)
+  assert not leaves(links, "own") and not leaves(links, "alias") and not leaves(links, "absent")
+  (links.parent / "other").symlink_to(links)
+  assert not leaves(links.parent / "other", "own"), "the folder itself may be a link"
+
+
+def test_the_links_of_the_hubs_cache_are_its_own(tmp_path):
+  snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+  snapshot.mkdir(parents=True)
+  (snapshot.parent.parent / "blobs").mkdir()
+  (snapshot.parent.parent / "blobs" / "abc").write_text("")
+  (snapshot / "m").symlink_to("../../blobs/abc")
+  (snapshot / "n").symlink_to("../../../elsewhere")
+  assert not leaves(snapshot, "m") and leaves(snapshot, "n")
+
+
+@pytest.mark.parametrize("name", ("../x.safetensors", "/x", "sub/x", "link", ".."))
+def test_shards_of_weights(tmp_path, name):
+  write(tmp_path / "m", valid.SHARDED)
+  write(tmp_path / "m" / "sub", {"x": valid.WEIGHTS["model.safetensors"]})
+  write(tmp_path, {"x.safetensors": valid.WEIGHTS["model.safetensors"]})
+  (tmp_path / "m" / "link").symlink_to(tmp_path / "x.safetensors")
+  weights.open_model(str(tmp_path / "m"))
+  index = tmp_path / "m" / valid.INDEX_NAME
+  change(index, lambda v: v["weight_map"].update({"model.norm.weight": name}))
+  with pytest.raises(UserError, match="which is no file of its own folder, or a link out of it"):
+    weights.open_model(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+  "spec",
+  (
+    "tfds:../secret",
+    "tfds:mine/../../secret",
+    "tfds:mine:../1.0.0",
+    "tfds:./mine/../../secret/1.0.0",
+  ),
+)
+def test_names_of_datasets(dataset, tmp_path, monkeypatch, spec):
+  shutil.copytree(dataset.parent, tmp_path / "secret")
+  (tmp_path / "a" / "b").mkdir(parents=True)
+  monkeypatch.chdir(tmp_path / "a" / "b")
+  assert len(open_prepared("tfds:mine", str(tmp_path / "out"))) == 9
+  with pytest.raises(UserError, match="is not the folder of a prepared dataset|no such dataset"):
+    open_prepared(spec, str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ("../x", "/x", "link"))
+def test_shards_of_a_dataset(dataset, name):
+  (shard,) = dataset.glob("*.array_record*")
+  for place in (dataset.parent / "x", dataset.parent / "y"):
+    shutil.copy(shard, place)
+  (dataset / "link").symlink_to(dataset.parent / "x")
+  edit = lambda v: v["shards"]["train"][0].update(file=name)  # noqa: E731
+  change(dataset / "prepared.json", edit)
+  for read in (open_prepared, lambda spec: verify(spec, dataset)):
+    with pytest.raises(UserError, match="outside its folder or a link out of it"):
+      read(f"tfds:{dataset}")
+
+
+def _by_template(info, shard):
+  info["splits"][0]["filepathTemplate"] = "../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+
+
+def _by_name(info, shard):
+  info["name"] = "../mine"
+
+
+def _by_link(info, shard):
+  shard.unlink()
+  shard.symlink_to(shard.parent.parent / shard.name)
+
+
+@pytest.mark.parametrize("edit", (_by_template, _by_name, _by_link))
+def test_files_of_a_dataset_by_others(dataset, edit):
+  """Which has no list of ours with its shards."""
+  (dataset / "prepared.json").unlink()
+  (shard,) = dataset.glob("*.array_record*")
+  shutil.copy(shard, dataset.parent)
+  assert len(open_prepared(f"tfds:{dataset}")) == 9
+  change(dataset / "dataset_info.json", lambda info: edit(info, shard))
+  with pytest.raises(UserError, match="dataset_info.json lists .*, outside its folder or a link"):
+    open_prepared(f"tfds:{dataset}")
+
+
+@pytest.mark.parametrize("name", ("../x", "/x", "a/../../x", "link"))
+def test_files_of_a_checkpoint(tmp_path, name):
+  folder = tmp_path / "step_000003"
+  write(folder, {"own": b"1"})
+  write(tmp_path, {"x": b"1"})
+  (folder / "link").symlink_to(tmp_path / "x")
+  about = {
+    "position": {"step": 3, "done": 0},
+    "metrics_bytes": 0,
+    "launches": [],
+    "bad_steps": [],
+    "identity": {},
+    "arrays": {},
+    "files": checkpoint._digests(folder, ["own"]),
+  }
+  (folder / checkpoint.ABOUT).write_text(json.dumps(checkpoint.sealed(about)))
+  assert checkpoint.damage(folder) is None
+  about["files"][name] = about["files"].pop("own")
+  (folder / checkpoint.ABOUT).write_text(json.dumps(checkpoint.sealed(about)))
+  config = default_config()
+  for start in (folder, tmp_path):
+    config.checkpoint.init_from = str(start)
+    with pytest.raises(UserError, match="lies outside of it, or is a link out of it"):
+      resume._other(config)
+
+
+@pytest.mark.parametrize("made", (os.mkfifo, lambda path: os.symlink("/dev/zero", path)))
+def test_what_has_no_end_is_not_read(tmp_path, made):
+  """A pipe that nobody writes to, a device: each is refused, or as if it were not there."""
+  for name in ("config.json", "model.safetensors", valid.INDEX_NAME, "generation_config.json"):
+    folder = tmp_path / name
+    write(folder, {**valid.WEIGHTS, **valid.TOKENIZER_FILES})
+    (folder / name).unlink(missing_ok=True)
+    made(folder / name)
+    for read in (weights.open_model, load_tokenizer):
+      if (read, name) == (load_tokenizer, "config.json"):
+        continue  # a run opens the model first
+      try:
+        read(str(folder))
+      except UserError as error:
+        assert str(error)
+  made(tmp_path / checkpoint.ABOUT)
+  assert "is missing" in checkpoint.damage(tmp_path)
+
+
+# --- no archive that unpacks to anything -------------------------------------------------
+
+
+def test_lines_that_never_end(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, "MAX_LINE", 100)
+  row = b'{"a": 1}'
+  packed = gzip.compress(
+    b"\n".join([row, b"[" * 1000, row, b" " * 1000, row + b" " * 92, b"x" * 99])
+  )
+  (tmp_path / "a.jsonl.gz").write_bytes(packed)
+  read = dict(read_rows(str(tmp_path / "a.jsonl.gz")))
+  bad = Malformed("malformed_json")
+  assert read == {
+    f"a.jsonl.gz:{n}": r
+    for n, r in ((1, {"a": 1}), (2, bad), (3, {"a": 1}), (5, {"a": 1}), (6, bad))
+  }
+  lines = [line for _, line in sources.open_lines(tmp_path / "a.jsonl.gz")]
+  assert max(map(len, lines)) == 100
+
+
+def test_a_list_that_unpacks_to_too_much(tmp_path, monkeypatch):
+  (tmp_path / "a.json.gz").write_bytes(gzip.compress(b"[" + b" " * 1000 + b"{}]"))
+  assert len(list(read_rows(str(tmp_path / "a.json.gz")))) == 1
+  monkeypatch.setattr(sources, "_MAX_UNPACKED", 1000)
+  with pytest.raises(UserError, match=r"unpacks to more than .*\.jsonl\.gz"):
+    list(read_rows(str(tmp_path / "a.json.gz")))
