@@ -19,6 +19,7 @@ LONG = (
   "smollm2_train_test",
   "smollm2_generate_test",
   "smollm2_test",
+  "export_test",
   "generate_test",
   "fsdp_test",
   "plan_test",

@@ -20,15 +20,14 @@ METRICS = [
 ]
 
 
-def save(workdir, source, params, average=None, step=3, **settings):
+def save(workdir, source, params, average=None, step=3, identity=None, **settings):
   """Saves weights as the checkpoint after a step; `train__ema_decay` is `train.ema_decay`."""
+  if identity is None:
+    identity = model_fields(open_model(str(source)), load_tokenizer(str(source)))
   config = default_config()
   config.model.source = str(source)
   config.update_from_flattened_dict({k.replace("__", "."): v for k, v in settings.items()})
-  about = {
-    "config": json.loads(config.to_json()),
-    "identity": model_fields(open_model(str(source)), load_tokenizer(str(source))),
-  }
+  about = {"config": json.loads(config.to_json()), "identity": identity}
   workdir.mkdir(exist_ok=True)
   (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in METRICS))
   params, average, steps = jax.device_put((params, average, np.int32(step)))
