@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from simpo_jax.kernels.range_attention import RESIDUALS
 
+from simpo_jax.arith import ceil_div
+
 try:
   from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
   from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import (
@@ -56,7 +58,7 @@ def attend(
   if reason := refusal(**shape, window=window, soft_cap=soft_cap):
     raise ValueError(reason)
   del positions
-  blocks = _block_sizes(S)
+  blocks = _block_sizes(S, h)
 
   def row(q, k, v, k_start, k_end):
     spans = k_start << 16 | k_end
@@ -155,8 +157,10 @@ def _sees(span, key):
   return (key >= span >> 16) & (key < span & 0xFFFF)
 
 
-def _block_sizes(S):
-  queries, keys = math.gcd(S, QUERY_BLOCK), math.gcd(S, KEY_BLOCK)
+def _block_sizes(S, h):
+  # Of wide heads (Gemma 2) fewer queries, or the backward pass needs more VMEM than it may have.
+  queries = QUERY_BLOCK >> (ceil_div(h, LANES) - 1).bit_length()
+  queries, keys = math.gcd(S, queries), math.gcd(S, KEY_BLOCK)
   compute = math.gcd(S, COMPUTE_BLOCK)
   return BlockSizes(
     block_q=queries,
