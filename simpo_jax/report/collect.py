@@ -370,7 +370,8 @@ def _floors(record, config, rows) -> dict[str, Any]:
   pairs = [(a, b) for a, b in pairs[len(pairs) > 1 :] if a and b]
   if not pairs:
     return {}
-  return {"train_floor": sum(a for a, _ in pairs), "train_seconds": sum(b for _, b in pairs)}
+  least, took = (sum(values) for values in zip(*pairs, strict=True))
+  return {"train_floor": least, "train_seconds": took, "steps": len(pairs)}
 
 
 def _chip(record) -> dict[str, Any] | None:
