@@ -214,6 +214,14 @@ def test_files_of_other_hosts_that_are_missing_are_noted(tmp_path):
   assert [i for i, n in enumerate(tokens) if n is None] == [4, 5, 12, 13], "two samples of 2 and 6"
 
 
+def test_samples_that_vanish_meanwhile_are_noted(made):
+  _first(made).unlink()
+  _first(made).symlink_to("nowhere")
+  run = collect(made, MIB).run
+  assert run["notes"] == ["samples/step_000002 cannot be read (No such file or directory)"]
+  assert [g["step"] for g in run["generations"]] == [5]
+
+
 def test_values_of_the_wrong_kind_break_nothing(made):
   rows = [
     {"mode": "train", "step": "one", "loss": 1.0},

@@ -179,8 +179,12 @@ def _generations(folder, config, max_bytes: int, known: dict, notes) -> list[Gen
   now: dict[Any, Generation] = {}
   sizes: dict[int, dict[int, int]] = {}
   for path in folders:
-    files = sorted(path.glob("host_*.jsonl"))
-    key = (str(path), size, max_bytes, tuple((f.name, *_look(f)) for f in files))
+    try:
+      files = tuple((f.name, *_look(f)) for f in sorted(path.glob("host_*.jsonl")))
+    except OSError as e:  # a run that goes on again removes what it will write anew
+      notes.append(f"samples/{path.name} cannot be read ({e.strerror or e})")
+      continue
+    key = (str(path), size, max_bytes, files)
     read = known.get(key) or read_generation(path, size, most)
     if not len(read.answers.prompt):
       continue
@@ -208,9 +212,8 @@ def _generations(folder, config, max_bytes: int, known: dict, notes) -> list[Gen
 def _look(path) -> tuple[int, int]:
   """Size and time of a file, for what it is worth: an object store's may have neither."""
   found = path.stat()
-  return getattr(found, "st_size", None) or getattr(found, "length", 0), getattr(
-    found, "st_mtime_ns", 0
-  )
+  size = getattr(found, "st_size", None) or getattr(found, "length", 0)
+  return size, getattr(found, "st_mtime_ns", 0)
 
 
 def generation_figures(
@@ -237,14 +240,16 @@ def generation_figures(
     "histogram_to": top,
     "cut_share": float(np.mean(a.finish == FINISH.index("length"))),
     "empty_share": float(a.empty.mean()),
-    "repetition": float(a.repetition[known].mean()) if known.any() else None,
-    "logprob": float(np.average(a.logprob[scored], weights=a.tokens[scored]))
-    if scored.any()
-    else None,
+    "repetition": _mean(a.repetition[known]),
+    "logprob": _mean(a.logprob[scored], a.tokens[scored]),
     "seconds": row.get("step_seconds"),
     "tokens_per_second": row.get("tokens_per_second"),
     "floor_seconds": least,
   }
+
+
+def _mean(values: np.ndarray, weights: np.ndarray | None = None) -> float | None:
+  return float(np.average(values, weights=weights)) if len(values) else None
 
 
 def _index(generations: list[Generation]) -> dict[str, Any]:
@@ -370,7 +375,8 @@ def _floors(record, config, rows) -> dict[str, Any]:
   pairs = [(a, b) for a, b in pairs[len(pairs) > 1 :] if a and b]
   if not pairs:
     return {}
-  return {"train_floor": sum(a for a, _ in pairs), "train_seconds": sum(b for _, b in pairs)}
+  least, took = (sum(values) for values in zip(*pairs, strict=True))
+  return {"train_floor": least, "train_seconds": took, "steps": len(pairs)}
 
 
 def _chip(record) -> dict[str, Any] | None:

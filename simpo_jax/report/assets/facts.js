@@ -122,7 +122,7 @@ function facts(run) {
     ["Objective", `β ${number(config.simpo?.beta)}, γ/β ${number(config.simpo?.gamma_beta_ratio)}`,
       [config.simpo?.loss_type, `learning rate ${number(train.learning_rate)}`, train.schedule].filter(Boolean).join(", ")],
     ["Step", seconds(median(steps.step_seconds)),
-      `median of ${plural(steps.step.length, "point")}` + floorNote(run.floors.train_floor, run.floors.train_seconds)],
+      `median of ${plural(steps.step.length, "point")}` + floorNote(run.floors)],
     ["Peak memory", record.peak_bytes ? bytes(record.peak_bytes.program) : MISSING,
       `per device; host ${bytes(record.peak_rss_bytes)}`],
     ["Time", seconds(timeline.total), beginnings(run)],
@@ -131,8 +131,8 @@ function facts(run) {
   return out;
 }
 
-function floorNote(least, took) {
-  return isNumber(least) && isNumber(took) && least <= took ? `; ${share(least / took)} of it is the least that the weights' products take` : "";
+function floorNote({ train_floor: least, train_seconds: took, steps }) {
+  return isNumber(least) && least <= took ? `; the floor is ${seconds(least / steps)}` : "";
 }
 
 function beginnings(run) {
@@ -210,7 +210,7 @@ function sign(s) {
   return el("li", { class: `sign ${s.state}` },
     el("p", { class: "sign-head" },
       el("span", { class: `mark ${s.state}` }, el("span", { "aria-hidden": "true" }, MARKS[s.state]), ` ${s.state}`),
-      el("strong", {}, s.title), el("span", { class: "sign-value" }, s.value)),
+      el("strong", {}, s.title), el("span", { class: "sign-value" }, s.value.replace(/-(?=\d)/g, "−"))),
     el("p", { class: "sub" }, `${s.meaning} Limits: ${s.limits}.`),
     (s.state === "warning" || s.state === "watch") && el("p", { class: "advice" }, s.advice));
 }

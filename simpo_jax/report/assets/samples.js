@@ -203,12 +203,12 @@ function promptList(pick) {
 
 function lengths(f) {
   const each = f.each.map((g) => (isNumber(g.tokens) ? count(g.tokens) : MISSING));
-  return `${(each.length > 3 ? [each[0], "…", each.at(-1)] : each).join(" → ")} tokens`;
+  return `${(each.length > 3 ? [each[0], "…", each.at(-1)] : each).join(" → ")} tok`;
 }
 
 function flags(f) {
   const out = [];
-  if (f.end.cut) out.push(f.end.answers > 1 ? `${f.end.cut}/${f.end.answers} cut off` : "cut off");
+  if (f.end.cut) out.push(f.end.answers > 1 ? `${f.end.cut}/${f.end.answers} cut` : "cut off");
   if (f.end.repetition >= REPEATS) out.push("repeats");
   if (f.end.empty) out.push("empty");
   if (f.growth >= GROWS) out.push("grown");
