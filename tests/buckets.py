@@ -11,7 +11,17 @@ BUCKET = "gs://bucket"
 @pytest.fixture(scope="module")
 def emulator():
   """The running server, with an empty `BUCKET`; the clients of this process are led to it."""
+  from gcp_storage_emulator.handlers import objects
   from gcp_storage_emulator.server import create_server
+
+  plain = objects.download
+
+  def download(request, response, storage, *args, **kwargs):
+    """With the header by which TensorStore knows what it has read; the emulator leaves it out."""
+    plain(request, response, storage, *args, **kwargs)
+    if response.status < 300:
+      found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+      response["x-goog-generation"] = found["generation"]
 
   with contextlib.closing(socket.socket()) as probe:
     probe.bind(("127.0.0.1", 0))
@@ -20,6 +30,7 @@ def emulator():
   server.start()
   with pytest.MonkeyPatch.context() as patch:
     url = f"http://127.0.0.1:{port}"
+    patch.setattr(objects, "download", download)
     patch.setenv("STORAGE_EMULATOR_HOST", url)  # gcsfs
     patch.setenv("FSSPEC_GCS_TOKEN", "anon")
     patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # of gRPC, which it does not speak
