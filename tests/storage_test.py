@@ -57,12 +57,16 @@ def undisturbed(tmp_path_factory, data, one_executable):  # noqa: F811
 
 
 @pytest.fixture
-def lost(data, tmp_path, before_launch, request):  # noqa: F811
+def lost(data, request, before_launch):  # noqa: F811
   """A run that was lost in step 4, with checkpoints of steps 1 to 3, in a bucket as its data."""
+  first = f"{BUCKET}/lost"
+  if not objects(first):
+    before_launch(4, lose)
+    with pytest.raises(Lost):
+      start(first, data[1], checkpoint__keep=3)
   folder = f"{BUCKET}/{request.node.name.partition('[')[0]}/{len(objects(BUCKET))}"
-  before_launch(4, lose)
-  with pytest.raises(Lost):
-    start(folder, data[1], checkpoint__keep=3)
+  for name in objects(first):
+    put(f"{folder}/{name}", content(f"{first}/{name}"))
   return folder
 
 
