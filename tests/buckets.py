@@ -46,36 +46,53 @@ def emulator():
   server.stop()
 
 
-def download(folder, target):
-  """All objects below a folder, as local files."""
+@pytest.fixture(scope="module")
+def moto():
+  """The same for s3://: an empty "bucket" of moto's server."""
+  from moto.server import ThreadedMotoServer
+
+  server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+  server.start()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+    patch.setenv("AWS_ACCESS_KEY_ID", "none")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "none")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setattr("simpo_jax.lease.EVERY", 0.3)
+    patch.setattr("simpo_jax.lease.PATIENCE", 1.0)
+    filesystem("s3://").mkdir("bucket")
+    yield server
+  filesystem("s3://").clear_instance_cache()
+  server.stop()
+
+
+def filesystem(path):
+  """fsspec's, of a path in a bucket."""
   import fsspec
 
-  fs = fsspec.filesystem("gs")
-  base = str(folder).removeprefix("gs://").rstrip("/") + "/"
-  for name in fs.find(base):
-    path = target / name.removeprefix(base)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(fs.cat_file(name))
-  return target
+  return fsspec.filesystem(str(path).partition("://")[0], use_listings_cache=False)
 
 
 def objects(folder):
   """Names below a folder, relative to it."""
-  import fsspec
+  base = str(folder).partition("://")[2].rstrip("/") + "/"
+  return sorted(n.removeprefix(base) for n in filesystem(folder).find(base))
 
-  base = str(folder).removeprefix("gs://").rstrip("/") + "/"
-  return sorted(n.removeprefix(base) for n in fsspec.filesystem("gs").find(base))
+
+def download(folder, target):
+  """All objects below a folder, as local files."""
+  for name in objects(folder):
+    path = target / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content(f"{folder}/{name}"))
+  return target
 
 
 def content(path):
   """Of an object."""
-  import fsspec
-
-  return fsspec.filesystem("gs").cat_file(str(path))
+  return filesystem(path).cat_file(str(path))
 
 
 def put(path, data):
   """Writes an object."""
-  import fsspec
-
-  fsspec.filesystem("gs").pipe_file(str(path), data)
+  filesystem(path).pipe_file(str(path), data)

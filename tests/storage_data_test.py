@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from buckets import BUCKET, content, emulator, objects, put  # noqa: F401  a fixture
+from buckets import content, emulator, moto, objects, put  # noqa: F401  two are fixtures
 from simpo_jax import lease, storage
 from simpo_jax.config import default_config
 from simpo_jax.data import fetching
@@ -17,7 +17,6 @@ from simpo_jax.data.tokenizer import byte_tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.prepare import prepare
 
-pytestmark = pytest.mark.usefixtures("emulator")
 ROWS = [{"prompt": f"Say {i}.", "chosen": f"{i}!", "rejected": "No."} for i in range(20)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
@@ -28,44 +27,50 @@ def cache(tmp_path, monkeypatch):
   return tmp_path / "cache"
 
 
+@pytest.fixture(scope="module", params=("gs", "s3"))
+def bucket(request):
+  request.getfixturevalue({"gs": "emulator", "s3": "moto"}[request.param])
+  return f"{request.param}://bucket"
+
+
 @pytest.fixture(scope="module")
-def out():
+def out(bucket):
   """The folder of a dataset that was prepared into the bucket from the bucket."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("SIMPO_JAX_CACHE", "/nowhere")  # every test has its own
-    put(f"{BUCKET}/rows/a.jsonl", LINES.encode())
-    put(f"{BUCKET}/rows/deep/b.jsonl", LINES.replace("Say", "Cry").encode())
-  return storage.open_path(f"{BUCKET}/out", "--out")
+    put(f"{bucket}/rows/a.jsonl", LINES.encode())
+    put(f"{bucket}/rows/deep/b.jsonl", LINES.replace("Say", "Cry").encode())
+  return storage.open_path(f"{bucket}/out", "--out")
 
 
 def prepared(out, **options):
-  return prepare([f"{BUCKET}/rows"], out, "mine", **options)
+  return prepare([f"{out.parent}/rows"], out, "mine", **options)
 
 
 def rows(source):
   return [source.read(i) for i in range(len(source))]
 
 
-def test_a_file_is_read_as_from_a_disk(tmp_path):
+def test_a_file_is_read_as_from_a_disk(tmp_path, bucket):
   (tmp_path / "a.jsonl").write_text(LINES)
-  put(f"{BUCKET}/a.jsonl", LINES.encode())
+  put(f"{bucket}/a.jsonl", LINES.encode())
   data, tokenizer = default_config().data, byte_tokenizer()
   local, _ = load_pairs(data, tokenizer, (str(tmp_path / "a.jsonl"),), 0)
-  remote, report = load_pairs(data, tokenizer, (f"{BUCKET}/a.jsonl",), 0)
+  remote, report = load_pairs(data, tokenizer, (f"{bucket}/a.jsonl",), 0)
   assert report.kept == len(ROWS)
   assert str(remote) == str(local), "ids, too"
 
 
-def test_prompts_are_read_from_there():
-  put(f"{BUCKET}/prompts.txt", b"one\ntwo\n")
+def test_prompts_are_read_from_there(bucket):
+  put(f"{bucket}/prompts.txt", b"one\ntwo\n")
   generate = default_config().generate
-  generate.prompts = f"{BUCKET}/prompts.txt"
+  generate.prompts = f"{bucket}/prompts.txt"
   generate.count = 0
   assert len(load_prompts(generate, byte_tokenizer())) == 2
 
 
-def test_a_copy_is_of_one_version(cache):
-  path = storage.open_path(f"{BUCKET}/versions.txt", "data")
+def test_a_copy_is_of_one_version(cache, bucket):
+  path = storage.open_path(f"{bucket}/versions.txt", "data")
   put(path, b"first")
   assert fetching.fetch(path).read_bytes() == b"first"
   copy = fetching.fetch(path)
@@ -79,32 +84,32 @@ def test_a_copy_is_of_one_version(cache):
 @pytest.mark.parametrize(
   ("name", "says"),
   (
-    ("vesrions.json", "does not exist; did you mean gs://bucket/kinds/versions.json?"),
+    ("vesrions.json", "does not exist; did you mean BUCKET/kinds/versions.json?"),
     ("folder", "is a folder; name a file in it"),
   ),
 )
-def test_a_name_that_is_no_file(name, says):
-  put(f"{BUCKET}/kinds/versions.json", b"[]")
-  put(f"{BUCKET}/kinds/folder/x.json", b"[]")
+def test_a_name_that_is_no_file(name, says, bucket):
+  put(f"{bucket}/kinds/versions.json", b"[]")
+  put(f"{bucket}/kinds/folder/x.json", b"[]")
   with pytest.raises(UserError) as error:
-    load_pairs(default_config().data, byte_tokenizer(), (f"{BUCKET}/kinds/{name}",), 0)
-  assert says in str(error.value)
+    load_pairs(default_config().data, byte_tokenizer(), (f"{bucket}/kinds/{name}",), 0)
+  assert says.replace("BUCKET", bucket) in str(error.value)
 
 
-def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, bucket):
   (tmp_path / "file").write_text("")
   monkeypatch.setenv("SIMPO_JAX_CACHE", str(tmp_path / "file"))
-  put(f"{BUCKET}/a.jsonl", LINES.encode())
+  put(f"{bucket}/a.jsonl", LINES.encode())
   with pytest.raises(UserError, match="could not be fetched into .*SIMPO_JAX_CACHE"):
-    load_pairs(default_config().data, byte_tokenizer(), (f"{BUCKET}/a.jsonl",), 0)
+    load_pairs(default_config().data, byte_tokenizer(), (f"{bucket}/a.jsonl",), 0)
 
 
-def test_a_dataset_is_what_it_is_on_a_disk(out, tmp_path, capsys):
+def test_a_dataset_is_what_it_is_on_a_disk(bucket, out, tmp_path, capsys):
   folder = prepared(out, eval_fraction=0.2)
-  assert str(folder) == f"{BUCKET}/out/mine/1.0.0"
+  assert str(folder) == f"{bucket}/out/mine/1.0.0"
   (tmp_path / "rows" / "deep").mkdir(parents=True)
   for name in ("a.jsonl", "deep/b.jsonl"):
-    (tmp_path / "rows" / name).write_bytes(content(f"{BUCKET}/rows/{name}"))
+    (tmp_path / "rows" / name).write_bytes(content(f"{bucket}/rows/{name}"))
   prepare([str(tmp_path / "rows")], tmp_path / "out", "mine", eval_fraction=0.2)
   for split in ("train", "test"):
     local = open_prepared("tfds:mine", str(tmp_path / "out"), split)
@@ -155,7 +160,7 @@ def test_half_a_dataset_is_none(out, monkeypatch):
     with pytest.raises(UserError, match="cannot be written .*start the same command again"):
       prepared(out, version="3.0.0")
   assert any("3.0.0" in name for name in objects(out))
-  with pytest.raises(UserError, match="there is no such dataset in gs://bucket/out"):
+  with pytest.raises(UserError, match="there is no such dataset in .*://bucket/out"):
     open_prepared("tfds:mine:3.0.0", str(out))
   prepared(out, version="3.0.0")
   assert rows(open_prepared("tfds:mine:3.0.0", str(out)))
@@ -163,5 +168,5 @@ def test_half_a_dataset_is_none(out, monkeypatch):
 
 def test_one_preparation_at_a_time(out):
   with contextlib.closing(lease.Lease(out / ".mine.lock")):
-    with pytest.raises(UserError, match="is being prepared in gs://bucket/out right now"):
+    with pytest.raises(UserError, match="is being prepared in .*://bucket/out right now"):
       prepared(out, version="4.0.0")
