@@ -42,6 +42,8 @@ setup(
     # Prepared data, with array-record and without TensorFlow.
     "tensorflow-datasets>=4.9.10",
     "array-record",
+    "etils[epath]",
+    "fsspec",
     "grain>=0.2.18",
   ],
   extras_require={
@@ -52,6 +54,9 @@ setup(
     # Trackers. The last two are for an MLflow store in a database file.
     "wandb": WANDB,
     "mlflow": MLFLOW,
+    # Workdirs and data in gs://BUCKET, data in s3://BUCKET.
+    "gcs": ["gcsfs>=2026.9"],
+    "s3": ["s3fs>=2026.9"],
     # What bench/ measures against.
     "bench": ["trl>=1.16", "torch>=2.13", "accelerate>=1.15", "datasets>=5.2"],
     # torch is the tests' reference; one exact version, for one exact reference. peft: that of LoRA.
@@ -71,6 +76,13 @@ setup(
       *MLFLOW,
       # Drives a Chromium of the system's, and carries axe-core, for the report.
       "axe-playwright-python>=0.1.8",
+      # Buckets, and servers that stand for them on this machine.
+      "gcsfs>=2026.9",
+      "s3fs>=2026.9",
+      "gcp-storage-emulator>=2026.7",
+      "moto[s3]",
+      "flask",
+      "flask-cors",
       # libtpu: the TPU compiler, which needs no TPU.
       f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
     ],

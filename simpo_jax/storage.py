@@ -27,6 +27,7 @@ Path = pathlib.Path | epath.Path
 
 _EXTRAS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # package, and the extra that has it
 _CHECKSUMS = {"md5": "md5Hash", "crc32c": "crc32c"}  # of Google's, by their kinds
+_PATTERN = "*?[]"  # what fsspec, asked to remove a name, would match others with
 _COMMITTED = "commit_success.txt"  # Orbax's last file of a checkpoint, where it cannot rename
 _HASHERS = 4  # files hashed at once; hashlib lets go of Python's lock
 _BUFFER_EVERY = 5.0  # seconds between uploads of a file that grows, at least
@@ -63,7 +64,7 @@ def open_path(name: str | Path, field: str, schemes: Sequence[str] = ("gs", "s3"
     schemes: of buckets that may be named here.
 
   Raises:
-    UserError: another scheme, no bucket, or the package for it is not installed.
+    UserError: another scheme, no bucket, a pattern, or the package for it is not installed.
   """
   if not is_remote(name):
     return pathlib.Path(name).expanduser()
@@ -78,6 +79,8 @@ def open_path(name: str | Path, field: str, schemes: Sequence[str] = ("gs", "s3"
     raise UserError(f"{field}={name}: {why}; name {takes}")
   if not rest.partition("/")[0]:
     raise UserError(f"{field}={name} names no bucket; name {takes}")
+  if any(c in rest for c in _PATTERN):
+    raise UserError(f"{field}={name}: a place in a bucket may not have any of {_PATTERN} in it")
   _filesystem(scheme, f"{field}={name}")
   return epath.Path(name)
 
@@ -275,11 +278,10 @@ def move(source: Path, target: Path) -> None:
     source.rename(target)
     return
   fs = filesystem(source)
-  if fs.isfile(str(source)):
-    fs.mv(str(source), str(target))
-    return
-  for name in infos(source):
-    fs.mv(f"{source}/{name}", f"{target}/{name}")
+  found = [""] if fs.isfile(str(source)) else [f"/{name}" for name in infos(source)]
+  for name in found:
+    fs.cp_file(f"{source}{name}", f"{target}{name}")
+    fs.rm_file(f"{source}{name}")
 
 
 def upload(folder: pathlib.Path, target: Path, last: str = "") -> None:

@@ -11,7 +11,17 @@ BUCKET = "gs://bucket"
 @pytest.fixture(scope="module")
 def emulator():
   """The running server, with an empty `BUCKET`; the clients of this process are led to it."""
+  from gcp_storage_emulator.handlers import objects
   from gcp_storage_emulator.server import create_server
+
+  plain = objects.download
+
+  def download(request, response, storage, *args, **kwargs):
+    """With the header by which TensorStore knows what it has read; the emulator leaves it out."""
+    plain(request, response, storage, *args, **kwargs)
+    if response.status < 300:
+      found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+      response["x-goog-generation"] = found["generation"]
 
   with contextlib.closing(socket.socket()) as probe:
     probe.bind(("127.0.0.1", 0))
@@ -20,6 +30,7 @@ def emulator():
   server.start()
   with pytest.MonkeyPatch.context() as patch:
     url = f"http://127.0.0.1:{port}"
+    patch.setattr(objects, "download", download)
     patch.setenv("STORAGE_EMULATOR_HOST", url)  # gcsfs
     patch.setenv("FSSPEC_GCS_TOKEN", "anon")
     patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # of gRPC, which it does not speak
@@ -35,36 +46,53 @@ def emulator():
   server.stop()
 
 
-def download(folder, target):
-  """All objects below a folder, as local files."""
+@pytest.fixture(scope="module")
+def moto():
+  """The same for s3://: an empty "bucket" of moto's server."""
+  from moto.server import ThreadedMotoServer
+
+  server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+  server.start()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+    patch.setenv("AWS_ACCESS_KEY_ID", "none")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "none")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setattr("simpo_jax.lease.EVERY", 0.3)
+    patch.setattr("simpo_jax.lease.PATIENCE", 1.0)
+    filesystem("s3://").mkdir("bucket")
+    yield server
+  filesystem("s3://").clear_instance_cache()
+  server.stop()
+
+
+def filesystem(path):
+  """fsspec's, of a path in a bucket."""
   import fsspec
 
-  fs = fsspec.filesystem("gs")
-  base = str(folder).removeprefix("gs://").rstrip("/") + "/"
-  for name in fs.find(base):
-    path = target / name.removeprefix(base)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(fs.cat_file(name))
-  return target
+  return fsspec.filesystem(str(path).partition("://")[0], use_listings_cache=False)
 
 
 def objects(folder):
   """Names below a folder, relative to it."""
-  import fsspec
+  base = str(folder).partition("://")[2].rstrip("/") + "/"
+  return sorted(n.removeprefix(base) for n in filesystem(folder).find(base))
 
-  base = str(folder).removeprefix("gs://").rstrip("/") + "/"
-  return sorted(n.removeprefix(base) for n in fsspec.filesystem("gs").find(base))
+
+def download(folder, target):
+  """All objects below a folder, as local files."""
+  for name in objects(folder):
+    path = target / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content(f"{folder}/{name}"))
+  return target
 
 
 def content(path):
   """Of an object."""
-  import fsspec
-
-  return fsspec.filesystem("gs").cat_file(str(path))
+  return filesystem(path).cat_file(str(path))
 
 
 def put(path, data):
   """Writes an object."""
-  import fsspec
-
-  fsspec.filesystem("gs").pipe_file(str(path), data)
+  filesystem(path).pipe_file(str(path), data)

@@ -68,11 +68,8 @@ def _fetched(name: str) -> pathlib.Path:
   except IsADirectoryError:
     raise UserError(f"{name} is a folder; name a file in it") from None
   except FileNotFoundError:
-    there = [str(path.parent / n) for n in storage.names(path.parent)]
-    near = difflib.get_close_matches(name, there, n=3, cutoff=0.5)
-    raise UserError(
-      f"{name} does not exist" + (f"; did you mean {', '.join(near)}?" if near else "")
-    ) from None
+    near = _close(path, storage.names(path.parent))
+    raise UserError(f"{name} does not exist{near}") from None
   except storage.failures() as error:
     raise UserError(f"{name} cannot be read ({one_line(error)})") from error
 
@@ -81,7 +78,10 @@ def nearest_files(file: pathlib.Path) -> str:
   """ "; did you mean ...?" for names close to a missing one, else where the search ended."""
   if not file.parent.is_dir():
     return f"; neither does the folder {file.parent}"
-  names = [p.name for p in file.parent.iterdir()]
+  return _close(file, [p.name for p in file.parent.iterdir()])
+
+
+def _close(file: storage.Path, names: Sequence[str]) -> str:
   close = difflib.get_close_matches(file.name, names, n=3, cutoff=0.5)
   return f"; did you mean {', '.join(str(file.parent / c) for c in close)}?" if close else ""
 

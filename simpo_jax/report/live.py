@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+from simpo_jax import storage
 from simpo_jax.errors import one_line
 from simpo_jax.report.page import write_report
 
@@ -25,9 +26,9 @@ def reporting(folder, options, writes: bool):
   Args:
     folder: the workdir.
     options: `config.report`.
-    writes: whether this process does.
+    writes: whether this process does; none does in a bucket.
   """
-  if not (writes and options.write):
+  if not (writes and options.write) or storage.is_remote(folder):
     yield
     return
   ended = threading.Event()
