@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from simpo_jax import workdir as files
+from simpo_jax import storage
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.tracking.entries import Entry, entries_of
 from simpo_jax.tracking.service import Service
@@ -123,7 +124,7 @@ def _writers(config, folder: pathlib.Path, size: int) -> dict[str, Callable[[], 
 
     return EventFiles(folder, plain, size)
 
-  if options.tensorboard:
+  if options.tensorboard and not storage.is_remote(folder):  # event files are appended to
     out["tensorboard"] = event_files
   for name in _SERVICES:
     if options[name]:
