@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from simpo_jax import workdir as files
 from simpo_jax import storage
+from simpo_jax import workdir as files
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.tracking.entries import Entry, entries_of
 from simpo_jax.tracking.service import Service
