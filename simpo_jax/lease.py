@@ -44,7 +44,7 @@ class Lease:
     """Raises an OSError if the claim is another's by now."""
     holder = (self._read() or {}).get("holder")
     if holder != self._token:
-      raise OSError(f"{holder or 'someone'} has taken it over" if holder else "its .lock is gone")
+      raise OSError(f"{holder} has taken it over" if holder else "its .lock is gone")
 
   def close(self) -> None:
     """Gives the claim up."""
@@ -70,7 +70,8 @@ class Lease:
 
   def _read(self) -> dict | None:
     try:
-      return json.loads(self._path.read_text())
+      # In one request: between two, a beat may have put another object there.
+      return json.loads(storage.filesystem(self._path).cat_file(str(self._path)))
     except FileNotFoundError:
       return None
     except ValueError:

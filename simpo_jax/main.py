@@ -35,7 +35,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where the run's files go; default: a fresh dated folder under runs/."
+  "workdir",
+  None,
+  "Where the run's files go, also gs://BUCKET/...; default: a fresh dated folder under runs/.",
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
 _DISTRIBUTED = flags.DEFINE_enum(

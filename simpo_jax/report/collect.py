@@ -209,11 +209,12 @@ def _generations(folder, config, max_bytes: int, known: dict, notes) -> list[Gen
   return out
 
 
-def _look(path) -> tuple[int, int]:
-  """Size and time of a file, for what it is worth: an object store's may have neither."""
+def _look(path) -> tuple[int, float]:
+  """Size and time of a file, which a bucket's path gives under other names."""
   found = path.stat()
-  size = getattr(found, "st_size", None) or getattr(found, "length", 0)
-  return size, getattr(found, "st_mtime_ns", 0)
+  if hasattr(found, "st_size"):
+    return found.st_size, found.st_mtime
+  return found.length, found.mtime
 
 
 def generation_figures(
@@ -387,12 +388,10 @@ def _chip(record) -> dict[str, Any] | None:
 def _when(folder) -> str | None:
   """When the run last wrote its run.json."""
   try:
-    seconds = getattr((folder / "run.json").stat(), "st_mtime", None)
+    _, seconds = _look(folder / "run.json")
   except OSError:
     return None
-  return seconds and datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(
-    "T", "seconds"
-  )
+  return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat("T", "seconds")
 
 
 def plain(value: Any) -> Any:

@@ -32,7 +32,7 @@ def write_report(
   """Writes the report of one or more workdirs, whole or not at all.
 
   Args:
-    folders: the workdirs, paths.
+    folders: the workdirs, paths; local ones, or what has their methods.
     out: the file, a path.
     max_bytes: packed text that it takes; the rest is left out and named.
     known: of one workdir, for the next call with the same; see `collect`.
@@ -48,7 +48,7 @@ def write_report(
     with temporary.open("wb") as f:
       for piece in page(runs, labels(folders)):
         f.write(piece)
-    os.replace(temporary, out)
+    temporary.replace(out)
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
