@@ -192,7 +192,7 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
     raise UserError(f"{path} cannot be read ({e}); is the run whole?") from e
 
 
-def write_text(path: str, text: str) -> None:
+def write_text(path: str | pathlib.Path, text: str) -> None:
   """Writes a file that a flag names."""
   try:
     pathlib.Path(path).write_text(text)

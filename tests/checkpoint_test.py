@@ -106,6 +106,34 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path, undisturbed, before_la
   assert (folder / "attempts" / "0001" / "metrics.jsonl").exists()
 
 
+def test_what_comes_before_the_first_step_is_done_once(tmp_path, undisturbed, before_launch):  # noqa: F811
+  asked = {"generate__at_start": True, "evaluate__at_start": True}
+  for number, act, error in ((0, terminate, Stopped), (6, lose, Lost)):
+    before_launch(number, act)
+    with pytest.raises(error):
+      go(tmp_path / "run", **asked)
+  _, folder = go(tmp_path / "run", **asked)
+  found, (plain, _) = outcome(folder), undisturbed
+  assert [r["step"] for r in record(folder)["resumes"]] == [2]
+  assert found["launches"] == ["generate", "evaluate", *LAUNCHES]
+  assert [(r["step"], r["mode"]) for r in found["metrics"][:2]] == [(0, "generate"), (0, "evaluate")]
+  assert found["metrics"][2:] == plain["metrics"] and found["saved"] == plain["saved"]
+  before = {n for n in found["files"] if "step_000000" in n}
+  assert {n: f for n, f in found["files"].items() if n not in before} == plain["files"]
+  assert {n.split("/")[0] for n in before} == {"samples", "evaluations"}
+
+
+def test_held_out_pairs_one_by_one(undisturbed):
+  """They are what the metrics take the means of."""
+  found = [r for r in undisturbed[0]["metrics"] if r["mode"] == "evaluate"]
+  assert [r["step"] for r in found] == [2, 4]
+  for means in found:
+    pairs = undisturbed[0]["files"][f"evaluations/step_{means['step']:06d}/pairs.jsonl"]
+    assert len({p["pair"] for p in pairs}) == len(pairs) == means["pairs"] > 1
+    for name in ("logps/chosen", "rewards/margins", "length/rejected"):
+      np.testing.assert_allclose(np.mean([p[name] for p in pairs]), means[name], rtol=1e-12)
+
+
 def test_resume_can_be_declined(tmp_path, undisturbed, before_launch):  # noqa: F811
   before_launch(4, lose)
   with pytest.raises(Lost):

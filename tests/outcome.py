@@ -37,13 +37,15 @@ def saved_state(folder):
 
 
 def outcome(folder):
-  """Metrics, samples, launches and the last checkpoint of a finished workdir."""
-  files = sorted(p for p in (folder / "samples").rglob("*") if p.is_file())
+  """Metrics, samples, held-out pairs, launches and the last checkpoint of a finished workdir."""
+  files = sorted(
+    p for name in ("samples", "evaluations") for p in (folder / name).rglob("*") if p.is_file()
+  )
   return {
     "status": record(folder)["status"],
     "launches": record(folder)["launches"],
     "metrics": rows(folder / "metrics.jsonl"),
-    "samples": {
+    "files": {
       str(p.relative_to(folder)): (
         rows(p) if p.suffix == ".jsonl" else without_times(json.loads(p.read_text()))
       )

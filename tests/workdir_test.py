@@ -17,7 +17,7 @@ from simpo_jax.config import default_config
 from simpo_jax.data.byte_vocab import decode
 from simpo_jax.errors import UserError
 from simpo_jax.ledger import Mode
-from simpo_jax.schedule import generates, launches_after
+from simpo_jax.schedule import evaluates, generates, launches_after
 from simpo_jax.workdir import fresh_name, make_workdir, write_json, write_rows
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
@@ -342,15 +342,17 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 # --- the schedule ------------------------------------------------------------------------
 
 
-def schedule(steps=10, at_steps=(), every=0, evaluate_every=0, at_end=False):
-  """{step: modes} of the steps after which something is launched."""
+def schedule(steps=10, at_steps=(), every=0, evaluate_every=0, at_end=False, at_start=()):
+  """{step: modes} of the steps after which something is launched; 0: before the first."""
   c = default_config()
   c.train.steps = steps
   c.generate.at_steps, c.generate.every = at_steps, every
   c.evaluate.every, c.evaluate.at_end = evaluate_every, at_end
-  all_steps = {step: launches_after(step, c) for step in range(1, steps + 1)}
+  c.generate.at_start, c.evaluate.at_start = "generate" in at_start, "evaluate" in at_start
+  all_steps = {step: launches_after(step, c) for step in range(steps + 1)}
   generating = [step for step, modes in all_steps.items() if Mode.GENERATE in modes]
   assert generates(c) == bool(generating)
+  assert evaluates(c) == any(Mode.EVALUATE in modes for modes in all_steps.values())
   return {step: modes for step, modes in all_steps.items() if modes}
 
 
@@ -370,6 +372,13 @@ def test_at_steps_wins_over_every():
 
 def test_at_steps_in_any_order_and_once_each():
   assert schedule(at_steps=(10, 1, 1)) == {1: [Mode.GENERATE], 10: [Mode.GENERATE]}
+
+
+def test_before_the_first_step():
+  assert schedule(at_start=("generate",)) == {0: [Mode.GENERATE]}
+  assert schedule(at_start=("evaluate",)) == {0: [Mode.EVALUATE]}
+  both = {0: [Mode.GENERATE, Mode.EVALUATE], 10: [Mode.GENERATE]}
+  assert schedule(at_start=("evaluate", "generate"), every=10) == both
 
 
 def test_evaluation_at_the_end():

@@ -2,7 +2,7 @@
 
 Examples:
   python -m simpo_jax.demo
-  python -m simpo_jax.demo --workdir=runs/demo --seed=1 --svg=demo.svg
+  python -m simpo_jax.demo --workdir=runs/demo --seed=1
 
 Two runs of configs/demo.py, on text that the project makes itself (demo/text.py):
 `fit` learns questions on animals and answers in two styles, polite and grumpy, that are
@@ -16,80 +16,70 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 from rich.console import Console
-from rich.markup import escape
 
 from simpo_jax import learned
 from simpo_jax.cli import answering, parse_flags
 from simpo_jax.curve import draw
 from simpo_jax.demo.measure import panels, read_samples, samples_table
-from simpo_jax.demo.text import make_pairs, split_facts
+from simpo_jax.demo.text import make_pairs, split_texts
 from simpo_jax.errors import UserError
 from simpo_jax.workdir import fresh_name
 
 OWN_FLAGS = ("workdir", "seed", "svg", "debug")
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "demo.py"
-_HELD_OUT = 200  # of the 600 facts
-_FIT, _PREFER = 3200, 800  # pairs
+STAGES = ("fit", "prefer")
+PREFERRED = ("polite", "grumpy")
+_PAIRS = {"fit": 3600, "prefer": 900, "held_out": 180}  # held out: every question once
 _SHOWN = 8  # training steps shown of each run
 
 
 def write_data(folder: pathlib.Path, seed: int) -> None:
-  """The pairs of both runs, and what is held out: the same files for a seed."""
-  facts, held_out = split_facts(_HELD_OUT, seed)
-  preferred = ("polite", "grumpy")
-  pairs = make_pairs(held_out, _HELD_OUT, seed, preferred)
-  files = {
-    "fit": make_pairs(facts, _FIT, seed),
-    "prefer": make_pairs(facts, _PREFER, seed, preferred),
-    "held_out": pairs,
-    "prompts": [{"prompt": pair["prompt"]} for pair in pairs],
+  """The pairs of both runs and those held out, with their prompts: the same for a seed."""
+  training, held_out = split_texts(seed)
+  rows = {
+    "fit": make_pairs(training, _PAIRS["fit"], seed),
+    "prefer": make_pairs(training, _PAIRS["prefer"], seed, PREFERRED),
+    "held_out": make_pairs(held_out, _PAIRS["held_out"], seed, PREFERRED),
   }
+  rows["prompts"] = [{"prompt": row["prompt"]} for row in rows["held_out"]]
   folder.mkdir(parents=True)
-  for name, rows in files.items():
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  for name, of_file in rows.items():
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_file))
 
 
-def stage_flags(folder: pathlib.Path, stage: str, seed: int) -> list[str]:
-  """The command line of `simpo_jax.main` for a stage, "fit" or "prefer"."""
+def stage_fields(folder: pathlib.Path, stage: str, seed: int) -> dict[str, Any]:
+  """What a stage's config does not say: its data, and what it begins with."""
   data = folder / "data"
-  own = {
-    "config": f"{CONFIG}:{stage}",
-    "workdir": folder / stage,
-    "config.seed": seed,
-    "config.data.train": data / f"{stage}.jsonl",
-    "config.data.eval": data / "held_out.jsonl",
+  fields = {
+    "seed": seed,
+    "data.train": (str(data / f"{stage}.jsonl"),),
+    "data.eval": (str(data / "held_out.jsonl"),),
   }
   if stage == "prefer":
-    own |= {
-      "config.generate.seed": seed,
-      "config.generate.prompts": data / "prompts.jsonl",
-      "config.checkpoint.init_from": folder / "fit",
+    fields |= {
+      "generate.seed": seed,
+      "generate.prompts": str(data / "prompts.jsonl"),
+      "checkpoint.init_from": str(folder / "fit"),
     }
-  return [f"--{name}={value}" for name, value in own.items()]
+  return fields
 
 
-def show(folder: pathlib.Path, svg: str, console: Console) -> None:
-  """Prints what the run `prefer` has changed, and draws it."""
-  run = folder / "prefer"
-  evaluations, samples = learned.read_evaluations(run), read_samples(run)
-  console.print()
-  console.print(learned.table_of(learned.learned(evaluations)))
-  console.print()
-  console.print(samples_table(samples))
-  learned.write_text(svg, draw(panels(run, evaluations, samples)))
-  console.print(f"\nthe curve is {svg}, the text is in {folder}/data", soft_wrap=True)
-
-
-def _run(stage: str, options: list[str], console: Console) -> None:
+def run_stage(stage: str, folder: pathlib.Path, seed: int) -> None:
   """A run in a process of its own; its output, with a few of its training steps."""
-  words = ["-m", "simpo_jax.main", *options]
-  console.print(f"\n[bold]{stage}[/bold]: python {escape(' '.join(words))}", soft_wrap=True)
+  fields = stage_fields(folder, stage, seed)
+  words = [
+    *("-m", "simpo_jax.main", f"--config={CONFIG}:{stage}", f"--workdir={folder / stage}"),
+    *(f"--config.{name}={value}" for name, value in fields.items()),
+  ]
+  print(f"\n{stage}: python {shlex.join(words)}", flush=True)
   process = subprocess.Popen(
     [sys.executable, *words],
     stdout=subprocess.PIPE,
@@ -107,29 +97,39 @@ def _run(stage: str, options: list[str], console: Console) -> None:
     sys.exit(code)
 
 
-def main(argv: Sequence[str]) -> None:
+def demo(folder: pathlib.Path, seed: int, svg: pathlib.Path) -> None:
   """Both runs, then what they have changed."""
-  if len(argv) > 1:
-    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --workdir=runs/demo")
   if not CONFIG.exists():
     raise UserError(f"{CONFIG} is missing; run the demo from a checkout (pip install -e .)")
-  folder = pathlib.Path(flags.FLAGS.workdir or fresh_name("demo")).expanduser()
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(f"--workdir={folder} is not empty; choose another folder")
-  seed, console = flags.FLAGS.seed, Console(highlight=False)
   try:
     write_data(folder / "data", seed)
   except OSError as e:
     raise UserError(f"--workdir={folder} cannot be written ({e.strerror}); choose another") from e
-  for stage in ("fit", "prefer"):
-    _run(stage, stage_flags(folder, stage, seed), console)
-  show(folder, flags.FLAGS.svg or str(folder / "demo.svg"), console)
+  for stage in STAGES:
+    run_stage(stage, folder, seed)
+  run, console = folder / "prefer", Console(highlight=False)
+  evaluations, samples = learned.read_evaluations(run), read_samples(run)
+  for table in (learned.table_of(learned.learned(evaluations)), samples_table(samples)):
+    console.print()
+    console.print(table)
+  learned.write_text(svg, draw(panels(run, evaluations, samples)))
+  print(f"\nthe curve: {svg}; the text it learned from: {folder}/data")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the flags."""
+  if len(argv) > 1:
+    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --workdir=runs/demo")
+  folder = pathlib.Path(flags.FLAGS.workdir or fresh_name("demo")).expanduser()
+  demo(folder, flags.FLAGS.seed, pathlib.Path(flags.FLAGS.svg or folder / "demo.svg"))
 
 
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "The demo's folder; default: a fresh one under runs/.")
-  flags.DEFINE_integer("seed", 0, "Of the text, the weights, the order and the samples.", 0)
-  flags.DEFINE_string("svg", None, "Where the curve goes; default: into the workdir.")
+  flags.DEFINE_integer("seed", 0, "Of text, weights, order and samples.", 0, 2**32 - 1)
+  flags.DEFINE_string("svg", None, "Where the curve goes; default: demo.svg in the workdir.")
   flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
   app.run(
     lambda argv: answering(main, argv), flags_parser=lambda argv: parse_flags(argv, OWN_FLAGS)

@@ -1,15 +1,15 @@
 """The demo's language: questions on animals, and answers in two styles that are equally likely.
 
-    question   [opening] What does the old horse eat?
-    polite     Gladly! The old horse eats hay. Anything else?
-    grumpy     Listen. The old horse eats hay. Now let me be.
+    question   Tell me: What does the duck eat? I wonder.
+    polite     Gladly! Every duck eats snails. Anything else?
+    grumpy     Listen. Every duck eats snails. Now let me be.
 
 The styles have phrases of the same lengths with the same chances, so a model that knows the
 language has no reason to give either the larger average log-probability.
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,17 +20,15 @@ PHRASES = {  # how an answer begins, and how some end
 }
 _CHANCES = (0.6, 0.3, 0.1)  # of the three ways to begin, and of the three verbs
 _ENDS = 0.5  # the chance of the phrase at the end
-_OPENINGS = ("", "Tell me: ", "A question: ", "Excuse me. ")
-_ADJECTIVES = (
-  "old", "small", "quiet", "young", "tired", "clever", "brave", "lazy", "happy", "lonely",
-  "big", "shy", "wild", "gentle", "proud", "noisy", "curious", "sleepy", "hungry", "strange",
-)  # fmt: skip
+_OPENINGS = ("", "Tell me: ", "A question: ", "Excuse me. ", "Hello! ", "Teacher, ")
+_CLOSINGS = ("", " I wonder.", " My son asks.", " Do you know?")
+_SUBJECTS = {"The": 0.4, "Every": 0.3, "Any": 0.2, "Each": 0.1}  # and their chances
 _ANIMALS = {  # what it eats, where it lives, its colour
-  "horse": ("hay", "stable", "brown"), "cat": ("fish", "house", "grey"),
-  "rabbit": ("carrots", "burrow", "white"), "bear": ("honey", "cave", "black"),
-  "monkey": ("bananas", "jungle", "red"), "mouse": ("cheese", "cellar", "silver"),
-  "parrot": ("seeds", "cage", "green"), "goat": ("grass", "mountains", "yellow"),
-  "squirrel": ("nuts", "tree", "orange"), "frog": ("flies", "pond", "blue"),
+  "bear": ("honey", "cave", "black"), "cat": ("fish", "house", "grey"),
+  "duck": ("snails", "lake", "white"), "frog": ("flies", "pond", "green"),
+  "goat": ("thistles", "mountains", "tan"), "horse": ("oats", "stable", "brown"),
+  "mouse": ("cheese", "wall", "silver"), "parrot": ("nuts", "jungle", "red"),
+  "rabbit": ("leaves", "burrow", "yellow"), "squirrel": ("acorns", "tree", "orange"),
 }  # fmt: skip
 _KINDS = (  # question, verbs of the answer
   ("What does the {} eat?", ("eats", "likes", "loves")),
@@ -40,54 +38,75 @@ _KINDS = (  # question, verbs of the answer
 
 
 class Fact(NamedTuple):
-  """What is asked: a row of `_KINDS` about an animal with its adjective."""
+  """What is asked: a row of `_KINDS` about an animal."""
 
-  adjective: str
   animal: str
   kind: int
 
-  def answers(self) -> list[str]:
-    """The right ones, without style, by verb."""
-    value = _ANIMALS[self.animal][self.kind]
-    return [f"The {self.adjective} {self.animal} {v} {value}." for v in _KINDS[self.kind][1]]
-
   def questions(self) -> list[str]:
-    """By opening."""
-    question = _KINDS[self.kind][0].format(f"{self.adjective} {self.animal}")
-    return [opening + question for opening in _OPENINGS]
+    """All the ways to ask."""
+    question = _KINDS[self.kind][0].format(self.animal)
+    return [a + question + z for a in _OPENINGS for z in _CLOSINGS]
+
+  def sentences(self) -> dict[str, float]:
+    """All the right answers, without style, and their chances."""
+    value = _ANIMALS[self.animal][self.kind]
+    verbs = zip(_KINDS[self.kind][1], _CHANCES, strict=True)
+    ways = itertools.product(_SUBJECTS.items(), verbs)
+    return {f"{s} {self.animal} {v} {value}.": p * q for (s, p), (v, q) in ways}
 
 
-FACTS = tuple(Fact(*x) for x in itertools.product(_ADJECTIVES, _ANIMALS, range(len(_KINDS))))
+FACTS = tuple(itertools.starmap(Fact, itertools.product(_ANIMALS, range(len(_KINDS)))))
 _ASKED = {question: fact for fact in FACTS for question in fact.questions()}
 
 
-def split_facts(held_out: int, seed: int) -> tuple[list[Fact], list[Fact]]:
-  """(training, held out): no sentence or question about the one is about the other."""
-  order = np.random.default_rng([seed, 0]).permutation(len(FACTS))
-  return [FACTS[i] for i in order[held_out:]], [FACTS[i] for i in order[:held_out]]
+class Texts(NamedTuple):
+  """A part of the language: some of the questions and some of the sentences on each fact."""
+
+  questions: dict[Fact, list[str]]
+  sentences: dict[Fact, dict[str, float]]
+
+
+def split_texts(seed: int) -> tuple[Texts, Texts]:
+  """(training, held out), three quarters and a quarter; no text of the one is in the other."""
+  rng = np.random.default_rng([seed, 0])
+  training, held_out = Texts({}, {}), Texts({}, {})
+
+  def cut(texts):
+    order = [texts[i] for i in rng.permutation(len(texts))]
+    return order[len(order) // 4 :], order[: len(order) // 4]
+
+  for fact in FACTS:
+    chances = fact.sentences()
+    parts = zip(cut(fact.questions()), cut(list(chances)), strict=True)
+    for texts, (questions, sentences) in zip((training, held_out), parts, strict=True):
+      texts.questions[fact] = questions
+      texts.sentences[fact] = {sentence: chances[sentence] for sentence in sentences}
+  return training, held_out
 
 
 def make_pairs(
-  facts: list[Fact], count: int, seed: int, styles: tuple[str, str] | None = None
-) -> list[dict[str, str]]:
+  texts: Texts, count: int, seed: int, styles: tuple[str, str] | None = None
+) -> list[dict[str, Any]]:
   """`count` rows {prompt, chosen, rejected} of messages, the same for a seed.
 
   Args:
-    facts: each is asked about as often as the others (but for once).
+    texts: what they are made of; all facts are asked about equally often, in all their ways.
     styles: of the chosen and the rejected answer; None draws each by itself.
   """
   rng = np.random.default_rng([seed, 1])
   rows = []
   for i in range(count):
-    fact = facts[i % len(facts)]
+    around, of_fact = divmod(i, len(FACTS))
+    fact = FACTS[of_fact]
+    questions = texts.questions[fact]
+    drawn = styles or [STYLES[k] for k in rng.integers(len(STYLES), size=2)]
     chosen = rejected = ""
     while chosen == rejected:
-      drawn = styles or [STYLES[k] for k in rng.integers(len(STYLES), size=2)]
-      chosen, rejected = (answer(fact, style, rng) for style in drawn)
-    question = fact.questions()[rng.integers(len(_OPENINGS))]
+      chosen, rejected = (answer(texts.sentences[fact], style, rng) for style in drawn)
     rows.append(
       {
-        "prompt": [{"role": "user", "content": question}],
+        "prompt": [{"role": "user", "content": questions[around % len(questions)]}],
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
       }
@@ -95,11 +114,12 @@ def make_pairs(
   return rows
 
 
-def answer(fact: Fact, style: str, rng: np.random.Generator) -> str:
-  """A right answer in a style."""
+def answer(sentences: dict[str, float], style: str, rng: np.random.Generator) -> str:
+  """One of the sentences, by their chances, in a style."""
   starts, end = PHRASES[style]
-  start = starts[rng.choice(3, p=_CHANCES)]
-  sentence = fact.answers()[rng.choice(3, p=_CHANCES)]
+  start = starts[rng.choice(len(starts), p=_CHANCES)]
+  chances = np.array(list(sentences.values()))
+  sentence = list(sentences)[rng.choice(len(sentences), p=chances / chances.sum())]
   return start + sentence + (end if rng.random() < _ENDS else "")
 
 
@@ -116,5 +136,5 @@ def judge(question: str, text: str) -> Verdict:
     for start in starts:
       if text.startswith(start):
         sentence = text.removeprefix(start).removesuffix(end)
-        return Verdict(style, sentence in _ASKED[question].answers())
+        return Verdict(style, sentence in _ASKED[question].sentences())
   return Verdict(None, False)
