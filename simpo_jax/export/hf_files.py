@@ -8,7 +8,7 @@ from typing import Any
 from simpo_jax.data.tokenizer import Tokenizer, auto_tokenizer, has_tokenizer
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.export.byte_tokenizer import hf_byte_tokenizer
-from simpo_jax.model_config import ModelConfig, RopeScaling
+from simpo_jax.model_config import ModelConfig, RopeScaling, from_hf
 from simpo_jax.weights import OpenModel
 
 # Of a source's folder: all that a tokenizer can consist of, and the terms of its weights.
@@ -30,6 +30,7 @@ def hf_config(model: OpenModel, tokenizer: Tokenizer, dtype: str) -> dict[str, A
     config = {name: value for name, value in found.items() if name not in _DROPPED}
   else:
     config = {**to_hf(model.config), **_special_ids(tokenizer)}
+    assert from_hf(config) == model.config, "to_hf leaves something out"
   config.setdefault("architectures", [f"{model.config.model_type.capitalize()}ForCausalLM"])
   # transformers 5 writes `dtype`; it and all others read the older name as well.
   names = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]
