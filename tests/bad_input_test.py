@@ -118,6 +118,13 @@ def cases():
       [M11, "--config.export.at_end=True", "--config.checkpoint.at_end=False"],
       ["--config.export.at_end=True", "--config.checkpoint.at_end=False", "switch one of them"],
     ),
+    ("nested_too_deeply", [M11, "--config.train.steps=" + "-" * 5000 + "1"], ["whole number"]),
+    ("no_key", [M11, "--config.generate.at_steps={[]:1}"], ["a tuple", "(2,50)"]),
+    ("of_many_digits", [M11, "--config.seed=0x" + "f" * 5000], ["digits", "between 0 and"]),
+    ("not_a_float", [M11, "--config.train.eps=0x" + "f" * 5000], ["finite number"]),
+    ("name_too_long", ["--config=" + "x" * 300], ["--config=xxx", "File name too long"]),
+    ("no_ones_home", [M11, "--workdir=~nobody-here/x"], ["--workdir=~nobody-here/x", "no path"]),
+    ("a_path_too_long", [M11, source + "a/" * 3000 + "b"], ["--config.model.source", "too long"]),
     # --- the code of a config file ---
     ("config_raises", ["--config=raises.py"], ["raises.py, line 4", "ZeroDivisionError"]),
     ("config_raises_two_lines", ["--config=two_lines.py"], ["two_lines.py, line 4", "one two"]),
@@ -217,6 +224,13 @@ def cases():
       ["--config.generate.attention=tpu", "does not run on cpu"],
     ),
     ("empty_stop_string", [M11, "--config.generate.stop=('',)"], ["generate.stop", "empty string"]),
+    ("no_text_to_stop_at", [M11, "--config.generate.stop=\udcff"], ["stop", "lone surrogate"]),
+    ("padding_without_end", [M11, "--config.generate.template={index:999999999}"], ["width", "99"]),
+    (
+      "too_many_answers",
+      [M11, "--config.generate.num_samples=1000000"],
+      ["num_samples=1000000", "more than 1,000,000 answers"],
+    ),
     ("synthetic_without_count", [M11, "--config.generate.count=0"], ["generate.count=0"]),
     # --- devices and workdir ---
     (
