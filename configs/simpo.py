@@ -37,7 +37,7 @@ habits of princeton's code: the assistant's header counts as response, and its r
 What differs from that code: the order of the pairs, and that a response has one end token, where
 the code puts the tokenizer's EOS behind a template's own.
 
-Hardware: the authors trained on 4 H100. docs/plans.md says what gemma2_9b and mistral_7b_base
+Hardware: the authors trained on 4 H100. docs/plans.md says what gemma2_9b and qwen2_5_7b
 take on TPUs; any slice will do that `python -m simpo_jax.plan` finds large enough.
 """
 
