@@ -394,6 +394,10 @@ def test_colours_follow_the_system_or_the_reader(visit, report):
   assert sum(map(int, dark[4:-1].split(","))) < 150
   page.select_option("#theme", "light")
   assert sum(map(int, page.evaluate(back)[4:-1].split(","))) > 700
+  page.select_option("#theme", "dark")
+  assert page.evaluate(back) == dark
+  page.emulate_media(media="print")
+  assert sum(map(int, page.evaluate(back)[4:-1].split(","))) > 700, "paper is white"
 
 
 def test_it_opens_quickly(visit, folder, record_property):
