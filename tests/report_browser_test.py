@@ -253,7 +253,8 @@ def test_search_filter_and_sort(visit, report):
 
 
 def test_texts_that_are_left_out_are_named(visit, folder):
-  made = make(folder / "large", prompts=60, samples=1, tokens=8000, at=(3,), steps=3)
+  same = ("Tell me in one sentence:",) * 60
+  made = make(folder / "large", prompts=60, samples=1, tokens=8000, at=(3,), steps=3, texts=same)
   out = made / "report.html"
   write_report([made], out, 400_000)
   page = visit(out, fragment="#prompt-59")
@@ -264,6 +265,8 @@ def test_texts_that_are_left_out_are_named(visit, folder):
   has(page, "#prompt-title", "Prompt 0")
   page.wait_for_timeout(100)
   assert len(page.inner_text(".answer .text")) > 5000
+  first = page.inner_text(".item >> nth=0")
+  assert first.startswith("0 … 0: what is a "), "what all prompts begin with is left out"
 
 
 def test_runs_are_compared(visit, compared):
@@ -391,6 +394,10 @@ def test_colours_follow_the_system_or_the_reader(visit, report):
   assert sum(map(int, dark[4:-1].split(","))) < 150
   page.select_option("#theme", "light")
   assert sum(map(int, page.evaluate(back)[4:-1].split(","))) > 700
+  page.select_option("#theme", "dark")
+  assert page.evaluate(back) == dark
+  page.emulate_media(media="print")
+  assert sum(map(int, page.evaluate(back)[4:-1].split(","))) > 700, "paper is white"
 
 
 def test_it_opens_quickly(visit, folder, record_property):

@@ -60,7 +60,7 @@ function drawChart(holder, spec) {
   for (const v of log ? logTicks(low, high) : ticks(low, high)) {
     root.append(
       svg("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: rise(v), y2: rise(v) }),
-      svg("text", { class: "tick", x: EDGE.left - 6, y: rise(v) + 3.5, "text-anchor": "end" }, spec.form(v)),
+      svg("text", { class: "tick", x: EDGE.left - 6, y: rise(v) + 3.5, "text-anchor": "end" }, (spec.form === seconds ? clock : spec.form)(v)),
     );
   }
   const whole = ticks(from, to, Math.max(2, Math.min(6, inner.w / 60))).filter(Number.isInteger);

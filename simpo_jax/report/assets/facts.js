@@ -51,7 +51,7 @@ function sentence(run) {
   const { record, config, curves } = run;
   const parts = [];
   const device = record.devices ? ` on ${record.devices.kind} × ${record.devices.count}` : "";
-  parts.push(`${record.model?.name ?? config.model?.source ?? "a model"}${device}`);
+  parts.push(`${modelName(run) ?? "a model"}${device}`);
   const steps = last(curves.train.step) ?? 0;
   const total = config.train?.steps;
   parts.push(`${steps === total ? plural(steps, "training step") : `${count(steps)} of ${plural(total, "training step")}`}`);
@@ -92,6 +92,12 @@ function ofFloor(least, took) {
   return least > took ? "at the floor, as measured here" : `${share(least / took)} of the floor`;
 }
 
+/** A model's name, without the folders that a file of weights lies in. */
+function modelName(run) {
+  const name = run.record.model?.name ?? run.config.model?.source;
+  return name && /^[./~]/.test(name) ? name.split("/").at(-1) : name;
+}
+
 function signed(x) {
   return isNumber(x) && x > 0 ? `+${number(x, 3)}` : number(x, 3);
 }
@@ -110,7 +116,7 @@ function facts(run) {
   const steps = run.curves.train;
   const compile = timeline.spans.filter(([mode]) => mode === "compile").at(-1);
   const out = [
-    ["Model", model?.name ?? config.model?.source ?? MISSING, model &&
+    ["Model", modelName(run) ?? MISSING, model &&
       `${model.type}, ${number(model.params / 1e6)}M parameters; ${model.param_dtype} weights, ${model.compute_dtype} compute` +
       (train.lora_rank ? `; adapters of rank ${train.lora_rank}` : "")],
     ["Devices", devices.kind ? `${devices.kind} × ${devices.count}` : MISSING,

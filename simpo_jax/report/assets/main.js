@@ -8,7 +8,7 @@ function drawContents() {
 
 function theme() {
   const select = section("theme");
-  const apply = () => { document.documentElement.style.colorScheme = select.value || "light dark"; };
+  const apply = () => { document.documentElement.style.colorScheme = select.value; };
   const stored = (act) => {
     try {
       return act();

@@ -20,7 +20,10 @@ async function drawSamples() {
     return;
   }
   browse.run = some;
-  for (let i = 0; i < runs.length; i++) indexes[i] = await inflate(`r${i}-index`);
+  for (let i = 0; i < runs.length; i++) {
+    indexes[i] = await inflate(`r${i}-index`);
+    indexes[i].shared = sharedBeginning(indexes[i].prompts.map(([, head]) => head));
+  }
   list = promptList((at) => choose(at));
   detail = el("article", { class: "detail", "aria-labelledby": "prompt-title" });
   parent.append(...leftOut(), filters(), list.status, el("div", { class: "browser" }, list.node, detail));
@@ -30,6 +33,16 @@ async function drawSamples() {
 }
 
 const current = () => ({ run: runs[browse.run], index: indexes[browse.run] });
+
+/** How many letters all prompts begin with alike, in whole words: the list leaves them out. */
+function sharedBeginning(heads) {
+  if (heads.length < 2) return 0;
+  const [a, b] = heads.reduce(([low, high], h) => [h < low ? h : low, h > high ? h : high], [heads[0], heads[0]]);
+  let n = 0;
+  while (n < a.length && a[n] === b[n]) n++;
+  const words = a.slice(0, n).lastIndexOf(" ") + 1;
+  return words > 16 ? words : 0;
+}
 
 /** Goes to the prompt that the address names. */
 function followHash() {
@@ -176,7 +189,7 @@ function promptList(pick) {
     const f = figures[p];
     const row = el("div", { class: "item", role: "option", id: `at-${at}`, "aria-selected": String(at === browse.at),
       "aria-posinset": at + 1, "aria-setsize": browse.order.length, click: () => pick(at) },
-      el("span", { class: "item-head" }, el("span", { class: "item-number" }, count(number)), " ", el("bdi", {}, visible(head).replace(/\s+/g, " "))),
+      el("span", { class: "item-head" }, el("span", { class: "item-number" }, count(number)), " ", el("bdi", {}, (index.shared ? "… " : "") + visible(head.slice(index.shared)).replace(/\s+/g, " "))),
       el("span", { class: "item-foot" }, lengths(f), flags(f)));
     row.style.top = `${at * ROW}px`;
     return row;

@@ -66,7 +66,7 @@ function drawGenerations() {
           el("td", {}, number(g.mean_tokens), g !== start && el("span", { class: "sub" }, ` × ${(g.mean_tokens / start.mean_tokens).toFixed(2)}`)),
           el("td", {}, bins(g)), el("td", {}, share(g.cut_share)), el("td", {}, share(g.repetition)),
           el("td", {}, number(g.logprob, 3)), el("td", {}, number(g.tokens_per_second, 3)),
-          el("td", {}, g.floor_seconds && g.seconds ? share(g.floor_seconds / g.seconds) : MISSING)))))),
+          el("td", {}, g.floor_seconds && g.seconds ? share(Math.min(1, g.floor_seconds / g.seconds)) : MISSING)))))),
     ];
   });
   parent.append(el("p", { class: "sub" },
