@@ -8,11 +8,13 @@ but an object is always written as a whole, and seen by everyone at once.
 
 import base64
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import pathlib
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -142,7 +144,7 @@ def infos(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def digests(
-  folder: Path, names: Iterable[str], like: dict[str, str] | None = None
+  folder: Path, names: Iterable[str], like: dict[str, str] | None = None, patient: bool = False
 ) -> dict[str, str]:
   """Of files of a folder, by name.
 
@@ -152,12 +154,20 @@ def digests(
   Args:
     like: digests to compare with: those returned are of the same kinds. One that cannot be
       had here (crc32c of a local file) is that of `like`.
+    patient: whatever else runs has the processor first.
   """
   names, like = list(names), like or {}
   said = infos(folder) if is_remote(folder) else {}
-  with concurrent.futures.ThreadPoolExecutor(_HASHERS) as pool:
+  threads, begin = (1, _yield_processor) if patient else (_HASHERS, None)
+  with concurrent.futures.ThreadPoolExecutor(threads, initializer=begin) as pool:
     found = pool.map(lambda n: _digest(folder / n, said.get(n, {}), like.get(n)), names)
     return dict(zip(names, found, strict=True))
+
+
+def _yield_processor() -> None:
+  """Lets every other thread run before this one, where the system allows it."""
+  with contextlib.suppress(AttributeError, OSError):
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _digest(path: Path, info: dict[str, Any], like: str | None) -> str:
