@@ -120,7 +120,7 @@ class Checkpoints:
       if name.rpartition("/")[2] not in _WRITTEN_LATER
     }
     # The next step has begun, and needs the processor more.
-    digests = storage.digests(folder, found, gently=True)
+    digests = storage.digests(folder, found, patient=True)
     about = sealed({**about, "files": {name: [found[name], digests[name]] for name in found}})
     files.write_json(folder / ABOUT, about)
 
@@ -319,11 +319,8 @@ def _told(folder: storage.Path):
   """What goes wrong while writing, as the user's error."""
   try:
     yield
-  except (
-    *storage.failures(),
-    ValueError,
-    RuntimeError,
-  ) as e:  # TensorStore tells of a full disk in any
+  # TensorStore tells of a full disk in any of these.
+  except (*storage.failures(), ValueError, RuntimeError) as e:
     last = positions(folder)
     good = f"the last good one is {last[-1].name}" if last else "there is none yet"
     raise UserError(

@@ -46,7 +46,7 @@ def default_config() -> ml_collections.ConfigDict:
   # Held-out pairs, held in memory; empty: `eval_fraction` of the training files' pairs and the
   # split "test" of prepared datasets.
   c.data.eval = ()
-  c.data.dir = ""  # where tfds: names are looked up; empty: TFDS_DATA_DIR
+  c.data.dir = ""  # where tfds: names are looked up, also in a bucket; empty: TFDS_DATA_DIR
   c.data.workers = 4  # threads that read and tokenise prepared data ahead of its step; 0: one
   c.data.eval_fraction = 0.05
   c.data.embedded_pairs = 256

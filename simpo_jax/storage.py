@@ -144,7 +144,7 @@ def infos(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def digests(
-  folder: Path, names: Iterable[str], like: dict[str, str] | None = None, gently: bool = False
+  folder: Path, names: Iterable[str], like: dict[str, str] | None = None, patient: bool = False
 ) -> dict[str, str]:
   """Of files of a folder, by name.
 
@@ -154,18 +154,19 @@ def digests(
   Args:
     like: digests to compare with: those returned are of the same kinds. One that cannot be
       had here (crc32c of a local file) is that of `like`.
-    gently: in one thread that lets all others run first.
+    patient: whatever else runs has the processor first.
   """
   names, like = list(names), like or {}
   said = infos(folder) if is_remote(folder) else {}
-  threads, begin = (1, _yield_processor) if gently else (_HASHERS, None)
+  threads, begin = (1, _yield_processor) if patient else (_HASHERS, None)
   with concurrent.futures.ThreadPoolExecutor(threads, initializer=begin) as pool:
     found = pool.map(lambda n: _digest(folder / n, said.get(n, {}), like.get(n)), names)
     return dict(zip(names, found, strict=True))
 
 
 def _yield_processor() -> None:
-  with contextlib.suppress(AttributeError, OSError):  # not every system can
+  """Lets every other thread run before this one, where the system allows it."""
+  with contextlib.suppress(AttributeError, OSError):
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 

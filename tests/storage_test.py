@@ -4,7 +4,9 @@ import json
 import re
 import time
 
+import jax
 import pytest
+import safetensors.numpy
 
 from buckets import BUCKET, content, download, emulator, objects, put  # noqa: F401  a fixture
 from outcome import outcome, record
@@ -17,11 +19,16 @@ from runs_in_process import (
 )
 from simpo_jax import checkpoint, lease, storage
 from simpo_jax import workdir as files
+from simpo_jax.adapter import export_adapter
 from simpo_jax.config import default_config
 from simpo_jax.data import building
 from simpo_jax.data.chunks import find_files
 from simpo_jax.errors import UserError
+from simpo_jax.lora import all_tensors, make_lora
+from simpo_jax.model_config import EMBEDDED
+from simpo_jax.profiling import Profiler
 from simpo_jax.resolve import resolve
+from simpo_jax.watchdog import Watchdog
 from simpo_jax.weights import open_model
 
 pytestmark = pytest.mark.usefixtures("emulator")
@@ -152,6 +159,41 @@ def test_another_run_begins_with_its_weights(lost, data):
   start(f"{BUCKET}/second", data[1], checkpoint__init_from=lost)
   began = json.loads(content(f"{BUCKET}/second/run.json"))["began_with"]
   assert began == f"{lost}/checkpoints/step_000003"
+
+
+# --- what else a run may write -------------------------------------------------------------
+
+
+def test_a_trace():
+  with Profiler((1, 1), opened("traced")) as profiler:
+    profiler.before(1)
+    profiler.after(1)
+  assert [n for n in objects(f"{BUCKET}/traced/profile") if n.endswith(".xplane.pb")]
+
+
+def test_what_the_watchdog_saw(monkeypatch, capfd):
+  ended = []
+  monkeypatch.setattr("simpo_jax.distributed.end", lambda code, error: ended.append(code))
+  watchdog = Watchdog(default_config().watchdog, opened("hung"))
+  watchdog._bite(4.0, "train", [], [1, 2])
+  told = content(f"{BUCKET}/hung/watchdog_host_0000.txt").decode()
+  assert told.startswith("launch 0 (train) took more than 4 s\n") and __file__ in told
+  assert ended == [75]
+
+
+def test_adapters():
+  train = default_config().train
+  train.lora_rank = 4
+  lora = make_lora(train)
+  values = {
+    name: jax.numpy.full(tensor.shape, 2.0)
+    for name, tensor in all_tensors(EMBEDDED, lora)["lora"].items()
+  }
+  export_adapter(opened("adapters"), values, EMBEDDED, lora, None)
+  found = safetensors.numpy.load(content(f"{BUCKET}/adapters/adapter_model.safetensors"))
+  assert len(found) == sum(len(v) for v in values.values())
+  assert all((value == 2).all() for value in found.values())
+  assert json.loads(content(f"{BUCKET}/adapters/adapter_config.json"))["r"] == 4
 
 
 # --- one holder at a time ------------------------------------------------------------------
