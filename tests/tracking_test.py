@@ -26,10 +26,13 @@ from runs_in_process import (
 from simpo_jax import run as loop
 from simpo_jax.config import default_config
 from simpo_jax.errors import UserError
+from simpo_jax.loss import SimPOConfig
+from simpo_jax.metrics import pair_values
 from simpo_jax.tracking import service, tracking
 from simpo_jax.tracking.entries import of_generation
-from simpo_jax.tracking.event_files import EventFiles, code_block
+from simpo_jax.tracking.event_files import EventFiles, _events, code_block
 from simpo_jax.tracking.tracking import Tracking
+from simpo_jax.train import PairStats
 from simpo_jax.workdir import samples_folder, write_json
 
 PATIENT = {"tracking.flush_seconds": 600.0}  # a machine may be slow
@@ -171,6 +174,18 @@ def test_histograms_are_of_every_pair_and_answer(shown):
       assert h.min <= mean <= h.max <= h.bucket_limit[-1] * (1 + 1e-6) + 1e-6
 
 
+def test_absent_pairs_are_in_no_histogram():
+  present = np.asarray([True, False, True])
+  zeros, numbers = np.zeros(3), np.asarray([-1.0, 0.0, -3.0])
+  stats = PairStats(numbers, 2 * numbers, numbers, zeros, zeros, present, ~present)
+  values = pair_values(stats, SimPOConfig(beta=2.0))
+  assert {name: v.tolist() for name, v in values.items()} == {
+    "pairs/margins": [2.0, 6.0],
+    "pairs/chosen_tokens": [-1.0, -3.0],
+    "pairs/rejected_tokens": [0.0, 0.0],
+  }
+
+
 def test_samples_and_config_are_shown_as_text(shown):
   view = tracked.tensorboard(shown)
   samples = {
@@ -263,7 +278,8 @@ def test_a_lost_run_is_shown_without_gap_or_double(tmp_path, before_launch):  # 
   assert [step for step, _ in texts] == [2, 4]
 
 
-ROWS = [row(1), row(2), row(2, "generate"), row(3), row(4), row(4, "evaluate"), row(5), row(6)]
+BAD = {"step": 5, "mode": "bad_step", "pairs": ["a"], "bad_steps": 1}
+ROWS = [row(1), row(2), row(2, "generate"), row(3), row(4), row(4, "evaluate"), BAD, row(6)]
 
 
 def event_file(folder):
@@ -275,6 +291,12 @@ def torn(folder):
   os.truncate(event_file(folder), event_file(folder).stat().st_size - 5)
 
 
+def zeros(folder):
+  """As a file system may leave it after a loss of power."""
+  with open(event_file(folder), "ab") as f:
+    f.write(bytes(64))
+
+
 def half_lost(folder):
   """All but the config and the first row."""
   os.truncate(event_file(folder), event_file(folder).read_bytes().index(b"generate/") - 100)
@@ -284,7 +306,7 @@ def all_lost(folder):
   event_file(folder).unlink()
 
 
-@pytest.mark.parametrize("damage", (None, torn, half_lost, all_lost))
+@pytest.mark.parametrize("damage", (None, torn, zeros, half_lost, all_lost))
 @pytest.mark.parametrize("kept", (3, 5))
 def test_event_files_follow_metrics_jsonl(tmp_path, damage, kept):
   """Rows that were cut off leave them; rows that had not been written come first."""
@@ -301,6 +323,9 @@ def test_event_files_follow_metrics_jsonl(tmp_path, damage, kept):
   [(step, text)] = tracked.texts(view, "generate/prompt_0003")
   assert step == 2 and text.endswith("\n\n    Once.")
   assert len(tracked.texts(view, "config")) == 1
+  if damage is zeros:
+    sizes = [[end for end, _ in _events(p)][-1] for p in sorted((folder / "tensorboard").iterdir())]
+    assert sizes == [p.stat().st_size for p in sorted((folder / "tensorboard").iterdir())]
 
 
 def test_a_tensorboard_that_watches_drops_what_was_cut_off(tmp_path):
@@ -309,7 +334,7 @@ def test_a_tensorboard_that_watches_drops_what_was_cut_off(tmp_path):
   view = tracked.tensorboard(folder)
   (folder / "metrics.jsonl").write_text("".join(x + "\n" for x in lines(folder)[:4]))
   play(folder, ROWS[4:] + [row(7)])
-  assert [e.step for e in view.Reload().Scalars("train/loss")] == [1, 2, 3, 4, 5, 6, 7]
+  assert [e.step for e in view.Reload().Scalars("train/loss")] == [1, 2, 3, 4, 6, 7]
 
 
 def test_services_go_on_with_their_runs(tmp_path):
@@ -338,7 +363,7 @@ def test_services_go_on_with_their_runs(tmp_path):
   codes = [[r.exit.exit_code for r in rs if r.HasField("exit")] for rs in (first, second)]
   assert codes == [[1], [0]]
   steps = "select step from metrics where key = 'train/loss' order by step"
-  assert [step for (step,) in tracked.mlflow_rows(database, steps)] == [1, 2, 3, 4, 5, 6]
+  assert [step for (step,) in tracked.mlflow_rows(database, steps)] == [1, 2, 3, 4, 6]
   assert tracked.mlflow_rows(database, "select status from runs") == [("FINISHED",)]
 
 

@@ -19,7 +19,7 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.plugins.text import metadata as text
-from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 
 from simpo_jax.config import flatten
 from simpo_jax.tracking.entries import Entry, group, rows_of, tag
@@ -201,9 +201,9 @@ def _events(path: pathlib.Path) -> Iterator[tuple[int, Event]]:
   end, size = 0, path.stat().st_size
   with open(path, "rb") as f:
     while len(header := f.read(12)) == 12:
-      (length,) = struct.unpack("<Q", header[:8])
+      length, check = struct.unpack("<QI", header)
       end += 12 + length + 4
-      if end > size:
+      if check != masked_crc32c(header[:8]) or end > size:
         return
       data = f.read(length + 4)[:-4]
       try:

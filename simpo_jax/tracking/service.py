@@ -4,6 +4,7 @@ What it imports, starts, patches, prints or registers for the exit is not in the
 process, and what hangs there can be ended.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -68,11 +69,10 @@ class Service:
 
   def abandon(self) -> None:
     """Ends the process by force, from any thread."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
       os.killpg(self._process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-      pass
-    self._process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      self._process.wait(1)
 
   def _ask(self, what: str, **message) -> dict[str, Any]:
     try:
