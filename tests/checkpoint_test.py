@@ -116,7 +116,10 @@ def test_what_comes_before_the_first_step_is_done_once(tmp_path, undisturbed, be
   found, (plain, _) = outcome(folder), undisturbed
   assert [r["step"] for r in record(folder)["resumes"]] == [2]
   assert found["launches"] == ["generate", "evaluate", *LAUNCHES]
-  assert [(r["step"], r["mode"]) for r in found["metrics"][:2]] == [(0, "generate"), (0, "evaluate")]
+  assert [(r["step"], r["mode"]) for r in found["metrics"][:2]] == [
+    (0, "generate"),
+    (0, "evaluate"),
+  ]
   assert found["metrics"][2:] == plain["metrics"] and found["saved"] == plain["saved"]
   before = {n for n in found["files"] if "step_000000" in n}
   assert {n: f for n, f in found["files"].items() if n not in before} == plain["files"]

@@ -257,7 +257,7 @@ _MESSAGES = st.lists(
 def test_chat_templates(template, messages):
   variables = {"messages": messages, "eos_token": "</s>", "add_generation_prompt": True}
   try:
-    text = render(template, variables, "here")
+    text = render(template, variables, "here", "2026-11-24")
   except TemplateFailed as error:
     assert str(error)
   except UserError as error:

@@ -5,8 +5,10 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import transformers
@@ -332,7 +334,7 @@ def test_every_field_of_the_trainers_is_known_once():
 def test_the_template_for_mistral():
   def text(*messages):
     roles = [dict(zip(("role", "content"), m, strict=True)) for m in messages]
-    return render(MISTRAL_TEMPLATE, {"messages": roles, "eos_token": "</s>"}, "test")
+    return render(MISTRAL_TEMPLATE, {"messages": roles, "eos_token": "</s>"}, "test", "2026-11-24")
 
   turns = (("user", " a\n"), ("assistant", "b "), ("user", "c"))
   expected = "[INST] a [/INST] b </s>[INST] c [/INST]"
@@ -414,9 +416,11 @@ def test_no_text_of_a_recipe_becomes_code(name, folder, field, value):
   }
   t = translated(fields)
   text = config_text(t, f"trl's {name}", "configs/mine.py")
-  names = {}
-  exec(compile(text, "mine.py", "exec"), names)  # the very file that a run would execute
-  assert set(names) - {"__builtins__", "__doc__"} == {"default_config", "get_config"}
+  with tempfile.TemporaryDirectory() as place:
+    mine = pathlib.Path(place) / "mine.py"
+    mine.write_text(text, encoding="utf-8")
+    names = runpy.run_path(str(mine))  # the very file that a run would execute
+  assert {n for n in names if not n.startswith("__")} == {"default_config", "get_config"}
   c = names["get_config"]()
   assert flatten(c) == flatten(make_config(t.settings))
   assert c.data.chat_template == value
@@ -448,9 +452,7 @@ def test_the_command(tmp_path):
   assert code == 0, error
   assert f"python -m simpo_jax.main --config={out}" in table
   assert "use_dora: True (adapters are plain LoRA)" in out.read_text()
-  names = {}
-  exec(out.read_text(), names)
-  c = names["get_config"]()
+  c = runpy.run_path(str(out))["get_config"]()
   validate(c)
   assert (c.name, c.simpo.beta, c.train.steps) == ("red-mine", 10.0, 3 * 61135 // 32)
   assert flatten(c).keys() == flatten(default_config()).keys()

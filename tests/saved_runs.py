@@ -27,7 +27,13 @@ def save(workdir, source, params, average=None, step=3, identity=None, **setting
   config = default_config()
   config.model.source = str(source)
   config.update_from_flattened_dict({k.replace("__", "."): v for k, v in settings.items()})
-  about = {"config": json.loads(config.to_json()), "identity": identity}
+  about = {
+    "config": json.loads(config.to_json()),
+    "identity": identity,
+    "launches": [],
+    "bad_steps": [],
+    "metrics_bytes": 0,
+  }
   workdir.mkdir(exist_ok=True)
   (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in METRICS))
   params, average, steps = jax.device_put((params, average, np.int32(step)))

@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import hashlib
 import json
 import os
 import pathlib
@@ -51,12 +52,18 @@ def unsafe(source):
         options.get("allow_pickle", "False") != "False"
         or options.get("trust_remote_code", "False") != "False"
         or (name.startswith("torch.") and called == "load")
-        or (name.startswith("yaml.") and called in _LOADS)
+        or (name.startswith("yaml.") and called in _LOADS and not _safe_loader(node, source))
         or called in ("read_pickle", "extractall", "unpack_archive")
         or name in ("eval", "exec", "__import__")
       ):
         found.append(node.lineno)
   return found
+
+
+def _safe_loader(call, source):
+  """Whether yaml.load gets a loader that the same file derives from SafeLoader."""
+  loader = ast.unparse(call.args[1]) if len(call.args) > 1 else ""
+  return loader.isidentifier() and f"class {loader}(yaml.SafeLoader):" in source
 
 
 @pytest.mark.parametrize(
@@ -71,6 +78,8 @@ def unsafe(source):
     "np.load('x', allow_pickle=True)",
     "np.load('x', allow_pickle=maybe)",
     "yaml.load(text)",
+    "yaml.load(text, Loader)",
+    "class Mine(yaml.SafeLoader):\n  pass\nyaml.load(text, yaml.Loader)",
     "yaml.unsafe_load(text)",
     "pd.read_pickle('x')",
     "AutoTokenizer.from_pretrained('x', trust_remote_code=True)",
@@ -377,7 +386,7 @@ def test_files_of_a_checkpoint(tmp_path, name):
     "bad_steps": [],
     "identity": {},
     "arrays": {},
-    "files": checkpoint._digests(folder, ["own"]),
+    "files": {"own": [1, hashlib.sha256(b"1").hexdigest()]},
   }
   (folder / checkpoint.ABOUT).write_text(json.dumps(checkpoint.sealed(about)))
   assert checkpoint.damage(folder) is None

@@ -79,7 +79,7 @@ def rows_of(folder: pathlib.Path, size: int) -> Iterator[tuple[int, dict[str, An
   """Numbers and rows in the first `size` bytes of metrics.jsonl."""
   if not size:
     return
-  with open(folder / "metrics.jsonl", "rb") as f:
+  with (folder / "metrics.jsonl").open("rb") as f:
     for number, line in enumerate(f, start=1):
       yield number, json.loads(line)
       size -= len(line)

@@ -8,7 +8,6 @@ once, and the run goes on without that tracker. Nothing here touches a device.
 import functools
 import importlib.util
 import json
-import pathlib
 import queue
 import threading
 import time
@@ -56,15 +55,15 @@ class Tracking:
     UserError: a tracker is wanted and not installed.
   """
 
-  def __init__(self, config, folder: pathlib.Path, say: Callable[[str], None], writes: bool = True):
+  def __init__(self, config, folder: storage.Path, say: Callable[[str], None], writes: bool = True):
     self._folder, self._writes = folder, writes
     self._seconds = config.tracking.flush_seconds
     self._tracks: list[_Track] = []
     if not writes:
       return
     metrics = folder / "metrics.jsonl"
-    size = metrics.stat().st_size if metrics.exists() else 0
-    self._number = sum(1 for _ in open(metrics, "rb")) if size else 0
+    size = storage.size(metrics)
+    self._number = metrics.read_bytes().count(b"\n") if size else 0
     wanted = _writers(config, folder, size)
     self._tracks = [_Track(name, make, folder, size, say) for name, make in wanted.items()]
 
@@ -114,7 +113,7 @@ class Tracking:
     }
 
 
-def _writers(config, folder: pathlib.Path, size: int) -> dict[str, Callable[[], Writer]]:
+def _writers(config, folder: storage.Path, size: int) -> dict[str, Callable[[], Writer]]:
   """How to make each tracker that is wanted; what they import is imported in their threads."""
   options, plain = config.tracking, json.loads(config.to_json())
   out: dict[str, Callable[[], Writer]] = {}
@@ -151,7 +150,7 @@ class _Track:
     self,
     name: str,
     make: Callable[[], Writer],
-    folder: pathlib.Path,
+    folder: storage.Path,
     size: int,
     say: Callable[[str], None],
   ):
