@@ -349,7 +349,7 @@ def test_smollm2_out_of_a_gguf_chats_in_transformers(tmp_path, monkeypatch):
   cfg, params = load(source)
   run = save(tmp_path / "run", source, params, identity={})
   ours = load_tokenizer(str(source))
-  monkeypatch.setattr(runs, "load_tokenizer", lambda _: ours)  # it takes seconds
+  monkeypatch.setattr(runs, "run_tokenizer", lambda _: ours)  # it takes seconds
   export_run(run, tmp_path / "out", options={"shard_gb": 0.2})
   shutil.rmtree(run)
   assert len(list((tmp_path / "out").glob("model-*-of-00003.safetensors"))) == 3

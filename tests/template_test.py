@@ -29,7 +29,7 @@ def impatient(tmp_path_factory):
 
 
 def rendered(text, **more):
-  return render(text, {"messages": MESSAGES, "eos_token": "</s>", **more}, "here")
+  return render(text, {"messages": MESSAGES, "eos_token": "</s>", **more}, "here", "2026-11-24")
 
 
 @pytest.mark.parametrize(
