@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import ml_collections
 from absl import flags, logging
 
-from simpo_jax.config import default_config, did_you_mean, flatten, kind_problem
+from simpo_jax.config import default_config, did_you_mean, flatten
+from simpo_jax.config_check import kind_problem
 from simpo_jax.errors import UserError, one_line, shown
 from simpo_jax.paths import check_path
 

@@ -24,7 +24,7 @@ from simpo_jax import (
   monitor,  # noqa: F401  counts compilations from here on
 )
 from simpo_jax.cli import fail, parse_flags
-from simpo_jax.config import validate
+from simpo_jax.config_check import validate
 from simpo_jax.errors import Stopped, UserError
 from simpo_jax.paths import check_path
 

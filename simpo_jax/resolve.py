@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from simpo_jax import distributed
 from simpo_jax.arith import round_up
 from simpo_jax.capacity import Pool, pool_size
-from simpo_jax.config import validate
+from simpo_jax.config_check import validate
 from simpo_jax.data.loading import load_data
 from simpo_jax.data.packing import batch_shape
 from simpo_jax.data.pairs import PairTokens, SkipReport, row_length

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from simpo_jax.config import _CHOICES, _ELEMENTS, _RANGES, default_config, flatten, validate
+from simpo_jax.config import default_config, flatten
+from simpo_jax.config_check import _CHOICES, _ELEMENTS, _RANGES, validate
 from simpo_jax.errors import UserError
 from simpo_jax.ledger import Mode
 from simpo_jax.plan.known_models import known_model
@@ -148,7 +149,7 @@ def test_every_field_that_can_be_wrong_is_checked():
     free_text = name in (*texts, "checkpoint.init_from") or name in [
       f"tracking.{field}" for field in trackers
     ]
-    assert free_text or name in table, f"{name} is in none of the tables of config.py"
+    assert free_text or name in table, f"{name} is in none of the tables of config_check.py"
 
 
 @pytest.mark.parametrize(("name", "choice"), [(n, c) for n, cs in _CHOICES.items() for c in cs])

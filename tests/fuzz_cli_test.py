@@ -10,7 +10,8 @@ from ml_collections import config_flags
 
 from fuzz_damage import JUNK, examples
 from simpo_jax import cli
-from simpo_jax.config import default_config, flatten, validate
+from simpo_jax.config import default_config, flatten
+from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
 
 FIELDS = flatten(default_config())

@@ -16,7 +16,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpo_jax.config import default_config, flatten, validate
+from simpo_jax.config import default_config, flatten
+from simpo_jax.config_check import validate
 from simpo_jax.data.template import render
 from simpo_jax.errors import UserError
 from simpo_jax.import_config.fields import (

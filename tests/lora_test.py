@@ -18,7 +18,8 @@ from hf_models import VOCAB, hf_logits, hf_model, load, our_logits
 from hosts import run_group
 from simpo_jax import adapter, program, resolve, sharding, weights
 from simpo_jax import lora as adapters
-from simpo_jax.config import default_config, validate
+from simpo_jax.config import default_config
+from simpo_jax.config_check import validate
 from simpo_jax.data.packing import batch_shape, pack
 from simpo_jax.data.pairs import PairTokens
 from simpo_jax.errors import UserError

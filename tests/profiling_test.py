@@ -5,7 +5,8 @@ import json
 import jax
 import pytest
 
-from simpo_jax.config import default_config, validate
+from simpo_jax.config import default_config
+from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
 from simpo_jax.monitor import compile_count
 from simpo_jax.run import run

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from simpo_jax import resolve, weights
-from simpo_jax.config import default_config, validate
+from simpo_jax.config import default_config
+from simpo_jax.config_check import validate
 from simpo_jax.data.packing import pack
 from simpo_jax.errors import UserError
 from simpo_jax.fsdp import REMAT

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from simpo_jax.config import range_problem
+from simpo_jax.config_check import range_problem
 from simpo_jax.data.forms import Message, SkipRow, to_messages
 from simpo_jax.data.sources import find_file, open_lines
 from simpo_jax.data.tokenizer import TemplateFailed, Tokenizer, encode_with_bos

@@ -3,7 +3,8 @@
 import math
 from typing import Any, NamedTuple
 
-from simpo_jax.config import default_config, did_you_mean, validate
+from simpo_jax.config import default_config, did_you_mean
+from simpo_jax.config_check import validate
 from simpo_jax.data.truncation import check_lengths
 from simpo_jax.errors import UserError
 from simpo_jax.import_config import parts

@@ -26,7 +26,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from simpo_jax.cli import answering, parse_flags
-from simpo_jax.config import validate
+from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
 from simpo_jax.plan.topology import TOPOLOGIES, topology_devices
 
