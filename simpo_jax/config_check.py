@@ -1,4 +1,4 @@
-"""Which values the fields of a config take, as far as they can be checked before anything is read."""
+"""Which values the fields of a config take: all that can be checked before anything is read."""
 
 import math
 import sys
