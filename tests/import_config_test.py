@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 import runpy
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -243,6 +244,8 @@ def test_evaluation_and_saving():
   assert (c.evaluate.every, c.evaluate.at_end, c.generate.every) == (60, True, 60)
   assert (c.checkpoint.every, c.checkpoint.keep) == (200, 3)
   assert config_of({**TRL, "save_strategy": "no"}).checkpoint.every == 0
+  unquoted = yaml.safe_load("save_strategy: no\neval_strategy: no")
+  assert not config_of({**TRL, **unquoted}).evaluate.at_end
 
 
 def test_whose_it_is():
@@ -278,6 +281,7 @@ def test_another_loss_is_refused(kind):
     {"lora_modules_to_save": ["lm_head"]},
     {"dataset_config": "other"},
     {"precompute_ref_log_probs": True},
+    {"save_strategy": "best"},
   ],
   ids=lambda x: next(iter(x)),
 )
@@ -314,6 +318,8 @@ def test_a_typo_names_the_nearest_field():
     ({"datasets": "org/a"}, "datasets must be a list"),
     ({"datasets": [{"path": "org/a", "columns": ["x"]}]}, "columns in datasets"),
     ({"num_train_epochs": 1e300}, "train.steps"),
+    ({"num_train_epochs": 0}, "must be positive"),
+    ({"use_peft": True, "lora_r": 0}, "lora_r is 0, and must be at least 1"),
   ],
   ids=lambda x: str(x)[:20],
 )
@@ -426,6 +432,17 @@ def test_no_text_of_a_recipe_becomes_code(name, folder, field, value):
   assert flatten(c) == flatten(make_config(t.settings))
   assert c.data.chat_template == value
   validate(c)
+
+
+def test_commands_can_be_pasted_into_a_shell():
+  mixer = {"org/a;touch b": 1.0, "org/c$(touch d)": 1.0, "org/fine": 1.0}
+  t = translated({**PRINCETON, "dataset_mixer": mixer, "output_dir": "x; touch y"})
+  text = config_text(t, "r.yaml", "configs/my recipes.py")
+  commands = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# python")]
+  assert [shlex.split(c)[3:] for c in commands] == [
+    ["--source=org/fine:data/train-*", "--name=org_fine_train", "--out=data"],
+    ["--config=configs/my recipes.py", "--workdir=x; touch y"],
+  ]
 
 
 def command(*arguments):

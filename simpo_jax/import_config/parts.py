@@ -96,6 +96,8 @@ def steps(v: dict[str, Any], batch_size: int, asked: Asked, where: str) -> Part:
       f"{where} trains for {epochs:g} epochs, here steps are counted; say with --pairs=N how many "
       "pairs its training data has (python -m simpo_jax.prepare tells)"
     )
+  if epochs <= 0:
+    raise UserError(f"{where}: num_train_epochs is {epochs:g}, and must be positive")
   count = max(int(epochs * asked.pairs / batch_size), 1)
   text = f"train.steps = {epochs:g} x {asked.pairs} pairs / {batch_size} = {count}"
   return Part({"train.steps": count}, {"num_train_epochs": text})
@@ -181,18 +183,21 @@ def optimizer(v: dict[str, Any]) -> Part:
   return Part(settings, {}, {"optim": f"AdamW is what there is: {', '.join(ADAMW)}"})
 
 
-def lora(v: dict[str, Any]) -> Part:
+def lora(v: dict[str, Any], where: str) -> Part:
   """Adapters, if the recipe trains them."""
   if not v["use_peft"]:
     return Part({"train.lora_rank": 0}, {"use_peft": "train.lora_rank = 0: off"})
   rank, alpha = v["lora_r"], v["lora_alpha"]
-  if v.get("use_rslora") and rank > 0:  # scales by alpha / sqrt(r), where we scale by alpha / r
+  if rank < 1:
+    raise UserError(f"{where}: lora_r is {rank}, and must be at least 1")
+  if v.get("use_rslora"):  # scales by alpha / sqrt(r), where we scale by alpha / r
     alpha *= math.sqrt(rank)
   told = {
     "use_peft": "train.lora_rank",
     "lora_r": "train.lora_rank",
     "lora_alpha": f"train.lora_alpha = {alpha:g}",
     "use_rslora": "in train.lora_alpha",
+    "lora_dropout": "0, as here",
   }
   problems = {}
   if v["lora_dropout"]:
@@ -217,8 +222,7 @@ def lora(v: dict[str, Any]) -> Part:
 def evaluation(v: dict[str, Any], total: int) -> Part:
   """When held-out pairs are looked at, and samples made."""
   name = "evaluation_strategy" if "evaluation_strategy" in v else "eval_strategy"
-  kind, told = v[name], {}
-  every = 0
+  kind, told, every = v[name], {}, 0
   if kind == "steps":
     every = _in_steps(v.get("eval_steps", 500), total)
     told["eval_steps"] = f"evaluate.every = {every}"
@@ -231,7 +235,11 @@ def evaluation(v: dict[str, Any], total: int) -> Part:
   if "generate_during_eval" in v:
     settings["generate.every"] = every if v["generate_during_eval"] else 0
     told["generate_during_eval"] = f"generate.every = {settings['generate.every']}"
-  return Part(settings, told)
+  return Part(settings, told, _strategy(name, kind))
+
+
+def _strategy(name: str, kind: str) -> dict[str, str]:
+  return {} if kind in ("no", "steps", "epoch") else {name: "there are no, steps and epoch"}
 
 
 def saving(v: dict[str, Any], total: int) -> Part:
@@ -247,14 +255,14 @@ def saving(v: dict[str, Any], total: int) -> Part:
   if "save_total_limit" in v:
     settings["checkpoint.keep"] = max(v["save_total_limit"], 1)
     told["save_total_limit"] = f"checkpoint.keep = {settings['checkpoint.keep']}"
-  return Part(settings, told)
+  return Part(settings, told, _strategy("save_strategy", kind))
 
 
 def names(v: dict[str, Any], where: str) -> Part:
   """What the run is called."""
   source = next((n for n in ("run_name", "hub_model_id") if v.get(n)), None)
   name = v[source] if source else pathlib.Path(where).stem
-  name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "imported"
+  name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "imported"
   told = {"output_dir": "--workdir"}
   if source:
     told[source] = f"name = {name}"

@@ -87,7 +87,7 @@ def translate(given: dict[str, Any], form: str, asked: Asked, where: str) -> Tra
     parts.optimizer(v),
     parts.schedule(v, total),
     parts.precision(v),
-    parts.lora(v),
+    parts.lora(v, where),
     parts.loss(v, form, where),
     evaluation,
     parts.saving(v, total),
@@ -130,6 +130,8 @@ def _checked(name: str, value: Any, where: str) -> Any:
   kind = _KIND.get(name)
   if kind is None:
     return value
+  if name.endswith("_strategy") and value is False:
+    return "no"  # which YAML takes for false
   wrong = UserError(f"{where}: {name} is {shown(value)}, and must be {_KINDS_IN_WORDS[kind]}")
   if kind in (bool, str):
     if type(value) is not kind:

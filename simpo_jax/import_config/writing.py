@@ -1,5 +1,7 @@
 """A translated recipe as a config file, and as what a person reads."""
 
+import shlex
+
 from simpo_jax.config import flatten
 from simpo_jax.import_config.translate import UNSUPPORTED, Translation, make_config
 
@@ -26,8 +28,8 @@ def config_text(translation: Translation, source: str, path: str) -> str:
 
 
 def _steps(translation: Translation, path: str) -> list[str]:
-  run = f"python -m simpo_jax.main --config={path} --workdir={_plain(translation.workdir)}"
-  return [*translation.prepare, run]
+  flags = (f"--config={_plain(path)}", f"--workdir={_plain(translation.workdir)}")
+  return [*translation.prepare, f"python -m simpo_jax.main {shlex.join(flags)}"]
 
 
 def _plain(text: str) -> str:
