@@ -9,7 +9,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by everyon
 _PLOT = (300, 200)  # a panel's, pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 34, 40  # around it
 _LINE = 16  # of the legend below
-_TICKS = 6  # at most
+_TICKS = 6  # about so many
 
 
 class Series(NamedTuple):
@@ -47,8 +47,8 @@ def draw(panels: Sequence[Panel], x_label: str = "training step") -> str:
 
 
 def ticks(low: float, high: float) -> list[float]:
-  """Round numbers from `low` to `high`, six at most."""
-  raw = (high - low) / (_TICKS - 1)
+  """Round numbers from `low` to `high`, eight at most."""
+  raw = 0.7 * (high - low) / (_TICKS - 1)
   power = 10.0 ** math.floor(math.log10(raw))
   step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
   first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

@@ -44,7 +44,9 @@ class Learned(NamedTuple):
   steps: tuple[int, int]
   accuracy: tuple[Estimate, Estimate]
   accuracy_change: Estimate
-  accuracy_p: float  # of so many pairs changing sides by chance
+  gained: int  # pairs on the right side after, and not before
+  lost: int
+  accuracy_p: float  # that chance divides those so unevenly
   margin: tuple[Estimate, Estimate]
   margin_change: Estimate
   logps_chosen: tuple[float, float]  # per token
@@ -98,6 +100,8 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], s
     steps=tuple(steps),
     accuracy=tuple(share(int(r.sum()), len(r)) for r in right),
     accuracy_change=mean(right[1].astype(float) - right[0]),
+    gained=gained,
+    lost=lost,
     accuracy_p=stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0,
     margin=tuple(map(mean, margins)),
     margin_change=mean(margins[1] - margins[0]),
@@ -112,34 +116,40 @@ def learned(evaluations: dict[int, list[dict[str, Any]]]) -> Learned:
   return compare(evaluations[first], evaluations[last], (first, last))
 
 
-def percent(e: Estimate, form: str = ".1f") -> str:
-  """ "51.0% [44.1, 57.9]"."""
+def percent(e: Estimate, form: str = ".0f") -> str:
+  """ "51% [44, 58]"."""
   return f"{100 * e.value:{form}}% [{100 * e.low:{form}}, {100 * e.high:{form}}]"
 
 
-def number(e: Estimate, form: str = "+.3f") -> str:
-  """ "+0.120 [+0.050, +0.190]"."""
+def number(e: Estimate, form: str = ".2f") -> str:
+  """ "0.12 [0.05, 0.19]"."""
   return f"{e.value:{form}} [{e.low:{form}}, {e.high:{form}}]"
 
 
 def table_of(found: Learned) -> Table:
   """What a person reads."""
   table = Table(
-    title=f"{found.pairs} held-out pairs, 95% intervals", title_justify="left", show_edge=False
+    title=f"{found.pairs} held-out pairs, in brackets 95% intervals",
+    title_justify="left",
+    show_edge=False,
+    pad_edge=False,
   )
   for name in ("", f"before (step {found.steps[0]})", f"after (step {found.steps[1]})", "change"):
     table.add_column(name)
-  table.add_row(
-    "preference accuracy",
-    *map(percent, found.accuracy),
-    f"{percent(found.accuracy_change, '+.1f')}, p = {found.accuracy_p:.2g}",
-  )
-  table.add_row("reward margin", *map(number, found.margin), number(found.margin_change))
+  change = percent(found.accuracy_change, "+.0f")
+  table.add_row("accuracy", *map(percent, found.accuracy), change)
+  change = number(found.margin_change, "+.2f")
+  table.add_row("reward margin", *map(number, found.margin), change)
   for name, (before, after) in (
-    ("log-probability of the chosen", found.logps_chosen),
-    ("log-probability of the rejected", found.logps_rejected),
+    ("log p, chosen", found.logps_chosen),
+    ("log p, rejected", found.logps_rejected),
   ):
-    table.add_row(f"{name}, per token", f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+    table.add_row(name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+  table.caption = (
+    f"{found.gained} pairs gained and {found.lost} lost: p = {found.accuracy_p:.2g} (McNemar); "
+    "log p: per token"
+  )
+  table.caption_justify = "left"
   return table
 
 

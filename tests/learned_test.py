@@ -44,6 +44,7 @@ def test_a_comparison_by_hand():
   assert (found.pairs, found.steps) == (10, (0, 50))
   assert [a.value for a in found.accuracy] == [0.3, 0.8]
   assert found.accuracy_change.value == pytest.approx(0.5)
+  assert (found.gained, found.lost) == (6, 1)
   # Of 7 that changed, 0, 1, 6 or 7 to one side: 2 * (1 + 7) / 2^7.
   assert found.accuracy_p == pytest.approx(16 / 128)
   assert found.margin_change.value == pytest.approx(1.6)
@@ -109,7 +110,7 @@ def test_a_point_lies_where_its_axis_says():
   ("low", "high", "expected"),
   [
     (0, 100, [0, 20, 40, 60, 80, 100]),
-    (0, 60, [0, 20, 40, 60]),
+    (0, 60, [0, 10, 20, 30, 40, 50, 60]),
     (-0.3, 0.5, [-0.2, 0, 0.2, 0.4]),
     (0, 1e-3, [0, 2e-4, 4e-4, 6e-4, 8e-4, 1e-3]),
   ],

@@ -13,10 +13,10 @@ from simpo_jax.demo.text import judge
 
 Samples = dict[int, list[dict[str, Any]]]  # by step, each in the order of the prompts
 _COUNTS = {  # how an answer is counted; see `judge`
-  "begins politely": lambda verdict: verdict.style == "polite",
-  "begins grumpily": lambda verdict: verdict.style == "grumpy",
-  "begins in neither way": lambda verdict: verdict.style is None,
-  "right, to the last letter": lambda verdict: verdict.right,
+  "polite": lambda verdict: verdict.style == "polite",
+  "grumpy": lambda verdict: verdict.style == "grumpy",
+  "neither": lambda verdict: verdict.style is None,
+  "right": lambda verdict: verdict.right,
 }
 
 
@@ -42,9 +42,12 @@ def samples_table(samples: Samples) -> Table:
   """The shares by step, and one question with its answers."""
   first = min(samples)
   table = Table(
-    title=f"{len(samples[first])} answers to held-out questions, 95% intervals",
+    title=f"{len(samples[first])} answers to held-out questions, in brackets 95% intervals",
     title_justify="left",
     show_edge=False,
+    pad_edge=False,
+    caption="polite, grumpy: how it begins; right: true, and nothing but an answer",
+    caption_justify="left",
   )
   table.add_column("")
   for step in samples:
@@ -53,7 +56,7 @@ def samples_table(samples: Samples) -> Table:
   for name in _COUNTS:
     table.add_row(name, *(learned.percent(c[name]) for c in found))
   table.add_section()
-  for i in range(3):
+  for i in range(0, 12, 4):  # of three animals
     question = samples[first][i]["prompt"]
     answers = [rows[i]["generated_text"] for rows in samples.values()]
     table.add_row(*map(escape, (question, *answers)))
@@ -70,7 +73,7 @@ def panels(run: pathlib.Path, evaluations, samples: Samples) -> list[Panel]:
       [
         learned.estimates(name, {step: [100 * x for x in c[name]] for step, c in shares.items()})
         for name in _COUNTS
-        if name != "begins in neither way"
+        if name != "neither"
       ],
       (0.0, 100.0),
     ),
