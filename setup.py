@@ -30,6 +30,7 @@ setup(
     "ml-collections",
     "absl-py",
     "numpy",
+    "scipy>=1.14",  # intervals and tests of simpo_jax.learned; jax needs it, too
     "transformers>=5",
     "tokenizers",
     "jinja2>=3.1.6",  # earlier ones have known ways out of the sandbox
