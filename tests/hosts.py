@@ -40,17 +40,18 @@ def flags(workdir, settings, config="configs/m11.py"):
   ]
 
 
-def run_group(folder, commands, devices=1, cwds=None, timeout=240):
+def run_group(folder, commands, devices=1, cwds=None, timeout=240, env=None):
   """Runs one process per command (arguments of python), and returns how each ended.
 
   A group that does not end in time is killed, and fails the test.
   """
+  shared = {**os.environ, **(env or {})}
   with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]
   processes, logs = [], []
   for index, command in enumerate(commands):
-    env = dict(
-      os.environ,
+    own = dict(
+      shared,
       JAX_PLATFORMS="cpu",
       XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
       JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
@@ -63,7 +64,7 @@ def run_group(folder, commands, devices=1, cwds=None, timeout=240):
       processes.append(
         subprocess.Popen(
           [sys.executable, *command],
-          env=env,
+          env=own,
           cwd=cwds[index] if cwds else folder,
           stdout=log,
           stderr=subprocess.STDOUT,
