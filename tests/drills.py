@@ -1,8 +1,7 @@
 """Runs `simpo_jax.main` with something wrong on this host: `python drills.py DRILL FLAGS...`.
 
-Each drill is a function that changes this one process before main starts, `none` is that of
-the other hosts. What a drill does to itself later is noted, with its time, in the file `event`
-of the working folder. With JAX_COMPILATION_CACHE_DIR, hosts compile what no drill before had.
+Each drill is a function that changes this one process before main starts. What a drill
+does to itself later is noted, with its time, in the file `event` of the working folder.
 """
 
 import os
@@ -30,25 +29,6 @@ def _before_launch(number, act):
     return launch(self, *args, **kwargs)
 
   Launcher.__call__ = wrapped
-
-
-def _keep_what_is_compiled():
-  """Has every host write to jax's cache: jax leaves it to the first, whose entries are not theirs.
-
-  On CPUs a host's place among the others is part of an entry's key.
-  """
-  from jax._src import compiler, distributed
-
-  write, jax_state = compiler._cache_write, distributed.global_state
-
-  def as_the_first(*args):
-    index, jax_state.process_id = jax_state.process_id, 0
-    try:
-      write(*args)
-    finally:
-      jax_state.process_id = index
-
-  compiler._cache_write = as_the_first
 
 
 def other_version():
@@ -107,7 +87,6 @@ def asleep():
 
 
 DRILLS = {
-  "none": lambda: None,
   "other_version": other_version,
   "other_mode": other_mode,
   "other_program": other_program,
@@ -118,7 +97,6 @@ DRILLS = {
 }
 
 if __name__ == "__main__":
-  _keep_what_is_compiled()
   DRILLS[sys.argv[1]]()
   sys.argv = ["simpo_jax.main", *sys.argv[2:]]
   runpy.run_module("simpo_jax.main", run_name="__main__")

@@ -15,13 +15,11 @@ SOON = 10  # seconds in which every process ends
 def _drill(folder, name, bad, processes=3, **settings):
   """A run of which host `bad` does the drill."""
   line = flags(folder / "run", {**TINY, **settings})
-  commands = [[DRILL, name if host == bad else "none", *line] for host in range(processes)]
-  # Compiling would take most of the time, and is not what is tried here.
-  cache = {
-    "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-  return run_group(folder, commands, env=cache)
+  commands = [
+    [DRILL, name, *line] if host == bad else ["-m", "simpo_jax.main", *line]
+    for host in range(processes)
+  ]
+  return run_group(folder, commands)
 
 
 def _errors(ends):
