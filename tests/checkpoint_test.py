@@ -208,7 +208,7 @@ def test_the_newest_are_kept_and_every_mth(tmp_path, keep, keep_every, kept):
 
 
 def test_saves_by_the_clock(tmp_path):
-  _, folder = go(tmp_path / "run", checkpoint__every=0, checkpoint__minutes=1e-6)
+  _, folder = go(tmp_path / "run", checkpoint__every=0, checkpoint__minutes=1e-9)
   saves = record(folder)["timings"]["checkpoint_seconds"]
   assert [save["step"] for save in saves] == [1, 2, 3, 4, 5]
 

@@ -47,23 +47,19 @@ def shards(state):
 
 def work(folder):
   distributed.start(distributed.Options())
+  from shared_programs import share_programs
   from simpo_jax import run as loop
   from simpo_jax.launch import Launcher
 
-  compiled, compile_program, launch = {}, loop.compile_program, Launcher.__call__
-  stop_at = None
-
-  def compile_once(cfg, lowered):
-    if not compiled:
-      compiled[lowered.fingerprint] = compile_program(cfg, lowered)
-    return compiled[lowered.fingerprint]
+  share_programs()
+  launch, stop_at = Launcher.__call__, None
 
   def wrapped(self, *args, **kwargs):
     if len(self.log) == stop_at and jax.process_index() == 1:
       os.kill(os.getpid(), signal.SIGTERM)
     return launch(self, *args, **kwargs)
 
-  loop.compile_program, Launcher.__call__ = compile_once, wrapped
+  Launcher.__call__ = wrapped
   process = jax.process_index()
   state, _ = loop.run(config(SETTINGS), str(folder / "undisturbed"))
   expected = shards(state)

@@ -2,6 +2,7 @@
 the mesh is the same, and nothing but the one program launched."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -174,7 +175,7 @@ def test_the_command_line_on_many_hosts(tmp_path):
   import subprocess
   import sys
 
-  from hosts import TINY, flags
+  from hosts import QUICK, TINY, flags
 
   done = subprocess.run(
     [sys.executable, str(ROOT / "launch" / "local.py"), "--processes=2", "--devices=2", "--"]
@@ -183,6 +184,7 @@ def test_the_command_line_on_many_hosts(tmp_path):
     text=True,
     timeout=240,
     cwd=ROOT,
+    env={**os.environ, "XLA_FLAGS": QUICK},
   )
   assert done.returncode == 0, done.stderr[-3000:]
   record = _record(tmp_path, "run")

@@ -42,17 +42,10 @@ def _shards(state):
 def work(folder, runs):
   """Does the runs, one after the other."""
   distributed.start(distributed.Options())
+  from shared_programs import share_programs
   from simpo_jax import run as loop
 
-  # Runs of the same program share its executable, which takes most of a test's time.
-  compiled, compile_program = {}, loop.compile_program
-
-  def compile_once(cfg, lowered):
-    if lowered.fingerprint not in compiled:
-      compiled[lowered.fingerprint] = compile_program(cfg, lowered)
-    return compiled[lowered.fingerprint]
-
-  loop.compile_program = compile_once
+  share_programs()
   for name, settings in runs.items():
     state, _ = loop.run(config(settings), str(folder / name))
     np.savez(folder / name / f"state_{jax.process_index()}.npz", **_shards(state))

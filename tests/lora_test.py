@@ -15,7 +15,7 @@ import torch
 
 import hosts_work
 from hf_models import VOCAB, hf_logits, hf_model, load, our_logits
-from hosts import run_group
+from hosts import QUICK, run_group
 from simpo_jax import adapter, program, resolve, sharding, weights
 from simpo_jax import lora as adapters
 from simpo_jax.config import default_config
@@ -296,7 +296,7 @@ def test_a_mesh_computes_what_one_device_does():
   """In a process of its own: the device count is fixed when jax starts."""
   env = dict(
     os.environ,
-    XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    XLA_FLAGS=f"--xla_force_host_platform_device_count=8 {QUICK}",
     JAX_PLATFORMS="cpu",
     PYTHONPATH=os.pathsep.join(sys.path),
   )

@@ -14,6 +14,8 @@ import tempfile
 
 import pytest
 
+from hosts import QUICK
+
 STEPS = 7
 SMALL = {
   "generate.max_new_tokens": 16,
@@ -30,7 +32,7 @@ def _results(devices):
     env = dict(
       os.environ,
       JAX_PLATFORMS="cpu",
-      XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+      XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} {QUICK}",
       PYTHONPATH=os.pathsep.join(sys.path),
     )
     done = subprocess.run(

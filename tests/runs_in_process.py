@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from hosts import TINY
+from shared_programs import share_programs
 from simpo_jax import run as loop
 from simpo_jax.config import default_config
 from simpo_jax.launch import Launcher
@@ -20,9 +21,6 @@ SETTINGS = {
   "checkpoint.every": 2,
 }
 LAUNCHES = [*["train"] * 2, "generate", "evaluate"] * 2 + ["train"]
-
-
-_compiled = {}  # by their texts' fingerprint
 
 
 class Lost(BaseException):
@@ -48,17 +46,10 @@ def terminate():
 
 @pytest.fixture(autouse=True, scope="module")
 def one_executable():
-  """Runs of the same program share what takes most of a run's time."""
-  compiled, compile_program = _compiled, loop.compile_program
-
-  def compile_once(cfg, lowered):
-    if lowered.fingerprint not in compiled:
-      compiled[lowered.fingerprint] = compile_program(cfg, lowered)
-    return compiled[lowered.fingerprint]
-
-  loop.compile_program = compile_once
+  """Runs of the same program share it."""
+  undo = share_programs()
   yield
-  loop.compile_program = compile_program
+  undo()
 
 
 @pytest.fixture
