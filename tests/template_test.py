@@ -1,6 +1,7 @@
 """A chat template is a program that came with a model: it gets time, memory, and nothing else."""
 
 import re
+import signal
 
 import pytest
 
@@ -49,6 +50,19 @@ def test_what_goes_on_for_ever_is_ended_and_the_next_is_served(text, limit):
   with pytest.raises(UserError, match=rf"template of here went beyond its limits \({limit}\)"):
     rendered(text)
   assert rendered("{{ messages[0].content }}{{ eos_token }}") == "a</s>"
+
+
+def test_the_limit_of_time_holds_where_its_signal_is_ignored(impatient):
+  """As libtpu and profilers leave it, and every child inherits it."""
+  rendered("")
+  template._end(template._worker)
+  template._worker = None
+  before = signal.signal(signal.SIGPROF, signal.SIG_IGN)
+  try:
+    with pytest.raises(UserError, match="limits .time"):
+      rendered(NESTED)
+  finally:
+    signal.signal(signal.SIGPROF, before)
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ def main() -> None:
   """Answers until stdin ends, or until a limit ends the process."""
   for number in (signal.SIGINT, signal.SIGTERM):  # these are for the run, which may go on
     signal.signal(number, signal.SIG_IGN)
+  signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a library may ignore it, and children inherit
   with contextlib.suppress(ValueError, OSError):  # macOS knows no such limit
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
