@@ -159,9 +159,11 @@ def read_about(folder: storage.Path) -> dict[str, Any]:
 def _is_about(about: dict[str, Any]) -> bool:
   """Whether what is read of it has its types; anybody can seal anything."""
   numbers = [about["metrics_bytes"], *Position(**about["position"])]
-  numbers += [size for size, _ in about["files"].values()]
+  files = about["files"].values()
+  numbers += [size for size, _ in files]
   return (
-    all(type(n) is int and n >= 0 for n in numbers)
+    all(type(digest) is str for _, digest in files)
+    and all(type(n) is int and n >= 0 for n in numbers)
     and all(type(about[name]) is dict for name in ("arrays", "identity"))
     and all(type(about[name]) is list for name in ("launches", "bad_steps"))
   )

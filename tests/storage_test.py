@@ -82,7 +82,7 @@ def goes_on(folder, data, undisturbed, tmp_path, step):
   copy = download(folder, tmp_path / "copy")
   assert outcome(copy) == undisturbed
   assert [r["step"] for r in record(copy)["resumes"]] == [step]
-  assert (record(copy)["compiles"], record(copy)["status"]) == (1, "done")
+  assert (record(copy)["executables"], record(copy)["status"]) == (1, "done")
 
 
 def test_a_lost_run_goes_on(lost, data, undisturbed, tmp_path):

@@ -137,7 +137,7 @@ def test_all_rows_and_no_problem(shown):
   rows = len(lines(shown))
   state = {"rows": rows, "dropped": 0, "problem": None}
   assert record(shown)["tracking"] == dict.fromkeys(("tensorboard", "wandb", "mlflow"), state)
-  assert record(shown)["compiles"] == 1
+  assert record(shown)["executables"] == 1
 
 
 def test_tensorboard_has_the_numbers_of_metrics_jsonl(shown):
