@@ -130,24 +130,6 @@ def short(tmp_path_factory):
   return folder, out.getvalue()
 
 
-def test_held_out_accuracy_rises_from_a_half_to_nearly_all(short):
-  found = learned.learned(learned.read_evaluations(short[0] / "prefer"))
-  before, after = found.accuracy
-  assert found.pairs == 180 and found.steps == (0, 30)
-  assert before.low < 0.5 < before.high
-  assert after.value > 0.9
-  assert found.accuracy_p < 1e-6 and found.margin_change.low > 0
-
-
-def test_the_answers_change_accordingly(short):
-  samples = read_samples(short[0] / "prefer")
-  before, after = (counts(samples[step]) for step in (0, 30))
-  assert before["polite"].high < 0.65 and before["grumpy"].value > 0.25
-  assert after["polite"].low > before["polite"].high
-  assert after["grumpy"].high < before["grumpy"].low
-  assert [row["prompt"] for row in samples[0]] == [row["prompt"] for row in samples[30]]
-
-
 def test_what_is_shown_is_what_was_measured(short):
   folder, out = short
   found = learned.learned(learned.read_evaluations(folder / "prefer"))

@@ -170,6 +170,7 @@ def test_the_timeline_is_read_by_keyboard(visit, report):
 def test_numbers_as_a_table(visit, report):
   page = visit(report)
   page.click("#curves summary")
+  page.locator("#curves table").first.wait_for()  # they are made when they are first opened
   assert page.locator("#curves table").count() == 3
   assert page.locator("#curves table").first.locator("tbody tr").count() == 30
 

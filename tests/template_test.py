@@ -1,7 +1,8 @@
 """A chat template is a program that came with a model: it gets time, memory, and nothing else."""
 
 import re
-import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -52,17 +53,16 @@ def test_what_goes_on_for_ever_is_ended_and_the_next_is_served(text, limit):
   assert rendered("{{ messages[0].content }}{{ eos_token }}") == "a</s>"
 
 
-def test_the_limit_of_time_holds_where_its_signal_is_ignored(impatient):
-  """As libtpu and profilers leave it, and every child inherits it."""
-  rendered("")
-  template._end(template._worker)
-  template._worker = None
-  before = signal.signal(signal.SIGPROF, signal.SIG_IGN)
-  try:
-    with pytest.raises(UserError, match="limits .time"):
-      rendered(NESTED)
-  finally:
-    signal.signal(signal.SIGPROF, before)
+def test_the_limit_of_time_holds_where_its_signal_is_ignored():
+  """As libtpu leaves it, and every child inherits it."""
+  code = (
+    "import pathlib, signal, sys; signal.signal(signal.SIGPROF, signal.SIG_IGN); "
+    "from simpo_jax.data import template; template._WORKER = pathlib.Path(sys.argv[1]); "
+    "template.render(sys.argv[2], {}, 'here', '2026-11-24')"
+  )
+  line = [sys.executable, "-c", code, str(template._WORKER), NESTED]
+  done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+  assert "went beyond its limits (time)" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ that never make the run wait, each with a thread of its own; what goes wrong the
 once, and the run goes on without that tracker. Nothing here touches a device.
 """
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -207,6 +208,7 @@ class _Track:
     if self.problem is not None:
       return
     self.problem = problem
-    self._say(f"{self.name} is off: {problem}; the run goes on, metrics.jsonl has every row")
+    with contextlib.suppress(OSError):  # the terminal may be a file on the same full disk
+      self._say(f"{self.name} is off: {problem}; the run goes on, metrics.jsonl has every row")
     if self._writer is not None:
       self._writer.abandon()
