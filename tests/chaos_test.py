@@ -1,4 +1,4 @@
-"""The short version of chaos.py: three kills of one process, the first while it prepares its data."""
+"""The short version of chaos.py: three kills, the first while the data is prepared."""
 
 from chaos import chaos
 from outcome import record
