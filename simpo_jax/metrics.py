@@ -8,6 +8,17 @@ from simpo_jax.loss import SimPOConfig
 from simpo_jax.train import Metrics, PairStats
 
 
+def pair_values(stats: PairStats, simpo: SimPOConfig) -> dict[str, np.ndarray]:
+  """What histograms show of the pairs present, `[pairs]`; the margins leave gamma out."""
+  p = np.asarray(stats.present)
+  chosen, rejected = (np.asarray(x, np.float64)[p] for x in (stats.chosen, stats.rejected))
+  return {
+    "pairs/margins": simpo.beta * (chosen - rejected),
+    "pairs/chosen_tokens": np.asarray(stats.chosen_tokens)[p],
+    "pairs/rejected_tokens": np.asarray(stats.rejected_tokens)[p],
+  }
+
+
 def pair_metrics(stats: PairStats, simpo: SimPOConfig) -> dict[str, float]:
   """Means over the pairs present.
 
@@ -16,7 +27,8 @@ def pair_metrics(stats: PairStats, simpo: SimPOConfig) -> dict[str, float]:
   """
   p = np.asarray(stats.present)
   chosen, rejected = (np.asarray(x, np.float64)[p] for x in (stats.chosen, stats.rejected))
-  margin = simpo.beta * (chosen - rejected)
+  values = pair_values(stats, simpo)
+  margin = values["pairs/margins"]
   return {
     "rewards/chosen": float(np.mean(simpo.beta * chosen)),
     "rewards/rejected": float(np.mean(simpo.beta * rejected)),
@@ -25,19 +37,8 @@ def pair_metrics(stats: PairStats, simpo: SimPOConfig) -> dict[str, float]:
     "rewards/accuracies_gamma": float(np.mean(margin > simpo.beta * simpo.gamma_beta_ratio)),
     "logps/chosen": float(np.mean(chosen)),
     "logps/rejected": float(np.mean(rejected)),
-    "length/chosen": float(np.mean(np.asarray(stats.chosen_tokens)[p])),
-    "length/rejected": float(np.mean(np.asarray(stats.rejected_tokens)[p])),
-  }
-
-
-def pair_values(stats: PairStats, simpo: SimPOConfig) -> dict[str, np.ndarray]:
-  """What histograms show of the pairs present, `[pairs]`."""
-  p = np.asarray(stats.present)
-  chosen, rejected = (np.asarray(x, np.float64)[p] for x in (stats.chosen, stats.rejected))
-  return {
-    "pairs/margins": simpo.beta * (chosen - rejected),
-    "pairs/chosen_tokens": np.asarray(stats.chosen_tokens)[p],
-    "pairs/rejected_tokens": np.asarray(stats.rejected_tokens)[p],
+    "length/chosen": float(np.mean(values["pairs/chosen_tokens"])),
+    "length/rejected": float(np.mean(values["pairs/rejected_tokens"])),
   }
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from simpo_jax.config import default_config
 from simpo_jax.errors import UserError
 from simpo_jax.loss import SimPOConfig
 from simpo_jax.metrics import pair_values
-from simpo_jax.tracking import service, tracking
+from simpo_jax.tracking import event_files, service, tracking
 from simpo_jax.tracking.entries import of_generation
 from simpo_jax.tracking.event_files import EventFiles, _events, code_block
 from simpo_jax.tracking.tracking import Tracking
@@ -328,6 +329,13 @@ def test_event_files_follow_metrics_jsonl(tmp_path, damage, kept):
     assert sizes == [p.stat().st_size for p in sorted((folder / "tensorboard").iterdir())]
 
 
+def test_a_clock_that_is_set_back_changes_no_order(tmp_path, monkeypatch):
+  play(tmp_path / "run", ROWS[:4])
+  monkeypatch.setattr(event_files, "time", types.SimpleNamespace(time=lambda: 1e9))
+  play(tmp_path / "run", ROWS[4:])
+  assert shows_all(tmp_path / "run")
+
+
 def test_a_tensorboard_that_watches_drops_what_was_cut_off(tmp_path):
   folder = tmp_path / "run"
   play(folder, ROWS)
@@ -425,7 +433,7 @@ def test_a_tracker_that_raises_is_told_once_and_off(tmp_path, monkeypatch, metho
   said = []
   state = play(tmp_path / "run", ROWS, said)["tensorboard"]
   reason = " ".join(str(error).split())
-  assert said == [f"tensorboard is off: {reason}; the run goes on, metrics.jsonl has every row"]
+  assert said == [f"tensorboard is off: {reason}; metrics.jsonl has every row"]
   assert state == {"rows": 8 if method == "close" else 0, "dropped": 0, "problem": reason}
   assert len(lines(tmp_path / "run")) == len(ROWS)
 
@@ -478,6 +486,19 @@ def test_the_queue_is_bounded_and_never_waits(tmp_path, monkeypatch):
   steps = [e.step for e in tracked.tensorboard(folder).Scalars("train/loss")]
   assert steps == list(range(1, 12))
   assert len(said) == 1 and "slower than the run" in said[0]
+
+
+def test_the_end_waits_for_a_tracker_once(tmp_path, monkeypatch):
+  freed = threading.Event()
+  monkeypatch.setattr(EventFiles, "write", lambda *_: freed.wait(30))
+  said = []
+  with Tracking(config(tracking__flush_seconds=0.1), tmp_path, said.append) as track:
+    track(row(1))
+    track.end("done")
+    track._seconds = 60.0
+  assert track._tracks[0]._thread.is_alive(), "waited until it was done"
+  freed.set()
+  assert len(said) == 1
 
 
 ENDLESS = "import sys, time\nsys.stdin.readline()\ntime.sleep(1000)"

@@ -24,6 +24,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 from simpo_jax.config import flatten
 from simpo_jax.tracking.entries import Entry, group, rows_of, tag
 
+_NAME = "events.out.tfevents.{}.{}"  # seconds since 1970, host
 _BINS = 30
 _WIDTH = 100  # characters of a line of text
 _CONFIG = "config"  # the tag of the config, written once, as are hyperparameters
@@ -50,8 +51,10 @@ class EventFiles:
     self._folder.mkdir(exist_ok=True)  # not its parents: a workdir that is gone stays so
     rows = {(group(row), row["step"]): number for number, row in rows_of(self._workdir, self._size)}
     last, step = _cut(self._folder, rows)
-    before = len(list(self._folder.glob("*tfevents*")))
-    name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{before:04d}"
+    # Readers go by the names, whatever the clock of this start says.
+    before = [int(path.name.split(".")[3]) for path in self._folder.glob(_NAME.format("*", "*"))]
+    moment = max([int(time.time()), *(number + 1 for number in before)])
+    name = _NAME.format(f"{moment:010d}", socket.gethostname())
     self._file = RecordWriter(open(self._folder / name, "xb"))
     self._write(file_version="brain.Event:2")
     if before:
@@ -177,7 +180,7 @@ def _cut(folder: pathlib.Path, rows: dict[tuple[str, int], int]) -> tuple[int, i
     Number and step of the last row that is left; 0 and 0 if none is.
   """
   last = (0, 0)
-  for path in sorted(folder.glob("*tfevents*")):
+  for path in sorted(folder.glob(_NAME.format("*", "*"))):
     kept = 0
     for end, event in _events(path):
       name = event.summary.value[0].tag if event.summary.value else _CONFIG

@@ -99,7 +99,7 @@ class Tracking:
     self.end("failed")
 
   def end(self, status: str) -> None:
-    """Gives the trackers a little time to finish; only the first call counts."""
+    """Gives the trackers a little time to finish; nothing happens if that has been."""
     deadline = time.monotonic() + self._seconds
     for track in self._tracks:
       track.close(status)
@@ -182,8 +182,9 @@ class _Track:
       self._queue.put_nowait(status)
 
   def join(self, deadline: float) -> None:
-    """Waits until then, and no longer."""
-    self._thread.join(max(0.0, deadline - time.monotonic()))
+    """Waits until then, and no longer; for a tracker that is off, not at all."""
+    if self.problem is None:
+      self._thread.join(max(0.0, deadline - time.monotonic()))
     if self._thread.is_alive():
       self._fail("not done in the time that it had at the end (--config.tracking.flush_seconds)")
 
@@ -209,6 +210,6 @@ class _Track:
       return
     self.problem = problem
     with contextlib.suppress(OSError):  # the terminal may be a file on the same full disk
-      self._say(f"{self.name} is off: {problem}; the run goes on, metrics.jsonl has every row")
+      self._say(f"{self.name} is off: {problem}; metrics.jsonl has every row")
     if self._writer is not None:
       self._writer.abandon()
