@@ -37,7 +37,7 @@ def fit(c):
   _tiny(c)
   c.simpo.beta = 1e-6
   c.simpo.sft_weight = 1.0
-  c.train.steps = 600
+  c.train.steps = 800
   c.train.batch_size = 32
   c.train.learning_rate = 5e-3
   c.train.b2 = 0.95
@@ -50,13 +50,14 @@ def prefer(c):
   c.simpo.beta = 20.0  # a byte's share of an answer's log-probability is small
   c.simpo.gamma_beta_ratio = 0.05
   c.simpo.sft_weight = 20.0
-  c.train.steps = 60
+  c.train.steps = 80
   c.train.batch_size = 16
-  c.train.learning_rate = 3e-4
+  c.train.learning_rate = 5e-4
   c.evaluate.at_start = True
-  c.evaluate.every = 5
+  c.evaluate.every = 10
   c.generate.at_start = True
-  c.generate.at_steps = (30, 60)
+  c.generate.at_steps = (40, 80)
+  c.generate.num_samples = 4
 
 
 def _tiny(c):

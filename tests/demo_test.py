@@ -17,9 +17,11 @@ from simpo_jax.demo.text import (
   PHRASES,
   STYLES,
   Verdict,
-  answer,
+  draw,
   judge,
+  make_held_out,
   make_pairs,
+  say,
   split_texts,
 )
 from simpo_jax.errors import UserError
@@ -51,28 +53,33 @@ def test_the_styles_differ_in_their_words_alone():
 @pytest.mark.parametrize("seed", (0, 1))
 def test_nothing_held_out_occurs_in_training(seed):
   training, held_out = split_texts(seed)
-  seen = texts(make_pairs(training, 3600, seed))
-  new = texts(make_pairs(held_out, 180, seed, command.PREFERRED))
-  assert len(new[0]) == 180, "every held-out question is asked once"
+  seen = texts(make_pairs(training, 3240, seed))
+  new = texts(make_held_out(held_out, seed))
+  assert (len(seen[0]), len(new[0])) == (540, 180), "every question is asked"
   for a, b in zip(seen, new, strict=True):
     assert a and b and not a & b
-  assert make_pairs(held_out, 9, seed) == make_pairs(held_out, 9, seed)
-  assert make_pairs(held_out, 9, seed) != make_pairs(held_out, 9, seed + 1)
+  assert make_held_out(held_out, seed) == make_held_out(held_out, seed)
+  assert make_pairs(training, 9, seed) != make_pairs(training, 9, seed + 1)
+
+
+def test_who_prefers_no_style_is_right_about_half_of_what_is_held_out():
+  rows = make_held_out(split_texts(0)[1], 0)
+  lengths = [[len(row[side][0]["content"]) for side in ("chosen", "rejected")] for row in rows]
+  assert sum(a > b for a, b in lengths) == sum(a < b for a, b in lengths) > 60
+  for row in rows:
+    for side, style in (("chosen", "polite"), ("rejected", "grumpy")):
+      assert judge(row["prompt"][0]["content"], row[side][0]["content"]) == (style, True)
 
 
 def test_styles_are_equally_likely_where_none_is_preferred():
-  rows = make_pairs(split_texts(0)[0], 3600, 0)
-  styles = [
-    judge(row["prompt"][0]["content"], row[side][0]["content"])
-    for row in rows
-    for side in ("chosen", "rejected")
-  ]
-  assert all(verdict.right for verdict in styles)
-  # Four standard deviations of 7,200 tosses of a coin.
-  assert abs(np.mean([v.style == "polite" for v in styles]) - 0.5) < 4 * 0.5 / np.sqrt(7200)
-  for row in make_pairs(split_texts(0)[0], 60, 0, command.PREFERRED):
-    for side, style in (("chosen", "polite"), ("rejected", "grumpy")):
-      assert judge(row["prompt"][0]["content"], row[side][0]["content"]) == (style, True)
+  liked = {}
+  for row in make_pairs(split_texts(0)[0], 3240, 0):
+    question = row["prompt"][0]["content"]
+    chosen, rejected = (judge(question, row[side][0]["content"]) for side in ("chosen", "rejected"))
+    assert chosen.right and rejected.right and chosen.style != rejected.style
+    liked.setdefault(question, []).append(chosen.style)
+  assert len(liked) == 540
+  assert all(sorted(styles) == ["grumpy"] * 3 + ["polite"] * 3 for styles in liked.values())
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,7 @@ def test_whatever_the_language_says_is_right():
   rng = np.random.default_rng(0)
   for fact in FACTS:
     for style in STYLES:
-      text = answer(fact.sentences(), style, rng)
+      text = say(draw(fact.sentences(), rng), style)
       assert judge(fact.questions()[0], text) == (style, True)
     assert sum(fact.sentences().values()) == pytest.approx(1.0)
 
@@ -106,8 +113,8 @@ def test_whatever_the_language_says_is_right():
 # --- the runs ---------------------------------------------------------------------------
 
 SHORT = {
-  "fit": {"train.steps": 160, "train.batch_size": 16},
-  "prefer": {"train.steps": 30, "generate.at_steps": (30,), "evaluate.every": 15},
+  "fit": {"train.steps": 320, "train.batch_size": 16},
+  "prefer": {"train.steps": 40, "generate.at_steps": (40,), "evaluate.every": 40},
 }
 
 
@@ -130,19 +137,37 @@ def short(tmp_path_factory):
   return folder, out.getvalue()
 
 
+def test_held_out_accuracy_rises_from_a_half_to_nearly_all(short):
+  found = learned.learned(learned.read_evaluations(short[0] / "prefer"))
+  before, after = found.accuracy
+  assert found.pairs == 360 and found.steps == (0, 40)
+  assert before.low < 0.5 < before.high
+  assert after.value > 0.9
+  assert found.accuracy_p < 1e-6 and found.margin_change.low > 0
+
+
+def test_the_answers_change_accordingly(short):
+  samples = read_samples(short[0] / "prefer")
+  before, after = (counts(samples[step]) for step in (0, 40))
+  assert before["polite"].high < 0.65 and before["grumpy"].value > 0.25
+  assert after["polite"].low > before["polite"].high
+  assert after["grumpy"].high < before["grumpy"].low
+  assert [row["prompt"] for row in samples[0]] == [row["prompt"] for row in samples[40]]
+
+
 def test_what_is_shown_is_what_was_measured(short):
   folder, out = short
   found = learned.learned(learned.read_evaluations(folder / "prefer"))
   assert learned.percent(found.accuracy[0]) in out and learned.percent(found.accuracy[1]) in out
-  assert learned.percent(counts(read_samples(folder / "prefer")[30])["polite"]) in out
+  assert learned.percent(counts(read_samples(folder / "prefer")[40])["polite"]) in out
   assert ET.parse(folder / "curve.svg").getroot().tag.endswith("svg")
 
 
 def test_both_runs_are_ordinary_ones(short):
   folder, _ = short
   for stage, launches in (
-    ("fit", ["train"] * 160 + ["evaluate"] * 12),
-    ("prefer", ["generate", *["evaluate"] * 12]),
+    ("fit", ["train"] * 320 + ["evaluate"] * 23),
+    ("prefer", ["generate", *["evaluate"] * 23]),
   ):
     record = json.loads((folder / stage / "run.json").read_text())
     assert record["status"] == "done" and record["executables"] == 1

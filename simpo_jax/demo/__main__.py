@@ -29,15 +29,14 @@ from simpo_jax import learned
 from simpo_jax.cli import answering, parse_flags
 from simpo_jax.curve import draw
 from simpo_jax.demo.measure import panels, read_samples, samples_table
-from simpo_jax.demo.text import make_pairs, split_texts
+from simpo_jax.demo.text import STYLES, make_held_out, make_pairs, split_texts
 from simpo_jax.errors import UserError
 from simpo_jax.workdir import fresh_name
 
 OWN_FLAGS = ("workdir", "seed", "svg", "debug")
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "demo.py"
 STAGES = ("fit", "prefer")
-PREFERRED = ("polite", "grumpy")
-_PAIRS = {"fit": 3600, "prefer": 900, "held_out": 180}  # held out: every question once
+_PAIRS = {"fit": 3240, "prefer": 900}  # of the one, every question 6 times
 _SHOWN = 8  # training steps shown of each run
 
 
@@ -46,10 +45,10 @@ def write_data(folder: pathlib.Path, seed: int) -> None:
   training, held_out = split_texts(seed)
   rows = {
     "fit": make_pairs(training, _PAIRS["fit"], seed),
-    "prefer": make_pairs(training, _PAIRS["prefer"], seed, PREFERRED),
-    "held_out": make_pairs(held_out, _PAIRS["held_out"], seed, PREFERRED),
+    "prefer": make_pairs(training, _PAIRS["prefer"], seed, STYLES),
+    "held_out": make_held_out(held_out, seed),
+    "prompts": [{"prompt": q} for questions in held_out.questions.values() for q in questions],
   }
-  rows["prompts"] = [{"prompt": row["prompt"]} for row in rows["held_out"]]
   folder.mkdir(parents=True)
   for name, of_file in rows.items():
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_file))

@@ -11,7 +11,8 @@ from simpo_jax import learned
 from simpo_jax.curve import Panel
 from simpo_jax.demo.text import judge
 
-Samples = dict[int, list[dict[str, Any]]]  # by step, each in the order of the prompts
+Samples = dict[int, list[dict[str, Any]]]  # by step, each in the order of prompts and samples
+_APART = 24  # prompts from one that is shown to the next: of another animal and kind
 _COUNTS = {  # how an answer is counted; see `judge`
   "polite": lambda verdict: verdict.style == "polite",
   "grumpy": lambda verdict: verdict.style == "grumpy",
@@ -56,7 +57,8 @@ def samples_table(samples: Samples) -> Table:
   for name in _COUNTS:
     table.add_row(name, *(learned.percent(c[name]) for c in found))
   table.add_section()
-  for i in range(0, 12, 4):  # of three animals
+  per_prompt = 1 + max(row["sample_index"] for row in samples[first])
+  for i in range(0, 3 * _APART * per_prompt, _APART * per_prompt):
     question = samples[first][i]["prompt"]
     answers = [rows[i]["generated_text"] for rows in samples.values()]
     table.add_row(*map(escape, (question, *answers)))

@@ -92,7 +92,8 @@ def make_pairs(
 
   Args:
     texts: what they are made of; all facts are asked about equally often, in all their ways.
-    styles: of the chosen and the rejected answer; None draws each by itself.
+    styles: of the chosen and the rejected answer; None: one of each, and each question's
+      order alternates, so that neither style is preferred.
   """
   rng = np.random.default_rng([seed, 1])
   rows = []
@@ -100,27 +101,55 @@ def make_pairs(
     around, of_fact = divmod(i, len(FACTS))
     fact = FACTS[of_fact]
     questions = texts.questions[fact]
-    drawn = styles or [STYLES[k] for k in rng.integers(len(STYLES), size=2)]
-    chosen = rejected = ""
-    while chosen == rejected:
-      chosen, rejected = (answer(texts.sentences[fact], style, rng) for style in drawn)
-    rows.append(
-      {
-        "prompt": [{"role": "user", "content": questions[around % len(questions)]}],
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-      }
-    )
+    order = styles or (STYLES if around // len(questions) % 2 else STYLES[::-1])
+    answers = (say(draw(texts.sentences[fact], rng), style) for style in order)
+    rows.append(_row(questions[around % len(questions)], *answers))
   return rows
 
 
-def answer(sentences: dict[str, float], style: str, rng: np.random.Generator) -> str:
-  """One of the sentences, by their chances, in a style."""
-  starts, end = PHRASES[style]
-  start = starts[rng.choice(len(starts), p=_CHANCES)]
+def make_held_out(texts: Texts, seed: int) -> list[dict[str, Any]]:
+  """Two rows for each question, polite before grumpy.
+
+  What else differs between the two answers is the other way round in the second row: who
+  knows the language and prefers no style has exactly half of the pairs right.
+  """
+  rng = np.random.default_rng([seed, 2])
+  rows = []
+  for fact, questions in texts.questions.items():
+    for question in questions:
+      one, other = (draw(texts.sentences[fact], rng) for _ in STYLES)
+      for a, b in ((one, other), (other, one)):
+        rows.append(_row(question, say(a, STYLES[0]), say(b, STYLES[1])))
+  return rows
+
+
+class Content(NamedTuple):
+  """An answer but for its style: which of the ways it begins, its sentence, whether it ends."""
+
+  start: int
+  sentence: str
+  ends: bool
+
+
+def draw(sentences: dict[str, float], rng: np.random.Generator) -> Content:
+  """One by the language's chances."""
   chances = np.array(list(sentences.values()))
   sentence = list(sentences)[rng.choice(len(sentences), p=chances / chances.sum())]
-  return start + sentence + (end if rng.random() < _ENDS else "")
+  return Content(int(rng.choice(len(_CHANCES), p=_CHANCES)), sentence, rng.random() < _ENDS)
+
+
+def say(content: Content, style: str) -> str:
+  """The answer in a style."""
+  starts, end = PHRASES[style]
+  return starts[content.start] + content.sentence + (end if content.ends else "")
+
+
+def _row(question: str, chosen: str, rejected: str) -> dict[str, Any]:
+  return {
+    "prompt": [{"role": "user", "content": question}],
+    "chosen": [{"role": "assistant", "content": chosen}],
+    "rejected": [{"role": "assistant", "content": rejected}],
+  }
 
 
 class Verdict(NamedTuple):
