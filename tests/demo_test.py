@@ -114,7 +114,7 @@ def test_whatever_the_language_says_is_right():
 
 SHORT = {
   "fit": {"train.steps": 320, "train.batch_size": 16},
-  "prefer": {"train.steps": 40, "generate.at_steps": (40,), "evaluate.every": 40},
+  "prefer": {"train.steps": 60, "generate.at_steps": (60,), "evaluate.every": 60},
 }
 
 
@@ -140,7 +140,7 @@ def short(tmp_path_factory):
 def test_held_out_accuracy_rises_from_a_half_to_nearly_all(short):
   found = learned.learned(learned.read_evaluations(short[0] / "prefer"))
   before, after = found.accuracy
-  assert found.pairs == 360 and found.steps == (0, 40)
+  assert found.pairs == 360 and found.steps == (0, 60)
   assert before.low < 0.5 < before.high
   assert after.value > 0.9
   assert found.accuracy_p < 1e-6 and found.margin_change.low > 0
@@ -148,18 +148,18 @@ def test_held_out_accuracy_rises_from_a_half_to_nearly_all(short):
 
 def test_the_answers_change_accordingly(short):
   samples = read_samples(short[0] / "prefer")
-  before, after = (counts(samples[step]) for step in (0, 40))
+  before, after = (counts(samples[step]) for step in (0, 60))
   assert before["polite"].high < 0.65 and before["grumpy"].value > 0.25
   assert after["polite"].low > before["polite"].high
   assert after["grumpy"].high < before["grumpy"].low
-  assert [row["prompt"] for row in samples[0]] == [row["prompt"] for row in samples[40]]
+  assert [row["prompt"] for row in samples[0]] == [row["prompt"] for row in samples[60]]
 
 
 def test_what_is_shown_is_what_was_measured(short):
   folder, out = short
   found = learned.learned(learned.read_evaluations(folder / "prefer"))
   assert learned.percent(found.accuracy[0]) in out and learned.percent(found.accuracy[1]) in out
-  assert learned.percent(counts(read_samples(folder / "prefer")[40])["polite"]) in out
+  assert learned.percent(counts(read_samples(folder / "prefer")[60])["polite"]) in out
   assert ET.parse(folder / "curve.svg").getroot().tag.endswith("svg")
 
 
