@@ -27,8 +27,8 @@ measured a model trained by this project yet.
   llama3_8b_instruct       44.7 (26.0)   40.5 (25.3)   33.8 (22.3)   59.9k
   llama3_8b_instruct_v02   53.7 (26.0)   47.5 (25.3)   36.5 (22.3)   59.9k
   gemma2_9b                72.4 (51.1)   65.9 (38.1)   59.1 (40.8)   59.6k
-  qwen2_5_7b               none: nobody has published SimPO's settings for it. The loss is that of
-                           gemma2_9b with a smaller learning rate, and a beginning, not a result
+  qwen2_5_7b               none: SimPO's authors published no settings for it. The loss is that of
+                           gemma2_9b with a smaller learning rate: a beginning, not a result
   smollm2                  none, as above: SmolLM2-135M-Instruct, small enough for one accelerator
 
 What they share: 128 pairs a step for one epoch, AdamW without weight decay, the gradient's norm
@@ -37,8 +37,8 @@ habits of princeton's code: the assistant's header counts as response, and its r
 What differs from that code: the order of the pairs, and that a response has one end token, where
 the code puts the tokenizer's EOS behind a template's own.
 
-Hardware: the authors trained on 4 H100. docs/plans.md says what gemma2_9b and qwen2_5_7b
-take on TPUs; any slice will do that `python -m simpo_jax.plan` finds large enough.
+Hardware: the authors trained on 4 H100. docs/plans.md says what gemma2_9b and qwen2_5_7b take on
+TPUs; any slice will do that `python -m simpo_jax.plan` finds large enough.
 """
 
 from simpo_jax.config import default_config, did_you_mean
