@@ -2,10 +2,12 @@
 
 import json
 
+import jax
+
 from simpo_jax import run as loop
 from simpo_jax.config import flatten
 
-_lowered = {}  # by config
+_lowered = {}  # by config and precision of products
 _compiled = {}  # by their texts' fingerprint
 
 
@@ -21,7 +23,7 @@ def share_programs():
   def run_noted(config, workdir=None):
     nonlocal config_now
     fields = {k: v for k, v in flatten(config).items() if not k.startswith("checkpoint.")}
-    config_now = json.dumps(fields, sort_keys=True)
+    config_now = json.dumps([fields, jax.config.jax_default_matmul_precision], sort_keys=True)
     return run(config, workdir)
 
   def lower_once(program):
