@@ -10,6 +10,7 @@ checkpoint has it or is none. Nothing here launches a device program or compiles
 to the host shard by shard, and processes meet at the barriers of jax's coordination service.
 """
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -60,7 +61,10 @@ class Checkpoints:
     self._folder, self._keep, self._keep_every = _absolute(folder), keep, keep_every
     self._main = jax.process_index() == 0
     self._pending: tuple[str, dict[str, Any]] | None = None
-    self._orbax = _checkpointer(self._seal)
+    # Threads inherit the priority of the one that starts them: all that Orbax and TensorStore
+    # start to write with leaves the processor to the next step.
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, initializer=storage.yield_processor)
+    self._orbax = self._thread.submit(_checkpointer, self._seal).result()
     self.saved: Position | None = None  # the last one begun
     self.seconds: list[dict[str, Any]] = []  # that the run waited for each
 
@@ -84,9 +88,9 @@ class Checkpoints:
         position.name,
         {**about, "position": position._asdict(), "arrays": arrays_of(_tree(state))},
       )
-      tree = _tree(state)
+      tree = jax.tree.map(_apart, _tree(state))
       args = ocp.args.PyTreeSave(tree, save_args=by_layer(tree))
-      self._orbax.save(self._folder / position.name, args=args)
+      self._thread.submit(self._orbax.save, self._folder / position.name, args=args).result()
     self.saved = position
     seconds = round(time.perf_counter() - start, 4)
     began = round(time.time() - seconds, 3)
@@ -106,6 +110,7 @@ class Checkpoints:
     """Ends the threads; what is being written is waited for, its errors are not told."""
     with contextlib.suppress(Exception):
       self._orbax.close()
+    self._thread.shutdown()
 
   def _seal(self) -> None:
     """Writes simpo_jax.json into what is about to be committed; process 0, in the background."""
@@ -261,6 +266,18 @@ def arrays_of(tree: Any) -> dict[str, list]:
 
 def _tree(state: TrainState) -> dict[str, Any]:
   return {name: part for name, part in state._asdict().items() if part is not None}
+
+
+def _apart(x: jax.Array) -> jax.Array:
+  """A copy, where Orbax would else read the array's own memory: on CPU.
+
+  The next step could not update in place what is being read.
+  """
+  if any(d.platform != "cpu" for d in x.sharding.device_set):
+    return x
+  # Shard by shard: a copy of an array of several processes would be a program.
+  shards = [jax.device_put(s.data, s.device, may_alias=False) for s in x.addressable_shards]
+  return jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
 
 
 def by_layer(tree: dict[str, Any]) -> dict[str, Any]:

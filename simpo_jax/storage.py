@@ -158,13 +158,13 @@ def digests(
   """
   names, like = list(names), like or {}
   said = infos(folder) if is_remote(folder) else {}
-  threads, begin = (1, _yield_processor) if patient else (_HASHERS, None)
+  threads, begin = (1, yield_processor) if patient else (_HASHERS, None)
   with concurrent.futures.ThreadPoolExecutor(threads, initializer=begin) as pool:
     found = pool.map(lambda n: _digest(folder / n, said.get(n, {}), like.get(n)), names)
     return dict(zip(names, found, strict=True))
 
 
-def _yield_processor() -> None:
+def yield_processor() -> None:
   """Lets every other thread run before this one, where the system allows it."""
   with contextlib.suppress(AttributeError, OSError):
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

@@ -19,6 +19,7 @@ from runs_in_process import (
 from simpo_jax import checkpoint, monitor
 from simpo_jax import run as loop
 from simpo_jax.errors import Stopped, UserError
+from simpo_jax.train import TrainState
 
 
 def names(folder):
@@ -216,3 +217,20 @@ def test_saves_by_the_clock(tmp_path):
 def test_nothing_is_saved_unasked(tmp_path):
   _, folder = go(tmp_path / "run", checkpoint__every=0, checkpoint__at_end=False)
   assert not (folder / "checkpoints").exists()
+
+
+def test_the_next_step_updates_in_place_what_is_being_saved(tmp_path):
+  step, weights = jax.device_put(3), jax.device_put(np.arange(2.0**22, dtype=np.float32))
+  state = TrainState(params={"w": weights}, opt_state={}, step=step, average=None)
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
+  update = jax.jit(lambda x: x + 1, donate_argnums=0).lower(weights).compile()
+  expected, address = np.array(weights), weights.unsafe_buffer_pointer()
+  saving = checkpoint.Checkpoints(tmp_path, keep=1, keep_every=0)
+  saving.save(checkpoint.Position(1), state, {})
+  assert update(weights).unsafe_buffer_pointer() == address
+  saving.wait()
+  saving.close()
+  read = checkpoint.restore(tmp_path / "step_000001", abstract)
+  np.testing.assert_array_equal(read.params["w"], expected)
