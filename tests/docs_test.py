@@ -85,9 +85,9 @@ def test_links_and_anchors(path):
 @contextlib.contextmanager
 def fresh_flags():
   """Absl's flags as if nothing had been defined by other programs; put back behind."""
-  held = {name: flags.FLAGS[name] for name in flags.FLAGS}
+  held = {flag.name: flag for flag in map(flags.FLAGS.__getitem__, flags.FLAGS)}
   parsed = flags.FLAGS.is_parsed()
-  flags.FLAGS.remove_flag_values(list(held))
+  flags.FLAGS.remove_flag_values(list(flags.FLAGS))
   try:
     yield
   finally:
@@ -103,7 +103,7 @@ def parse(module, arguments):
   parsers = []
   with fresh_flags(), pytest.MonkeyPatch.context() as patch:
     patch.setattr(app, "run", lambda main, flags_parser=None: parsers.append(flags_parser))
-    patch.setattr(sys, "argv", [module])
+    patch.setattr(sys, "argv", [module, *arguments])  # in which config_flags looks, too
     patch.chdir(ROOT)
     sys.modules.pop(module, None)  # runpy warns of what is there already
     runpy.run_module(module, run_name="__main__")
@@ -179,7 +179,8 @@ def test_commands(path, capfd):
       try:
         check_command(words)
       except SystemExit as e:
-        pytest.fail(f"{shlex.join(words)}: exit code {e.code}: {capfd.readouterr().err}")
+        if e.code:  # not after --help
+          pytest.fail(f"{shlex.join(words)}: exit code {e.code}: {capfd.readouterr().err}")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
@@ -198,7 +199,7 @@ def test_fields_exist(path):
   for name in re.findall(r"--config\.([a-z_]+\.[a-z_0-9]+)", text):
     assert name in FIELDS, f"--config.{name}"
   for name in re.findall(r"`([a-z]+\.[a-z_0-9]+)`", text):
-    known = name in FIELDS or name.split(".")[1] in ("py", "md", "json", "jsonl", "svg", "toml")
+    known = name in FIELDS or name.split(".")[1] in ("py", "md", "json", "jsonl", "svg", "html")
     assert known or name.split(".")[0] not in GROUPS, name
 
 
