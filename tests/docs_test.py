@@ -18,6 +18,7 @@ from absl import app, flags
 from simpo_jax.cli import meanings
 from simpo_jax.config import default_config, flatten
 from simpo_jax.config_check import validate
+from simpo_jax.data.forms import REASONS, check_texts, to_conversation
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -201,6 +202,16 @@ def test_fields_exist(path):
   for name in re.findall(r"`([a-z]+\.[a-z_0-9]+)`", text):
     known = name in FIELDS or name.split(".")[1] in ("py", "md", "json", "jsonl", "svg", "html")
     assert known or name.split(".")[0] not in GROUPS, name
+
+
+def test_the_rows_in_the_data_page_can_be_used():
+  rows = [text for language, text in blocks(DOCS / "data.md")[0] if language == "json"]
+  lines = "".join(rows).splitlines()
+  assert len(lines) == 6  # the forms of its first table
+  for line in lines:
+    check_texts(to_conversation(json.loads(line)))
+  named = re.findall(r"^\| `([a-z_]+)` \|", blocks(DOCS / "data.md")[1], re.M)
+  assert set(named) >= set(REASONS)
 
 
 def test_every_program_is_told_of():
