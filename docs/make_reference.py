@@ -44,12 +44,12 @@ def reference() -> str:
   for group, names in groups.items():
     said = meaning_of[group] if group else "what belongs to no group"
     parts.append(f"\n## {group or 'General'}\n\n{said[0].upper()}{said[1:]}.\n")
-    parts.append("| field | default | values | meaning |\n|---|---|---|---|")
+    parts.append("| field | default | meaning | values |\n|---|---|---|---|")
     for name in names:
       meaning = meaning_of[name]
       if meaning.split(" | ") == list(_CHOICES.get(name, ())):
         meaning = ""  # they stand beside it
-      cells = (f"`{name}`", _code(fields[name]), _values(name, fields[name]), _plain(meaning))
+      cells = (f"`{name}`", _code(fields[name]), _plain(meaning), _values(name, fields[name]))
       parts.append(f"| {' | '.join(cells)} |")
   return "\n".join(parts) + "\n"
 
