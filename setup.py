@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 JAX = ">=0.10.2,<0.13"
 WANDB = ["wandb>=0.25"]
 MLFLOW = ["mlflow-skinny>=3.5", "sqlalchemy", "alembic"]
+DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
 
 setup(
   name="simpo-jax",
@@ -58,6 +59,8 @@ setup(
     # Workdirs and data in gs://BUCKET, data in s3://BUCKET.
     "gcs": ["gcsfs>=2026.9"],
     "s3": ["s3fs>=2026.9"],
+    # The site of documentation.
+    "docs": DOCS,
     # What bench/ measures against.
     "bench": ["trl>=1.16", "torch>=2.13", "accelerate>=1.15", "datasets>=5.2"],
     # torch is the tests' reference; one exact version, for one exact reference. peft: that of LoRA.
@@ -77,6 +80,7 @@ setup(
       *MLFLOW,
       # Drives a Chromium of the system's, and carries axe-core, for the report.
       "axe-playwright-python>=0.1.8",
+      *DOCS,
       # Buckets, and servers that stand for them on this machine.
       "gcsfs>=2026.9",
       "s3fs>=2026.9",

@@ -4,7 +4,7 @@
   python -m simpo_jax.main --config=configs/demo.py:smollm2
 
 The demo runs the variants fit and prefer one after the other, a minute or two on 2 CPU
-cores in all, and says what it starts them with. Before and after, see the README. Variants:
+cores in all, and says what it starts them with. docs/demo.md has before and after. Variants:
 
   fit      The embedded model learns the language of simpo_jax/demo/text.py. Held-out
            preference accuracy ends at about 50%: its two styles are equally likely.

@@ -11,7 +11,7 @@ samples/step_000002/. Variants:
   smollm2          SmolLM2-135M-Instruct and 300 real pairs, float32, on CPU; set
                    --config.model.source (folder, .gguf or hub id) and
                    --config.data.train. Answers end at their end token, most of them
-                   long before 2,048. See the README for time and memory.
+                   long before 2,048. docs/performance.md has time and memory.
   llama3_8b_v5p32  The real target: Llama-3-8B-Instruct on a TPU v5p-32 (4 hosts x 4
                    chips), 128 pairs a step, max_length 4,096, float32 weights and
                    bfloat16 compute.

@@ -67,16 +67,19 @@ def help_text(own: Sequence[str] = OWN_FLAGS) -> str:
   lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
   lines += [f"  --{name}: {flags.FLAGS[name].help}" for name in own if name in flags.FLAGS]
   lines += ["", "Config fields and their defaults:"]
-  meanings = _meanings()
+  meaning_of = meanings()
   for name, value in flatten(default_config()).items():
     field = f"  --config.{name}={value}"
-    meaning = meanings.get(name)
+    meaning = meaning_of.get(name)
     lines.append(f"{field:<44}  {meaning}" if meaning else field)
   return "\n".join(lines)
 
 
-def _meanings() -> dict[str, str]:
-  """The comment of each field: behind its line in `default_config`, or on the lines above."""
+def meanings() -> dict[str, str]:
+  """The comment of each field and group: behind its line in `default_config`, or on those above.
+
+  In the order in which they stand there; "" where there is none.
+  """
   out, above = {}, []
   for line in inspect.getsource(default_config).splitlines():
     text = line.strip()

@@ -153,7 +153,7 @@ IGNORED = {
     "include_for_metrics", "include_inputs_for_metrics", "label_names",
     "per_device_eval_batch_size", "prediction_loss_only",
   ),
-  "a run's files are its own, see the README": (
+  "a run's files are its own, see docs/results.md": (
     "enable_jit_checkpoint", "greater_is_better", "hub_always_push", "hub_model_revision",
     "hub_private_repo", "hub_revision", "hub_strategy", "hub_token", "ignore_data_skip",
     "metric_for_best_model", "overwrite_output_dir", "push_to_hub",
