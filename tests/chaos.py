@@ -12,6 +12,7 @@ while it starts. Exit code 0 if all is the same.
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -121,9 +122,12 @@ def kill_once(folder, processes, rng, launch_seconds):
   if victim.poll() is not None:
     return None
   victim.send_signal(signal.SIGKILL)
-  end(processes)
   if early:
+    # It may not have joined the others yet. They would wait for it; a launcher ends them.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      end(processes, 20)
     return "starting"
+  end(processes)
   if list((folder / "checkpoints").glob("*tmp*")):
     return "saving"
   last = (folder / "metrics.jsonl").read_text().splitlines()[-1]
