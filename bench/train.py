@@ -42,11 +42,11 @@ import numpy as np
 from absl import app, flags
 
 from simpo_jax import monitor
+from simpo_jax.data.load_tokenizer import load_tokenizer
 from simpo_jax.data.packing import pack, pair_length
 from simpo_jax.data.pairs import load_pairs
 from simpo_jax.data.pairs import row_length as row_tokens
 from simpo_jax.data.sources import read_rows
-from simpo_jax.data.tokenizer import load_tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.launch import Launcher
 from simpo_jax.ledger import Mode, digest

@@ -7,7 +7,7 @@ import numpy as np
 
 from simpo_jax import checkpoint
 from simpo_jax.config import default_config
-from simpo_jax.data.tokenizer import load_tokenizer
+from simpo_jax.data.load_tokenizer import load_tokenizer
 from simpo_jax.fingerprint import model_fields
 from simpo_jax.train import TrainState
 from simpo_jax.weights import open_model

@@ -19,7 +19,8 @@ from simpo_jax.data.embedded import embedded_pairs
 from simpo_jax.data.forms import REASONS, Conversation, SkipRow, check_texts, to_conversation
 from simpo_jax.data.prepared import HELD_OUT, is_prepared, open_prepared
 from simpo_jax.data.sources import Malformed, read_rows
-from simpo_jax.data.tokenizer import TemplateFailed, Tokenizer, encode_with_bos
+from simpo_jax.data.template import TemplateFailed
+from simpo_jax.data.tokenizer import Tokenizer, encode_with_bos
 from simpo_jax.data.truncation import check_lengths, truncate
 from simpo_jax.errors import UserError
 
