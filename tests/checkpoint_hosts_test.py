@@ -9,7 +9,7 @@ import pytest
 from checkpoint_work import SETTINGS, STOPS
 from hosts import ROOT, run_group
 from hosts_work import config
-from outcome import rows
+from run_outcome import rows
 from simpo_jax import checkpoint, checkpoint_orbax
 from simpo_jax.export.runs import export_run
 from simpo_jax.program import abstract_state

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from outcome import outcome, record, rows, saved_state
+from run_outcome import outcome, record, rows, saved_state
 from runs_in_process import (
   LAUNCHES,
   Lost,

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from made_run import ATTACKS, START, make
-from outcome import record
+from run_outcome import record
 from runs_in_process import LAUNCHES, go, one_executable  # noqa: F401
 from simpo_jax.errors import UserError
 from simpo_jax.report import floor, live
