@@ -14,7 +14,8 @@ from simpo_jax import workdir as files
 from simpo_jax.adapter import export_adapter
 from simpo_jax.data.feed import StepBatch, feeding
 from simpo_jax.data.packing import pack, pair_length
-from simpo_jax.data.pairs import PairTokens, add_reports
+from simpo_jax.data.pairs import PairTokens
+from simpo_jax.data.skips import add_reports
 from simpo_jax.data.steps import Window, step_source, window_source
 from simpo_jax.data.stream import open_stream
 from simpo_jax.display import Display, skips_text
