@@ -137,11 +137,11 @@ def _timed(folder: pathlib.Path, command: list[str]) -> dict[str, float]:
 def _work(job: dict) -> None:
   from simpo_jax.config import default_config
   from simpo_jax.data.feed import feeding
+  from simpo_jax.data.load_tokenizer import load_tokenizer
   from simpo_jax.data.packing import batch_shape
   from simpo_jax.data.prepared import open_prepared
   from simpo_jax.data.steps import window_source
   from simpo_jax.data.stream import Mixture, open_stream
-  from simpo_jax.data.tokenizer import load_tokenizer
 
   data, batch = default_config().data, _BATCH.value
   data.max_length, data.workers = 2048, _WORKERS.value

@@ -31,8 +31,9 @@ from simpo_jax.kernels.paged_attention import choose
 from simpo_jax import inference, model, sharding
 from simpo_jax.config import default_config
 from simpo_jax.data.forms import to_messages
+from simpo_jax.data.load_tokenizer import load_tokenizer
 from simpo_jax.data.prompts import Prompt
-from simpo_jax.data.tokenizer import encode_with_bos, load_tokenizer
+from simpo_jax.data.tokenizer import encode_with_bos
 from simpo_jax.generate import Requests
 from simpo_jax.requests import generate_shape, make_requests, pack_requests
 from simpo_jax.stopping import stop_automaton

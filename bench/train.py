@@ -42,15 +42,16 @@ import numpy as np
 from absl import app, flags
 
 from simpo_jax import monitor
+from simpo_jax.data.load_tokenizer import load_tokenizer
 from simpo_jax.data.packing import pack, pair_length
 from simpo_jax.data.pairs import load_pairs
 from simpo_jax.data.pairs import row_length as row_tokens
 from simpo_jax.data.sources import read_rows
-from simpo_jax.data.tokenizer import load_tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.launch import Launcher
 from simpo_jax.ledger import Mode, digest
 from simpo_jax.plan.workload import attention_flops, layer_weights, model_flops, step_work
+from simpo_jax.prepare import cores
 from simpo_jax.program import compile_program, init_state, own_rows, state_sharding
 from simpo_jax.resolve import resolve
 from simpo_jax.run import pairs_by_step
@@ -167,7 +168,7 @@ def _side_by_side(folder: pathlib.Path, peer: bool) -> dict:
     "mfu": _median(s["flops"] / s["seconds"] for s in counted) / measured[0]["rate"],
     "dtype": ours["dtype"],
     "pairs_per_step": _PAIRS.value,
-    "threads": _threads(),
+    "threads": cores(),  # XLA takes as many as it may be scheduled on
     "peak_bytes": {"ours": ours["peak_bytes"], "theirs": None},
     "compiled_peak_bytes": ours["compiled_peak_bytes"],
     "compile_seconds": ours["compile_seconds"],
@@ -240,7 +241,7 @@ def _peer(folder: pathlib.Path, ours: dict) -> dict:
     "work": "train",
     "model": model,
     "steps": ours["tokens"],
-    "threads": _threads(),
+    "threads": cores(),
     "dtype": ours["dtype"],
     "max_length": _MAX_LENGTH.value,
     "checkpointing": _PEER_CHECKPOINTING.value,
@@ -366,11 +367,6 @@ def _start(folder: pathlib.Path, job: dict, script: str = "train.py") -> dict | 
       f"{script} {job.get('side', '')} ended with code {code}; its last lines are above"
     )
   return json.loads(paths["out.json"].read_text())
-
-
-def _threads() -> int:
-  """Threads that either side uses on CPU; XLA takes as many as it may be scheduled on."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _median(values) -> float:

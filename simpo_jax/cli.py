@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 import ml_collections
-from absl import flags, logging
+from absl import app, flags, logging
 
 from simpo_jax.config import default_config, did_you_mean, flatten
 from simpo_jax.config_check import kind_problem
@@ -54,6 +54,11 @@ def answering(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> Non
     if flags.FLAGS.debug:
       raise
     fail(e)
+
+
+def run_program(main: Callable[[Sequence[str]], None], own: Sequence[str]) -> None:
+  """What `python -m` runs: `main(argv)` with its flags parsed; see `parse_flags`, `answering`."""
+  app.run(lambda argv: answering(main, argv), flags_parser=lambda argv: parse_flags(argv, own))
 
 
 def fail(error: UserError) -> None:

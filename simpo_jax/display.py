@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from simpo_jax.data.pairs import SkipReport
+from simpo_jax.data.skips import SkipReport
 from simpo_jax.inference import page_bytes
 from simpo_jax.lora import all_tensors
 from simpo_jax.program import Compiled

@@ -45,6 +45,11 @@ def one_line(error: BaseException | str) -> str:
   return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: BaseException) -> str:
+  """Of an error's message: where libraries add paragraphs of advice, it says what went wrong."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def shown(value: Any) -> str:
   """A value as it is written on a command line, cut if it is long."""
   if isinstance(value, str):

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from simpo_jax.cli import answering, parse_flags
+from simpo_jax.cli import run_program
 from simpo_jax.curve import Panel, Series, draw
 from simpo_jax.errors import UserError
 
@@ -231,6 +231,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("svg", None, "Where the curve goes; none: nowhere.")
   flags.DEFINE_string("json", None, "Where the figures go; none: nowhere.")
   flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
-  app.run(
-    lambda argv: answering(main, argv), flags_parser=lambda argv: parse_flags(argv, OWN_FLAGS)
-  )
+  run_program(main, OWN_FLAGS)

@@ -11,7 +11,7 @@ def leave_out(
   """Leaves out a training step that was not finite, if that is allowed.
 
   Args:
-    loop: the run loop's `_Loop`.
+    loop: a `modes.Loop`.
     state: after the step, which has changed nothing of it.
     bad: ids of the pairs.
 

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from simpo_jax import storage
 from simpo_jax.errors import UserError
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     out,
     values.name,
     values.version,
-    values.workers or _cores(),
+    values.workers or cores(),
     values.eval_fraction,
     values.max_skip_fraction,
     values.force,
@@ -172,22 +172,13 @@ def _report(record, target, new: bool, seconds: float) -> None:
   console.print(f"use: --config.data.train=tfds:{target.name} --config.data.dir={target.out}")
 
 
-def _cores() -> int:
+def cores() -> int:
+  """Of the processor, that this process may run on."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _main(argv: Sequence[str]) -> None:
-  from simpo_jax.cli import answering
-
-  answering(main, argv)
-
-
-def _parse(argv: Sequence[str]) -> Sequence[str]:
-  from simpo_jax.cli import parse_flags
-
-  return parse_flags(argv, _FLAGS)
-
-
 if __name__ == "__main__":
+  from simpo_jax.cli import run_program
+
   _define_flags()
-  app.run(_main, flags_parser=_parse)
+  run_program(main, _FLAGS)

@@ -13,12 +13,14 @@ from simpo_jax import distributed
 from simpo_jax.arith import round_up
 from simpo_jax.capacity import Pool, pool_size
 from simpo_jax.config_check import validate
+from simpo_jax.data.load_tokenizer import run_tokenizer
 from simpo_jax.data.loading import load_data
 from simpo_jax.data.packing import batch_shape
-from simpo_jax.data.pairs import PairTokens, SkipReport, row_length
+from simpo_jax.data.pairs import PairTokens, row_length
 from simpo_jax.data.prompts import Prompt, load_prompts
+from simpo_jax.data.skips import SkipReport
 from simpo_jax.data.stream import Mixture
-from simpo_jax.data.tokenizer import Tokenizer, run_tokenizer
+from simpo_jax.data.tokenizer import Tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.generate import Requests
 from simpo_jax.inference import head_shards, page_bytes

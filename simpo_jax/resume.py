@@ -10,18 +10,9 @@ import jax
 
 from simpo_jax import distributed, storage
 from simpo_jax import workdir as files
-from simpo_jax.checkpoint import (
-  ABOUT,
-  Position,
-  check_fits,
-  clean,
-  damage,
-  positions,
-  read_about,
-  restore,
-  restore_weights,
-)
-from simpo_jax.data.pairs import SkipReport
+from simpo_jax.checkpoint import ABOUT, Position, clean, damage, positions, read_about
+from simpo_jax.checkpoint_orbax import check_fits, restore, restore_weights
+from simpo_jax.data.skips import SkipReport
 from simpo_jax.data.stream import Mixture
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.ledger import Mode

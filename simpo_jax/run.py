@@ -1,53 +1,33 @@
 """The run, top to bottom: resolve, compile once, load, then launch by the schedule."""
 
 import json
-import time
-from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from simpo_jax import distributed, storage
 from simpo_jax import workdir as files
 from simpo_jax.adapter import export_adapter
-from simpo_jax.data.feed import StepBatch, feeding
-from simpo_jax.data.packing import pack, pair_length
-from simpo_jax.data.pairs import PairTokens, add_reports
+from simpo_jax.data.feed import feeding
+from simpo_jax.data.pairs import PairTokens
 from simpo_jax.data.steps import Window, step_source, window_source
 from simpo_jax.data.stream import open_stream
-from simpo_jax.display import Display, skips_text
-from simpo_jax.errors import Stopped, UserError
+from simpo_jax.display import Display
+from simpo_jax.errors import Stopped
 from simpo_jax.export.runs import check_at_end, export_at_end
 from simpo_jax.fingerprint import build_fields, data_fields, identity_fields, settings_fields
-from simpo_jax.generate import FINISH_REASONS
 from simpo_jax.launch import Launcher, StopSignal
 from simpo_jax.ledger import Mode, digest
-from simpo_jax.metrics import (
-  all_pairs,
-  evaluation_metrics,
-  held_out_rows,
-  pair_values,
-  train_metrics,
-)
 from simpo_jax.model import count_params
-from simpo_jax.nonfinite import leave_out
+from simpo_jax.modes import Loop, evaluate, generate, train
 from simpo_jax.profiling import Profiler
-from simpo_jax.program import (
-  compile_program,
-  compiler_options,
-  lower_program,
-  own_rows,
-)
+from simpo_jax.program import compile_program, compiler_options, lower_program, own_rows
 from simpo_jax.record import RunRecord
 from simpo_jax.report.live import reporting
-from simpo_jax.requests import sample_rows, summarize
 from simpo_jax.resolve import Run, resolve
 from simpo_jax.resume import changes_since, find_start, is_shared, load_state, run_date
 from simpo_jax.saver import Saver
 from simpo_jax.schedule import launches_after
-from simpo_jax.tracking.entries import of_generation
 from simpo_jax.tracking.tracking import Tracking
 from simpo_jax.train import TrainState
 from simpo_jax.watchdog import Watchdog
@@ -137,12 +117,12 @@ def _in_folder(
       Saver(config, folder, resolved, launch, start, identity, shared) as saver,
     ):
       record.launching(launch, saver)
-      loop = _Loop(resolved, config, launch, folder, display, stop, batch_of, own, saver, track)
+      loop = Loop(resolved, config, launch, folder, display, stop, batch_of, own, saver, track)
       for step in range(start.position.step, config.train.steps + 1):
         if step > start.position.step:
           profiler.before(step)
           display.doing("training")
-          state = _train(loop, step, state)
+          state = train(loop, step, state)
           if launch.stopped:
             break
           saver.trained(step, state)
@@ -151,10 +131,10 @@ def _in_folder(
             continue
           if mode == Mode.GENERATE:
             display.doing(f"generating {len(resolved.requests)} requests")
-            state = _generate(loop, step, state)
+            state = generate(loop, step, state)
           else:
             display.doing("evaluating")
-            state = _evaluate(loop, step, state)
+            state = evaluate(loop, step, state)
           if launch.stopped:
             break
           saver.launched(number)
@@ -189,26 +169,6 @@ def _in_folder(
   return state, folder
 
 
-class _Loop(NamedTuple):
-  """What every launch of the run loop needs."""
-
-  run: Run
-  config: Any
-  launch: Launcher
-  folder: storage.Path
-  display: Display
-  stop: StopSignal
-  batch_of: Callable[[int], StepBatch]  # a training step's
-  rows: range  # of each micro-batch, those that lie on this process's devices
-  saver: Saver
-  track: Tracking
-
-  @property
-  def writes(self) -> bool:
-    """Whether this process writes the shared files."""
-    return jax.process_index() == 0
-
-
 def pairs_by_step(run: Run, config) -> Callable[[int], list[PairTokens]]:
   """The function from a training step to its pairs; see `step_source`."""
   source = step_source(windows_of(run, config), config.data.lookahead)
@@ -222,133 +182,3 @@ def windows_of(run: Run, config) -> Callable[[int], Window]:
   return window_source(
     read, shape.pairs, shape.row_length, shape.slots, data.lookahead, config.seed
   )
-
-
-def _train(loop: _Loop, step: int, state: TrainState) -> TrainState:
-  run, config = loop.run, loop.config
-  start = time.perf_counter()
-  pairs, rows, batch, read = loop.batch_of(step)
-  waited = time.perf_counter() - start
-  stop, save = loop.stop.requested, loop.saver.due
-  state, report, seconds = loop.launch(state, Mode.TRAIN, batch, stop, save)
-  if loop.launch.stopped:
-    return state
-  metrics = jax.tree.map(np.asarray, report.metrics)
-  if not metrics.ok:
-    bad = [pair.id for pair, is_bad in zip(pairs, metrics.pairs.bad, strict=True) if is_bad]
-    leave_out(loop, step, state, metrics, bad, seconds)
-  if read is not None:
-    run.skips["train"] = add_reports(run.skips["train"], read)
-    if read.skipped:
-      loop.display.say(f"data: {skips_text(read)}")
-  if not metrics.ok:
-    return state
-  tokens = sum(map(pair_length, pairs))
-  row = {
-    "step": step,
-    "mode": "train",
-    **train_metrics(metrics, run.program.step.simpo),
-    "tokens_per_second": round(tokens / seconds, 1),
-    "step_seconds": round(seconds, 4),
-    "data_wait_seconds": round(waited, 4),
-    "rows": rows,
-    "row_fill": round(tokens / (rows * run.program.batch.row_length), 4),
-  }
-  if read is not None and read.skipped:
-    row["data_skipped"] = read.skipped
-  loop.track(row, pair_values(metrics.pairs, run.program.step.simpo))
-  loop.display.train_step(step, config.train.steps, row)
-  return state
-
-
-def _generate(loop: _Loop, step: int, state: TrainState) -> TrainState:
-  run, folder = loop.run, loop.folder
-  state, report, seconds = loop.launch(state, Mode.GENERATE, stop=loop.stop.requested)
-  if loop.launch.stopped:
-    return state
-  results = summarize(report.generated, run.places)
-  process, processes = jax.process_index(), jax.process_count()
-
-  def rows(numbers, logprobs):
-    return sample_rows(
-      numbers,
-      run.requests,
-      run.places,
-      report.generated,
-      results,
-      run.tokenizer.decode,
-      step,
-      processes,
-      logprobs,
-    )
-
-  own = [number for number, place in enumerate(run.places) if place.process == process]
-  files.write_rows(
-    files.samples_file(folder, step, process, processes),
-    rows(own, loop.config.generate.logprobs),
-  )
-  shown = list(rows(range(min(loop.config.log.samples_shown, len(run.requests))), False))
-  reasons = Counter(FINISH_REASONS[int(f)] for f in results.finish)
-  tokens = int(results.count.sum())
-  summary = {
-    "step": step,
-    "requests": len(run.requests),
-    "generated_tokens": tokens,
-    "step_seconds": round(seconds, 4),
-    "tokens_per_second": round(tokens / seconds, 1),
-    "finish_reasons": dict(reasons),
-    "mean_tokens": tokens / len(run.requests),
-    "mean_logprob_per_token": float(results.logprob.sum() / tokens),
-    "samples": shown,
-    "results": [
-      {
-        "prompt_index": r.prompt.index,
-        "sample_index": r.sample,
-        "process_index": run.places[i].process,
-        "generated_token_count": int(results.count[i]),
-        "finish_reason": FINISH_REASONS[int(results.finish[i])],
-      }
-      for i, r in enumerate(run.requests)
-    ],
-  }
-  if loop.writes:
-    files.write_json(files.samples_folder(folder, step) / "summary.json", summary)
-  loop.track(*of_generation(summary))
-  loop.display.generation(summary)
-  return state
-
-
-def _evaluate(loop: _Loop, step: int, state: TrainState) -> TrainState:
-  run = loop.run
-  size = run.program.batch.pairs
-  batches, seconds = [], 0.0
-  for start in range(0, len(run.eval_pairs), size):
-    pairs = run.eval_pairs[start : start + size]
-    batch = pack(pairs, run.program.batch, loop.rows)
-    state, report, took = loop.launch(state, Mode.EVALUATE, batch, loop.stop.requested)
-    if loop.launch.stopped:
-      return state
-    batches.append(jax.tree.map(np.asarray, report.metrics))
-    seconds += took
-  row = {
-    "step": step,
-    "mode": "evaluate",
-    **evaluation_metrics(batches, run.program.step.simpo),
-    "step_seconds": round(seconds, 4),
-  }
-  if not np.isfinite(row["loss"]):
-    bad = np.concatenate([b.pairs.bad[b.pairs.present] for b in batches])
-    names = [pair.id for pair, is_bad in zip(run.eval_pairs, bad, strict=True) if is_bad]
-    raise UserError(
-      f"step {step}: the held-out loss is not finite; pairs: {', '.join(names)}; remove them, or "
-      "lower --config.train.learning_rate if training did this"
-    )
-  loop.track(row, pair_values(all_pairs(batches), run.program.step.simpo))
-  loop.display.evaluation(row)
-  if loop.writes:
-    ids = [pair.id for pair in run.eval_pairs]
-    files.write_rows(
-      files.evaluation_file(loop.folder, step),
-      held_out_rows(ids, batches, run.program.step.simpo),
-    )
-  return state

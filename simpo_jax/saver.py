@@ -8,7 +8,8 @@ import jax
 
 from simpo_jax import storage
 from simpo_jax import workdir as files
-from simpo_jax.checkpoint import Checkpoints, Position
+from simpo_jax.checkpoint import Position
+from simpo_jax.checkpoint_orbax import Checkpoints
 from simpo_jax.fingerprint import build_fields, versions
 from simpo_jax.launch import Launcher
 from simpo_jax.resolve import Run

@@ -1,7 +1,7 @@
 """A checkpoint's weights in Hugging Face's names and layout, read piece by piece.
 
 Any machine can do so: neither devices nor the mesh that wrote them are needed, and no more is
-read than is asked for (`checkpoint.by_layer` has saved every layer's matrix by itself).
+read than is asked for (`checkpoint_orbax.by_layer` has saved every layer's matrix by itself).
 """
 
 import functools
@@ -123,7 +123,7 @@ def _place(keys: Keys, arrays: dict[str, list], average: bool) -> Keys:
 
 
 def _path(keys: Keys) -> str:
-  """As `checkpoint.arrays_of` writes it."""
+  """As `checkpoint_orbax.arrays_of` writes it."""
   return "".join(f"[{key!r}]" for key in keys)
 
 

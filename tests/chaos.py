@@ -28,7 +28,7 @@ import tempfile
 import time
 
 from hosts import ROOT, flags
-from outcome import outcome, record
+from run_outcome import outcome, record
 
 _PAIRS = 3000
 _ROWS = 8  # at most, between a start and its kill

@@ -1,7 +1,7 @@
 """The short version of chaos.py: three kills, the first while the data is prepared."""
 
 from chaos import chaos
-from outcome import record
+from run_outcome import record
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):

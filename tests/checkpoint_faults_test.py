@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from outcome import outcome, record
+from run_outcome import outcome, record
 from runs_in_process import (
   Lost,
   before_launch,  # noqa: F401  a fixture

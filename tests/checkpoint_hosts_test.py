@@ -9,8 +9,8 @@ import pytest
 from checkpoint_work import SETTINGS, STOPS
 from hosts import ROOT, run_group
 from hosts_work import config
-from outcome import rows
-from simpo_jax import checkpoint
+from run_outcome import rows
+from simpo_jax import checkpoint, checkpoint_orbax
 from simpo_jax.export.runs import export_run
 from simpo_jax.program import abstract_state
 from simpo_jax.resolve import resolve
@@ -57,7 +57,7 @@ def test_rows_and_samples_are_those_of_the_undisturbed_run(folder, name):
 def test_one_process_reads_what_four_have_written(folder):
   run = resolve(config(SETTINGS))
   last = folder / "undisturbed" / "checkpoints" / "step_000004"
-  state = checkpoint.restore(last, abstract_state(run.program))
+  state = checkpoint_orbax.restore(last, abstract_state(run.program))
   leaves = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(state)}
   seen = set()
   for process in range(PROCESSES):
@@ -85,8 +85,8 @@ def test_four_processes_export_what_one_does(folder, name, tmp_path):
 def test_an_export_does_not_depend_on_the_mesh_that_saved(folder, tmp_path):
   """One process saves what four have saved: other pieces on disk, the same folder."""
   last = folder / "undisturbed" / "checkpoints" / "step_000004"
-  state = checkpoint.restore(last, abstract_state(resolve(config(SETTINGS)).program))
-  saving = checkpoint.Checkpoints(tmp_path / "checkpoints", 1, 0)
+  state = checkpoint_orbax.restore(last, abstract_state(resolve(config(SETTINGS)).program))
+  saving = checkpoint_orbax.Checkpoints(tmp_path / "checkpoints", 1, 0)
   saving.save(checkpoint.Position(4), state, checkpoint.read_about(last))
   saving.wait()
   saving.close()

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from outcome import outcome, record, rows, saved_state
+from run_outcome import outcome, record, rows, saved_state
 from runs_in_process import (
   LAUNCHES,
   Lost,
@@ -16,7 +16,7 @@ from runs_in_process import (
   one_executable,  # noqa: F401  a fixture
   terminate,
 )
-from simpo_jax import checkpoint, monitor
+from simpo_jax import checkpoint, checkpoint_orbax, monitor
 from simpo_jax import run as loop
 from simpo_jax.errors import Stopped, UserError
 from simpo_jax.train import TrainState
@@ -227,10 +227,10 @@ def test_the_next_step_updates_in_place_what_is_being_saved(tmp_path):
   )
   update = jax.jit(lambda x: x + 1, donate_argnums=0).lower(weights).compile()
   expected, address = np.array(weights), weights.unsafe_buffer_pointer()
-  saving = checkpoint.Checkpoints(tmp_path, keep=1, keep_every=0)
+  saving = checkpoint_orbax.Checkpoints(tmp_path, keep=1, keep_every=0)
   saving.save(checkpoint.Position(1), state, {})
   assert update(weights).unsafe_buffer_pointer() == address
   saving.wait()
   saving.close()
-  read = checkpoint.restore(tmp_path / "step_000001", abstract)
+  read = checkpoint_orbax.restore(tmp_path / "step_000001", abstract)
   np.testing.assert_array_equal(read.params["w"], expected)

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simpo_jax.data.embedded import embedded_pairs
-from simpo_jax.data.tokenizer import TemplateFailed, byte_tokenizer, encode_with_bos, load_tokenizer
+from simpo_jax.data.load_tokenizer import load_tokenizer
+from simpo_jax.data.template import TemplateFailed
+from simpo_jax.data.tokenizer import byte_tokenizer, encode_with_bos
 from simpo_jax.errors import UserError
 
 BYTE = byte_tokenizer()

@@ -10,15 +10,11 @@ from tokenizers import Tokenizer as RustTokenizer
 from fixtures import data_file, smollm2_gguf
 from simpo_jax.config import default_config
 from simpo_jax.data.forms import Conversation, SkipRow
+from simpo_jax.data.load_tokenizer import load_tokenizer, run_tokenizer
 from simpo_jax.data.pairs import load_pairs, tokenize_pair
 from simpo_jax.data.prompts import load_prompts
-from simpo_jax.data.tokenizer import (
-  TemplateFailed,
-  encode_with_bos,
-  load_tokenizer,
-  run_tokenizer,
-  with_empty_system,
-)
+from simpo_jax.data.template import TemplateFailed
+from simpo_jax.data.tokenizer import encode_with_bos, with_empty_system
 from simpo_jax.errors import UserError
 
 CHARS = [chr(i) for i in range(32, 127)] + ["\n"]

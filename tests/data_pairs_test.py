@@ -138,7 +138,7 @@ def test_load_pairs_counts_what_it_leaves_out_and_what_it_cuts(tmp_path):
   assert [p.id for p in pairs] == ["rows.jsonl:1", "rows.jsonl:5"]
   assert (report.total, report.kept) == (5, 2)
   assert report.skipped == {"malformed_json": 1, "missing_field": 1, "identical": 1}
-  assert report.examples["identical"] == "rows.jsonl:4"
+  assert report.examples["identical"] == ["rows.jsonl:4"]
   assert report.truncated == {"prompt": 0, "chosen": 1, "rejected": 0}
 
 

@@ -25,7 +25,8 @@ from hf_models import hf_logits, hf_model, load, our_logits
 from saved_runs import save
 from simpo_jax import model_config, weights_checkpoint
 from simpo_jax.config import default_config
-from simpo_jax.data.tokenizer import byte_tokenizer, encode_with_bos, load_tokenizer
+from simpo_jax.data.load_tokenizer import load_tokenizer
+from simpo_jax.data.tokenizer import byte_tokenizer, encode_with_bos
 from simpo_jax.errors import UserError
 from simpo_jax.export import folder as folders
 from simpo_jax.export import runs

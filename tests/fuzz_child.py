@@ -102,8 +102,9 @@ def _open_model(source):
 
 
 def _tokenizer(source):
+  from simpo_jax.data.load_tokenizer import load_tokenizer
   from simpo_jax.data.template import TemplateFailed
-  from simpo_jax.data.tokenizer import encode_with_bos, load_tokenizer
+  from simpo_jax.data.tokenizer import encode_with_bos
 
   tokenizer = load_tokenizer(str(source))
   texts = ["", "ab: cde<|im_end|>\n", "\u00e9\U0001f600\x00 <s>"]

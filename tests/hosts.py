@@ -85,3 +85,11 @@ def run_group(folder, commands, devices=1, cwds=None, timeout=240):
   texts = [log.read_text(errors="replace") for log in logs]
   assert len(ends) == len(processes), "\n\n".join(t[-3000:] for t in texts)
   return [Ended(p.returncode, texts[i], ends[i]) for i, p in enumerate(processes)]
+
+
+def wait_for(condition, timeout=15):
+  """Until the condition, a function, is true; fails after so many seconds."""
+  end = time.monotonic() + timeout
+  while not condition():
+    assert time.monotonic() < end, "it did not happen"
+    time.sleep(0.02)

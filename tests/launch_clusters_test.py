@@ -15,11 +15,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
+
+from hosts import wait_for
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = REPO / "tests" / "golden" / "launch"
@@ -236,13 +237,6 @@ def dry(name, flags):
   done = launch(*DRY[name], "--dry-run", "--", *flags)
   assert done.returncode == 0, done.stderr
   return done
-
-
-def wait_for(condition, timeout=15):
-  end = time.monotonic() + timeout
-  while not condition():
-    assert time.monotonic() < end, "it did not happen"
-    time.sleep(0.02)
 
 
 # --- what they would run ---

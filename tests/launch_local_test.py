@@ -10,9 +10,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+
+from hosts import wait_for
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 LOCAL = [sys.executable, "-S", str(REPO / "launch" / "local.py")]
@@ -52,13 +53,6 @@ def program(tmp_path):
 def ended(launcher, timeout=20):
   out, err = launcher.communicate(timeout=timeout)
   return launcher.returncode, out, err
-
-
-def wait_for(condition, timeout=15):
-  end = time.monotonic() + timeout
-  while not condition():
-    assert time.monotonic() < end, "it did not happen"
-    time.sleep(0.02)
 
 
 def running(pid):

@@ -168,7 +168,7 @@ def record(launches, saves, end, status, hosts=1):
       "compute_dtype": "bfloat16",
     },
     "versions": {"jax": "0.10.2", "python": "3.11.7"},
-    "data": {"train": {**kept, "examples": {"identical": "pairs.jsonl:12"}}},
+    "data": {"train": {**kept, "examples": {"identical": ["pairs.jsonl:12"]}}},
     "pairs": {"train": 285, "held_out": 13},
     "timings": {
       "compile": 40.0,

@@ -18,14 +18,15 @@ import numpy as np
 import pytest
 
 from made_run import ATTACKS, START, make
-from outcome import record
+from run_outcome import record
 from runs_in_process import LAUNCHES, go, one_executable  # noqa: F401
 from simpo_jax.errors import UserError
 from simpo_jax.report import floor, live
-from simpo_jax.report.collect import collect, timeline
+from simpo_jax.report.collect import collect
 from simpo_jax.report.page import labels, write_report
 from simpo_jax.report.samples import kept_parts, part_size, repetition
 from simpo_jax.report.signs import Evidence, signs
+from simpo_jax.report.timeline import timeline
 
 MIB = 2**20
 
@@ -348,7 +349,7 @@ def test_texts_beyond_the_limit_are_left_out_and_named(tmp_path):
 
 
 def test_what_is_known_is_not_read_again(made, monkeypatch):
-  from simpo_jax.report import collect as module
+  from simpo_jax.report import generations as module
 
   read, calls = module.read_generation, []
   monkeypatch.setattr(module, "read_generation", lambda f, *a: calls.append(f.name) or read(f, *a))

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from hf_models import save_hf_folder
-from outcome import outcome, record
+from run_outcome import outcome, record
 from runs_in_process import (
   Lost,
   before_launch,  # noqa: F401  a fixture

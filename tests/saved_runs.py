@@ -5,9 +5,9 @@ import json
 import jax
 import numpy as np
 
-from simpo_jax import checkpoint
+from simpo_jax import checkpoint, checkpoint_orbax
 from simpo_jax.config import default_config
-from simpo_jax.data.tokenizer import load_tokenizer
+from simpo_jax.data.load_tokenizer import load_tokenizer
 from simpo_jax.fingerprint import model_fields
 from simpo_jax.train import TrainState
 from simpo_jax.weights import open_model
@@ -37,7 +37,7 @@ def save(workdir, source, params, average=None, step=3, identity=None, **setting
   workdir.mkdir(exist_ok=True)
   (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in METRICS))
   params, average, steps = jax.device_put((params, average, np.int32(step)))
-  saving = checkpoint.Checkpoints(workdir / "checkpoints", keep=9, keep_every=0)
+  saving = checkpoint_orbax.Checkpoints(workdir / "checkpoints", keep=9, keep_every=0)
   saving.save(checkpoint.Position(step), TrainState(params, {}, steps, average), about)
   saving.wait()
   saving.close()

@@ -16,12 +16,12 @@ import model_files as valid
 from model_files import json_text
 from simpo_jax import checkpoint, resume, weights
 from simpo_jax.config import default_config
-from simpo_jax.data import hub, sources, tokenizer
+from simpo_jax.data import hub, sources
 from simpo_jax.data.building import Target, build
 from simpo_jax.data.chunks import find_files
+from simpo_jax.data.load_tokenizer import load_tokenizer
 from simpo_jax.data.prepared import open_prepared, verify
 from simpo_jax.data.sources import Malformed, read_rows
-from simpo_jax.data.tokenizer import load_tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.paths import leaves
 
@@ -229,7 +229,7 @@ def asked(monkeypatch):
     raise OSError("offline")
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", ask)
-  monkeypatch.setattr(tokenizer, "_load_hub", ask)
+  monkeypatch.setattr("simpo_jax.data.load_tokenizer.load_hub", ask)
   return calls
 
 

@@ -8,8 +8,9 @@ import torch
 from fixtures import preference_data, prompt_messages, smollm2_gguf
 from generation import Generation, settings
 from hf_models import hf_smollm2, load, our_logits
+from simpo_jax.data.load_tokenizer import load_tokenizer
 from simpo_jax.data.prompts import Prompt
-from simpo_jax.data.tokenizer import encode_with_bos, load_tokenizer
+from simpo_jax.data.tokenizer import encode_with_bos
 from simpo_jax.generate import FINISH_REASONS
 from simpo_jax.stopping import stop_automaton
 

@@ -7,9 +7,9 @@ import transformers
 from fixtures import data_file, preference_data, prompt_messages, smollm2_gguf
 from hf_models import hf_smollm2, load
 from simpo_jax.config import default_config
+from simpo_jax.data.load_tokenizer import load_tokenizer
 from simpo_jax.data.packing import batch_shape, pack, pair_length
 from simpo_jax.data.pairs import load_pairs
-from simpo_jax.data.tokenizer import load_tokenizer
 from simpo_jax.loss import SimPOConfig
 from simpo_reference import (
   check_close,

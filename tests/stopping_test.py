@@ -7,7 +7,8 @@ import pytest
 
 from fixtures import smollm2_gguf
 from simpo_jax.data.byte_vocab import SPECIAL_IDS
-from simpo_jax.data.tokenizer import byte_tokenizer, load_tokenizer
+from simpo_jax.data.load_tokenizer import load_tokenizer
+from simpo_jax.data.tokenizer import byte_tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.stopping import STOPPED, stop_automaton
 

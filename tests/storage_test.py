@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from buckets import BUCKET, content, download, emulator, objects, put  # noqa: F401  a fixture
-from outcome import outcome, record
+from run_outcome import outcome, record
 from runs_in_process import (
   Lost,
   before_launch,  # noqa: F401  a fixture

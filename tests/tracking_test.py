@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import metadata as hparams
 
 import tracked
 from hosts import ROOT
-from outcome import record
+from run_outcome import record
 from runs_in_process import (
   Lost,
   before_launch,  # noqa: F401  a fixture

@@ -9,6 +9,7 @@ For a bucket that folder is a local one; what is uploaded last makes a dataset o
 import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import io
 import json
 import multiprocessing
@@ -32,10 +33,10 @@ from tensorflow_datasets.core.utils import version as tfds_version
 
 from simpo_jax import storage
 from simpo_jax.data.chunks import Chunk, File, cut, stamp
-from simpo_jax.data.forms import REASONS
 from simpo_jax.data.prepared import HELD_OUT, TRAIN
 from simpo_jax.data.records import DESCRIPTION, FORMAT, RECORD, features
-from simpo_jax.data.shards import EXAMPLES, Written, write_chunk
+from simpo_jax.data.shards import Written, write_chunk
+from simpo_jax.data.skips import SkipReport, add_reports, commonest, no_rows, why
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.lease import Held, Lease
 
@@ -139,8 +140,9 @@ def build(
 
     def write(folder: pathlib.Path):
       written = _write_all(chunks, folder, eval_fraction, workers, progress)
-      record.update(_summary(source, written))
-      _check_skips(record, max_skip_fraction)
+      report = functools.reduce(add_reports, (part.report for part in written), no_rows())
+      record.update(_summary(source, written, report))
+      _check_skips(report, bool(record["pairs"].get(TRAIN)), max_skip_fraction)
       return record["shards"]
 
     here = None if storage.is_remote(target.out) else target.out
@@ -261,41 +263,34 @@ def _end_with_parent() -> None:
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _summary(source: dict[str, Any], written: Sequence[Written]) -> dict[str, Any]:
-  skipped: dict[str, int] = {}
-  examples: dict[str, list[str]] = {}
+def _summary(
+  source: dict[str, Any], written: Sequence[Written], report: SkipReport
+) -> dict[str, Any]:
   shards: dict[str, list[dict[str, Any]]] = {}
   for part in written:
-    for reason, count in part.skipped.items():
-      skipped[reason] = skipped.get(reason, 0) + count
-      examples[reason] = (examples.get(reason, []) + part.examples[reason])[:EXAMPLES]
     for split, shard in part.shards.items():
       shards.setdefault(split, []).append(shard)
   order = [s for s in (TRAIN, HELD_OUT) if s in shards]
   return {
     "format": FORMAT,
     "source": source,
-    "rows": sum(part.rows for part in written),
+    "rows": report.total,
     "pairs": {split: sum(s["pairs"] for s in shards[split]) for split in order},
-    "skipped": dict(sorted(skipped.items(), key=lambda item: -item[1])),
-    "examples": examples,
+    "skipped": dict(commonest(report)),
+    "examples": report.examples,
     "shards": {split: shards[split] for split in order},
   }
 
 
-def _check_skips(record: dict[str, Any], limit: float) -> None:
-  lost, rows = sum(record["skipped"].values()), record["rows"]
+def _check_skips(report: SkipReport, trains: bool, limit: float) -> None:
+  rows, lost = report.total, report.total - report.kept
   if not rows:
     raise UserError("the source has no rows; give files with at least one preference pair")
-  if record["pairs"].get(TRAIN) and lost <= limit * rows:
+  if trains and lost <= limit * rows:
     return
   if lost == rows or lost > limit * rows:
-    why = ", ".join(
-      f"{reason} {n} (such as {', '.join(record['examples'][reason])}: {REASONS[reason]})"
-      for reason, n in record["skipped"].items()
-    )
     raise UserError(
-      f"{lost} of {rows} rows cannot be used, nothing was written: {why}; mend them"
+      f"{lost} of {rows} rows cannot be used, nothing was written: {why(report)}; mend them"
       + (f", or raise --max_skip_fraction={limit:g}" if lost < rows else "")
     )
   raise UserError("no pair is left to train on; lower --eval_fraction")

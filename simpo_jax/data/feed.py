@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from simpo_jax.data.ahead import Ahead
 from simpo_jax.data.packing import Batch, BatchShape, lay_out, row_members
-from simpo_jax.data.pairs import PairTokens, SkipReport
+from simpo_jax.data.pairs import PairTokens
+from simpo_jax.data.skips import SkipReport
 from simpo_jax.data.steps import Window, step_source
 
 _BATCHES = 2  # steps whose batches are ready beyond the one in use

@@ -2,8 +2,9 @@
 
 import math
 
-from simpo_jax.data.pairs import PairTokens, SkipReport, load_pairs, split_pairs
+from simpo_jax.data.pairs import PairTokens, load_pairs, split_pairs
 from simpo_jax.data.prepared import HELD_OUT, has_split, is_prepared, open_prepared, split_spec
+from simpo_jax.data.skips import SkipReport, no_rows
 from simpo_jax.data.stream import Mixture
 from simpo_jax.data.tokenizer import Tokenizer
 from simpo_jax.data.truncation import check_lengths
@@ -48,7 +49,7 @@ def _training(config, tokenizer, split_off: bool):
     pairs, report = load_pairs(data, tokenizer, entries, config.seed)
     return *split_pairs(pairs, fraction, config.seed), {"train": report}
   check_lengths(data)
-  sources, held_out, skips = [], [], {"train": SkipReport(0, 0, {}, {}, {})}
+  sources, held_out, skips = [], [], {"train": no_rows()}
   for entry in entries:
     if is_prepared(entry):
       sources.append(open_prepared(entry, data.dir))

@@ -16,10 +16,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simpo_jax.data.embedded import embedded_pairs
-from simpo_jax.data.forms import REASONS, Conversation, SkipRow, check_texts, to_conversation
+from simpo_jax.data.forms import Conversation, SkipRow, check_texts, to_conversation
 from simpo_jax.data.prepared import HELD_OUT, is_prepared, open_prepared
+from simpo_jax.data.skips import SkipReport, add_row, why
 from simpo_jax.data.sources import Malformed, read_rows
-from simpo_jax.data.tokenizer import TemplateFailed, Tokenizer, encode_with_bos
+from simpo_jax.data.template import TemplateFailed
+from simpo_jax.data.tokenizer import Tokenizer, encode_with_bos
 from simpo_jax.data.truncation import check_lengths, truncate
 from simpo_jax.errors import UserError
 
@@ -31,16 +33,6 @@ class PairTokens(NamedTuple):
   prompt: np.ndarray  # int32[P]
   chosen: np.ndarray  # int32[C]
   rejected: np.ndarray  # int32[R]
-
-
-class SkipReport(NamedTuple):
-  """What became of the rows. `skipped` and `examples` (row ids) are keyed by reason."""
-
-  total: int
-  kept: int
-  skipped: dict[str, int]
-  truncated: dict[str, int]  # kept pairs whose "prompt", "chosen" or "rejected" was cut
-  examples: dict[str, str]
 
 
 class Read(NamedTuple):
@@ -87,11 +79,11 @@ def load_pairs(
   paths = (paths,) if isinstance(paths, str) else tuple(paths)
   if not paths:
     raise UserError('no preference data; set data.train to files or to ("embedded",)')
-  pairs, report = [], SkipReport(0, 0, {}, {name: 0 for name in CUTS}, {})
+  pairs, report = [], SkipReport(0, 0, {}, dict.fromkeys(CUTS, 0), {})
   for path in paths:
     for row_id, row in _rows(path, data, seed):
       read = read_row(row_id, row, tokenizer, data)
-      report = count(report, read)
+      report = add_row(report, read.id, read.skipped, read.cut)
       if read.pair is not None:
         pairs.append(read.pair)
   _check_skips(report, data.max_skip_fraction, paths)
@@ -109,29 +101,6 @@ def read_row(row_id: str, row, tokenizer: Tokenizer, data: ConfigDict) -> Read:
     return Read(row_id, None, skip.reason, ())
   cut = tuple(n for n in CUTS if len(getattr(pair, n)) < len(getattr(whole, n)))
   return Read(row_id, pair, None, cut)
-
-
-def count(report: SkipReport, read: Read) -> SkipReport:
-  """The report with one more row in it; its dicts are updated in place."""
-  if read.pair is None:
-    report.skipped[read.skipped] = report.skipped.get(read.skipped, 0) + 1
-    report.examples.setdefault(read.skipped, read.id)
-  for name in read.cut:
-    report.truncated[name] = report.truncated.get(name, 0) + 1
-  kept = report.kept + (read.pair is not None)
-  return report._replace(total=report.total + 1, kept=kept)
-
-
-def add_reports(a: SkipReport, b: SkipReport) -> SkipReport:
-  """One report on the rows of both; examples are the first's where it has any."""
-  add = lambda x, y: {k: x.get(k, 0) + y.get(k, 0) for k in {**x, **y}}  # noqa: E731
-  return SkipReport(
-    a.total + b.total,
-    a.kept + b.kept,
-    add(a.skipped, b.skipped),
-    add(a.truncated, b.truncated),
-    {**b.examples, **a.examples},
-  )
 
 
 def split_pairs(
@@ -267,12 +236,6 @@ def _check_skips(report: SkipReport, limit: float, paths: Sequence[str]) -> None
     f"{lost} of {report.total} rows of {', '.join(paths)} cannot be used: {why(report)}; mend them"
     + (f", or raise data.max_skip_fraction={limit:g}" if report.kept else "")
   )
-
-
-def why(report: SkipReport) -> str:
-  """The reasons, the commonest first, each with its first row and its meaning."""
-  reasons = sorted(report.skipped.items(), key=lambda item: -item[1])
-  return ", ".join(f"{r} {n} (first {report.examples[r]}: {REASONS[r]})" for r, n in reasons)
 
 
 def _permutation(n: int, purpose: str, seed: int, epoch: int) -> np.ndarray:

@@ -10,30 +10,24 @@ from simpo_jax.data.chunks import Chunk, read_chunk
 from simpo_jax.data.forms import SkipRow, check_texts, to_conversation
 from simpo_jax.data.prepared import HELD_OUT, TRAIN
 from simpo_jax.data.records import serializer, to_record
+from simpo_jax.data.skips import SkipReport, add_row, no_rows
 from simpo_jax.data.sources import Malformed
-
-EXAMPLES = 3  # row ids kept of each reason
 
 
 class Written(NamedTuple):
   """What became of a chunk. `shards`: by split, {file, pairs, bytes, sha256} if it has pairs."""
 
   shards: dict[str, dict[str, Any]]
-  rows: int
-  skipped: dict[str, int]
-  examples: dict[str, list[str]]
+  report: SkipReport
 
 
 def write_chunk(chunk: Chunk, prefix: str, eval_fraction: float) -> Written:
   """Writes the usable pairs of a chunk to PREFIX.train and PREFIX.test."""
-  skipped: dict[str, int] = {}
-  examples: dict[str, list[str]] = {}
-  rows = 0
+  report = no_rows()
   serialize = serializer()
   with contextlib.ExitStack() as stack:
     writers = {}
     for row_id, row in read_chunk(chunk):
-      rows += 1
       try:
         if isinstance(row, Malformed):
           raise SkipRow(row.reason)
@@ -42,16 +36,15 @@ def write_chunk(chunk: Chunk, prefix: str, eval_fraction: float) -> Written:
         if pair.chosen == pair.rejected:
           raise SkipRow("identical")
       except SkipRow as skip:
-        skipped[skip.reason] = skipped.get(skip.reason, 0) + 1
-        if len(examples.setdefault(skip.reason, [])) < EXAMPLES:
-          examples[skip.reason].append(row_id)
+        report = add_row(report, row_id, skip.reason)
         continue
+      report = add_row(report, row_id)
       split = HELD_OUT if _share(row_id) < eval_fraction else TRAIN
       if split not in writers:
         writers[split] = stack.enter_context(_writer(f"{prefix}.{split}"))
       writers[split](serialize(to_record(row_id, pair)))
   shards = {split: {"file": os.path.basename(w.path), **w.sums()} for split, w in writers.items()}
-  return Written(shards, rows, skipped, examples)
+  return Written(shards, report)
 
 
 class _Shard:

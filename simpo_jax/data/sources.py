@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from simpo_jax import storage
 from simpo_jax.data import fetching
-from simpo_jax.errors import UserError, one_line
+from simpo_jax.errors import UserError, first_line, one_line
 
 EXTENSIONS = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".parquet")
 MAX_LINE = 64 * 2**20  # bytes; a longer line is cut, which no JSON survives
@@ -44,7 +44,7 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
       count += 1
       yield f"{file.name}:{number}", row
   except (OSError, EOFError, zlib.error) as error:
-    raise UserError(f"{path} cannot be read ({_one_line(error)}); is it complete?") from error
+    raise UserError(f"{path} cannot be read ({first_line(error)}); is it complete?") from error
   if not count:
     raise UserError(f"{path} has no rows; give a file with at least one preference pair")
 
@@ -131,7 +131,7 @@ def read_parquet(
           yield number, row
           number += 1
   except (pa.ArrowException, ValueError) as error:
-    raise UserError(f"{file} is not a readable parquet file ({_one_line(error)})") from error
+    raise UserError(f"{file} is not a readable parquet file ({first_line(error)})") from error
 
 
 def _reader(file: pathlib.Path):
@@ -165,7 +165,7 @@ def _read_json_list(file: pathlib.Path):
     rows = json.loads(data.decode("utf-8-sig"))
   except (ValueError, RecursionError) as error:
     hint = "; one object per line? then name it .jsonl" if data.lstrip()[:1] == b"{" else ""
-    raise UserError(f"{file} is not valid JSON ({_one_line(error)}){hint}") from error
+    raise UserError(f"{file} is not valid JSON ({first_line(error)}){hint}") from error
   if not isinstance(rows, list):
     raise UserError(
       f"{file} holds one JSON {type(rows).__name__}; it must hold a list of objects"
@@ -173,7 +173,3 @@ def _read_json_list(file: pathlib.Path):
     )
   for number, row in enumerate(rows, start=1):
     yield number, row if isinstance(row, dict) else Malformed("malformed_json")
-
-
-def _one_line(error: Exception) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]

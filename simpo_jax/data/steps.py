@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from simpo_jax.data.packing import assign_rows, pair_length
-from simpo_jax.data.pairs import PairTokens, SkipReport
+from simpo_jax.data.pairs import PairTokens
+from simpo_jax.data.skips import SkipReport
 from simpo_jax.data.stream import ReadPairs
 
 

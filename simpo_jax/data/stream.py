@@ -17,16 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from simpo_jax.data.pairs import (
-  PairTokens,
-  Read,
-  SkipReport,
-  count,
-  pair_indices_for_step,
-  read_row,
-  why,
-)
+from simpo_jax.data.pairs import PairTokens, Read, pair_indices_for_step, read_row
 from simpo_jax.data.prepared import Prepared
+from simpo_jax.data.skips import SkipReport, add_row, no_rows, why
 from simpo_jax.data.tokenizer import Tokenizer
 from simpo_jax.errors import UserError
 
@@ -84,15 +77,15 @@ def open_stream(
 
   def read(start: int, n: int) -> tuple[list[PairTokens], SkipReport]:
     nonlocal total, lost
-    found, report = [], SkipReport(0, 0, {}, {}, {})
+    found, report = [], no_rows()
     for position, item in enumerate(_items(dataset, start, n, data.workers), start=start):
-      report = count(report, item)
+      report = add_row(report, item.id, item.skipped, item.cut)
       for _ in range(_TRIES):
         if item.pair is not None:
           break
         position += _ASIDE
         item = dataset[position]
-        report = count(report, item)
+        report = add_row(report, item.id, item.skipped, item.cut)
       else:
         raise UserError(f"no usable pair in {_TRIES} rows: {why(report)}; mend the data")
       found.append(item.pair)

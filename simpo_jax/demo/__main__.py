@@ -22,11 +22,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 
 from simpo_jax import learned
-from simpo_jax.cli import answering, parse_flags
+from simpo_jax.cli import run_program
 from simpo_jax.curve import draw
 from simpo_jax.demo.measure import panels, read_samples, samples_table
 from simpo_jax.demo.text import STYLES, make_held_out, make_pairs, split_texts
@@ -130,6 +130,4 @@ if __name__ == "__main__":
   flags.DEFINE_integer("seed", 0, "Of text, weights, order and samples.", 0, 2**32 - 1)
   flags.DEFINE_string("svg", None, "Where the curve goes; default: demo.svg in the workdir.")
   flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
-  app.run(
-    lambda argv: answering(main, argv), flags_parser=lambda argv: parse_flags(argv, OWN_FLAGS)
-  )
+  run_program(main, OWN_FLAGS)

@@ -12,9 +12,9 @@ Examples:
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from simpo_jax.cli import answering, parse_flags
+from simpo_jax.cli import run_program
 from simpo_jax.errors import UserError
 
 _FLAGS = ("workdir", "step", "out", "dtype", "average", "shard_gb", "source", "force", "debug")
@@ -72,14 +72,6 @@ def main(argv: Sequence[str]) -> None:
   )
 
 
-def _main(argv: Sequence[str]) -> None:
-  answering(main, argv)
-
-
-def _parse(argv: Sequence[str]) -> Sequence[str]:
-  return parse_flags(argv, _FLAGS)
-
-
 if __name__ == "__main__":
   _define_flags()
-  app.run(_main, flags_parser=_parse)
+  run_program(main, _FLAGS)

@@ -5,7 +5,8 @@ import pathlib
 import shutil
 from typing import Any
 
-from simpo_jax.data.tokenizer import Tokenizer, auto_tokenizer, has_tokenizer
+from simpo_jax.data.hf_tokenizer import auto_tokenizer, has_tokenizer
+from simpo_jax.data.tokenizer import Tokenizer
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.export.byte_tokenizer import hf_byte_tokenizer
 from simpo_jax.model_config import ModelConfig, RopeScaling, from_hf

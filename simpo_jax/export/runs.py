@@ -8,7 +8,7 @@ from simpo_jax import distributed, storage
 from simpo_jax.checkpoint import damage, positions, read_about
 from simpo_jax.config import default_config, flatten
 from simpo_jax.config_check import range_problem
-from simpo_jax.data.tokenizer import run_tokenizer
+from simpo_jax.data.load_tokenizer import run_tokenizer
 from simpo_jax.display import human_bytes
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.export.folder import Export, Written, check_out, write_folder

@@ -10,13 +10,12 @@ Fields that a recipe leaves out have the defaults of its own trainer, not those 
 TRL's are beta 0.1, gamma 0.5 and a term on the chosen responses (cpo_alpha 1).
 """
 
-import functools
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from simpo_jax.cli import answering, parse_flags
+from simpo_jax.cli import run_program
 from simpo_jax.errors import UserError
 
 _FLAGS = (
@@ -92,10 +91,6 @@ def _show(rows) -> None:
   Console(highlight=False).print(table)
 
 
-def _main(argv: Sequence[str]) -> None:
-  answering(main, argv)
-
-
 if __name__ == "__main__":
   _define_flags()
-  app.run(_main, flags_parser=functools.partial(parse_flags, own=_FLAGS))
+  run_program(main, _FLAGS)

@@ -16,16 +16,15 @@ Where they are not (nothing is downloaded for a plan), models known by their hub
 planned with prompts and responses of assumed lengths, and the output says so.
 """
 
-import functools
 import json
 import os
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from simpo_jax.cli import answering, parse_flags
+from simpo_jax.cli import run_program
 from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
 from simpo_jax.plan.topology import TOPOLOGIES, topology_devices
@@ -89,10 +88,6 @@ def main(argv: Sequence[str]) -> None:
   print(text.render(plan))
 
 
-def _main(argv: Sequence[str]) -> None:
-  answering(main, argv)
-
-
 if __name__ == "__main__":
   _define_flags()
-  app.run(_main, flags_parser=functools.partial(parse_flags, own=_FLAGS))
+  run_program(main, _FLAGS)

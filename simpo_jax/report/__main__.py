@@ -10,7 +10,7 @@ A run rewrites its own report.html as it goes; this is for runs that were killed
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from simpo_jax.errors import UserError, one_line
 
@@ -45,18 +45,8 @@ def main(argv: Sequence[str]) -> None:
   print(out)
 
 
-def _main(argv: Sequence[str]) -> None:
-  from simpo_jax.cli import answering
-
-  answering(main, argv)
-
-
-def _parse(argv: Sequence[str]) -> Sequence[str]:
-  from simpo_jax.cli import parse_flags
-
-  return parse_flags(argv, _FLAGS)
-
-
 if __name__ == "__main__":
+  from simpo_jax.cli import run_program
+
   _define_flags()
-  app.run(_main, flags_parser=_parse)
+  run_program(main, _FLAGS)

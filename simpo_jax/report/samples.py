@@ -161,6 +161,14 @@ def read_lines(path, problems: list[str] | None = None) -> Iterator[dict[str, An
     problems.append(f"{path.name}: {bad} lines are no JSON objects and are left out")
 
 
+def look(path) -> tuple[int, float]:
+  """Size and time of a file, which a bucket's path gives under other names."""
+  found = path.stat()
+  if hasattr(found, "st_size"):
+    return found.st_size, found.st_mtime
+  return found.length, found.mtime
+
+
 def pack(value: Any) -> bytes:
   """JSON, compressed, in base64: letters that HTML leaves alone."""
   text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -33,7 +33,7 @@ class Evidence(NamedTuple):
   Attributes:
     train: columns of metrics.jsonl's training rows, by name.
     held_out: the same of its evaluations.
-    generations: figures, in order of step; see `collect.generation_figures`.
+    generations: figures, in order of step; see `generations.generation_figures`.
     bad_steps: training steps that were left out.
     record: run.json.
   """

@@ -1,0 +1,246 @@
+"""Train states in checkpoints, by Orbax: written in the background, committed by a rename.
+
+Nothing here launches a device program or compiles: arrays go to the host shard by shard, and
+processes meet at the barriers of jax's coordination service.
+"""
+
+import concurrent.futures
+import contextlib
+import logging
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from simpo_jax import storage
+from simpo_jax import workdir as files
+from simpo_jax.checkpoint import (
+  ABOUT,
+  TEMPORARY,
+  Position,
+  positions,
+  read_about,
+  sealed,
+  to_remove,
+)
+from simpo_jax.errors import UserError, one_line
+from simpo_jax.train import TrainState
+
+_WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt", ABOUT)  # by the commit itself
+_PARAMS, _AVERAGE = "['params']", "['average']"  # how the paths of their arrays begin
+
+
+class Checkpoints:
+  """Writes a run's checkpoints; every process calls it at the same positions.
+
+  Args:
+    folder: of the checkpoints; all processes must see the same.
+    keep: how many of the newest are kept.
+    keep_every: those of every so many steps are kept beside them; 0: no others.
+  """
+
+  def __init__(self, folder: storage.Path, keep: int, keep_every: int):
+    self._folder, self._keep, self._keep_every = _absolute(folder), keep, keep_every
+    self._main = jax.process_index() == 0
+    self._pending: tuple[str, dict[str, Any]] | None = None
+    # Threads inherit the priority of the one that starts them: all that Orbax and TensorStore
+    # start to write with leaves the processor to the next step.
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, initializer=storage.yield_processor)
+    self._orbax = self._thread.submit(_checkpointer, self._seal).result()
+    self.saved: Position | None = None  # the last one begun
+    self.seconds: list[dict[str, Any]] = []  # that the run waited for each
+
+  def save(self, position: Position, state: TrainState, about: dict[str, Any]) -> None:
+    """Copies the state to the host and returns; the files are written in the background.
+
+    The state may be donated right after. Waits for the save before this one.
+
+    Args:
+      about: what `simpo_jax.json` is to say, beside the files; JSON.
+
+    Raises:
+      UserError: this save, or the one before, could not be written.
+    """
+    start = time.perf_counter()
+    self.wait()
+    with _told(self._folder):
+      if self._main and not storage.is_remote(self._folder):
+        self._folder.mkdir(exist_ok=True)
+      self._pending = (
+        position.name,
+        {**about, "position": position._asdict(), "arrays": arrays_of(_tree(state))},
+      )
+      tree = jax.tree.map(_apart, _tree(state))
+      args = ocp.args.PyTreeSave(tree, save_args=by_layer(tree))
+      self._thread.submit(self._orbax.save, self._folder / position.name, args=args).result()
+    self.saved = position
+    seconds = round(time.perf_counter() - start, 4)
+    began = round(time.time() - seconds, 3)
+    self.seconds.append({"step": position.step, "seconds": seconds, "start": began})
+
+  def wait(self) -> None:
+    """Until the last save is committed; then removes those that are not to be kept."""
+    with _told(self._folder):
+      self._orbax.wait_until_finished()
+    if self._main and self._pending:
+      for position in to_remove(positions(self._folder), self._keep, self._keep_every):
+        with contextlib.suppress(*storage.failures()):
+          storage.remove_tree(self._folder / position.name)
+    self._pending = None
+
+  def close(self) -> None:
+    """Ends the threads; what is being written is waited for, its errors are not told."""
+    with contextlib.suppress(Exception):
+      self._orbax.close()
+    self._thread.shutdown()
+
+  def _seal(self) -> None:
+    """Writes simpo_jax.json into what is about to be committed; process 0, in the background."""
+    assert self._pending
+    name, about = self._pending
+    folder = self._folder / name
+    if not storage.is_remote(folder):
+      [folder] = self._folder.glob(f"{name}.{TEMPORARY}*")
+    found = {
+      name: size
+      for name, size in storage.sizes(folder).items()
+      if name.rpartition("/")[2] not in _WRITTEN_LATER
+    }
+    # The next step has begun, and needs the processor more.
+    digests = storage.digests(folder, found, patient=True)
+    about = sealed({**about, "files": {name: [found[name], digests[name]] for name in found}})
+    files.write_json(folder / ABOUT, about)
+
+
+def restore(folder: storage.Path, abstract: TrainState) -> TrainState:
+  """The state of a checkpoint, laid out as `abstract` says, whatever mesh wrote it."""
+  return TrainState(**_read(folder, _tree(abstract)))
+
+
+def restore_weights(folder: storage.Path, abstract: TrainState) -> Any:
+  """The weights that a checkpoint evaluates with: their average where it has one."""
+  tree = _weights(read_about(folder)["arrays"], abstract.params)
+  read = _read(folder, tree, partial=True)
+  return {name: part for of in read.values() for name, part in of.items()}
+
+
+def check_fits(folder: storage.Path, abstract: TrainState, weights_only: bool) -> None:
+  """Raises a UserError if a checkpoint's arrays are not those of this state."""
+  there = read_about(folder)["arrays"]
+  here = arrays_of(_tree(abstract))
+  if weights_only:
+    here = arrays_of(_weights(there, abstract.params))
+    there = {
+      name: a
+      for name, a in there.items()
+      if name.startswith(_AVERAGE)
+      or (name.startswith(_PARAMS) and name.replace(_PARAMS, _AVERAGE, 1) not in there)
+    }
+    # Any dtype is cast to this run's.
+    here, there = ({name: a[:1] for name, a in arrays.items()} for arrays in (here, there))
+  for name in {**here, **there}:
+    if here.get(name) != there.get(name):
+      raise UserError(
+        f"{folder} does not fit this run: {name} is {there.get(name, 'absent')} there and "
+        f"{here.get(name, 'absent')} here; use the model and the train settings it was made with"
+      )
+
+
+def _weights(there: dict[str, list], params: dict[str, Any]) -> dict[str, Any]:
+  """Weights by where a checkpoint with these arrays has them: what trained may be averaged."""
+  averaged = [n for n in params if any(a.startswith(f"{_AVERAGE}['{n}']") for a in there)]
+  average = {name: params[name] for name in averaged}
+  rest = {name: part for name, part in params.items() if name not in averaged}
+  return {what: tree for what, tree in (("params", rest), ("average", average)) if tree}
+
+
+def arrays_of(tree: Any) -> dict[str, list]:
+  """Shape and dtype of every array, by its path; JSON."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(p): [list(x.shape), np.dtype(x.dtype).name] for p, x in leaves}
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+  return {name: part for name, part in state._asdict().items() if part is not None}
+
+
+def _apart(x: jax.Array) -> jax.Array:
+  """A copy, where Orbax would else read the array's own memory: on CPU.
+
+  The next step could not update in place what is being read.
+  """
+  if any(d.platform != "cpu" for d in x.sharding.device_set):
+    return x
+  # Shard by shard: a copy of an array of several processes would be a program.
+  shards = [jax.device_put(s.data, s.device, may_alias=False) for s in x.addressable_shards]
+  return jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
+
+
+def by_layer(tree: dict[str, Any]) -> dict[str, Any]:
+  """How the arrays are cut up on disk: the matrices of the weights by layer.
+
+  A reader without devices (`weights_checkpoint.py`) then needs one layer's in memory.
+  """
+
+  def args(path, x):
+    stacked = path[0].key in ("params", "average") and len(x.shape) == 3
+    return ocp.SaveArgs(shard_axes=(0,) if stacked else ())
+
+  return jax.tree_util.tree_map_with_path(args, tree)
+
+
+def _read(folder: storage.Path, tree, partial: bool = False):
+  args = ocp.args.PyTreeRestore(
+    item=tree,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+    partial_restore=partial,
+  )
+  with contextlib.closing(_checkpointer()) as checkpointer:
+    return checkpointer.restore(_absolute(folder), args=args)
+
+
+def _absolute(folder: storage.Path) -> storage.Path:
+  return folder if storage.is_remote(folder) else folder.absolute()
+
+
+def _checkpointer(before_commit=None) -> ocp.AsyncCheckpointer:
+  # Naming the processes makes Orbax meet at the coordination service's barriers. Without,
+  # it launches a collective of its own.
+  processes = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes=set(range(jax.process_count()))
+  )
+  # Replicated arrays are else cut up on the devices, so that all hosts write a part.
+  arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+  handler = ocp.PyTreeCheckpointHandler(
+    type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays)),
+    multiprocessing_options=processes,
+    use_ocdbt=True,  # `weights_checkpoint.py` reads these files by itself
+    use_zarr3=False,
+    enable_pinned_host_transfer=False,
+    use_compression=False,  # weights hardly shrink, and the next step needs the processor
+  )
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  return ocp.AsyncCheckpointer(
+    handler,
+    multiprocessing_options=processes,
+    async_options=ocp.options.AsyncOptions(
+      post_finalization_callback=before_commit, create_directories_asynchronously=False
+    ),
+  )
+
+
+@contextlib.contextmanager
+def _told(folder: storage.Path):
+  """What goes wrong while writing, as the user's error."""
+  try:
+    yield
+  # TensorStore tells of a full disk in any of these.
+  except (*storage.failures(), ValueError, RuntimeError) as e:
+    last = positions(folder)
+    good = f"the last good one is {last[-1].name}" if last else "there is none yet"
+    raise UserError(
+      f"a checkpoint could not be written in {folder} ({one_line(e)}); {good}; free space or "
+      "mend the storage, then start the same command again"
+    ) from e

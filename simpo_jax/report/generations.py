@@ -1,0 +1,162 @@
+"""All generations of a run: what their files hold, each in figures, and the texts that fit."""
+
+from typing import Any
+
+import numpy as np
+
+from simpo_jax.report import floor
+from simpo_jax.report.samples import (
+  FINISH,
+  Answers,
+  Generation,
+  kept_parts,
+  look,
+  part_size,
+  read_generation,
+)
+
+_BINS = 24  # of a histogram of lengths
+
+
+def read_generations(
+  folder, config: dict[str, Any], max_bytes: int, known: dict[Any, Generation], notes: list[str]
+) -> list[Generation]:
+  """Every generation in order of step, read anew only where its files have changed.
+
+  Args:
+    folder: the workdir, a path.
+    max_bytes: packed text that the report takes.
+    known: generations that an earlier call has read; then holds those of this call.
+    notes: gets what is missing, or cannot be read.
+  """
+  folders = sorted(p for p in (folder / "samples").glob("step_*") if p.name[5:].isdigit())
+  size, most, out = part_size(config), 2**31, []
+  now: dict[Any, Generation] = {}
+  sizes: dict[int, dict[int, int]] = {}
+  for path in folders:
+    try:
+      files = tuple((f.name, *look(f)) for f in sorted(path.glob("host_*.jsonl")))
+    except OSError as e:  # a run that goes on again removes what it will write anew
+      notes.append(f"samples/{path.name} cannot be read ({e.strerror or e})")
+      continue
+    key = (str(path), size, max_bytes, files)
+    read = known.get(key) or read_generation(path, size, most)
+    if not len(read.answers.prompt):
+      continue
+    now[key] = read
+    out.append(read)
+    # The more generations, the fewer parts of each: what is beyond them need not be packed.
+    sizes[read.step] = {part: len(text) for part, text in read.parts.items()}
+    most = max(
+      (1 + max(parts, default=0) for parts in kept_parts(sizes, max_bytes).values()), default=1
+    )
+  known.clear()
+  for key, g in now.items():
+    texts = {part: text for part, text in g.parts.items() if part < most}
+    known[key] = g._replace(parts=texts)
+  for g in out:
+    if g.hosts[0] < g.hosts[1]:
+      notes.append(
+        f"samples of step {g.step}: files of {g.hosts[0]} of {g.hosts[1]} hosts are in this folder"
+      )
+    if g.unreadable:
+      notes.append(f"samples of step {g.step}: {g.unreadable} lines are no samples")
+  return out
+
+
+def generation_figures(
+  g: Generation, row: dict[str, Any], record: dict[str, Any], config: dict[str, Any]
+) -> dict[str, Any]:
+  """A generation in numbers.
+
+  Args:
+    row: its row of metrics.jsonl, {} if there is none.
+  """
+  a: Answers = g.answers
+  top = max(int(a.tokens.max()), config.get("generate", {}).get("max_new_tokens", 1))
+  scored = np.isfinite(a.logprob)
+  known = np.isfinite(a.repetition)
+  least = floor.generate_seconds(record, config, a.tokens)
+  return {
+    "step": g.step,
+    "answers": len(a.tokens),
+    "prompts": len(g.prompts),
+    "tokens": int(a.tokens.sum()),
+    "mean_tokens": float(a.tokens.mean()),
+    "longest": int(a.tokens.max()),
+    "histogram": np.histogram(a.tokens, _BINS, (0, top))[0].tolist(),
+    "histogram_to": top,
+    "cut_share": float(np.mean(a.finish == FINISH.index("length"))),
+    "empty_share": float(a.empty.mean()),
+    "repetition": _mean(a.repetition[known]),
+    "logprob": _mean(a.logprob[scored], a.tokens[scored]),
+    "seconds": row.get("step_seconds"),
+    "tokens_per_second": row.get("tokens_per_second"),
+    "floor_seconds": least,
+  }
+
+
+def _mean(values: np.ndarray, weights: np.ndarray | None = None) -> float | None:
+  return float(np.average(values, weights=weights)) if len(values) else None
+
+
+def index_of(generations: list[Generation]) -> dict[str, Any]:
+  """Columns of figures for every prompt and sample of every generation; null: no such answer."""
+  prompts: dict[int, tuple[str, str]] = {}
+  for g in generations:
+    prompts.update(g.prompts)
+  order = sorted(prompts)
+  samples = 1 + max((int(g.answers.sample.max()) for g in generations), default=0)
+  rows = []
+  for g in generations:
+    a = g.answers
+    at = np.searchsorted(order, a.prompt) * samples + a.sample
+
+    def spread(values, digits=None, at=at):
+      out: list[Any] = [None] * (len(order) * samples)
+      for place, value in zip(at.tolist(), values.tolist(), strict=True):
+        out[place] = value if digits is None else round(value, digits)
+      return out
+
+    rows.append(
+      {
+        "tokens": spread(a.tokens),
+        "finish": spread(a.finish),
+        "logprob": spread(a.logprob, 3),
+        "repetition": spread(a.repetition, 3),
+        "empty": spread(a.empty.astype(int)),
+      }
+    )
+  return {
+    "prompts": [[index, *prompts[index]] for index in order],
+    "samples": samples,
+    "generations": rows,
+  }
+
+
+def texts_of(
+  generations: list[Generation], size: int, max_bytes: int
+) -> tuple[dict[tuple[int, int], bytes], dict[int, bytes], dict[str, Any]]:
+  """The packed texts that the report takes, of answers and of prompts; and what it says of them."""
+  sizes = {g.step: {part: len(text) for part, text in g.parts.items()} for g in generations}
+  prompts = {part: text for g in reversed(generations) for part, text in g.prompt_parts.items()}
+  kept = kept_parts(sizes, max_bytes - sum(map(len, prompts.values())))
+  parts = {
+    (number, part): g.parts[part]
+    for number, g in enumerate(generations)
+    for part in sorted(kept[g.step])
+  }
+  shown = set().union(*kept.values()) if kept else set()
+  everything = {p // size for g in generations for p in g.prompts}
+  return (
+    parts,
+    {part: prompts[part] for part in sorted(shown & prompts.keys())},
+    {
+      "part_size": size,
+      "parts": [sorted(kept[g.step]) for g in generations],
+      "complete": all(each == everything for each in kept.values()),
+      "max_bytes": max_bytes,
+      "files": [f"samples/step_{g.step:06d}/" for g in generations],
+      "finish": FINISH,
+    },
+  )
