@@ -248,8 +248,10 @@ def sample_rows(
     yield row
 
 
-def local_groups(array: jax.Array) -> dict[int, np.ndarray]:
+def local_groups(array: jax.Array | np.ndarray) -> dict[int, np.ndarray]:
   """The leading-axis entries that this process holds, as numpy."""
+  if isinstance(array, np.ndarray):
+    return dict(enumerate(array))
   out = {}
   for shard in array.addressable_shards:
     start = shard.index[0].start or 0
