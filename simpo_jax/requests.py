@@ -195,14 +195,19 @@ def summarize(generated: Generated, places: list[Place]) -> Summary:
   lost = np.flatnonzero((out.count < 1) | ~np.isin(out.finish, list(FINISH_REASONS)))
   if lost.size:
     raise RuntimeError(f"requests {lost[:5].tolist()} came back unanswered; please report this")
-  bad = np.flatnonzero(~np.isfinite(out.logprob))
+  check_finite(out.logprob)
+  return out
+
+
+def check_finite(logprob: np.ndarray) -> None:
+  """Raises a UserError if the model's logits were not finite for some request."""
+  bad = np.flatnonzero(~np.isfinite(logprob))
   if bad.size:
     raise UserError(
       f"generation: the logits of requests {bad[:5].tolist()} ({bad.size} in all, some perhaps "
       "for what was decoded beside them) are not finite; "
       "check the weights, or lower --config.train.learning_rate if training did this"
     )
-  return out
 
 
 def sample_rows(
