@@ -238,9 +238,11 @@ def load(speaker: Speaker, program: Program):
 
 
 def put(speaker: Speaker, values):
-  """Places numpy arrays on every device of the mesh."""
+  """Places numpy arrays on every device of the mesh; what was placed stays as it is."""
   everywhere = NamedSharding(speaker.mesh, P())
-  return jax.tree.map(lambda x: place(np.asarray(x), everywhere), values)
+  return jax.tree.map(
+    lambda x: x if isinstance(x, jax.Array) else place(np.asarray(x), everywhere), values
+  )
 
 
 @contextlib.contextmanager
