@@ -101,6 +101,7 @@ def open_speaker(
     model, tokenizer = saved.model._replace(name=name, read=weights.read), saved.tokenizer
     averaged = ", averaged over its steps" if weights.averaged else ""
     notes = [f"weights of step {step}{averaged}", "settings of the run"]
+    config.generate.update(attention="auto", num_pages=0, prefill_rows=0)  # of its own machine
   else:
     if step is not None or source is not None:
       raise UserError(f"--step and --source are for the workdir of a run, which {name} is not")

@@ -228,13 +228,15 @@ def test_the_oldest_turns_are_dropped(speaker):
 # --- the terminal -----------------------------------------------------------------------------
 
 
-def talk(speaker, voice, *lines, **options):
+def talk(speaker, voice, *lines, live=False):
   """(stdout, stderr, the chat) of lines that come from a pipe."""
   out, err = io.StringIO(), io.StringIO()
   terminal = Terminal(io.StringIO("".join(f"{line}\n" for line in lines)), out, err)
+  if live:
+    terminal.live, terminal._notes = True, out
   # Settings that one conversation changes are no others'.
   own = speaker.config.copy_and_resolve_references()
-  chat = Chat(speaker._replace(config=own), voice, terminal, **options)
+  chat = Chat(speaker._replace(config=own), voice, terminal)
   chat.run()
   return out.getvalue(), err.getvalue(), chat
 
@@ -282,6 +284,7 @@ def test_a_full_context_is_told_of(speaker, voice):
 
 def test_an_interrupt_ends_the_answer_and_not_the_chat(speaker, voice, one_at_a_time, monkeypatch):
   answer, before = Voice.answer, signal.getsignal(signal.SIGINT)
+  whole = talk(speaker, voice, "hello")[2].messages[-1]["content"]
 
   def interrupted(self, *args):
     for number, piece in enumerate(answer(self, *args)):
@@ -289,11 +292,21 @@ def test_an_interrupt_ends_the_answer_and_not_the_chat(speaker, voice, one_at_a_
         os.kill(os.getpid(), signal.SIGINT)
       yield piece
 
-  whole = talk(speaker, voice, "hello")[2].messages[-1]["content"]
   monkeypatch.setattr(Voice, "answer", interrupted)
-  out, err, chat = talk(speaker, voice, "hello", "more")
-  assert err.count("[stopped]") == 2 and signal.getsignal(signal.SIGINT) is before
-  assert len(chat.messages) == 4 and out.count("\n") >= 2
+  with pytest.raises(KeyboardInterrupt):  # as nobody is there to go on
+    talk(speaker, voice, "hello", "more")
+  assert signal.getsignal(signal.SIGINT) is before
+
+  def line(self, prompt):
+    text = self._in.readline()
+    if text == "^C\n":
+      raise KeyboardInterrupt
+    return text.rstrip("\n") or None
+
+  monkeypatch.setattr(Terminal, "_line", line)
+  out, err, chat = talk(speaker, voice, "hello", "^C", "more", live=True)
+  assert out.count("[stopped]") == 2 and "/exit or ^D ends" in out
+  assert [m["role"] for m in chat.messages] == ["user", "assistant"] * 2
   part = chat.messages[1]["content"]
   assert part and whole.startswith(part) and len(part) < len(whole)
 

@@ -34,7 +34,10 @@ _RESERVE = 4  # a fourth of the context, at most, is kept free for the answer
 
 
 class Terminal:
-  """Where it is said: notes are dim, and go to stderr where stdout is no terminal."""
+  """Where it is said: notes are dim, and go to stderr where stdout is no terminal.
+
+  `live`: a person sits there, and not a file or a pipe.
+  """
 
   def __init__(self, stdin=None, stdout=None, stderr=None):
     self._in, self._out = stdin or sys.stdin, stdout or sys.stdout
@@ -56,6 +59,8 @@ class Terminal:
       try:
         line = self._line("... " if before else "you: ")
       except KeyboardInterrupt:
+        if not self.live:
+          raise
         before = ""
         yield None
         continue
@@ -171,6 +176,8 @@ class Chat:
       stopped = interrupted()
     terminal.write("" if written.endswith("\n") else "\n")
     self._tell(stopped, len(fitted.tokens))
+    if stopped and not terminal.live:
+      raise KeyboardInterrupt  # nobody is there to go on with the next line
     if stopped and not written.strip():
       return None, messages
     return tokenizer.decode(ids), fitted.messages[len(system) :]
@@ -189,7 +196,7 @@ class Chat:
     if self._terminal.live:
       speed = "" if voice.speed is None else f" at {voice.speed:,.1f} tokens/s"
       self._terminal.note(
-        f"[{voice.count:,} tokens{speed}; {length + voice.count:,} of {voice.context:,} in use]"
+        f"[{voice.count:,} tokens{speed}; {length + voice.count:,} of {voice.context:,} in use]\n"
       )
 
   # --- commands --------------------------------------------------------------------------
