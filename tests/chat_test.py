@@ -24,6 +24,8 @@ from simpo_jax.config import default_config
 from simpo_jax.data.byte_vocab import decode as decode_bytes
 from simpo_jax.data.prompts import encode_messages
 from simpo_jax.errors import UserError
+from simpo_jax.hlo import copies
+from simpo_jax.memory import memory_of
 from simpo_jax.sample import answers
 from simpo_jax.speaker import open_speaker
 
@@ -149,6 +151,18 @@ def test_budgets(voice):
   longest = [5] * (CONTEXT - 2)
   assert len(said(voice, longest)) <= 2 and voice.count <= 2
   assert len(said(voice, [5] * (CONTEXT - 1))) == 1
+
+
+def test_the_cache_is_written_in_place(voice):
+  check_in_place(voice._program)
+
+
+def check_in_place(program):
+  """The pool is the donated one from launch to launch, and nothing copies it."""
+  pool = program.abstract[0]
+  text = f"f32[{','.join(map(str, pool.shape))}]"
+  assert memory_of(program.call).aliased == pool.size * pool.dtype.itemsize
+  assert text in program.call.as_text() and not copies(program.call.as_text(), text)
 
 
 def test_no_context_is_refused(speaker):

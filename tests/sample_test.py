@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 import data_hf_tokenizer_test
+from chat_test import check_in_place
 from hf_models import hf_model
 from runs_in_process import go, one_executable  # noqa: F401  a fixture
 from simpo_jax import monitor
 from simpo_jax.errors import UserError
 from simpo_jax.sample import answers
 from simpo_jax.sample.__main__ import _writing
-from simpo_jax.speaker import open_speaker, own_words
+from simpo_jax.speaker import compile_steps, open_speaker, own_words
 
 RUN = {
   "train__steps": 3,
@@ -53,9 +54,16 @@ def of_run(folder, step):
 def test_the_rows_of_a_run(workdir, monkeypatch):
   """Whose one launch is many here, which end anywhere: in the middle of answers and refills."""
   speaker = open_speaker(str(workdir), {}, step=2)
-  before = monitor.compile_count()
+  before, programs = monitor.compile_count(), []
+
+  def kept(*args):
+    programs.append(compile_steps(*args))
+    return programs[0]
+
+  monkeypatch.setattr(answers, "compile_steps", kept)
   rows, _ = rows_of(speaker, 3, monkeypatch)
   assert monitor.compile_count() == before + 1
+  check_in_place(programs[0])
   expected = of_run(workdir, 2)
   assert len(rows) == 8 and len({tuple(row["generated_token_ids"]) for row in rows}) == 8
   for row, other in zip(rows, expected, strict=True):
