@@ -78,7 +78,7 @@ class Voice:
     requests = put(self._speaker, self._requests(tokens, settings, sample, budget))
     last = len(tokens) - 1
     done = common_prefix(self.cached, tokens[:last])
-    self.computed = last - done
+    self.computed, self.cached = last - done, tokens[:done]
     while last - done > self._feed:
       self._launch(requests, _turn(done, done + self._feed, False, 0))
       done += self._feed
@@ -87,11 +87,9 @@ class Voice:
     while begins or self.finish is None:
       start = time.perf_counter()
       out = self._launch(requests, _turn(done, last, begins, self._steps))
-      took, new = (
-        time.perf_counter() - start,
-        out.tokens[0, self.count : int(out.count[0])].tolist(),
-      )
+      took = time.perf_counter() - start
       check_finite(out.logprob)
+      new = out.tokens[0, self.count : int(out.count[0])].tolist()
       if not begins:  # the first launch has had other work as well
         timed, seconds = timed + len(new), seconds + took
         self.speed = timed / seconds
