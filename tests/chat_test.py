@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -323,6 +325,55 @@ def test_an_interrupt_ends_the_answer_and_not_the_chat(speaker, voice, one_at_a_
   assert [m["role"] for m in chat.messages] == ["user", "assistant"] * 2
   part = chat.messages[1]["content"]
   assert part and whole.startswith(part) and len(part) < len(whole)
+
+
+def test_a_terminal():
+  """Lines, ^C and ^D as a real one sends them."""
+  program = "from simpo_jax.chat.terminal import Terminal as T; [print([x]) for x in T().lines()]"
+  ours, theirs = pty.openpty()
+  env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+  env.pop("NO_COLOR", None)
+  process = subprocess.Popen(
+    [sys.executable, "-c", program], stdin=theirs, stdout=theirs, env=env, start_new_session=True
+  )
+  os.close(theirs)
+  seen = ""
+  for prompt, keys in (("you: ", "hi\n"), ("you: ", "\x03"), ("you: ", "a\\\n"), ("... ", "b\n")):
+    seen += until(ours, prompt)
+    os.write(ours, keys.encode())
+    if keys == "\x03":  # the keyboard's, of a terminal that is nobody's own
+      process.send_signal(signal.SIGINT)
+  seen += until(ours, "you: ")
+  os.write(ours, b"\x04")
+  assert process.wait(60) == 0
+  os.close(ours)
+  assert re.findall(r"^\[.*\]", seen, re.M) == ["['hi']", "[None]", r"['a\nb']"]
+  assert "\x1b[1m" in seen
+
+
+def until(terminal, text):
+  seen = ""
+  while text not in seen:
+    seen += os.read(terminal, 1024).decode()
+  return seen
+
+
+def test_colours_are_for_terminals(monkeypatch):
+  class Screen(io.StringIO):
+    def isatty(self):
+      return True
+
+  def noted(**env):
+    for name in ("NO_COLOR", "TERM"):
+      monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+      monkeypatch.setenv(name, value)
+    screen = Screen()
+    Terminal(Screen(), screen).note("\x1b]0;x")
+    return screen.getvalue()
+
+  assert noted() == "\x1b[2m\\x1b]0;x\x1b[0m\n"
+  assert noted(NO_COLOR="1") == noted(TERM="dumb") == "\\x1b]0;x\n"
 
 
 def test_without_a_template_it_completes(speaker, voice):

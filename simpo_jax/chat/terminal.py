@@ -62,6 +62,7 @@ class Terminal:
         if not self.live:
           raise
         before = ""
+        self.write("\n")  # the prompt stands there
         yield None
         continue
       if line is None:
