@@ -36,14 +36,13 @@ def workdir(tmp_path_factory):
   return folder
 
 
-def rows_of(speaker, steps=None, monkeypatch=None):
-  """The rows, and what was said."""
-  rows, said = [], []
-  if steps:
-    monkeypatch.setattr(answers, "_MAX_STEPS", steps)
-  prompts = answers.usable_prompts(speaker, said.append)
-  told = answers.sample(speaker, prompts, rows.append, said.append, lambda text: None)
-  return [json.loads(row) for row in rows], [*said, told]
+def rows_of(speaker, steps, monkeypatch):
+  """The rows of a sample whose launches make so many steps."""
+  rows = []
+  monkeypatch.setattr(answers, "_MAX_STEPS", steps)
+  prompts = answers.usable_prompts(speaker, print)
+  answers.sample(speaker, prompts, rows.append, print, lambda text: None)
+  return [json.loads(row) for row in rows]
 
 
 def of_run(folder, step):
@@ -61,7 +60,7 @@ def test_the_rows_of_a_run(workdir, monkeypatch):
     return programs[0]
 
   monkeypatch.setattr(answers, "compile_steps", kept)
-  rows, _ = rows_of(speaker, 3, monkeypatch)
+  rows = rows_of(speaker, 3, monkeypatch)
   assert monitor.compile_count() == before + 1
   check_in_place(programs[0])
   expected = of_run(workdir, 2)
@@ -91,10 +90,13 @@ def test_bad_prompts_are_left_out_and_told_of(tmp_path):
     "generate.prompts": str(file),
     "generate.count": 0,
     "generate.max_new_tokens": 4,
-    "generate.temperature": 1.0,
   }
-  rows, said = rows_of(open_speaker("embedded", {**changes, "generate.max_prompt_length": 64}))
-  assert [(r["prompt_index"], r["generated_token_count"]) for r in rows] == [(0, 4), (4, 2)]
+  speaker, said = open_speaker("embedded", {**changes, "generate.max_prompt_length": 64}), []
+  prompts = answers.usable_prompts(speaker, said.append)
+  assert [(p.index, p.text, p.settings) for p in prompts] == [
+    (0, "a", {}),
+    (4, "b", {"max_new_tokens": 2}),
+  ]
   assert said[0].startswith("2 of 5 prompts kept; skipped: prompts.jsonl:2 is not valid JSON")
   assert "--max_prompt_length=64" in said[0]
   file.write_text("{")
