@@ -289,8 +289,8 @@ def see(seen, new, tokens, length):
   """`seen`, where the slots in `new` have seen their prompts and nothing else."""
   real = new[:, None] & (jnp.arange(tokens.shape[1]) < length[:, None])
   row = jnp.arange(seen.shape[0])[:, None]
-  place = jnp.where(real, tokens, seen.shape[1])
-  return (seen & ~new[:, None]).at[row, place].set(True, mode="drop")
+  before = seen & ~new[:, None]
+  return before.at[row, jnp.where(real, tokens, seen.shape[1])].set(True, mode="drop")
 
 
 def prefill(engine: Engine, pool, queue: Queue, asked: Asked, todo, done=None) -> jax.Array:
