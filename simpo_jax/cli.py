@@ -71,6 +71,8 @@ def help_text(own: Sequence[str] = OWN_FLAGS) -> str:
   """What --help prints: the program's docstring, its flags, and every field of a config."""
   lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
   lines += [f"  --{name}: {flags.FLAGS[name].help}" for name in own if name in flags.FLAGS]
+  if "config" not in own:
+    return "\n".join(lines)
   lines += ["", "Config fields and their defaults:"]
   meaning_of = meanings()
   for name, value in flatten(default_config()).items():

@@ -97,7 +97,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.generate.every = 0  # steps; 0: never
   c.generate.at_start = False  # before the first step, too; samples/step_000000 has them
   c.generate.mode = "host_data_parallel"  # prompts dealt to hosts; or all on the "global_mesh"
-  # "synthetic", a .txt file (one prompt per line), a .jsonl file of messages.
+  # "synthetic", a .txt file (one prompt per line), a .jsonl, .json or .parquet file of messages.
   c.generate.prompts = "synthetic"
   c.generate.prompt_list = ()  # prompts given right here; wins over `prompts`
   # A synthetic prompt; {index} is its number, from 0.

@@ -77,7 +77,7 @@ class Generated(NamedTuple):
   logprob: jax.Array  # float32, sum of `logprobs`
 
 
-class _Slots(NamedTuple):
+class Slots(NamedTuple):
   """The sequences being decoded, int32 `[slots]`."""
 
   token: jax.Array  # the newest token, not yet in the cache
@@ -93,12 +93,12 @@ class _Tally(NamedTuple):
   refill: jax.Array  # int32, 1 if any group wants to admit
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
   """The carry of all loops."""
 
   pool: jax.Array  # [L * P, page, 2Kh]
   queue: Queue
-  slots: _Slots
+  slots: Slots
   seen: jax.Array | None  # bool [slots, V], tokens of prompt and answer, if penalised
   out: Generated
   tally: _Tally
@@ -123,38 +123,88 @@ class Engine(NamedTuple):
 
 def generate_group(engine: Engine, requests: Requests) -> Generated:
   """Answers one group's requests, without a leading group axis: `[N]` in request order."""
-  shape, asked = engine.shape, requests.each
-  work = Work(asked.length, asked.budget, asked.prompt)
-  s = _tallied(engine, _init(engine), work)
+  work = _work(requests)
+  return _rounds(engine, requests, work, _tallied(engine, initial(engine), work)).out
 
-  def rounds(s: _State) -> _State:
+
+def generate_some(
+  engine: Engine, requests: Requests, s: State, first: jax.Array, steps: jax.Array
+) -> State:
+  """As `generate_group`, but returns after so many decode steps, for the host to look at.
+
+  Args:
+    s: what the last call has returned; the first one reads nothing of it.
+    first: bool [].
+    steps: int32 [], at most.
+  """
+  work = _work(requests)
+  s = either(first, initial(engine, s.pool), s)
+  return _rounds(engine, requests, work, _tallied(engine, s, work), steps)
+
+
+def _work(requests: Requests) -> Work:
+  asked = requests.each
+  return Work(asked.length, asked.budget, asked.prompt)
+
+
+def either(first, fresh: State, s: State) -> State:
+  """`fresh` or `s`, whose pool is the same: what lies in it matters only where it was written."""
+  pool = s.pool
+  fresh, s = fresh._replace(pool=None), s._replace(pool=None)
+  return jax.tree.map(lambda a, b: jnp.where(first, a, b), fresh, s)._replace(pool=pool)
+
+
+def _rounds(engine: Engine, requests: Requests, work: Work, s: State, left=None) -> State:
+  """Refills and decodes until all is answered, or `left` decode steps are made."""
+  shape, asked = engine.shape, requests.each
+
+  def rounds(carry):
+    s, left = carry
     s = _tallied(engine, _refill(engine, s, asked, work), work)
+    carry = s, left
     for width, lower in zip(shape.widths, (*shape.widths[1:], 0), strict=True):
 
-      def step(s, width=width):
-        return _tallied(engine, _decode(engine, s, requests, width), work)
+      def step(carry, width=width):
+        s, left = carry
+        s = _tallied(engine, decode(engine, s, requests, width), work)
+        return s, None if left is None else left - 1
 
-      def enough(s, lower=lower):
-        return (s.tally.running > lower) & (s.tally.refill == 0)
+      def enough(carry, lower=lower):
+        s, left = carry
+        return _and_left((s.tally.running > lower) & (s.tally.refill == 0), left)
 
       with jax.named_scope(f"decode_{width}"):
-        s = jax.lax.while_loop(enough, step, s)
-    return s
+        carry = jax.lax.while_loop(enough, step, carry)
+    return carry
 
-  s = jax.lax.while_loop(lambda s: (s.tally.running > 0) | (s.tally.pending > 0), rounds, s)
-  return s.out
+  def unanswered(carry):
+    s, left = carry
+    return _and_left((s.tally.running > 0) | (s.tally.pending > 0), left)
+
+  return jax.lax.while_loop(unanswered, rounds, (s, left))[0]
 
 
-def _init(engine: Engine) -> _State:
+def _and_left(wanted, left):
+  return wanted if left is None else wanted & (left > 0)
+
+
+def pool_shape(cfg: ModelConfig, shape: GenerateShape) -> tuple[int, int, int]:
+  """`[L * P, page, 2Kh]`."""
+  lanes = 2 * cfg.num_key_value_heads * cfg.head_dim
+  return cfg.num_hidden_layers * shape.num_pages, shape.page_size, lanes
+
+
+def initial(engine: Engine, pool: jax.Array | None = None) -> State:
+  """Before the first request; makes a pool if it is given none."""
   shape, cfg = engine.shape, engine.cfg
   N, slots = shape.requests, shape.slots
-  lanes = 2 * cfg.num_key_value_heads * cfg.head_dim
-  pool = jnp.zeros((cfg.num_hidden_layers * shape.num_pages, shape.page_size, lanes), engine.dtype)
+  if pool is None:
+    pool = jnp.zeros(pool_shape(cfg, shape), engine.dtype)
   zeros = jnp.zeros((slots,), jnp.int32)
-  return _State(
+  return State(
     pool=engine.place_pool(pool),
     queue=scheduler.init_queue(N, shape.num_pages, slots, shape.pages_per_seq),
-    slots=_Slots(zeros, zeros, zeros),
+    slots=Slots(zeros, zeros, zeros),
     seen=jnp.zeros((slots, cfg.vocab_size), bool) if shape.repetition_penalty else None,
     out=Generated(
       tokens=jnp.full((N, shape.max_new_tokens), -1, jnp.int32),
@@ -167,7 +217,7 @@ def _init(engine: Engine) -> _State:
   )
 
 
-def _tallied(engine: Engine, s: _State, work: Work) -> _State:
+def _tallied(engine: Engine, s: State, work: Work) -> State:
   """Brings the tally up to date: the one exchange between groups per decode step."""
   refill = scheduler.wants_refill(s.queue, work, engine.shape.prefill_rows)
   counts = (
@@ -202,7 +252,7 @@ def _forward(engine: Engine, pool, table, tokens, start, count):
 # --- admission and prefill ---------------------------------------------------------------
 
 
-def _refill(engine: Engine, s: _State, asked: Asked, work: Work) -> _State:
+def _refill(engine: Engine, s: State, asked: Asked, work: Work) -> State:
   """Frees finished slots, admits the next requests and caches their prompts.
 
   Of a prompt, all tokens but the last are cached; the last is the first input of
@@ -218,22 +268,15 @@ def _refill(engine: Engine, s: _State, asked: Asked, work: Work) -> _State:
     token = asked.tokens.at[queue.request, last].get(mode="fill", fill_value=0)
     slots = jax.tree.map(
       lambda now, before: jnp.where(new, now, before),
-      _Slots(token, last, jnp.zeros_like(last)),
+      Slots(token, last, jnp.zeros_like(last)),
       s.slots,
     )
     seen = s.seen
     if seen is not None:
-      tokens = mine(asked.tokens)
-      real = new[:, None] & (jnp.arange(tokens.shape[1]) < length[:, None])
-      row = jnp.arange(shape.slots)[:, None]
-      seen = (
-        (seen & ~new[:, None])
-        .at[row, jnp.where(real, tokens, seen.shape[1])]
-        .set(True, mode="drop")
-      )
+      seen = see(seen, new, mine(asked.tokens), length)
   with jax.named_scope("prefill"):
     has_it = admitted.donor != jnp.arange(shape.slots)
-    pool = _prefill(engine, s.pool, queue, asked, jnp.where(new & ~has_it, last, 0))
+    pool = prefill(engine, s.pool, queue, asked, jnp.where(new & ~has_it, last, 0))
     if shape.shared_prompts:
       source, target = scheduler.tail_copies(queue, work, admitted, shape.page_size)
       copies = engine.over_groups(jnp.any(target < shape.num_pages).astype(jnp.int32))
@@ -242,8 +285,16 @@ def _refill(engine: Engine, s: _State, asked: Asked, work: Work) -> _State:
   return s._replace(pool=pool, queue=queue, slots=slots, seen=seen)
 
 
-def _prefill(engine: Engine, pool, queue: Queue, asked: Asked, todo) -> jax.Array:
-  """Caches the first `todo[i]` prompt tokens of slot i.
+def see(seen, new, tokens, length):
+  """`seen`, where the slots in `new` have seen their prompts and nothing else."""
+  real = new[:, None] & (jnp.arange(tokens.shape[1]) < length[:, None])
+  row = jnp.arange(seen.shape[0])[:, None]
+  before = seen & ~new[:, None]
+  return before.at[row, jnp.where(real, tokens, seen.shape[1])].set(True, mode="drop")
+
+
+def prefill(engine: Engine, pool, queue: Queue, asked: Asked, todo, done=None) -> jax.Array:
+  """Caches the first `todo[i]` prompt tokens of slot i, or those after its first `done[i]`.
 
   The prompts' chunks stand in one line, and a pass takes the next `prefill_rows` of
   them. Several may be of one prompt: a pass writes all its keys and values before it
@@ -257,11 +308,12 @@ def _prefill(engine: Engine, pool, queue: Queue, asked: Asked, todo) -> jax.Arra
     place = index * shape.prefill_rows + jnp.arange(shape.prefill_rows, dtype=jnp.int32)
     slot = jnp.sum(place[:, None] >= behind, axis=1, dtype=jnp.int32)  # past the last: no slot
     of_slot = lambda x, none: x.at[slot].get(mode="fill", fill_value=none)  # noqa: E731
-    start = (place - of_slot(behind - chunks, 0)) * shape.chunk
+    before = (place - of_slot(behind - chunks, 0)) * shape.chunk
+    start = before if done is None else of_slot(done, 0) + before
     token = jnp.arange(shape.chunk, dtype=jnp.int32)
     request = of_slot(queue.request, shape.requests)[:, None]
     tokens = asked.tokens.at[request, start[:, None] + token].get(mode="fill", fill_value=0)
-    count = jnp.clip(of_slot(todo, 0) - start, 0, shape.chunk)
+    count = jnp.clip(of_slot(todo, 0) - before, 0, shape.chunk)
     table = of_slot(queue.pages.table, shape.num_pages)
     return _forward(engine, pool, table, tokens, start, count)[1]
 
@@ -272,7 +324,7 @@ def _prefill(engine: Engine, pool, queue: Queue, asked: Asked, todo) -> jax.Arra
 # --- decoding ----------------------------------------------------------------------------
 
 
-def _decode(engine: Engine, s: _State, requests: Requests, width: int) -> _State:
+def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
   """One token for every running slot; at most `width` of them run."""
   cfg, shape, asked, queue = engine.cfg, engine.shape, requests.each, s.queue
   # Pinned: the key must not depend on the environment's default generator.
@@ -308,13 +360,13 @@ def _decode(engine: Engine, s: _State, requests: Requests, width: int) -> _State
       finish=s.out.finish.at[request].set(finish, mode="drop"),
       logprob=s.out.logprob.at[request].add(logprob, mode="drop"),
     )
-    return _State(
+    return State(
       pool=pool,
       queue=queue._replace(running=queue.running.at[slot].set(alive & (finish == RUNNING))),
       slots=jax.tree.map(
         lambda all_, now: all_.at[slot].set(now),
         s.slots,
-        _Slots(token, position + 1, jnp.maximum(stop, 0)),
+        Slots(token, position + 1, jnp.maximum(stop, 0)),
       ),
       seen=None if s.seen is None else s.seen.at[slot, token].set(True),
       out=out,

@@ -77,21 +77,11 @@ def generate(
   specs = named(mesh, decode_specs(model, mesh, mode))
   params = llama.unstack(beside_weights(params), model, dtype, whole)
   params = jax.lax.with_sharding_constraint(params, specs)
-  heads = kv_axes(model, mesh, mode)
 
   def group(params, requests, axis=None):
     # Inside shard_map the mesh in context knows which axes are manual already.
     context = jax.sharding.get_abstract_mesh() if axis else mesh
-    pool = NamedSharding(context, P(None, None, heads or None))
-    engine = Engine(
-      params,
-      model,
-      shape,
-      dtype,
-      attend=_paged_attend(model, shape, context, heads, {axis}),
-      place_pool=lambda x: jax.lax.with_sharding_constraint(x, pool),
-      over_groups=(lambda x: jax.lax.pmax(x, axis)) if axis else (lambda x: x),
-    )
+    engine = make_engine(params, model, context, kv_axes(model, mesh, mode), shape, dtype, axis)
     out = generate_group(
       engine, requests._replace(each=jax.tree.map(lambda x: x[0], requests.each))
     )
@@ -107,6 +97,39 @@ def generate(
     axis_names={"host"},
     check_vma=False,
   )(params, requests)
+
+
+def make_engine(
+  params: llama.Params,
+  model: ModelConfig,
+  mesh: Mesh,
+  heads: tuple[str, ...],
+  shape: GenerateShape,
+  dtype,
+  axis: str | None = None,
+) -> Engine:
+  """The engine on a mesh.
+
+  Args:
+    params: the decode weights, as `decode_specs` lays them out.
+    heads: the mesh axes over which the KV cache is cut, from `kv_axes`.
+    axis: the manual axis of the groups, if there are several.
+  """
+  pool = NamedSharding(mesh, pool_spec(heads))
+  return Engine(
+    params,
+    model,
+    shape,
+    dtype,
+    attend=_paged_attend(model, shape, mesh, heads, {axis}),
+    place_pool=lambda x: jax.lax.with_sharding_constraint(x, pool),
+    over_groups=(lambda x: jax.lax.pmax(x, axis)) if axis else (lambda x: x),
+  )
+
+
+def pool_spec(heads: tuple[str, ...]) -> P:
+  """How the KV pool lies."""
+  return P(None, None, heads or None)
 
 
 def paged_attend(model: ModelConfig, shape: GenerateShape):
@@ -135,7 +158,7 @@ def _paged_attend(model, shape, mesh, heads, manual):
   axes = set(mesh.axis_names) - manual
   if math.prod(mesh.shape[axis] for axis in axes) == 1:
     return attend
-  by_head, pool = P(None, None, heads or None), P(None, None, heads or None)
+  by_head, pool = P(None, None, heads or None), pool_spec(heads)
 
   def on_mesh(*args, window):
     return jax.shard_map(

@@ -195,14 +195,19 @@ def summarize(generated: Generated, places: list[Place]) -> Summary:
   lost = np.flatnonzero((out.count < 1) | ~np.isin(out.finish, list(FINISH_REASONS)))
   if lost.size:
     raise RuntimeError(f"requests {lost[:5].tolist()} came back unanswered; please report this")
-  bad = np.flatnonzero(~np.isfinite(out.logprob))
+  check_finite(out.logprob)
+  return out
+
+
+def check_finite(logprob: np.ndarray) -> None:
+  """Raises a UserError if the model's logits were not finite for some request."""
+  bad = np.flatnonzero(~np.isfinite(logprob))
   if bad.size:
     raise UserError(
       f"generation: the logits of requests {bad[:5].tolist()} ({bad.size} in all, some perhaps "
       "for what was decoded beside them) are not finite; "
       "check the weights, or lower --config.train.learning_rate if training did this"
     )
-  return out
 
 
 def sample_rows(
@@ -248,8 +253,10 @@ def sample_rows(
     yield row
 
 
-def local_groups(array: jax.Array) -> dict[int, np.ndarray]:
+def local_groups(array: jax.Array | np.ndarray) -> dict[int, np.ndarray]:
   """The leading-axis entries that this process holds, as numpy."""
+  if isinstance(array, np.ndarray):
+    return dict(enumerate(array))
   out = {}
   for shard in array.addressable_shards:
     start = shard.index[0].start or 0

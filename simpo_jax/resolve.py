@@ -22,7 +22,7 @@ from simpo_jax.data.skips import SkipReport
 from simpo_jax.data.stream import Mixture
 from simpo_jax.data.tokenizer import Tokenizer
 from simpo_jax.errors import UserError
-from simpo_jax.generate import Requests
+from simpo_jax.generate import GenerateShape, Requests
 from simpo_jax.inference import head_shards, page_bytes
 from simpo_jax.kernels import paged_attention, range_attention
 from simpo_jax.lora import make_lora
@@ -89,7 +89,7 @@ def resolve(config, mesh: Mesh | None = None, date: str = "") -> Run:
   prompts = load_prompts(config.generate, tokenizer) if generates(config) else []
   requests = make_requests(prompts, config.generate)
   _check_context(config, model, requests)
-  stops = _stops(config.generate, model, tokenizer)
+  stops = stops_of(config.generate, model, tokenizer)
   mesh = mesh_of(config) if mesh is None else mesh
   program, pool, note = program_config(config, mesh, model.config, requests, len(stops))
   shape = program.generate
@@ -115,7 +115,8 @@ def resolve(config, mesh: Mesh | None = None, date: str = "") -> Run:
   )
 
 
-def _stops(generate, model: OpenModel, tokenizer: Tokenizer) -> np.ndarray:
+def stops_of(generate, model: OpenModel, tokenizer: Tokenizer) -> np.ndarray:
+  """The stop automaton that `config.generate` asks for."""
   return stop_automaton(
     model.config.vocab_size,
     () if generate.ignore_eos else tokenizer.eos_ids,
@@ -178,9 +179,7 @@ def program_config(
       )
   device = mesh.devices.flat[0]
   on_cpu = device.platform == "cpu"
-  dtype = config.model.compute_dtype
-  if dtype == "auto":
-    dtype = "float32" if on_cpu else "bfloat16"
+  dtype = compute_dtype(config, device.platform)
   row = round_up(row_length(config.data), LANES)
   window = model.sliding_window
   if window is not None and window >= config.data.max_length:
@@ -195,7 +194,7 @@ def program_config(
     kv_heads=model.num_key_value_heads,
     head_dim=model.head_dim,
     row_length=row,
-    dtype=jnp.dtype(dtype),
+    dtype=dtype,
     window=window,
     soft_cap=model.attn_logit_softcapping,
   )
@@ -208,7 +207,7 @@ def program_config(
   step = StepConfig(
     model=model,
     simpo=SimPOConfig(**config.simpo.to_dict()),
-    dtype=jnp.dtype(dtype),
+    dtype=dtype,
     remat=config.train.remat,
     pairs=config.train.batch_size,
     slots=config.data.max_pairs_per_row,
@@ -247,7 +246,9 @@ def program_config(
     room=distributed.smallest("room for the KV pool", room_for_pool(program)),
   )
   shape = shape._replace(num_pages=pool.pages)
-  attention, decode_note = _paged_attention(generation.attention, device.platform, program, shape)
+  attention, decode_note = decode_attention(
+    generation.attention, model, mesh, program.mode, shape, step.dtype
+  )
   shape = shape._replace(attention=attention)
   notes = [
     f"{what}: {why}" for what, why in (("train", train_note), ("generate", decode_note)) if why
@@ -255,22 +256,27 @@ def program_config(
   return dataclasses.replace(program, generate=shape), pool, "; ".join(notes) or None
 
 
-def _paged_attention(asked: str, platform: str, program: ProgramConfig, shape):
-  """The implementation of paged attention, checked against the sizes one device has."""
-  model = program.step.model
-  parts = head_shards(model, program.mesh, program.mode)
+def decode_attention(
+  asked: str, model: ModelConfig, mesh: Mesh, mode: str, shape: GenerateShape, dtype
+) -> tuple[str, str | None]:
+  """The implementation of paged attention, checked against the sizes one device has.
+
+  Returns:
+    Its name, and why it is not the platform's own kernel.
+  """
+  parts = head_shards(model, mesh, mode)
   heads, kv_heads = model.num_attention_heads // parts, model.num_key_value_heads // parts
   for slots, queries in ((shape.slots, 1), (shape.prefill_rows, shape.chunk)):
     chosen, note = _chosen(
       "generate.attention",
       asked,
       paged_attention.choose,
-      platform,
+      mesh.devices.flat[0].platform,
       heads=heads,
       kv_heads=kv_heads,
       head_dim=model.head_dim,
       page_size=shape.page_size,
-      dtype=program.step.dtype,
+      dtype=dtype,
       queries=queries,
       slots=slots,
       pages_per_seq=shape.pages_per_seq,
@@ -278,6 +284,14 @@ def _paged_attention(asked: str, platform: str, program: ProgramConfig, shape):
     if note:
       break
   return chosen, note
+
+
+def compute_dtype(config, platform: str):
+  """The dtype of matrix products: the config's, or what suits the platform."""
+  dtype = config.model.compute_dtype
+  if dtype == "auto":
+    dtype = "float32" if platform == "cpu" else "bfloat16"
+  return jnp.dtype(dtype)
 
 
 def _chosen(field: str, asked: str, choose, platform: str, **shape) -> tuple[str, str | None]:

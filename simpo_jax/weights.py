@@ -99,19 +99,53 @@ def load_params(
 
   def place(tensor, sharding):
     kept = np.dtype(np.float32) if tensor.adapter else dtype
-    shards = {}  # replicas on one host share a buffer
-
-    def shard(index):
-      bounds = tuple(s.indices(n)[:2] for s, n in zip(index, tensor.shape, strict=True))
-      if bounds not in shards:
-        shards[bounds] = _read_shard(model, tensor, bounds, kept, seed)
-      return shards[bounds]
-
-    array = jax.make_array_from_callback(tensor.shape, sharding, shard)
-    # Transfers are asynchronous: waiting frees this tensor's buffers before the next.
-    return array.block_until_ready()
+    return _place(tensor.shape, sharding, lambda b: _read_shard(model, tensor, b, kept, seed))
 
   return jax.tree.map(place, all_tensors(model.config, lora), shardings)
+
+
+def load_decode_params(model: OpenModel, shardings: Params, dtype, seed: int = 0) -> Params:
+  """Places the weights as decoding has them (`model.unstack`): each layer by itself.
+
+  Args:
+    shardings: in that form.
+    dtype, seed: as for `load_params`.
+  """
+  dtype = jnp.dtype(dtype)
+
+  def place(tensor, sharding, layer=0):
+    def read(bounds):
+      index = tuple(slice(*b) for b in bounds)
+      return np.asarray(_read_layer(model, tensor, layer, index, seed), dtype, order="C")
+
+    shape = tensor.shape[1:] if tensor.stacked else tensor.shape
+    return _place(shape, sharding, read)
+
+  table = tensors(model.config)
+  return {
+    name: [
+      {key: place(tensor, shards[key], layer) for key, tensor in table["layers"].items()}
+      for layer, shards in enumerate(sharding)
+    ]
+    if name == "layers"
+    else place(table[name], sharding)
+    for name, sharding in shardings.items()
+  }
+
+
+def _place(shape: tuple[int, ...], sharding, read) -> jax.Array:
+  """An array of shards, each read once: `read` takes their (start, stop) along every axis."""
+  shards = {}  # replicas on one host share a buffer
+
+  def shard(index):
+    bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+    if bounds not in shards:
+      shards[bounds] = read(bounds)
+    return shards[bounds]
+
+  array = jax.make_array_from_callback(shape, sharding, shard)
+  # Transfers are asynchronous: waiting frees this tensor's buffers before the next.
+  return array.block_until_ready()
 
 
 def _read_shard(model: OpenModel, tensor: Tensor, bounds, dtype, seed: int) -> np.ndarray:

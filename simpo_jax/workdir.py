@@ -192,13 +192,13 @@ def write_rows(path: storage.Path, rows: Iterable[dict[str, Any]]) -> list[dict[
       # Not `parents`: a workdir that has vanished must not come back empty.
       path.parent.parent.mkdir(exist_ok=True)
       path.parent.mkdir(exist_ok=True)
-  _replace(
-    path,
-    "".join(
-      json.dumps(r, ensure_ascii=False, allow_nan=False, default=_plain) + "\n" for r in rows
-    ),
-  )
+  _replace(path, "".join(map(row_text, rows)))
   return rows
+
+
+def row_text(row: dict[str, Any]) -> str:
+  """A row as its line of a JSONL file."""
+  return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
 
 
 def append_metrics(folder: storage.Path, row: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ import lora_test
 from fixtures import smollm2_gguf
 from hf_models import hf_logits, hf_model, load, our_logits
 from saved_runs import save
-from simpo_jax import model_config, weights_checkpoint
+from simpo_jax import model_config, saved_run, weights_checkpoint
 from simpo_jax.config import default_config
 from simpo_jax.data.load_tokenizer import load_tokenizer
 from simpo_jax.data.tokenizer import byte_tokenizer, encode_with_bos
@@ -350,7 +350,7 @@ def test_smollm2_out_of_a_gguf_chats_in_transformers(tmp_path, monkeypatch):
   cfg, params = load(source)
   run = save(tmp_path / "run", source, params, identity={})
   ours = load_tokenizer(str(source))
-  monkeypatch.setattr(runs, "run_tokenizer", lambda _: ours)  # it takes seconds
+  monkeypatch.setattr(saved_run, "run_tokenizer", lambda *_: ours)  # it takes seconds
   export_run(run, tmp_path / "out", options={"shard_gb": 0.2})
   shutil.rmtree(run)
   assert len(list((tmp_path / "out").glob("model-*-of-00003.safetensors"))) == 3

@@ -1,9 +1,11 @@
 """The prompts to generate from, tokenised and checked before anything runs."""
 
+import functools
 import json
+import pathlib
 import re
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -12,8 +14,9 @@ from ml_collections import ConfigDict
 
 from simpo_jax.config_check import range_problem
 from simpo_jax.data.forms import Message, SkipRow, to_messages
-from simpo_jax.data.sources import find_file, open_lines
-from simpo_jax.data.tokenizer import TemplateFailed, Tokenizer, encode_with_bos
+from simpo_jax.data.sources import Malformed, find_file, open_lines, read_rows
+from simpo_jax.data.template import TemplateFailed
+from simpo_jax.data.tokenizer import Tokenizer, encode_with_bos
 from simpo_jax.errors import UserError, shown
 
 
@@ -27,41 +30,56 @@ class Prompt(NamedTuple):
 
 
 _WIDE = re.compile(r"\d{3,}|{")  # of a field in the template: a width above 99, or one to come
+_FIELDS = ("messages", "prompt", "conversations")  # one of which a row has
+_TABLES = (".json", ".json.gz", ".jsonl.gz", ".parquet")
 # Fields of `config.generate` that a row of a .jsonl file may set for its own prompt.
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
 
 
-def load_prompts(generate: ConfigDict, tokenizer: Tokenizer) -> list[Prompt]:
+def load_prompts(
+  generate: ConfigDict, tokenizer: Tokenizer, skipped: list[str] | None = None
+) -> list[Prompt]:
   """The prompts of the section `generate` of the config, numbered from 0.
+
+  Args:
+    skipped: where to tell of prompts that cannot be used, which are then left out and keep
+      their numbers; None: they are errors.
 
   Raises:
     UserError: there is none, one is empty, malformed or longer than
       `generate.max_prompt_length`, or the template of synthetic ones is wrong.
   """
   prompts = []
-  for place, messages, settings in _sources(generate):
-    index = len(prompts)
-    tokens = np.asarray(_encode(place, messages, tokenizer), np.int32)
-    if not len(tokens):
-      raise UserError(f"{place} is empty; give it some text")
-    if len(tokens) > generate.max_prompt_length:
-      raise UserError(
-        f"prompt {index} ({place}) has {len(tokens)} tokens, more than"
-        f" generate.max_prompt_length={generate.max_prompt_length}; raise that or shorten it"
-      )
-    prompts.append(Prompt(index, messages[-1]["content"], tokens, settings))
+  for index, (place, read) in enumerate(_sources(generate)):
+    try:
+      messages, settings = read()
+      tokens = np.asarray(encode_messages(place, messages, tokenizer), np.int32)
+      if not len(tokens):
+        raise UserError(f"{place} is empty; give it some text")
+      if len(tokens) > generate.max_prompt_length:
+        raise UserError(
+          f"prompt {index} ({place}) has {len(tokens)} tokens, more than"
+          f" generate.max_prompt_length={generate.max_prompt_length}; raise that or shorten it"
+        )
+      prompts.append(Prompt(index, messages[-1]["content"], tokens, settings))
+    except UserError as error:
+      if skipped is None:
+        raise
+      skipped.append(str(error))
   return prompts
 
 
-_Source = tuple[str, tuple[Message, ...], dict[str, float]]
+_Read = Callable[[], tuple[tuple[Message, ...], dict[str, float]]]  # may raise a UserError
+_Source = tuple[str, _Read]
 
 
 def _sources(generate: ConfigDict) -> Iterator[_Source]:
-  """Yields (where it stands, messages, settings of its own)."""
+  """Yields (where it stands, what reads its messages and its own settings)."""
   if generate.prompt_list:
     texts = generate.prompt_list
     for i, text in enumerate((texts,) if isinstance(texts, str) else texts):
-      yield f"generate.prompt_list[{i}]", _user(text, f"generate.prompt_list[{i}]"), {}
+      place = f"generate.prompt_list[{i}]"
+      yield place, functools.partial(_only_user, text, place)
   elif generate.prompts == "synthetic":
     yield from _synthetic(generate.template, generate.count)
   else:
@@ -82,7 +100,7 @@ def _synthetic(template: str, count: int) -> Iterator[_Source]:
       " (write {{ and }} for braces), and no width above 99"
     ) from error
   for i, text in enumerate(texts):
-    yield f"synthetic prompt {i}", _user(text, "generate.template"), {}
+    yield f"synthetic prompt {i}", functools.partial(_only_user, text, "generate.template")
 
 
 def _from_file(path: str, count: int) -> Iterator[_Source]:
@@ -90,40 +108,63 @@ def _from_file(path: str, count: int) -> Iterator[_Source]:
     raise UserError(f"generate.count={count} must be 0 (all) or positive")
   file = find_file(path)
   name = file.name.lower()
-  if not name.endswith((".txt", ".jsonl")):
+  if not name.endswith((".txt", ".jsonl", *_TABLES)):
     raise UserError(
       f"generate.prompts={path} must be synthetic, a .txt file (one prompt per line) or a"
-      " .jsonl file of messages"
+      f" .jsonl file of messages, or end in {', '.join(_TABLES)}"
     )
+  if name.endswith(_TABLES):
+    rows = ((place, functools.partial(_from_row, row, place)) for place, row in read_rows(path))
+  else:
+    of_line = _from_text if name.endswith(".txt") else _from_json
+    rows = _lines_of(file, path, of_line)
   found = 0
-  try:
-    for number, line in open_lines(file):
-      if count and found == count:
-        return
-      found += 1
-      place = f"{file.name}:{number}"
-      text = line.decode("utf-8").strip()
-      if name.endswith(".txt"):
-        yield place, _user(text, place), {}
-      else:
-        yield place, *_from_json(text, place)
-  except UnicodeDecodeError as error:
-    raise UserError(f"{place} is not UTF-8 text; save the file as UTF-8") from error
-  except OSError as error:
-    raise UserError(f"{path} cannot be read ({error.strerror})") from error
+  for source in rows:
+    if count and found == count:
+      return
+    found += 1
+    yield source
   if not found:
     raise UserError(f"{path} has no prompts; write one per line")
 
 
-def _from_json(text: str, place: str) -> tuple[tuple[Message, ...], dict[str, float]]:
+def _lines_of(file: pathlib.Path, path: str, of_line) -> Iterator[_Source]:
   try:
-    row = json.loads(text)
+    for number, line in open_lines(file):
+      place = f"{file.name}:{number}"
+      yield place, functools.partial(of_line, line, place)
+  except OSError as error:
+    raise UserError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _from_text(line: bytes, place: str) -> tuple[tuple[Message, ...], dict[str, float]]:
+  return _only_user(_utf8(line, place).strip(), place)
+
+
+def _utf8(line: bytes, place: str) -> str:
+  try:
+    return line.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise UserError(f"{place} is not UTF-8 text; save the file as UTF-8") from error
+
+
+def _from_json(line: bytes, place: str) -> tuple[tuple[Message, ...], dict[str, float]]:
+  try:
+    row = json.loads(_utf8(line, place))
   except (ValueError, RecursionError) as error:
     raise UserError(f"{place} is not valid JSON; write one object per line") from error
+  return _from_row(row, place)
+
+
+def _from_row(row: Any, place: str) -> tuple[tuple[Message, ...], dict[str, float]]:
+  if isinstance(row, Malformed):
+    raise UserError(f"{place} is not a row of a table ({row.reason})")
   settings = {}
   if isinstance(row, dict):
-    settings = {name: _setting(name, row[name], place) for name in SETTINGS if name in row}
-    row = row.get("messages", row.get("prompt"))
+    # A table has a column for all rows: there, null is no setting.
+    given = {name: row[name] for name in SETTINGS if row.get(name) is not None}
+    settings = {name: _setting(name, value, place) for name, value in given.items()}
+    row = next((row[name] for name in _FIELDS if row.get(name) is not None), None)
     if isinstance(row, str):
       return _user(row, place), settings
   if not isinstance(row, list):
@@ -160,7 +201,16 @@ def _user(text: Any, place: str) -> tuple[Message, ...]:
   return ({"role": "user", "content": text},)
 
 
-def _encode(place: str, messages: tuple[Message, ...], tokenizer: Tokenizer) -> list[int]:
+def _only_user(text: Any, place: str) -> tuple[tuple[Message, ...], dict[str, float]]:
+  return _user(text, place), {}
+
+
+def encode_messages(place: str, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+  """The tokens of a conversation up to where the answer begins; plain text without a template.
+
+  Args:
+    place: where it comes from, for messages.
+  """
   if tokenizer.chat_template is not None:
     try:
       return encode_with_bos(tokenizer, tokenizer.render(messages, True))

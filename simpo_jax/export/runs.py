@@ -5,18 +5,14 @@ import pathlib
 import jax
 
 from simpo_jax import distributed, storage
-from simpo_jax.checkpoint import damage, positions, read_about
-from simpo_jax.config import default_config, flatten
 from simpo_jax.config_check import range_problem
-from simpo_jax.data.load_tokenizer import run_tokenizer
 from simpo_jax.display import human_bytes
-from simpo_jax.errors import UserError, one_line
+from simpo_jax.errors import UserError
 from simpo_jax.export.folder import Export, Written, check_out, write_folder
-from simpo_jax.fingerprint import model_fields
 from simpo_jax.resolve import Run
 from simpo_jax.resume import checkpoints_folder
+from simpo_jax.saved_run import open_run
 from simpo_jax.saver import Saver
-from simpo_jax.weights import open_model
 
 
 def export_run(
@@ -44,27 +40,17 @@ def export_run(
   if problem := "shard_gb" in options and range_problem("export.shard_gb", options["shard_gb"]):
     raise UserError(f"--shard_gb={options['shard_gb']} {problem}")
   check_out(out)
-  checkpoint = _checkpoint(workdir, step)
-  if problem := damage(checkpoint):
-    raise UserError(f"{checkpoint} is damaged ({problem}); name another with --step")
-  about = read_about(checkpoint)
-  config = _config(checkpoint, about)
-  config.export.update(options)
-  try:
-    config.model.source = source or config.model.source
-    model = open_model(config.model.source)
-    tokenizer = run_tokenizer(config)
-  except UserError as e:
-    raise UserError(f"{e}; name the place of the model that the run began with: --source") from e
-  identity = about.get("identity", {})
-  now = model_fields(model, tokenizer)
-  if changed := [name for name in now if identity.get(name, now[name]) != now[name]]:
-    if not force:
-      raise UserError(
-        f"{model.name} is not what {workdir} began with: its {' and '.join(changed)} differ; name "
-        "the right one with --source, or say --force"
-      )
-  export = Export(checkpoint, workdir, out, about["position"]["step"], config, model, tokenizer)
+  saved = open_run(workdir, step, source, force)
+  saved.config.export.update(options)
+  export = Export(
+    checkpoint=saved.checkpoint,
+    workdir=workdir,
+    out=out,
+    step=saved.step,
+    config=saved.config,
+    model=saved.model,
+    tokenizer=saved.tokenizer,
+  )
   return _text(export, write_folder(export))
 
 
@@ -112,40 +98,3 @@ def _text(export: Export, written: Written) -> str:
     f"exported step {export.step}: {written.parameters / 1e6:,.1f}M {written.dtype} weights, "
     f"{human_bytes(written.bytes)} in {files}, to {export.out}"
   )
-
-
-def _checkpoint(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
-  """The folder of the newest checkpoint, or of the last one after this step."""
-  if not workdir.is_dir():
-    raise UserError(f"--workdir={workdir} is no folder; name the folder of a run")
-  folder = checkpoints_folder(workdir)
-  there = positions(folder)
-  if not there:
-    raise UserError(
-      f"--workdir={workdir} holds no checkpoint; a run saves one at its end, and every so many "
-      "steps with --config.checkpoint.every"
-    )
-  found = [p for p in there if step in (None, p.step)]
-  if not found:
-    steps = ", ".join(str(s) for s in sorted({p.step for p in there}))
-    raise UserError(f"--step={step}: {workdir} has no such checkpoint; it has those of {steps}")
-  return folder / found[-1].name
-
-
-def _config(checkpoint: pathlib.Path, about: dict):
-  """The run's config; fields that it did not have yet are at their defaults."""
-  config = default_config()
-  known = flatten(config)
-  try:
-    found = {
-      name: tuple(value) if isinstance(value, list) else value
-      for name, value in flatten(about["config"]).items()
-      if name in known
-    }
-    config.update_from_flattened_dict(found)
-  except (KeyError, TypeError, AttributeError) as e:
-    raise UserError(
-      f"{checkpoint} was written by another version of simpo_jax ({one_line(e)}); export it with "
-      "that one"
-    ) from e
-  return config

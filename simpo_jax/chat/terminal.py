@@ -1,0 +1,301 @@
+"""The conversation as a person has it: lines in, text out as it is made, commands."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+from simpo_jax.chat.history import fit
+from simpo_jax.chat.text import stream_text, visible
+from simpo_jax.chat.voice import Voice
+from simpo_jax.config import default_config
+from simpo_jax.config_check import kind_problem, range_problem
+from simpo_jax.data.forms import Message
+from simpo_jax.data.prompts import SETTINGS
+from simpo_jax.data.template import TemplateFailed
+from simpo_jax.errors import UserError, one_line
+from simpo_jax.speaker import Speaker, listed, own_words, speaker_text
+
+HELP = """\
+/help                   this
+/reset                  begin anew; the system's message stays
+/again                  another answer to your last message
+/system TEXT            the system's message; without TEXT, none
+/settings NAME=VALUE    how to sample: {names}; alone, shows them
+/save FILE              the conversation, as JSON
+/exit                   or ^D
+^C stops an answer. A line that ends in \\ goes on in the next. A message may begin with / after
+a space."""
+_CHANGEABLE = (*SETTINGS, "seed")
+_RESERVE = 4  # a fourth of the context, at most, is kept free for the answer
+
+
+class Terminal:
+  """Where it is said: notes are dim, and go to stderr where stdout is no terminal.
+
+  `live`: a person sits there, and not a file or a pipe.
+  """
+
+  def __init__(self, stdin=None, stdout=None, stderr=None):
+    self._in, self._out = stdin or sys.stdin, stdout or sys.stdout
+    self.live = self._in.isatty() and self._out.isatty()
+    self._notes = self._out if self.live else stderr or sys.stderr
+    coloured = self.live and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    self._dim, self._bold, self._plain = ("\x1b[2m", "\x1b[1m", "\x1b[0m") if coloured else [""] * 3
+    with contextlib.suppress(AttributeError):  # of another kind of file
+      self._in.reconfigure(errors="replace")
+      self._out.reconfigure(errors="replace")
+    if self.live:
+      with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  gives `input` a history and line editing
+
+  def lines(self) -> Iterator[str | None]:
+    """What the user enters, None for a ^C; lines that end in a backslash go on in the next."""
+    before = ""
+    while True:
+      try:
+        line = self._line("... " if before else "you: ")
+      except KeyboardInterrupt:
+        if not self.live:
+          raise
+        before = ""
+        self.write("\n")  # the prompt stands there
+        yield None
+        continue
+      if line is None:
+        if before:
+          yield before
+        return
+      if line.endswith("\\"):
+        before += line[:-1] + "\n"
+        continue
+      yield before + line
+      before = ""
+
+  def _line(self, prompt: str) -> str | None:
+    if not self.live:
+      line = self._in.readline()
+      return line.rstrip("\r\n") if line else None
+    try:
+      # Readline must know which characters of its prompt have no width.
+      marked = f"\x01{self._bold}\x02{prompt}\x01{self._plain}\x02" if self._bold else prompt
+      return input(marked)
+    except EOFError:
+      self.write("\n")
+      return None
+
+  def write(self, text: str) -> None:
+    """Text of an answer, at once."""
+    self._out.write(text)
+    self._out.flush()
+
+  def note(self, text: str) -> None:
+    """A line, or several, that nobody has said."""
+    lines = "\n".join(map(visible, text.split("\n")))
+    print(f"{self._dim}{lines}{self._plain}", file=self._notes, flush=True)
+
+
+class Chat:
+  """A conversation; `messages` is what the model sees of it, `transcript` all of it."""
+
+  def __init__(self, speaker: Speaker, voice: Voice, terminal: Terminal, system: str = ""):
+    self._speaker, self._voice, self._terminal = speaker, voice, terminal
+    self._settings = speaker.config.generate
+    self._saved: set[pathlib.Path] = set()
+    self._sample = 0
+    self.system: str = ""
+    self.messages: list[Message] = []
+    self.transcript: list[Message] = []
+    self.completes = speaker.tokenizer.chat_template is None
+    if system:
+      self._set_system(system)
+
+  def run(self) -> None:
+    """Until the end of the input, or /exit."""
+    note = self._terminal.note
+    for line in self._terminal.lines():
+      try:
+        if line is None:
+          note("(/exit or ^D ends)")
+        elif line.startswith("/"):
+          name, _, rest = line[1:].partition(" ")
+          if name in ("exit", "quit"):
+            return
+          self._command(name, rest.strip())
+        elif line.strip():
+          self.say(line.strip())
+      except UserError as e:
+        note(f"error: {own_words(str(e))}")
+
+  # --- talking ---------------------------------------------------------------------------
+
+  def say(self, text: str) -> None:
+    """A message of the user, and its answer."""
+    message = Message(role="user", content=text)
+    if self.completes:
+      self._answer([message])
+      return
+    self._sample = 0
+    self._exchange([*self.messages, message], message)
+
+  def _exchange(self, messages: list[Message], message: Message | None) -> None:
+    """Has the model answer; what was said counts if it has."""
+    answer, kept = self._answer(messages)
+    if answer is None:
+      return
+    reply = Message(role="assistant", content=answer)
+    self.messages = [*kept, reply]
+    self.transcript += [reply] if message is None else [message, reply]
+
+  def _answer(self, messages: list[Message]) -> tuple[str | None, list[Message]]:
+    """Writes the answer; returns it, None if ^C came before it, and the messages it answers."""
+    voice, terminal, tokenizer = self._voice, self._terminal, self._speaker.tokenizer
+    system = [Message(role="system", content=self.system)] if self.system else []
+    reserve = min(self._settings.max_new_tokens, voice.context // _RESERVE)
+    fitted = fit([*system, *messages], tokenizer, voice.context - reserve)
+    if fitted.dropped:
+      terminal.note(
+        f"[the oldest {fitted.dropped} messages no longer fit into the context of "
+        f"{voice.context:,} tokens: from here on the model does not see them]"
+      )
+    ids, written = [], ""
+
+    def pieces():
+      for new in voice.answer(fitted.tokens, self._settings, self._sample):
+        ids.extend(new)
+        yield new
+        if interrupted():
+          return
+
+    with _interrupts() as interrupted:
+      for text in stream_text(tokenizer.decode, pieces()):
+        written += text
+        terminal.write(visible(text))
+      stopped = interrupted()
+    terminal.write("" if written.endswith("\n") else "\n")
+    self._tell(stopped, len(fitted.tokens))
+    if stopped and not terminal.live:
+      raise KeyboardInterrupt  # nobody is there to go on with the next line
+    if stopped and not written.strip():
+      return None, messages
+    return tokenizer.decode(ids), fitted.messages[len(system) :]
+
+  def _tell(self, stopped: bool, length: int) -> None:
+    """How the answer ended, and on a terminal how fast it was."""
+    voice, budget = self._voice, self._settings.max_new_tokens
+    if stopped:
+      self._terminal.note("[stopped]")
+    elif voice.finish == "length" and voice.count >= budget:
+      self._terminal.note(
+        f"[ends at max_new_tokens={budget}; for more: /settings max_new_tokens={2 * budget}]"
+      )
+    elif voice.finish == "length":
+      self._terminal.note("[ends here: the context is full; /reset, or a larger --context]")
+    if self._terminal.live:
+      speed = "" if voice.speed is None else f" at {voice.speed:,.1f} tokens/s"
+      self._terminal.note(
+        f"[{voice.count:,} tokens{speed}; {length + voice.count:,} of {voice.context:,} in use]\n"
+      )
+
+  # --- commands --------------------------------------------------------------------------
+
+  def _command(self, name: str, rest: str) -> None:
+    commands: dict[str, Callable[[str], None]] = {
+      "help": lambda _: self._terminal.note(HELP.format(names=", ".join(_CHANGEABLE))),
+      "reset": self._reset,
+      "again": self._again,
+      "system": self._set_system,
+      "settings": self._set,
+      "save": self._save,
+    }
+    if name not in commands:
+      raise UserError(
+        f"/{name} is no command; /help lists them (a message may begin with / after a space)"
+      )
+    commands[name](rest)
+
+  def _reset(self, _: str = "") -> None:
+    self.messages, self.transcript = [], []
+    self._terminal.note("[a new conversation]")
+
+  def _again(self, _: str) -> None:
+    if not self.messages:
+      raise UserError("there is no answer yet; say something first")
+    if not self._settings.temperature:
+      raise UserError("at temperature 0 it would be the same; /settings temperature=0.7")
+    self._sample += 1
+    transcript = self.transcript
+    self.transcript = transcript[:-1]
+    try:
+      self._exchange(self.messages[:-1], None)
+    finally:
+      if len(self.transcript) < len(transcript):  # none came
+        self.transcript = transcript
+
+  def _set_system(self, text: str) -> None:
+    if self.completes:
+      raise UserError("this model has no chat template, and so no place for a system's message")
+    try:
+      self._speaker.tokenizer.render(
+        [Message(role="system", content=text), Message(role="user", content="a")], True
+      )
+    except TemplateFailed as e:
+      raise UserError(f"the model's chat template has no system's message ({one_line(e)})") from e
+    self.system = text
+    self._terminal.note(f"[system: {text}]" if text else "[no system's message]")
+
+  def _set(self, text: str) -> None:
+    for pair in text.split():
+      name, equals, value = pair.partition("=")
+      if name not in _CHANGEABLE or not equals:
+        raise UserError(f"{pair}: write NAME=VALUE, with one of {', '.join(_CHANGEABLE)}")
+      default = default_config().generate[name]
+      try:
+        number = type(default)(value)
+      except ValueError:
+        number = value
+      field = f"generate.{name}"
+      if problem := kind_problem(field, default, number) or range_problem(field, number):
+        raise UserError(f"{pair} {problem}")
+      self._settings[name] = number
+    self._show_settings()
+
+  def _show_settings(self) -> None:
+    voice, note = self._voice, self._terminal.note
+    note(listed({name: self._settings[name] for name in _CHANGEABLE}))
+    speed = "" if voice.speed is None else f"; the last answer came at {voice.speed:,.1f} tokens/s"
+    note(f"{speaker_text(self._speaker)}; context of {voice.context:,} tokens{speed}")
+
+  def _save(self, name: str) -> None:
+    if not name:
+      raise UserError("name a file: /save FILE")
+    path = pathlib.Path(name).expanduser()
+    system = [Message(role="system", content=self.system)] if self.system else []
+    content = {
+      "model": self._speaker.model.name,
+      "step": self._speaker.step,
+      "settings": {name: self._settings[name] for name in _CHANGEABLE},
+      "messages": [*system, *self.transcript],
+    }
+    try:
+      if path not in self._saved and path.exists():
+        raise UserError(f"{name} is there already; choose another name")
+      path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except (OSError, ValueError) as e:
+      raise UserError(f"{name} cannot be written ({one_line(e)}); choose another file") from e
+    self._saved.add(path)
+    self._terminal.note(f"[{len(content['messages'])} messages in {name}]")
+
+
+@contextlib.contextmanager
+def _interrupts():
+  """Yields a function that says whether ^C was pressed since: it ends no launch halfway."""
+  pressed = []
+  before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+  try:
+    yield lambda: bool(pressed)
+  finally:
+    signal.signal(signal.SIGINT, before)
