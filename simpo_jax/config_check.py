@@ -6,7 +6,7 @@ import sys
 import ml_collections
 
 from simpo_jax.config import default_config, did_you_mean, flatten
-from simpo_jax.data.truncation import HEADERS, RULES, check_lengths
+from simpo_jax.data.truncation import HEADERS, RULES
 from simpo_jax.errors import UserError, shown
 from simpo_jax.fsdp import REMAT
 from simpo_jax.kernels import paged_attention, range_attention
@@ -161,7 +161,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
   for name in _PATHS:
     for path in (fields[name],) if isinstance(fields[name], str) else fields[name]:
       check_path(f"--config.{name}", path.removeprefix("tfds:").removeprefix("random:"))
-  check_lengths(config.data)  # before a model is read
   check_path("--config.name", f"runs/{'0' * 15}-{config.name}")
   for target in config.train.lora_targets:
     if target not in TARGETS:

@@ -26,6 +26,7 @@ from simpo_jax import (
 )
 from simpo_jax.cli import end_interrupted, fail, parse_flags
 from simpo_jax.config_check import validate
+from simpo_jax.data.truncation import check_lengths
 from simpo_jax.errors import Stopped, UserError
 from simpo_jax.paths import check_path
 
@@ -62,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
   if _CONFIG.value is None:
     raise UserError("name a config: --config=configs/m11.py (see --help)")
   validate(_CONFIG.value)  # before any device is asked for: typos answer at once
+  check_lengths(_CONFIG.value.data)
   check_path("--workdir", _WORKDIR.value or "")
   distributed.start(
     distributed.Options(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
