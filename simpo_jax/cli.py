@@ -2,18 +2,20 @@
 
 import ast
 import inspect
+import os
 import pathlib
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 import ml_collections
 from absl import app, flags, logging
 
 from simpo_jax.config import default_config, did_you_mean, flatten
 from simpo_jax.config_check import kind_problem
-from simpo_jax.errors import UserError, one_line, shown
+from simpo_jax.errors import INTERRUPTED, UserError, one_line, shown
 from simpo_jax.paths import check_path
 
 OWN_FLAGS = (
@@ -50,6 +52,8 @@ def answering(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> Non
   logging.set_verbosity(logging.ERROR)
   try:
     main(argv)
+  except KeyboardInterrupt:
+    end_interrupted()
   except UserError as e:
     if flags.FLAGS.debug:
       raise
@@ -65,6 +69,14 @@ def fail(error: UserError) -> None:
   """Ends the process with one line on stderr and the error's exit code."""
   print(f"error: {one_line(error)}", file=sys.stderr)
   sys.exit(error.exit_code)
+
+
+def end_interrupted() -> NoReturn:
+  """Ends the process after a ^C, at once: a compilation in progress would not survive its exit."""
+  print("stopped by ^C", file=sys.stderr)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(INTERRUPTED)
 
 
 def help_text(own: Sequence[str] = OWN_FLAGS) -> str:

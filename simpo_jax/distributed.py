@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import jax
 
-from simpo_jax.errors import Interrupted, Stopped, UserError, one_line
+from simpo_jax.errors import INTERRUPTED, Interrupted, Stopped, UserError, one_line
 from simpo_jax.link import Link, Loss
 
 _GRACE = 2.0  # seconds for this process to end by itself once another has
@@ -230,6 +230,8 @@ def ending_together():
   except BaseException as e:
     if _link is None or (isinstance(e, SystemExit) and not e.code):
       raise
+    if isinstance(e, KeyboardInterrupt):
+      end(INTERRUPTED, "stopped by ^C")
     if not isinstance(e, (UserError, SystemExit)):
       traceback.print_exc()
     end(getattr(e, "exit_code", 1), one_line(e))

@@ -3,6 +3,8 @@
 import reprlib
 from typing import Any
 
+INTERRUPTED = 130  # the exit code of a shell for SIGINT: a ^C where there was no step to end first
+
 _MOST = 4000  # characters of a message, which may quote a file that nobody wrote
 _SHOWN = 80  # characters of a value in it
 

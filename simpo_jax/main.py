@@ -7,7 +7,8 @@ Examples:
 
 The same command with the same --workdir goes on where an unfinished run was. Exit codes:
 0 the whole schedule was done; 2 a mistake, to be mended first; 75 start the same command
-again: SIGTERM or ^C stopped the run and it is saved, a host was lost, or a launch hung.
+again: SIGTERM or ^C stopped the run and it is saved, a host was lost, or a launch hung; 130
+^C before the first step, with nothing to save.
 
 Every field of simpo_jax/config.py can be set with --config.FIELD=VALUE; a config
 file's docstring says what it runs, on what hardware, and the expected result.
@@ -23,8 +24,9 @@ from simpo_jax import (
   distributed,
   monitor,  # noqa: F401  counts compilations from here on
 )
-from simpo_jax.cli import fail, parse_flags
+from simpo_jax.cli import end_interrupted, fail, parse_flags
 from simpo_jax.config_check import validate
+from simpo_jax.data.truncation import check_lengths
 from simpo_jax.errors import Stopped, UserError
 from simpo_jax.paths import check_path
 
@@ -61,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
   if _CONFIG.value is None:
     raise UserError("name a config: --config=configs/m11.py (see --help)")
   validate(_CONFIG.value)  # before any device is asked for: typos answer at once
+  check_lengths(_CONFIG.value.data)
   check_path("--workdir", _WORKDIR.value or "")
   distributed.start(
     distributed.Options(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -79,6 +82,8 @@ def _main(argv: Sequence[str]) -> None:
   except Stopped as e:
     print(e)
     sys.exit(e.exit_code)
+  except KeyboardInterrupt:
+    end_interrupted()
   except UserError as e:
     if _DEBUG.value:
       raise

@@ -149,6 +149,9 @@ class RunRecord:
     distributed.at_end(note)
     try:
       yield
+    except KeyboardInterrupt:
+      note("stopped by ^C")
+      raise
     except BaseException as e:
       note(f"{type(e).__name__}: {e}")
       raise

@@ -69,6 +69,7 @@ def make_workdir(path: str, config: dict[str, Any], process: int = 0) -> storage
     storage.write(folder / ".writable", "")
     (folder / ".writable").unlink()
     _lock(folder)
+    _check_config_file(folder)
     if (folder / "run.json").exists():
       _check_before(folder, config)
       resume, saved = config.get("checkpoint", {}).get("resume"), folder / "checkpoints"
@@ -136,6 +137,24 @@ def _check_same(folder: storage.Path) -> None:
     raise FileNotFoundError(errno.ENOENT, "the folder has vanished, or another is in its place")
 
 
+def _check_config_file(folder: storage.Path) -> None:
+  """Raises a UserError if a config.json is in the way that no run has written, such as a model's.
+
+  It would be replaced, and the model's is gone then.
+  """
+  path = folder / "config.json"
+  if (folder / "run.json").exists() or not path.exists():
+    return
+  try:
+    foreign = "simpo" not in json.loads(path.read_text())
+  except (ValueError, TypeError):
+    foreign = True
+  if foreign:
+    raise UserError(
+      f"--workdir={folder} holds a config.json that no run has written; choose another folder"
+    )
+
+
 def _check_before(folder: storage.Path, config: dict[str, Any]) -> None:
   """Raises a UserError unless the folder holds an unfinished run of this config."""
   try:
@@ -148,7 +167,8 @@ def _check_before(folder: storage.Path, config: dict[str, Any]) -> None:
   if status == "done":
     raise UserError(
       f"--workdir={folder} holds an earlier run that is finished; choose another folder or remove "
-      "it"
+      f"it (a longer run that goes on from it: another folder, and --config.checkpoint.init_from="
+      f"{folder} --config.checkpoint.init_what=all)"
     )
   now = flatten(json.loads(json.dumps(config)))
   differs = (

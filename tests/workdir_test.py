@@ -393,3 +393,16 @@ def test_evaluation_every_and_at_the_end_is_not_done_twice():
 
 def test_generation_comes_before_evaluation():
   assert schedule(at_steps=(10,), at_end=True) == {10: [Mode.GENERATE, Mode.EVALUATE]}
+
+
+@pytest.mark.parametrize("text", ['{"model_type": "llama"}', "no JSON", "3"])
+def test_a_config_that_no_run_has_written_stays(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(UserError, match="config.json that no run has written; choose another"):
+    make_workdir(str(tmp_path), {"simpo": {}})
+  assert (tmp_path / "config.json").read_text() == text
+
+
+def test_a_start_that_was_killed_after_its_config_is_begun_again(tmp_path):
+  (tmp_path / "config.json").write_text('{"simpo": {}}')
+  assert make_workdir(str(tmp_path), {"simpo": {}}) == tmp_path

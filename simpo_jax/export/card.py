@@ -80,8 +80,8 @@ answer = pipeline("text-generation", model="FOLDER_OR_ID_OF_THIS_MODEL")
 print(answer({prompt}, max_new_tokens=256)[0]["generated_text"])
 ```
 
-vLLM serves it (`vllm serve FOLDER`), and llama.cpp's `convert_hf_to_gguf.py FOLDER` makes a GGUF \
-of it. The terms of the base model go on to apply."""
+llama.cpp's `convert_hf_to_gguf.py FOLDER` makes a GGUF of it; vLLM (`vllm serve FOLDER`), which \
+has not been tried, should serve it. The terms of the base model go on to apply."""
 
 
 def _hub_id(model: OpenModel) -> str | None:
@@ -115,8 +115,8 @@ def _what(config, step: int, averaged: bool, dtype: str, hub_id: str | None) -> 
     notes.append(f"with adapters of rank {config.train.lora_rank} merged into them")
   return (
     f"{base[0].upper()}{base[1:]}, tuned with SimPO ([arXiv:2405.14734]"
-    f"(https://arxiv.org/abs/2405.14734)) for {step} steps of {config.train.batch_size} preference "
-    f"pairs of {of}. {', '.join(notes)}."
+    f"(https://arxiv.org/abs/2405.14734)) for {step} step{'s' if step != 1 else ''} of "
+    f"{config.train.batch_size} preference pairs of {of}. {', '.join(notes)}."
   )
 
 
