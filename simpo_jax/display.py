@@ -203,12 +203,17 @@ def _adapters_row(step: StepConfig) -> list[tuple[str, str]]:
 
 
 def skips_text(report: SkipReport) -> str:
-  """ "298 of 300 rows kept; skipped: 2 identical; cut: 91 prompt"."""
+  """ "298 of 300 rows kept; skipped: 2 identical (first: pairs.jsonl:7); cut: 91 prompt"."""
   if not report.total:
     return "read, tokenised and checked while training"
   parts = [f"{report.kept} of {report.total} rows kept"]
   for name, counts in (("skipped", report.skipped), ("cut", report.truncated)):
-    listed = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n)
+    first = report.examples if name == "skipped" else {}
+    listed = ", ".join(
+      f"{n} {reason}" + (f" (first: {first[reason][0]})" if first.get(reason) else "")
+      for reason, n in counts.items()
+      if n
+    )
     if listed:
       parts.append(f"{name}: {listed}")
   return "; ".join(parts)

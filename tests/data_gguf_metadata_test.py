@@ -14,11 +14,9 @@ from simpo_jax.data.gguf_metadata import read_metadata, without_torch
 _WITHOUT_TORCH = """
 import hashlib, pathlib, sys
 sys.modules["torch"] = None
-from simpo_jax.data.gguf_metadata import without_torch
+from simpo_jax.data.hf_tokenizer import auto_tokenizer
 path = pathlib.Path(sys.argv[1])
-with without_torch():
-  import transformers
-  hf = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+hf = auto_tokenizer(path.parent, gguf_file=path.name)
 text = hf.backend_tokenizer.to_str() + str(hf.chat_template) + str(hf.special_tokens_map)
 print(type(hf).__name__, hashlib.sha256(text.encode()).hexdigest())
 """

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from simpo_jax.data.forms import Message
+from simpo_jax.data.gguf_metadata import without_torch
 from simpo_jax.data.template import TemplateFailed
 from simpo_jax.data.template import render as render_template
 from simpo_jax.data.tokenizer import Tokenizer
@@ -90,12 +91,13 @@ def _hub_generation_config(name: str) -> pathlib.Path | None:
 
 def auto_tokenizer(place: str, **options):
   """The tokenizer of a folder, a GGUF file or a hub id, as transformers has it."""
-  import transformers
+  with without_torch():
+    import transformers
 
-  # Without the False, a repository with code of its own would ask on the terminal.
-  return transformers.AutoTokenizer.from_pretrained(
-    place, trust_remote_code=False, model_max_length=_NO_LIMIT, **options
-  )
+    # Without the False, a repository with code of its own would ask on the terminal.
+    return transformers.AutoTokenizer.from_pretrained(
+      place, trust_remote_code=False, model_max_length=_NO_LIMIT, **options
+    )
 
 
 def _generation_eos(config: pathlib.Path) -> list[int]:
@@ -139,8 +141,8 @@ def _from_hf(
   def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
     if template is None:
       raise UserError(
-        f"the tokenizer of {place} has no chat template, which messages need; set"
-        " chat_template in it, or train on plain prompt, chosen and rejected strings"
+        f"the tokenizer of {place} has no chat template, which messages need; give it"
+        " one with --config.data.chat_template=FILE.jinja, or train on plain strings"
       )
     if not messages:
       raise TemplateFailed("there is no message")

@@ -27,9 +27,10 @@ def load_data(
   if data.eval:
     held_out, skips["eval"] = load_pairs(data, tokenizer, data.eval, config.seed + 1)
   if len(pairs) < config.train.batch_size:
+    held = f" beside {len(held_out)} held out (data.eval_fraction)" if held_out else ""
     raise UserError(
       f"--config.train.batch_size={config.train.batch_size} needs at least that many "
-      f"training pairs, and there are {len(pairs)}; lower it or add data"
+      f"training pairs, and there are {len(pairs)}{held}; lower it or add data"
     )
   if evaluates and not held_out:
     raise UserError(
