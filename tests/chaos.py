@@ -31,7 +31,7 @@ from hosts import ROOT, flags
 from run_outcome import outcome, record
 
 _PAIRS = 3000
-_ROWS = 8  # at most, between a start and its kill
+_ROWS = 12  # at most, between a start and its kill
 _START_SECONDS = 6.0  # of a start that is killed before its first row
 _LIMIT = 600  # seconds of a start without a row
 

@@ -329,7 +329,7 @@ def test_hostile_texts_are_inert(visit, attacked, folder):
   page.wait_for_timeout(300)
   assert page.evaluate("window.attacked") is None
   assert ATTACKS[2] in page.inner_text("#lead")
-  assert set(page.evaluate(kinds)) <= {*everything, "mark", "ins", "del", "caption"}
+  assert set(page.evaluate(kinds)) <= {*everything, "mark", "ins", "del", "caption", "rect"}
 
 
 def test_the_policy_stops_what_would_be_put_in(browser, report):
