@@ -1,8 +1,11 @@
 """The flags that `simpo_jax.sample` and `simpo_jax.chat` have in common."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
+
+from simpo_jax.errors import UserError
 
 _DTYPES = ["auto", "float32", "bfloat16"]
 MODEL = ("model", "step", "source", "force", "dtype")
@@ -40,6 +43,14 @@ def define_flags() -> None:
   flags.DEFINE_bool("ignore_eos", None, "Go on after end tokens.")
   flags.DEFINE_integer("seed", None, "Of sampling.")
   flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
+
+
+def check(argv: Sequence[str]) -> None:
+  """Raises a UserError unless there are flags alone, and one of them names the model."""
+  if len(argv) > 1:
+    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --model=runs/mine")
+  if not flags.FLAGS.model:
+    raise UserError("--model is missing: a workdir, a folder, a .gguf file or a hub id")
 
 
 def changes(names: tuple[str, ...] = SETTINGS, **fields: str) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from simpo_jax import (
   speaker_flags,
 )
 from simpo_jax.cli import answering, parse_flags
-from simpo_jax.errors import UserError
 
 _OWN = (*speaker_flags.MODEL, "system", "context", *speaker_flags.SETTINGS, "debug")
 
@@ -30,10 +29,7 @@ _OWN = (*speaker_flags.MODEL, "system", "context", *speaker_flags.SETTINGS, "deb
 def main(argv: Sequence[str]) -> None:
   """Talks until the input ends."""
   values = flags.FLAGS
-  if len(argv) > 1:
-    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --model=runs/mine")
-  if not values.model:
-    raise UserError("--model is missing: a workdir, a folder, a .gguf file or a hub id")
+  speaker_flags.check(argv)
   from simpo_jax.chat.terminal import Chat, Terminal
   from simpo_jax.chat.voice import Voice
   from simpo_jax.speaker import in_own_words, listed, open_speaker, speaker_text
@@ -62,8 +58,6 @@ def main(argv: Sequence[str]) -> None:
 def _main(argv: Sequence[str]) -> None:
   try:
     answering(main, argv)
-  except KeyboardInterrupt:
-    sys.exit(130)
   except BrokenPipeError:  # whoever read the answers has left
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -108,10 +108,7 @@ class _Progress:
 def main(argv: Sequence[str]) -> None:
   """Writes the answers; exit code 0 when all of them are there."""
   values = flags.FLAGS
-  if len(argv) > 1:
-    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --model=runs/mine")
-  if not values.model:
-    raise UserError("--model is missing: a workdir, a folder, a .gguf file or a hub id")
+  speaker_flags.check(argv)
   _check_out(values.out)
   changes = _settings()
   from simpo_jax.sample.answers import sample, usable_prompts
