@@ -65,6 +65,16 @@ def run_program(main: Callable[[Sequence[str]], None], own: Sequence[str]) -> No
   app.run(lambda argv: answering(main, argv), flags_parser=lambda argv: parse_flags(argv, own))
 
 
+def refuse_arguments(argv: Sequence[str], example: str) -> None:
+  """Raises a UserError if anything is there but flags.
+
+  Args:
+    example: of a flag, as it would be typed.
+  """
+  if len(argv) > 1:
+    raise UserError(f"unexpected argument {argv[1]!r}; flags look like {example}")
+
+
 def fail(error: UserError) -> None:
   """Ends the process with one line on stderr and the error's exit code."""
   print(f"error: {one_line(error)}", file=sys.stderr)

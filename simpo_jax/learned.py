@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from simpo_jax.cli import run_program
+from simpo_jax.cli import refuse_arguments, run_program
 from simpo_jax.curve import Panel, Series, draw
 from simpo_jax.errors import UserError
 
@@ -212,8 +212,7 @@ def write_text(path: str | pathlib.Path, text: str) -> None:
 
 def main(argv: Sequence[str]) -> None:
   """Prints the comparison; writes the curve."""
-  if len(argv) > 1:
-    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --workdir=runs/mine")
+  refuse_arguments(argv, "--workdir=runs/mine")
   if not flags.FLAGS.workdir:
     raise UserError("name a run: --workdir=runs/mine")
   workdir = pathlib.Path(flags.FLAGS.workdir).expanduser()

@@ -24,7 +24,7 @@ from simpo_jax import (
   distributed,
   monitor,  # noqa: F401  counts compilations from here on
 )
-from simpo_jax.cli import end_interrupted, fail, parse_flags
+from simpo_jax.cli import end_interrupted, fail, parse_flags, refuse_arguments
 from simpo_jax.config_check import validate
 from simpo_jax.data.truncation import check_lengths
 from simpo_jax.errors import Stopped, UserError
@@ -58,8 +58,7 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from
 
 def main(argv: Sequence[str]) -> None:
   """Runs the config; exit code 0 only when its whole schedule was done."""
-  if len(argv) > 1:
-    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --config=configs/m11.py")
+  refuse_arguments(argv, "--config=configs/m11.py")
   if _CONFIG.value is None:
     raise UserError("name a config: --config=configs/m11.py (see --help)")
   validate(_CONFIG.value)  # before any device is asked for: typos answer at once

@@ -52,11 +52,11 @@ def _define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
   """Prepares, or verifies; exit code 0 when the dataset is there and whole."""
+  from simpo_jax.cli import refuse_arguments
   from simpo_jax.data.prepared import default_dir, verify
 
   values = flags.FLAGS
-  if len(argv) > 1:
-    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --source=pairs.jsonl")
+  refuse_arguments(argv, "--source=pairs.jsonl")
   for source in values.source or ():
     check_path("--source", source)
   check_path("--out", values.out or "")

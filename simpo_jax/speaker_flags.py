@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import flags
 
+from simpo_jax.cli import refuse_arguments
 from simpo_jax.errors import UserError
 
 _DTYPES = ["auto", "float32", "bfloat16"]
@@ -47,8 +48,7 @@ def define_flags() -> None:
 
 def check(argv: Sequence[str]) -> None:
   """Raises a UserError unless there are flags alone, and one of them names the model."""
-  if len(argv) > 1:
-    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --model=runs/mine")
+  refuse_arguments(argv, "--model=runs/mine")
   if not flags.FLAGS.model:
     raise UserError("--model is missing: a workdir, a folder, a .gguf file or a hub id")
 

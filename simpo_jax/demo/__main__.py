@@ -26,7 +26,7 @@ from absl import flags
 from rich.console import Console
 
 from simpo_jax import learned
-from simpo_jax.cli import run_program
+from simpo_jax.cli import refuse_arguments, run_program
 from simpo_jax.curve import draw
 from simpo_jax.demo.measure import panels, read_samples, samples_table
 from simpo_jax.demo.text import STYLES, make_held_out, make_pairs, split_texts
@@ -119,8 +119,7 @@ def demo(folder: pathlib.Path, seed: int, svg: pathlib.Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
   """Reads the flags."""
-  if len(argv) > 1:
-    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --workdir=runs/demo")
+  refuse_arguments(argv, "--workdir=runs/demo")
   folder = pathlib.Path(flags.FLAGS.workdir or fresh_name("demo")).expanduser()
   demo(folder, flags.FLAGS.seed, pathlib.Path(flags.FLAGS.svg or folder / "demo.svg"))
 

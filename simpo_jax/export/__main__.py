@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from simpo_jax.cli import run_program
+from simpo_jax.cli import refuse_arguments, run_program
 from simpo_jax.errors import UserError
 
 _FLAGS = ("workdir", "step", "out", "dtype", "average", "shard_gb", "source", "force", "debug")
@@ -50,8 +50,7 @@ def main(argv: Sequence[str]) -> None:
   from simpo_jax.export.runs import export_run
 
   values = flags.FLAGS
-  if len(argv) > 1:
-    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --workdir=runs/mine")
+  refuse_arguments(argv, "--workdir=runs/mine")
   for name in ("workdir", "out"):
     if not getattr(values, name):
       raise UserError(f"--{name} is missing; see --help")

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from simpo_jax.cli import run_program
+from simpo_jax.cli import refuse_arguments, run_program
 from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
 from simpo_jax.plan.topology import TOPOLOGIES, topology_devices
@@ -58,8 +58,7 @@ def _define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
   """Prints the plan, and writes it if asked to; exit code 0 also when it does not fit."""
   values = flags.FLAGS
-  if len(argv) > 1:
-    raise UserError(f"unexpected argument {argv[1]!r}; flags look like --config=configs/m11.py")
+  refuse_arguments(argv, "--config=configs/m11.py")
   if values.config is None:
     raise UserError("name a config: --config=configs/m11.py (see --help)")
   validate(values.config)
