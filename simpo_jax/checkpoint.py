@@ -16,7 +16,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from simpo_jax import storage
+from simpo_jax import digests, storage
 from simpo_jax.errors import one_line
 from simpo_jax.paths import leaves
 
@@ -106,9 +106,9 @@ def damage(folder: storage.Path, share: int = 0, shares: int = 1) -> str | None:
       return f"{name} is missing"
     if sizes[name] != size:
       return f"{name} has {sizes[name]} bytes, not {size}"
-  digests = {name: expected[name][1] for name in sorted(expected)[share::shares]}
-  found = storage.digests(folder, digests, like=digests)
-  return next((f"{n} has other content" for n in digests if found[n] != digests[n]), None)
+  share_of = {name: expected[name][1] for name in sorted(expected)[share::shares]}
+  found = digests.of_files(folder, share_of, like=share_of)
+  return next((f"{n} has other content" for n in share_of if found[n] != share_of[n]), None)
 
 
 def clean(folder: storage.Path, damaged: list[Position]) -> None:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from simpo_jax import storage
+from simpo_jax import digests, storage
 from simpo_jax import workdir as files
 from simpo_jax.checkpoint import (
   ABOUT,
@@ -29,6 +29,7 @@ from simpo_jax.errors import UserError, one_line
 from simpo_jax.train import TrainState
 
 _WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt", ABOUT)  # by the commit itself
+_AT_ONCE = 64 << 20  # bytes
 _PARAMS, _AVERAGE = "['params']", "['average']"  # how the paths of their arrays begin
 
 
@@ -45,10 +46,11 @@ class Checkpoints:
     self._folder, self._keep, self._keep_every = _absolute(folder), keep, keep_every
     self._main = jax.process_index() == 0
     self._pending: tuple[str, dict[str, Any]] | None = None
+    self._follower: digests.Follower | None = None
     # Threads inherit the priority of the one that starts them: all that Orbax and TensorStore
     # start to write with leaves the processor to the next step.
-    self._thread = concurrent.futures.ThreadPoolExecutor(1, initializer=storage.yield_processor)
-    self._orbax = self._thread.submit(_checkpointer, self._seal).result()
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, initializer=digests.yield_processor)
+    self._orbax: ocp.AsyncCheckpointer | None = None  # made when the arrays' sizes are known
     self.saved: Position | None = None  # the last one begun
     self.seconds: list[dict[str, Any]] = []  # that the run waited for each
 
@@ -73,6 +75,11 @@ class Checkpoints:
         {**about, "position": position._asdict(), "arrays": arrays_of(_tree(state))},
       )
       tree = jax.tree.map(_apart, _tree(state))
+      if self._main and not storage.is_remote(self._folder):
+        self._follower = digests.Follower(self._folder, f"{position.name}.{TEMPORARY}*")
+      if self._orbax is None:
+        at_once = None if storage.is_remote(self._folder) else _bytes_at_once(tree)
+        self._orbax = self._thread.submit(_checkpointer, self._seal, at_once).result()
       args = ocp.args.PyTreeSave(tree, save_args=by_layer(tree))
       self._thread.submit(self._orbax.save, self._folder / position.name, args=args).result()
     self.saved = position
@@ -82,8 +89,9 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Until the last save is committed; then removes those that are not to be kept."""
-    with _told(self._folder):
-      self._orbax.wait_until_finished()
+    with _told(self._folder), contextlib.closing(self._follower or contextlib.ExitStack()):
+      if self._orbax:
+        self._orbax.wait_until_finished()
     if self._main and self._pending:
       for position in to_remove(positions(self._folder), self._keep, self._keep_every):
         with contextlib.suppress(*storage.failures()):
@@ -92,8 +100,11 @@ class Checkpoints:
 
   def close(self) -> None:
     """Ends the threads; what is being written is waited for, its errors are not told."""
-    with contextlib.suppress(Exception):
-      self._orbax.close()
+    if self._orbax:
+      with contextlib.suppress(Exception):
+        self._orbax.close()
+    if self._follower:
+      self._follower.close()
     self._thread.shutdown()
 
   def _seal(self) -> None:
@@ -108,9 +119,11 @@ class Checkpoints:
       for name, size in storage.sizes(folder).items()
       if name.rpartition("/")[2] not in _WRITTEN_LATER
     }
-    # The next step has begun, and needs the processor more.
-    digests = storage.digests(folder, found, patient=True)
-    about = sealed({**about, "files": {name: [found[name], digests[name]] for name in found}})
+    if self._follower:
+      taken = self._follower.finish(folder, found)
+    else:
+      taken = digests.of_files(folder, found)
+    about = sealed({**about, "files": {name: [found[name], taken[name]] for name in found}})
     files.write_json(folder / ABOUT, about)
 
 
@@ -178,6 +191,12 @@ def _apart(x: jax.Array) -> jax.Array:
   return jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
 
 
+def _bytes_at_once(tree: Any) -> int:
+  """How much may be on its way to the files: little, so that `digests.Follower` keeps up."""
+  largest = max(s.data.nbytes for x in jax.tree.leaves(tree) for s in x.addressable_shards)
+  return max(_AT_ONCE, largest + largest // 16)  # Orbax asks for more than the largest
+
+
 def by_layer(tree: dict[str, Any]) -> dict[str, Any]:
   """How the arrays are cut up on disk: the matrices of the weights by layer.
 
@@ -205,7 +224,7 @@ def _absolute(folder: storage.Path) -> storage.Path:
   return folder if storage.is_remote(folder) else folder.absolute()
 
 
-def _checkpointer(before_commit=None) -> ocp.AsyncCheckpointer:
+def _checkpointer(before_commit=None, bytes_at_once: int | None = None) -> ocp.AsyncCheckpointer:
   # Naming the processes makes Orbax meet at the coordination service's barriers. Without,
   # it launches a collective of its own.
   processes = ocp.options.MultiprocessingOptions(
@@ -219,6 +238,7 @@ def _checkpointer(before_commit=None) -> ocp.AsyncCheckpointer:
     use_ocdbt=True,  # `weights_checkpoint.py` reads these files by itself
     use_zarr3=False,
     enable_pinned_host_transfer=False,
+    save_concurrent_gb=bytes_at_once and bytes_at_once / 1e9,
     use_compression=False,  # weights hardly shrink, and the next step needs the processor
   )
   logging.getLogger("absl").setLevel(logging.ERROR)

@@ -6,17 +6,12 @@ systems do. They know no rename and no append, and folders are only beginnings o
 but an object is always written as a whole, and seen by everyone at once.
 """
 
-import base64
-import concurrent.futures
-import contextlib
-import hashlib
 import os
 import pathlib
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -26,10 +21,8 @@ from simpo_jax.errors import UserError
 Path = pathlib.Path | epath.Path
 
 _EXTRAS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # package, and the extra that has it
-_CHECKSUMS = {"md5": "md5Hash", "crc32c": "crc32c"}  # of Google's, by their kinds
 _PATTERN = "*?[]"  # what fsspec, asked to remove a name, would match others with
 _COMMITTED = "commit_success.txt"  # Orbax's last file of a checkpoint, where it cannot rename
-_HASHERS = 4  # files hashed at once; hashlib lets go of Python's lock
 _BUFFER_EVERY = 5.0  # seconds between uploads of a file that grows, at least
 _BUFFER_SHARE = 20  # and so many times what the last one took
 _SERVICES = (  # what clients of buckets raise beside OSError: module, name
@@ -141,51 +134,6 @@ def infos(folder: Path) -> dict[str, dict[str, Any]]:
     for name, info in sorted(found.items(), key=lambda item: item[0].split("/"))
     if name.startswith(base) and not name.endswith("/")
   }
-
-
-def digests(
-  folder: Path, names: Iterable[str], like: dict[str, str] | None = None, patient: bool = False
-) -> dict[str, str]:
-  """Of files of a folder, by name.
-
-  A local file's is its SHA-256; an object's is what its bucket says, "md5:..." or
-  "crc32c:...", so that nothing is read back.
-
-  Args:
-    like: digests to compare with: those returned are of the same kinds. One that cannot be
-      had here (crc32c of a local file) is that of `like`.
-    patient: whatever else runs has the processor first.
-  """
-  names, like = list(names), like or {}
-  said = infos(folder) if is_remote(folder) else {}
-  threads, begin = (1, yield_processor) if patient else (_HASHERS, None)
-  with concurrent.futures.ThreadPoolExecutor(threads, initializer=begin) as pool:
-    found = pool.map(lambda n: _digest(folder / n, said.get(n, {}), like.get(n)), names)
-    return dict(zip(names, found, strict=True))
-
-
-def yield_processor() -> None:
-  """Lets every other thread run before this one, where the system allows it."""
-  with contextlib.suppress(AttributeError, OSError):
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
-def _digest(path: Path, info: dict[str, Any], like: str | None) -> str:
-  said = {kind: f"{kind}:{info[f]}" for kind, f in _CHECKSUMS.items() if f in info}
-  if like is None and said:
-    return next(iter(said.values()))
-  kind = like.partition(":")[0] if like and ":" in like else "sha256"
-  if kind not in ("sha256", "md5"):
-    return said.get(kind, like)
-  if kind in said:
-    return said[kind]
-  with path.open("rb") as f:
-    digest = hashlib.file_digest(f, kind)
-  return digest.hexdigest() if kind == "sha256" else f"md5:{_base64(digest.digest())}"
-
-
-def _base64(data: bytes) -> str:
-  return base64.b64encode(data).decode()
 
 
 def write(path: Path, data: str | bytes) -> None:

@@ -1,0 +1,104 @@
+"""What saving costs the step beside it.
+
+  python bench/save.py --model=SmolLM2-135M-Instruct.Q4_1.gguf --data=dpo_en_demo.json --pairs=16
+
+Trains the same steps twice, each run in a process of its own: without saves, and with a save
+after every second step. Steps 3, 5, ... of the second have a checkpoint written in the
+background; what they take longer, and what the run waited before each, is the cost of that
+save. The steps between tell how much faster or slower the machine was in the second run.
+"""
+
+import json
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import common
+from absl import app, flags
+
+from simpo_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+_MODEL = flags.DEFINE_string("model", None, "a .gguf file or a folder", required=True)
+_DATA = flags.DEFINE_string("data", None, "preference pairs", required=True)
+_PAIRS = flags.DEFINE_integer("pairs", 8, "pairs a step", lower_bound=1)
+_SAVES = flags.DEFINE_integer("saves", 3, "checkpoints", lower_bound=1)
+_SCRATCH = flags.DEFINE_string("scratch", None, "where to put the runs; default: the system's")
+_JSON = flags.DEFINE_bool("json", False, "print JSON objects instead of a table")
+
+
+def main(argv):
+  """Prints a table, or JSON."""
+  del argv
+  folder = pathlib.Path(tempfile.mkdtemp(prefix="simpo_jax_save_", dir=_SCRATCH.value))
+  try:
+    without, _ = _run(folder / "without", every=0)
+    beside, saves = _run(folder / "with", every=2)
+    size = sum(p.stat().st_size for p in (folder / "with/checkpoints").rglob("*") if p.is_file())
+  finally:
+    shutil.rmtree(folder)
+  # The first step of a run is the one that its memory is new to.
+  pace = statistics.mean(beside[i] / without[i] for i in range(1, len(beside), 2))
+  rows = []
+  for index, waited in zip(range(2, len(beside), 2), saves, strict=True):
+    alone = without[index] * pace
+    rows.append(_cost(str(index + 1), alone, beside[index], waited))
+  rows.append(
+    _cost(
+      "mean", *(statistics.mean(r[name] for r in rows) for name in ("alone", "beside", "waited"))
+    )
+  )
+  common.report(
+    f"seconds of a step; saves of {size / 2**30:.2f} GiB, {_PAIRS.value} pairs a step; the "
+    f"second run took {pace:.3f} of the first's time between saves",
+    rows,
+    _JSON.value,
+  )
+
+
+def _cost(step: str, alone: float, beside: float, waited: float) -> dict:
+  cost = beside - alone + waited
+  return {
+    "step": step,
+    "alone": alone,
+    "beside": beside,
+    "waited": waited,
+    "cost": cost,
+    "percent": 100 * cost / alone,
+  }
+
+
+def _run(folder: pathlib.Path, every: int) -> tuple[list[float], list[float]]:
+  """Seconds of every step, and those that the run waited for each save."""
+  common.say(f"training {'with' if every else 'without'} saves")
+  config = {
+    "model.source": _MODEL.value,
+    "data.train": _DATA.value,
+    "train.steps": 2 * _SAVES.value + 1,
+    "train.batch_size": _PAIRS.value,
+    "generate.at_steps": "()",
+    "evaluate.at_end": False,
+    "checkpoint.every": every,
+    "checkpoint.keep": 1,
+    "checkpoint.at_end": False,
+  }
+  command = [sys.executable, "-m", "simpo_jax.main", f"--config={ROOT}/configs/m11.py:smollm2"]
+  command += [f"--config.{name}={value}" for name, value in config.items()]
+  command += [f"--workdir={folder}"]
+  done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  if done.returncode:
+    raise UserError(f"a run failed:\n{done.stdout}")
+  rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  timings = json.loads((folder / "run.json").read_text())["timings"]
+  saves = timings["checkpoint_seconds"]
+  return [row["step_seconds"] for row in rows if row["mode"] == "train"], [
+    s["seconds"] for s in saves
+  ]
+
+
+if __name__ == "__main__":
+  app.run(common.answering(main))
