@@ -165,8 +165,9 @@ class Display:
       self.say(f"  [{row['prompt_index']}] {prompt}\n      → {shown or nothing}")
 
   def evaluation(self, row: dict[str, Any]) -> None:
+    pairs = f"{row['pairs']} pair{'s' if row['pairs'] != 1 else ''}"
     self.say(
-      f"held out ({row['pairs']} pairs)  loss {row['loss']:.4f}  "
+      f"held out ({pairs})  loss {row['loss']:.4f}  "
       f"margin {row['rewards/margins']:+.4f}  accuracy {row['rewards/accuracies']:.3f}"
     )
 

@@ -30,7 +30,8 @@ def test_rows_are_counted_and_the_first_of_a_reason_named():
   assert report.truncated == {"prompt": 2, "chosen": 1}
   assert report.examples == {"identical": ["a:1"], "malformed_json": ["a:3", "a:5", "a:7"]}
   assert why(report) == (
-    "malformed_json 4 (first a:3, a:5, a:7: not a JSON object), "
+    "malformed_json 4 (first a:3, a:5, a:7: not a JSON object; a file that is one list of "
+    "them is named .json), "
     "identical 1 (first a:1: both responses are the same tokens)"
   )
 

@@ -43,7 +43,8 @@ def test_broken_lines_come_as_malformed_and_keep_their_line_number(tmp_path):
   bad = Malformed("malformed_json")
   assert rows == {
     "a.jsonl:1": {"a": 1},
-    **{f"a.jsonl:{i}": bad for i in (3, 4, 5, 6)},
+    **{f"a.jsonl:{i}": bad for i in (3, 4, 6)},
+    "a.jsonl:5": Malformed("not_utf8"),
     "a.jsonl:7": {"a": 2},
   }
 

@@ -213,7 +213,7 @@ def test_the_rows_in_the_data_page_can_be_used():
   assert len(lines) == 6  # the forms of its first table
   for line in lines:
     check_texts(to_conversation(json.loads(line)))
-  named = re.findall(r"^\| `([a-z_]+)` \|", blocks(DOCS / "data.md")[1], re.M)
+  named = re.findall(r"^\| `([a-z0-9_]+)` \|", blocks(DOCS / "data.md")[1], re.M)
   assert set(named) >= set(REASONS)
 
 

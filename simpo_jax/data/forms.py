@@ -21,7 +21,8 @@ Message = dict[str, str]
 
 # Every reason for which a row may be left out, and what to tell its owner.
 REASONS = {
-  "malformed_json": "not a JSON object",
+  "malformed_json": "not a JSON object; a file that is one list of them is named .json",
+  "not_utf8": "the bytes are no UTF-8; convert the file",
   "missing_field": "needs prompt (or conversations), chosen and rejected",
   "not_a_string": "a text is not a string",
   "not_unicode": "a text has a lone surrogate",

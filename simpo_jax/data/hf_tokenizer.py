@@ -91,7 +91,7 @@ def _hub_generation_config(name: str) -> pathlib.Path | None:
 
 def auto_tokenizer(place: str, **options):
   """The tokenizer of a folder, a GGUF file or a hub id, as transformers has it."""
-  with without_torch():
+  with without_torch() if "gguf_file" in options else contextlib.nullcontext():
     import transformers
 
     # Without the False, a repository with code of its own would ask on the terminal.

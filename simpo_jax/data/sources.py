@@ -82,7 +82,7 @@ def nearest_files(file: pathlib.Path) -> str:
 
 
 def _close(file: storage.Path, names: Sequence[str]) -> str:
-  close = difflib.get_close_matches(file.name, names, n=3, cutoff=0.5)
+  close = difflib.get_close_matches(file.name, names, n=3, cutoff=0.6)
   return f"; did you mean {', '.join(str(file.parent / c) for c in close)}?" if close else ""
 
 
@@ -109,6 +109,8 @@ def parse_line(line: bytes) -> dict[str, Any] | Malformed:
   """The JSON object on a line."""
   try:
     row = json.loads(line.decode("utf-8"))
+  except UnicodeDecodeError:
+    return Malformed("not_utf8")
   # A few thousand nested brackets exhaust the parser's stack.
   except (ValueError, RecursionError):
     row = None
