@@ -15,7 +15,6 @@ Peak memory of `prepare` is that of its largest process. Everything lies in a fo
 
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -60,11 +59,9 @@ def main(argv):
   del argv
   if _JOB.value:
     return _work(json.loads(_JOB.value))
-  folder = pathlib.Path(tempfile.mkdtemp(prefix="simpo_jax_data_", dir=_SCRATCH.value))
-  try:
-    result = {"name": "data", "pairs": _PAIRS.value, **common.machine(), "rows": _measure(folder)}
-  finally:
-    shutil.rmtree(folder)
+  with tempfile.TemporaryDirectory(prefix="simpo_jax_data_", dir=_SCRATCH.value) as folder:
+    rows = _measure(pathlib.Path(folder))
+  result = {"name": "data", "pairs": _PAIRS.value, **common.machine(), "rows": rows}
   if _JSON.value:
     pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
   for row in result["rows"]:

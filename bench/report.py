@@ -38,14 +38,14 @@ def main(argv):
   del argv
   from made_run import make
 
-  folder = pathlib.Path(tempfile.mkdtemp(prefix="report_", dir=_SCRATCH.value))
-  try:
+  with tempfile.TemporaryDirectory(
+    prefix="report_", dir=_SCRATCH.value, ignore_cleanup_errors=True
+  ) as name:
+    folder = pathlib.Path(name)
     at = tuple(map(int, _AT.value))
     common.say("making the run")
     make(folder / "run", _PROMPTS.value, _SAMPLES.value, _TOKENS.value, at, max(at), full=True)
     rows = _write(folder / "run", folder / "report.html") + _open(folder / "report.html")
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
   if _JSON.value:
     pathlib.Path(_JSON.value).write_text(json.dumps([{**r, **common.machine()} for r in rows]))
   size = f"{_PROMPTS.value} x {_SAMPLES.value} x {_TOKENS.value} tokens, {len(at)} generations"

@@ -10,7 +10,6 @@ save. The steps between tell how much faster or slower the machine was in the se
 
 import json
 import pathlib
-import shutil
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import tempfile
 import common
 from absl import app, flags
 
+from simpo_jax import storage
 from simpo_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -34,24 +34,19 @@ _JSON = flags.DEFINE_bool("json", False, "print JSON objects instead of a table"
 def main(argv):
   """Prints a table, or JSON."""
   del argv
-  folder = pathlib.Path(tempfile.mkdtemp(prefix="simpo_jax_save_", dir=_SCRATCH.value))
-  try:
+  with tempfile.TemporaryDirectory(prefix="simpo_jax_save_", dir=_SCRATCH.value) as name:
+    folder = pathlib.Path(name)
     without, _ = _run(folder / "without", every=0)
     beside, saves = _run(folder / "with", every=2)
-    size = sum(p.stat().st_size for p in (folder / "with/checkpoints").rglob("*") if p.is_file())
-  finally:
-    shutil.rmtree(folder)
+    size = sum(storage.sizes(folder / "with" / "checkpoints").values())
   # The first step of a run is the one that its memory is new to.
   pace = statistics.mean(beside[i] / without[i] for i in range(1, len(beside), 2))
   rows = []
   for index, waited in zip(range(2, len(beside), 2), saves, strict=True):
     alone = without[index] * pace
     rows.append(_cost(str(index + 1), alone, beside[index], waited))
-  rows.append(
-    _cost(
-      "mean", *(statistics.mean(r[name] for r in rows) for name in ("alone", "beside", "waited"))
-    )
-  )
+  means = [statistics.mean(row[name] for row in rows) for name in ("alone", "beside", "waited")]
+  rows.append(_cost("mean", *means))
   common.report(
     f"seconds of a step; saves of {size / 2**30:.2f} GiB, {_PAIRS.value} pairs a step; the "
     f"second run took {pace:.3f} of the first's time between saves",
@@ -93,11 +88,9 @@ def _run(folder: pathlib.Path, every: int) -> tuple[list[float], list[float]]:
   if done.returncode:
     raise UserError(f"a run failed:\n{done.stdout}")
   rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  steps = [row["step_seconds"] for row in rows if row["mode"] == "train"]
   timings = json.loads((folder / "run.json").read_text())["timings"]
-  saves = timings["checkpoint_seconds"]
-  return [row["step_seconds"] for row in rows if row["mode"] == "train"], [
-    s["seconds"] for s in saves
-  ]
+  return steps, [save["seconds"] for save in timings["checkpoint_seconds"]]
 
 
 if __name__ == "__main__":

@@ -106,9 +106,9 @@ def damage(folder: storage.Path, share: int = 0, shares: int = 1) -> str | None:
       return f"{name} is missing"
     if sizes[name] != size:
       return f"{name} has {sizes[name]} bytes, not {size}"
-  share_of = {name: expected[name][1] for name in sorted(expected)[share::shares]}
-  found = digests.of_files(folder, share_of, like=share_of)
-  return next((f"{n} has other content" for n in share_of if found[n] != share_of[n]), None)
+  wanted = {name: expected[name][1] for name in sorted(expected)[share::shares]}
+  found = digests.of_files(folder, wanted, like=wanted)
+  return next((f"{n} has other content" for n in wanted if found[n] != wanted[n]), None)
 
 
 def clean(folder: storage.Path, damaged: list[Position]) -> None:

@@ -7,6 +7,9 @@ processes meet at the barriers of jax's coordination service.
 import concurrent.futures
 import contextlib
 import logging
+import math
+import os
+import threading
 import time
 from typing import Any
 
@@ -38,19 +41,21 @@ class Checkpoints:
 
   Args:
     folder: of the checkpoints; all processes must see the same.
+    state: one like those that will be saved, or the shapes and shardings of it.
     keep: how many of the newest are kept.
     keep_every: those of every so many steps are kept beside them; 0: no others.
   """
 
-  def __init__(self, folder: storage.Path, keep: int, keep_every: int):
+  def __init__(self, folder: storage.Path, state: TrainState, keep: int, keep_every: int):
     self._folder, self._keep, self._keep_every = _absolute(folder), keep, keep_every
     self._main = jax.process_index() == 0
     self._pending: tuple[str, dict[str, Any]] | None = None
     self._follower: digests.Follower | None = None
-    # Threads inherit the priority of the one that starts them: all that Orbax and TensorStore
-    # start to write with leaves the processor to the next step.
-    self._thread = concurrent.futures.ThreadPoolExecutor(1, initializer=digests.yield_processor)
-    self._orbax: ocp.AsyncCheckpointer | None = None  # made when the arrays' sizes are known
+    # Threads inherit the priority of the one that starts them: all that write, and those that
+    # read what was written, leave the processor to the next step.
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, initializer=_yield_processor)
+    at_once = None if storage.is_remote(folder) else _bytes_at_once(state)
+    self._orbax = self._thread.submit(_checkpointer, self._seal, at_once).result()
     self.saved: Position | None = None  # the last one begun
     self.seconds: list[dict[str, Any]] = []  # that the run waited for each
 
@@ -76,10 +81,8 @@ class Checkpoints:
       )
       tree = jax.tree.map(_apart, _tree(state))
       if self._main and not storage.is_remote(self._folder):
-        self._follower = digests.Follower(self._folder, f"{position.name}.{TEMPORARY}*")
-      if self._orbax is None:
-        at_once = None if storage.is_remote(self._folder) else _bytes_at_once(tree)
-        self._orbax = self._thread.submit(_checkpointer, self._seal, at_once).result()
+        pattern = f"{position.name}.{TEMPORARY}*"
+        self._follower = self._thread.submit(digests.Follower, self._folder, pattern).result()
       args = ocp.args.PyTreeSave(tree, save_args=by_layer(tree))
       self._thread.submit(self._orbax.save, self._folder / position.name, args=args).result()
     self.saved = position
@@ -89,9 +92,11 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Until the last save is committed; then removes those that are not to be kept."""
-    with _told(self._folder), contextlib.closing(self._follower or contextlib.ExitStack()):
-      if self._orbax:
+    try:
+      with _told(self._folder):
         self._orbax.wait_until_finished()
+    finally:
+      self._end_following()
     if self._main and self._pending:
       for position in to_remove(positions(self._folder), self._keep, self._keep_every):
         with contextlib.suppress(*storage.failures()):
@@ -100,12 +105,14 @@ class Checkpoints:
 
   def close(self) -> None:
     """Ends the threads; what is being written is waited for, its errors are not told."""
-    if self._orbax:
-      with contextlib.suppress(Exception):
-        self._orbax.close()
+    with contextlib.suppress(Exception):
+      self._orbax.close()
+    self._end_following()
+    self._thread.shutdown()
+
+  def _end_following(self) -> None:
     if self._follower:
       self._follower.close()
-    self._thread.shutdown()
 
   def _seal(self) -> None:
     """Writes simpo_jax.json into what is about to be committed; process 0, in the background."""
@@ -119,10 +126,8 @@ class Checkpoints:
       for name, size in storage.sizes(folder).items()
       if name.rpartition("/")[2] not in _WRITTEN_LATER
     }
-    if self._follower:
-      taken = self._follower.finish(folder, found)
-    else:
-      taken = digests.of_files(folder, found)
+    take = self._follower.finish if self._follower else digests.of_files
+    taken = take(folder, found)
     about = sealed({**about, "files": {name: [found[name], taken[name]] for name in found}})
     files.write_json(folder / ABOUT, about)
 
@@ -191,9 +196,17 @@ def _apart(x: jax.Array) -> jax.Array:
   return jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
 
 
-def _bytes_at_once(tree: Any) -> int:
+def _yield_processor() -> None:
+  """Lets every other thread run before this one, where the system allows it."""
+  with contextlib.suppress(AttributeError, OSError):
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _bytes_at_once(state: TrainState) -> int:
   """How much may be on its way to the files: little, so that `digests.Follower` keeps up."""
-  largest = max(s.data.nbytes for x in jax.tree.leaves(tree) for s in x.addressable_shards)
+  largest = max(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)
+  )
   return max(_AT_ONCE, largest + largest // 16)  # Orbax asks for more than the largest
 
 

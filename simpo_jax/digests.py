@@ -20,10 +20,7 @@ _UNFINISHED = ".__lock"  # in the names of what TensorStore has not yet put in p
 
 
 def of_files(
-  folder: storage.Path,
-  names: Iterable[str],
-  like: dict[str, str] | None = None,
-  patient: bool = False,
+  folder: storage.Path, names: Iterable[str], like: dict[str, str] | None = None
 ) -> dict[str, str]:
   """Of files of a folder, by name.
 
@@ -33,12 +30,10 @@ def of_files(
   Args:
     like: digests to compare with: those returned are of the same kinds. One that cannot be
       had here (crc32c of a local file) is that of `like`.
-    patient: whatever else runs has the processor first.
   """
   names, like = list(names), like or {}
   said = storage.infos(folder) if storage.is_remote(folder) else {}
-  threads, begin = (1, yield_processor) if patient else (_HASHERS, None)
-  with concurrent.futures.ThreadPoolExecutor(threads, initializer=begin) as pool:
+  with concurrent.futures.ThreadPoolExecutor(_HASHERS) as pool:
     found = pool.map(lambda n: _digest(folder / n, said.get(n, {}), like.get(n)), names)
     return dict(zip(names, found, strict=True))
 
@@ -74,10 +69,9 @@ class Follower:
     taken = {
       name: found[1] for name, found in known.items() if found and found[0] == _state(folder / name)
     }
-    return taken | of_files(folder, [n for n in known if n not in taken], patient=True)
+    return taken | of_files(folder, [n for n in known if n not in taken])
 
   def _follow(self) -> None:
-    yield_processor()
     while not self._ending.wait(_LOOK_EVERY):
       # What is gone again is none of those that `finish` is asked for.
       with contextlib.suppress(OSError):
@@ -99,12 +93,6 @@ class Follower:
 def _state(path: pathlib.Path) -> tuple:
   status = path.stat()
   return status.st_size, status.st_mtime_ns, status.st_ino
-
-
-def yield_processor() -> None:
-  """Lets every other thread run before this one, where the system allows it."""
-  with contextlib.suppress(AttributeError, OSError):
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _digest(path: storage.Path, info: dict[str, Any], like: str | None) -> str:

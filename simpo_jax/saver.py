@@ -12,6 +12,7 @@ from simpo_jax.checkpoint import Position
 from simpo_jax.checkpoint_orbax import Checkpoints
 from simpo_jax.fingerprint import build_fields, versions
 from simpo_jax.launch import Launcher
+from simpo_jax.program import abstract_state
 from simpo_jax.resolve import Run
 from simpo_jax.resume import Start, checkpoints_folder
 from simpo_jax.train import TrainState
@@ -48,7 +49,9 @@ class Saver:
     self._checkpoints = None
     if shared:
       mine = checkpoints_folder(folder)
-      self._checkpoints = Checkpoints(mine, options.keep, options.keep_every)
+      self._checkpoints = Checkpoints(
+        mine, abstract_state(launch.program), options.keep, options.keep_every
+      )
       if start.own:
         self._checkpoints.saved = start.position
     self.position = start.position

@@ -227,7 +227,7 @@ def test_the_next_step_updates_in_place_what_is_being_saved(tmp_path):
   )
   update = jax.jit(lambda x: x + 1, donate_argnums=0).lower(weights).compile()
   expected, address = np.array(weights), weights.unsafe_buffer_pointer()
-  saving = checkpoint_orbax.Checkpoints(tmp_path, keep=1, keep_every=0)
+  saving = checkpoint_orbax.Checkpoints(tmp_path, abstract, keep=1, keep_every=0)
   saving.save(checkpoint.Position(1), state, {})
   assert update(weights).unsafe_buffer_pointer() == address
   saving.wait()

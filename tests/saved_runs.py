@@ -37,8 +37,9 @@ def save(workdir, source, params, average=None, step=3, identity=None, **setting
   workdir.mkdir(exist_ok=True)
   (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in METRICS))
   params, average, steps = jax.device_put((params, average, np.int32(step)))
-  saving = checkpoint_orbax.Checkpoints(workdir / "checkpoints", keep=9, keep_every=0)
-  saving.save(checkpoint.Position(step), TrainState(params, {}, steps, average), about)
+  state = TrainState(params, {}, steps, average)
+  saving = checkpoint_orbax.Checkpoints(workdir / "checkpoints", state, keep=9, keep_every=0)
+  saving.save(checkpoint.Position(step), state, about)
   saving.wait()
   saving.close()
   return workdir
