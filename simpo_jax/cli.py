@@ -5,7 +5,9 @@ import inspect
 import os
 import pathlib
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
@@ -50,6 +52,7 @@ def parse_flags(argv: Sequence[str], own: Sequence[str] = OWN_FLAGS) -> Sequence
 def answering(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
   """Runs a command; a user's mistake ends it with one line, or with --debug its stack trace."""
   logging.set_verbosity(logging.ERROR)
+  heed_interrupts()
   try:
     main(argv)
   except KeyboardInterrupt:
@@ -79,6 +82,25 @@ def fail(error: UserError) -> None:
   """Ends the process with one line on stderr and the error's exit code."""
   print(f"error: {one_line(error)}", file=sys.stderr)
   sys.exit(error.exit_code)
+
+
+def heed_interrupts() -> None:
+  """Has a ^C raised again that came where Python drops whatever is raised.
+
+  That is in a finalizer or in a callback of the garbage collector; jax has one of these, and
+  compiling calls it often.
+  """
+  drop = sys.unraisablehook
+
+  def hook(unraisable):
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+      drop(unraisable)
+      return
+    # From a thread, a little later: at once it would be raised, and dropped, in here.
+    main = threading.main_thread().ident
+    threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT)).start()
+
+  sys.unraisablehook = hook
 
 
 def end_interrupted() -> NoReturn:

@@ -24,7 +24,7 @@ from simpo_jax import (
   distributed,
   monitor,  # noqa: F401  counts compilations from here on
 )
-from simpo_jax.cli import end_interrupted, fail, parse_flags, refuse_arguments
+from simpo_jax.cli import end_interrupted, fail, heed_interrupts, parse_flags, refuse_arguments
 from simpo_jax.config_check import validate
 from simpo_jax.data.truncation import check_lengths
 from simpo_jax.errors import Stopped, UserError
@@ -75,6 +75,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.WARNING)
+  heed_interrupts()
   try:
     with distributed.ending_together():
       main(argv)

@@ -7,7 +7,42 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 import hosts
+
+# ^C in a callback of the garbage collector, as jax has one: Python drops what is raised there.
+_DROPPED = """
+import gc, os, signal, sys, time
+from absl import app
+from simpo_jax import cli, main as program
+
+def main(*_):
+  def collected(*_):
+    gc.callbacks.remove(collected)
+    os.kill(os.getpid(), signal.SIGINT)
+    sum(range(100))
+  gc.callbacks.append(collected)
+  gc.collect()
+  time.sleep(60)
+
+program.main = main
+app.run({run})
+"""
+
+
+@pytest.mark.parametrize("run", ["program._main", "lambda argv: cli.answering(main, argv)"])
+def test_within_a_garbage_collection(run):
+  script = _DROPPED.format(run=run)
+  done = subprocess.run(
+    [sys.executable, "-c", script],
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    cwd=hosts.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=50,
+  )
+  assert (done.returncode, done.stderr) == (130, "stopped by ^C\n")
 
 
 def test_while_compiling(tmp_path):
