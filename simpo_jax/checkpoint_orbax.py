@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import logging
 import math
+import mmap
 import os
 import threading
 import time
@@ -28,11 +29,11 @@ from simpo_jax.checkpoint import (
   sealed,
   to_remove,
 )
+from simpo_jax.checkpoint_files import LocalArrays, read_digests
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.train import TrainState
 
 _WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt", ABOUT)  # by the commit itself
-_AT_ONCE = 64 << 20  # bytes
 _PARAMS, _AVERAGE = "['params']", "['average']"  # how the paths of their arrays begin
 
 
@@ -41,23 +42,29 @@ class Checkpoints:
 
   Args:
     folder: of the checkpoints; all processes must see the same.
-    state: one like those that will be saved, or the shapes and shardings of it.
     keep: how many of the newest are kept.
     keep_every: those of every so many steps are kept beside them; 0: no others.
   """
 
-  def __init__(self, folder: storage.Path, state: TrainState, keep: int, keep_every: int):
+  def __init__(self, folder: storage.Path, keep: int, keep_every: int):
     self._folder, self._keep, self._keep_every = _absolute(folder), keep, keep_every
     self._main = jax.process_index() == 0
     self._pending: tuple[str, dict[str, Any]] | None = None
-    self._follower: digests.Follower | None = None
-    # Threads inherit the priority of the one that starts them: all that write, and those that
-    # read what was written, leave the processor to the next step.
+    self._memory: concurrent.futures.Future | None = None
+    # Threads inherit the priority of the one that starts them: all that write leave the
+    # processor to the next step.
     self._thread = concurrent.futures.ThreadPoolExecutor(1, initializer=_yield_processor)
-    at_once = None if storage.is_remote(folder) else _bytes_at_once(state)
-    self._orbax = self._thread.submit(_checkpointer, self._seal, at_once).result()
+    self._orbax = self._thread.submit(_checkpointer, folder, self._seal).result()
     self.saved: Position | None = None  # the last one begun
     self.seconds: list[dict[str, Any]] = []  # that the run waited for each
+
+  def prepare(self, state: TrainState) -> None:
+    """Gets, in the background, the memory that saving such a state beside a step will take.
+
+    Args:
+      state: or its shapes and shardings.
+    """
+    self._memory = self._thread.submit(_memory, _tree(state))
 
   def save(self, position: Position, state: TrainState, about: dict[str, Any]) -> None:
     """Copies the state to the host and returns; the files are written in the background.
@@ -79,10 +86,9 @@ class Checkpoints:
         position.name,
         {**about, "position": position._asdict(), "arrays": arrays_of(_tree(state))},
       )
-      tree = jax.tree.map(_apart, _tree(state))
-      if self._main and not storage.is_remote(self._folder):
-        pattern = f"{position.name}.{TEMPORARY}*"
-        self._follower = self._thread.submit(digests.Follower, self._folder, pattern).result()
+      if not self._memory:
+        self.prepare(state)
+      tree = jax.tree.map(_apart, _tree(state), self._memory.result())
       args = ocp.args.PyTreeSave(tree, save_args=by_layer(tree))
       self._thread.submit(self._orbax.save, self._folder / position.name, args=args).result()
     self.saved = position
@@ -92,11 +98,8 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Until the last save is committed; then removes those that are not to be kept."""
-    try:
-      with _told(self._folder):
-        self._orbax.wait_until_finished()
-    finally:
-      self._end_following()
+    with _told(self._folder):
+      self._orbax.wait_until_finished()
     if self._main and self._pending:
       for position in to_remove(positions(self._folder), self._keep, self._keep_every):
         with contextlib.suppress(*storage.failures()):
@@ -107,12 +110,7 @@ class Checkpoints:
     """Ends the threads; what is being written is waited for, its errors are not told."""
     with contextlib.suppress(Exception):
       self._orbax.close()
-    self._end_following()
     self._thread.shutdown()
-
-  def _end_following(self) -> None:
-    if self._follower:
-      self._follower.close()
 
   def _seal(self) -> None:
     """Writes simpo_jax.json into what is about to be committed; process 0, in the background."""
@@ -121,13 +119,13 @@ class Checkpoints:
     folder = self._folder / name
     if not storage.is_remote(folder):
       [folder] = self._folder.glob(f"{name}.{TEMPORARY}*")
+    known = {} if storage.is_remote(folder) else read_digests(folder)
     found = {
       name: size
       for name, size in storage.sizes(folder).items()
       if name.rpartition("/")[2] not in _WRITTEN_LATER
     }
-    take = self._follower.finish if self._follower else digests.of_files
-    taken = take(folder, found)
+    taken = known | digests.of_files(folder, [name for name in found if name not in known])
     about = sealed({**about, "files": {name: [found[name], taken[name]] for name in found}})
     files.write_json(folder / ABOUT, about)
 
@@ -184,30 +182,50 @@ def _tree(state: TrainState) -> dict[str, Any]:
   return {name: part for name, part in state._asdict().items() if part is not None}
 
 
-def _apart(x: jax.Array) -> jax.Array:
+def _memory(tree: dict[str, Any]) -> dict[str, Any]:
+  """Host memory for the shards of every array, where `_apart` copies them: on CPU.
+
+  It is used again at every save: getting memory takes longer than copying.
+  """
+
+  def get(x):
+    if not _on_cpu(x):
+      return []
+    dtype, shape = np.dtype(x.dtype), x.sharding.shard_shape(x.shape)
+    shards = []
+    for _ in x.sharding.addressable_devices:
+      # Aligned to pages, so that jax takes it as it is; written to, so that it is there.
+      shard = np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype)
+      np.copyto(shard, 0)
+      shards.append(shard.reshape(shape))
+    return shards
+
+  return jax.tree.map(get, tree)
+
+
+def _apart(x: jax.Array, memory: list[np.ndarray]) -> jax.Array:
   """A copy, where Orbax would else read the array's own memory: on CPU.
 
   The next step could not update in place what is being read.
   """
-  if any(d.platform != "cpu" for d in x.sharding.device_set):
+  if not _on_cpu(x):
     return x
   # Shard by shard: a copy of an array of several processes would be a program.
-  shards = [jax.device_put(s.data, s.device, may_alias=False) for s in x.addressable_shards]
-  return jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
+  for copy, shard in zip(memory, x.addressable_shards, strict=True):
+    np.copyto(copy, shard.data)
+  copies = zip(memory, x.addressable_shards, strict=True)
+  placed = [jax.device_put(copy, shard.device) for copy, shard in copies]
+  return jax.make_array_from_single_device_arrays(x.shape, x.sharding, placed)
+
+
+def _on_cpu(x: jax.Array | jax.ShapeDtypeStruct) -> bool:
+  return all(d.platform == "cpu" for d in x.sharding.device_set)
 
 
 def _yield_processor() -> None:
   """Lets every other thread run before this one, where the system allows it."""
   with contextlib.suppress(AttributeError, OSError):
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
-def _bytes_at_once(state: TrainState) -> int:
-  """How much may be on its way to the files: little, so that `digests.Follower` keeps up."""
-  largest = max(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)
-  )
-  return max(_AT_ONCE, largest + largest // 16)  # Orbax asks for more than the largest
 
 
 def by_layer(tree: dict[str, Any]) -> dict[str, Any]:
@@ -229,7 +247,7 @@ def _read(folder: storage.Path, tree, partial: bool = False):
     restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
     partial_restore=partial,
   )
-  with contextlib.closing(_checkpointer()) as checkpointer:
+  with contextlib.closing(_checkpointer(folder)) as checkpointer:
     return checkpointer.restore(_absolute(folder), args=args)
 
 
@@ -237,21 +255,21 @@ def _absolute(folder: storage.Path) -> storage.Path:
   return folder if storage.is_remote(folder) else folder.absolute()
 
 
-def _checkpointer(before_commit=None, bytes_at_once: int | None = None) -> ocp.AsyncCheckpointer:
+def _checkpointer(folder: storage.Path, before_commit=None) -> ocp.AsyncCheckpointer:
   # Naming the processes makes Orbax meet at the coordination service's barriers. Without,
   # it launches a collective of its own.
   processes = ocp.options.MultiprocessingOptions(
     primary_host=0, active_processes=set(range(jax.process_count()))
   )
+  local = not storage.is_remote(folder)
   # Replicated arrays are else cut up on the devices, so that all hosts write a part.
-  arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+  arrays = LocalArrays() if local else ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
   handler = ocp.PyTreeCheckpointHandler(
     type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays)),
     multiprocessing_options=processes,
-    use_ocdbt=True,  # `weights_checkpoint.py` reads these files by itself
+    use_ocdbt=not local,  # `weights_checkpoint.py` reads these files by itself
     use_zarr3=False,
     enable_pinned_host_transfer=False,
-    save_concurrent_gb=bytes_at_once and bytes_at_once / 1e9,
     use_compression=False,  # weights hardly shrink, and the next step needs the processor
   )
   logging.getLogger("absl").setLevel(logging.ERROR)

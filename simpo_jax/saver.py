@@ -49,9 +49,9 @@ class Saver:
     self._checkpoints = None
     if shared:
       mine = checkpoints_folder(folder)
-      self._checkpoints = Checkpoints(
-        mine, abstract_state(launch.program), options.keep, options.keep_every
-      )
+      self._checkpoints = Checkpoints(mine, options.keep, options.keep_every)
+      if options.every or options.minutes:
+        self._checkpoints.prepare(abstract_state(launch.program))
       if start.own:
         self._checkpoints.saved = start.position
     self.position = start.position

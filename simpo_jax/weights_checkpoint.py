@@ -128,15 +128,15 @@ def _path(keys: Keys) -> str:
 
 
 def _open(folder: pathlib.Path, place: Keys):
-  """An array as Orbax stores it: zarr in an OCDBT key-value store, under its dotted path."""
+  """An array as Orbax stores it: zarr under its dotted path, from a bucket within OCDBT."""
+  kvstore = {"driver": "file", "path": f"{folder.absolute()}/"}
+  if (folder / "manifest.ocdbt").exists():
+    kvstore = {"driver": "ocdbt", "base": kvstore}
   return tensorstore.open(
     {
       "driver": "zarr",
-      "kvstore": {
-        "driver": "ocdbt",
-        "base": {"driver": "file", "path": f"{folder.absolute()}/"},
-        "path": f"{'.'.join(place)}/",
-      },
+      "kvstore": kvstore,
+      "path": f"{'.'.join(place)}/",
       "fill_missing_data_reads": False,
     },
     open=True,

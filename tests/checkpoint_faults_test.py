@@ -166,7 +166,7 @@ def goes_on(folder, undisturbed):
 
 
 def test_no_room_for_a_checkpoint(tmp_path, undisturbed, before_launch, small_files):  # noqa: F811
-  before_launch(4, lambda: small_files(100_000))
+  before_launch(4, lambda: small_files(90_000))
   with pytest.raises(UserError, match=r"could not be written in .*the last good one is step_00000"):
     go(tmp_path / "run", checkpoint__every=1)
   small_files(resource.RLIM_INFINITY)

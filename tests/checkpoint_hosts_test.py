@@ -86,7 +86,7 @@ def test_an_export_does_not_depend_on_the_mesh_that_saved(folder, tmp_path):
   """One process saves what four have saved: other pieces on disk, the same folder."""
   last = folder / "undisturbed" / "checkpoints" / "step_000004"
   state = checkpoint_orbax.restore(last, abstract_state(resolve(config(SETTINGS)).program))
-  saving = checkpoint_orbax.Checkpoints(tmp_path / "checkpoints", state, 1, 0)
+  saving = checkpoint_orbax.Checkpoints(tmp_path / "checkpoints", 1, 0)
   saving.save(checkpoint.Position(4), state, checkpoint.read_about(last))
   saving.wait()
   saving.close()

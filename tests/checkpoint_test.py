@@ -219,18 +219,24 @@ def test_nothing_is_saved_unasked(tmp_path):
   assert not (folder / "checkpoints").exists()
 
 
-def test_the_next_step_updates_in_place_what_is_being_saved(tmp_path):
+@pytest.mark.parametrize("prepared", (False, True))
+def test_the_next_step_updates_in_place_what_is_being_saved(tmp_path, prepared):
   step, weights = jax.device_put(3), jax.device_put(np.arange(2.0**22, dtype=np.float32))
   state = TrainState(params={"w": weights}, opt_state={}, step=step, average=None)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
   update = jax.jit(lambda x: x + 1, donate_argnums=0).lower(weights).compile()
-  expected, address = np.array(weights), weights.unsafe_buffer_pointer()
-  saving = checkpoint_orbax.Checkpoints(tmp_path, abstract, keep=1, keep_every=0)
-  saving.save(checkpoint.Position(1), state, {})
-  assert update(weights).unsafe_buffer_pointer() == address
+  address = weights.unsafe_buffer_pointer()
+  saving = checkpoint_orbax.Checkpoints(tmp_path, keep=2, keep_every=0)
+  if prepared:
+    saving.prepare(abstract)
+  for number in (1, 2):  # the second copy is made in the memory of the first
+    saving.save(checkpoint.Position(number), state, {})
+    state = state._replace(params={"w": update(state.params["w"])})
+    assert state.params["w"].unsafe_buffer_pointer() == address
   saving.wait()
   saving.close()
-  read = checkpoint_orbax.restore(tmp_path / "step_000001", abstract)
-  np.testing.assert_array_equal(read.params["w"], expected)
+  for number in (1, 2):
+    read = checkpoint_orbax.restore(tmp_path / f"step_00000{number}", abstract)
+    np.testing.assert_array_equal(read.params["w"], np.arange(2.0**22) + number - 1)

@@ -424,8 +424,7 @@ def test_checkpoints_that_are_not_there(workdir, tmp_path):
 
 def test_a_damaged_checkpoint_is_not_exported(workdir, tmp_path):
   shutil.copytree(workdir, tmp_path / "run")
-  # All of its data files: which of them has weights is Orbax's affair.
-  for path in (tmp_path / "run" / "checkpoints").rglob("d/*"):
+  for path in (tmp_path / "run" / "checkpoints").rglob("params.*/[0-9]*"):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

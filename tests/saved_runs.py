@@ -38,7 +38,7 @@ def save(workdir, source, params, average=None, step=3, identity=None, **setting
   (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in METRICS))
   params, average, steps = jax.device_put((params, average, np.int32(step)))
   state = TrainState(params, {}, steps, average)
-  saving = checkpoint_orbax.Checkpoints(workdir / "checkpoints", state, keep=9, keep_every=0)
+  saving = checkpoint_orbax.Checkpoints(workdir / "checkpoints", keep=9, keep_every=0)
   saving.save(checkpoint.Position(step), state, about)
   saving.wait()
   saving.close()
