@@ -119,13 +119,13 @@ class Checkpoints:
     folder = self._folder / name
     if not storage.is_remote(folder):
       [folder] = self._folder.glob(f"{name}.{TEMPORARY}*")
-    known = {} if storage.is_remote(folder) else read_digests(folder)
+    taken = {} if storage.is_remote(folder) else read_digests(folder)
     found = {
       name: size
       for name, size in storage.sizes(folder).items()
       if name.rpartition("/")[2] not in _WRITTEN_LATER
     }
-    taken = known | digests.of_files(folder, [name for name in found if name not in known])
+    taken |= digests.of_files(folder, [name for name in found if name not in taken])
     about = sealed({**about, "files": {name: [found[name], taken[name]] for name in found}})
     files.write_json(folder / ABOUT, about)
 
