@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -221,7 +222,7 @@ def test_nothing_is_saved_unasked(tmp_path):
 
 @pytest.mark.parametrize("prepared", (False, True))
 def test_the_next_step_updates_in_place_what_is_being_saved(tmp_path, prepared):
-  step, weights = jax.device_put(3), jax.device_put(np.arange(2.0**22, dtype=np.float32))
+  step, weights = jax.device_put(3), jnp.arange(2.0**22)
   state = TrainState(params={"w": weights}, opt_state={}, step=step, average=None)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
