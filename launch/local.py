@@ -24,6 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from common import (
+  RESUMABLE,
   Mistake,
   entry,
   exit_code,
@@ -217,6 +218,8 @@ def _outcome(process: subprocess.Popen) -> str:
   code = exit_code(process.returncode)
   if process.returncode < 0:
     return f"was ended by {signal.Signals(-process.returncode).name} (exit code {code})"
+  if code == RESUMABLE:
+    return f"ended with exit code {code}; the same command goes on"
   return f"failed with exit code {code}"
 
 

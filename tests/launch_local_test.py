@@ -113,10 +113,15 @@ sys.exit(75)
   ("body", "code", "says"),
   [
     ("sys.exit(3 if me == 1 else 0)", 3, "process 1 failed with exit code 3"),
+    (
+      "sys.exit(75 if me == 1 else 0)",
+      75,
+      "process 1 ended with exit code 75; the same command goes on",
+    ),
     (ONE_FAILS, 7, "process 2 failed with exit code 7"),
     ("me == 1 and os.kill(os.getpid(), 9)", 137, "process 1 was ended by SIGKILL (exit code 137)"),
   ],
-  ids=["one_fails", "the_others_follow", "one_is_killed"],
+  ids=["one_fails", "one_has_stopped", "the_others_follow", "one_is_killed"],
 )
 def test_the_exit_code_is_that_of_the_first_that_failed(program, body, code, says):
   got, _, err = ended(program(body, "--processes=3"))
