@@ -17,6 +17,7 @@ from simpo_jax import workdir as files
 from simpo_jax.data.feed import StepBatch
 from simpo_jax.data.packing import pack, pair_length
 from simpo_jax.data.skips import add_reports
+from simpo_jax.data.stream import check_skips
 from simpo_jax.display import Display, skips_text
 from simpo_jax.errors import UserError
 from simpo_jax.generate import FINISH_REASONS
@@ -64,6 +65,10 @@ def train(loop: Loop, step: int, state: TrainState) -> TrainState:
   start = time.perf_counter()
   pairs, rows, batch, read = loop.batch_of(step)
   waited = time.perf_counter() - start
+  skips = run.skips["train"]
+  if read is not None:
+    skips = add_reports(skips, read)
+    check_skips(skips, config.data.max_skip_fraction)
   stop, save = loop.stop.requested, loop.saver.due
   state, report, seconds = loop.launch(state, Mode.TRAIN, batch, stop, save)
   if loop.launch.stopped:
@@ -72,10 +77,9 @@ def train(loop: Loop, step: int, state: TrainState) -> TrainState:
   if not metrics.ok:
     bad = [pair.id for pair, is_bad in zip(pairs, metrics.pairs.bad, strict=True) if is_bad]
     leave_out(loop, step, state, metrics, bad, seconds)
-  if read is not None:
-    run.skips["train"] = add_reports(run.skips["train"], read)
-    if read.skipped:
-      loop.display.say(f"data: {skips_text(read)}")
+  run.skips["train"] = skips
+  if read is not None and read.skipped:
+    loop.display.say(f"data: {skips_text(read)}")
   if not metrics.ok:
     return state
   tokens = sum(map(pair_length, pairs))

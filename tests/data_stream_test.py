@@ -20,8 +20,9 @@ from simpo_jax.data.loading import load_data
 from simpo_jax.data.packing import batch_shape, pack
 from simpo_jax.data.pairs import load_pairs
 from simpo_jax.data.prepared import open_prepared
+from simpo_jax.data.skips import SkipReport, add_row
 from simpo_jax.data.steps import step_source, window_source
-from simpo_jax.data.stream import Mixture, open_stream
+from simpo_jax.data.stream import Mixture, check_skips, open_stream
 from simpo_jax.data.tokenizer import byte_tokenizer
 from simpo_jax.errors import UserError
 
@@ -158,9 +159,14 @@ def test_a_substitute_is_another_row_whatever_the_number_of_rows(tmp_path, size)
 def test_too_many_of_them_end_the_run(tmp_path):
   data = prepared(tmp_path, "a", unusable(rows_of(200), 3))
   fields = {"max_length": 256, "max_prompt_length": 128, "row_length": 160}
-  with pytest.raises(UserError, match="rows read so far cannot be used.*longer_than_row.*a.jsonl"):
-    stream([data], **fields)(0, 200)
-  stream([data], max_skip_fraction=0.5, **fields)(0, 200)
+  _, report = stream([data], **fields)(0, 200)
+  with pytest.raises(UserError, match="rows read so far cannot be used: longer_than_row.*a.jsonl"):
+    check_skips(report, 0.1)
+  check_skips(report, 0.5)
+  few = SkipReport(12, 2, {"identical": 10}, {}, {"identical": ["a.jsonl:1"]})
+  check_skips(few, 0.1)
+  with pytest.raises(UserError, match="11 of 13 rows"):
+    check_skips(add_row(few, "a.jsonl:9", "identical"), 0.1)
   none = prepared(tmp_path, "b", unusable(rows_of(20), 1))
   with pytest.raises(UserError, match="no usable pair in 100 rows"):
     stream([none], **fields)(0, 6)

@@ -15,7 +15,7 @@ from runs_in_process import (
   lose,
   one_executable,  # noqa: F401  a fixture
 )
-from simpo_jax import resume
+from simpo_jax import modes, resume
 from simpo_jax import run as loop
 from simpo_jax.config import default_config
 from simpo_jax.data import building
@@ -117,6 +117,18 @@ def test_counts_of_skipped_rows_go_on(tmp_path, lost, start, undisturbed):
   assert expected["train"]["skipped"]["identical"] > 1
   start(lost)
   assert record(lost)["data"] == expected
+
+
+def test_the_limit_of_skipped_rows_is_of_the_whole_run(lost, start, monkeypatch):
+  asked = []
+  monkeypatch.setattr(
+    modes, "check_skips", lambda *report_and_limit: asked.append(report_and_limit)
+  )
+  start(lost)
+  whole = record(lost)["data"]["train"]
+  assert [(r.total, r.skipped, limit) for r, limit in asked] == [
+    (whole["total"], whole["skipped"], 0.5)
+  ], "once: the rows of the last step; those before were read before it was lost"
 
 
 def swap(folder, tokens):

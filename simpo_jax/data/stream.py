@@ -64,7 +64,7 @@ def open_stream(
 
   Raises:
     UserError: fewer pairs than a batch holds; later, from the function: a corrupt shard,
-      or more than `data.max_skip_fraction` of the rows so far that cannot be used.
+      or no usable row among many.
   """
   if len(pairs) < batch_size:
     raise UserError(
@@ -73,10 +73,8 @@ def open_stream(
   if not isinstance(pairs, Mixture):
     return lambda start, n: ([pairs[i] for i in indices(len(pairs), seed, start, n)], None)
   dataset = _dataset(pairs, tokenizer, data, seed)
-  total = lost = 0
 
   def read(start: int, n: int) -> tuple[list[PairTokens], SkipReport]:
-    nonlocal total, lost
     found, report = [], no_rows()
     for position, item in enumerate(_items(dataset, start, n, data.workers), start=start):
       report = add_row(report, item.id, item.skipped, item.cut)
@@ -89,15 +87,23 @@ def open_stream(
       else:
         raise UserError(f"no usable pair in {_TRIES} rows: {why(report)}; mend the data")
       found.append(item.pair)
-    total, lost = total + report.total, lost + report.total - report.kept
-    if lost > data.max_skip_fraction * max(total, _LENIENT):
-      raise UserError(
-        f"{lost} of {total} rows read so far cannot be used, last: {why(report)}; mend them, or "
-        f"raise data.max_skip_fraction={data.max_skip_fraction:g}"
-      )
     return found, report
 
   return read
+
+
+def check_skips(report: SkipReport, limit: float) -> None:
+  """Raises a UserError if more than this fraction of all rows read so far cannot be used.
+
+  Args:
+    report: on the rows that the run has read, also before it was resumed.
+  """
+  lost = report.total - report.kept
+  if lost > limit * max(report.total, _LENIENT):
+    raise UserError(
+      f"{lost} of {report.total} rows read so far cannot be used: {why(report)}; mend them, or "
+      f"raise data.max_skip_fraction={limit:g}"
+    )
 
 
 def indices(n: int, seed: int, start: int, count: int) -> list[int]:
