@@ -1,10 +1,13 @@
 """A workdir in a bucket: what a run leaves there, however it ends, is what it leaves on a disk."""
 
+import contextlib
 import json
 import re
 import time
 
 import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
@@ -30,6 +33,7 @@ from simpo_jax.profiling import Profiler
 from simpo_jax.resolve import resolve
 from simpo_jax.watchdog import Watchdog
 from simpo_jax.weights import open_model
+from simpo_jax.weights_checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("emulator")
 
@@ -139,6 +143,10 @@ def test_what_is_damaged_is_found_without_reading_it_back(lost, monkeypatch):
 def test_a_copy_of_a_checkpoint_on_a_disk_is_as_whole(lost, tmp_path):
   copy = download(lost, tmp_path / "copy") / "checkpoints" / "step_000003"
   assert checkpoint.damage(copy) is None
+  weights = open_checkpoint(copy, EMBEDDED)
+  with contextlib.closing(ocp.PyTreeCheckpointer()) as reader:
+    embed = reader.restore(copy)["params"]["embed"]
+  np.testing.assert_array_equal(weights.read("model.embed_tokens.weight", ()), embed)
   name = next(n for n in json.loads((copy / checkpoint.ABOUT).read_text())["files"] if "/d/" in n)
   (copy / name).write_bytes((copy / name).read_bytes()[::-1])
   assert checkpoint.damage(copy) == f"{name} has other content"
