@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from orbax.checkpoint import future
 
-DIGESTS = "digests_{}.json"  # of a process: SHA-256 of the files that it wrote, by name
+_DIGESTS = "digests_{}.json"  # of a process: SHA-256 of the files that it wrote, by name
 _DIRECT = getattr(os, "O_DIRECT", 0)
 _BLOCK = 4096  # bytes; what O_DIRECT writes are multiples of
 _PIECE = 1 << 20  # bytes written at once; stays in the processor's cache while it is hashed
@@ -72,7 +72,7 @@ class LocalArrays(ocp.type_handlers.ArrayHandler):
 def read_digests(folder: pathlib.Path) -> dict[str, str]:
   """SHA-256 of the files that the processes wrote, by name; removes their lists of them."""
   found = {}
-  for path in folder.glob(DIGESTS.format("*")):
+  for path in folder.glob(_DIGESTS.format("*")):
     found |= json.loads(path.read_text())
     path.unlink()
   return found
@@ -90,12 +90,12 @@ def _chunks(name: str, shard, shape: tuple[int, ...]) -> list[_Chunk]:
   """Of one shard: either all of it, or its layers."""
   data = np.asarray(shard.data)
   first = [(part.start or 0) // size for part, size in zip(shard.index, shape, strict=True)]
-  if data.shape == shape:
-    return [_Chunk(f"{name}/{'.'.join(map(str, first)) or 0}", data)]
-  layers = [[first[0] + i, *first[1:]] for i in range(len(data))]
+  numbers, parts = [first], [data]
+  if data.shape != shape:
+    numbers, parts = [[first[0] + i, *first[1:]] for i in range(len(data))], data
   return [
-    _Chunk(f"{name}/{'.'.join(map(str, layer))}", part)
-    for layer, part in zip(layers, data, strict=True)
+    _Chunk(f"{name}/{'.'.join(map(str, number)) or 0}", part)
+    for number, part in zip(numbers, parts, strict=True)
   ]
 
 
@@ -116,7 +116,7 @@ async def _write(info, specs: dict, shardings: dict, chunks: list[_Chunk]) -> No
     digests = {name: digest for part in parts for name, digest in part.items()}
   for name in specs:
     _flush(folder / name)
-  (folder / DIGESTS.format(jax.process_index())).write_text(json.dumps(digests))
+  (folder / _DIGESTS.format(jax.process_index())).write_text(json.dumps(digests))
 
 
 def _shardings_text(shardings: dict[str, jax.sharding.Sharding]) -> str:

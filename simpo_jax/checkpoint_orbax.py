@@ -116,10 +116,10 @@ class Checkpoints:
     """Writes simpo_jax.json into what is about to be committed; process 0, in the background."""
     assert self._pending
     name, about = self._pending
-    folder = self._folder / name
+    folder, taken = self._folder / name, {}
     if not storage.is_remote(folder):
       [folder] = self._folder.glob(f"{name}.{TEMPORARY}*")
-    taken = {} if storage.is_remote(folder) else read_digests(folder)
+      taken = read_digests(folder)
     found = {
       name: size
       for name, size in storage.sizes(folder).items()
@@ -211,11 +211,11 @@ def _apart(x: jax.Array, memory: list[np.ndarray]) -> jax.Array:
   if not _on_cpu(x):
     return x
   # Shard by shard: a copy of an array of several processes would be a program.
+  shards = []
   for copy, shard in zip(memory, x.addressable_shards, strict=True):
     np.copyto(copy, shard.data)
-  copies = zip(memory, x.addressable_shards, strict=True)
-  placed = [jax.device_put(copy, shard.device) for copy, shard in copies]
-  return jax.make_array_from_single_device_arrays(x.shape, x.sharding, placed)
+    shards.append(jax.device_put(copy, shard.device))
+  return jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
 
 
 def _on_cpu(x: jax.Array | jax.ShapeDtypeStruct) -> bool:

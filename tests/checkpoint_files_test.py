@@ -1,5 +1,6 @@
 """Arrays of checkpoints in local files: Orbax alone reads them back, whatever the disk can do."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -12,22 +13,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from simpo_jax import checkpoint_files, digests, storage
+from simpo_jax import checkpoint_files, checkpoint_orbax, digests, storage
 
 PIECE, BLOCK = checkpoint_files._PIECE, checkpoint_files._BLOCK
 
 
 def saved(folder, tree, by_layer=()):
-  """Files as `checkpoint_orbax` has them written."""
-  handler = ocp.PyTreeCheckpointHandler(
-    use_ocdbt=False,
-    type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-      (jax.Array, checkpoint_files.LocalArrays())
-    ),
-  )
+  """Files as a run has them written."""
   args = {name: ocp.SaveArgs(shard_axes=(0,) if name in by_layer else ()) for name in tree}
-  with ocp.Checkpointer(handler) as writer:
+  with contextlib.closing(checkpoint_orbax._checkpointer(folder)) as writer:
     writer.save(folder, args=ocp.args.PyTreeSave(tree, save_args=args))
+    writer.wait_until_finished()
   return folder
 
 
