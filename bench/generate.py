@@ -1,7 +1,9 @@
 """Generation side by side with transformers: same weights, same prompts, one run.
 
   python bench/generate.py --model=SmolLM2-135M-Instruct.Q4_1.gguf --data=dpo_en_demo.json
-  python bench/generate.py ... --cases=queue,batch16 --json
+  python bench/generate.py ... --cases=queue,batch16 --json=generate.json
+
+docs/performance.md was made with --cases=batch16,batch64,queue,short16.
 
 Cases (greedy, prompts rendered from real pairs unless it says short):
 
@@ -26,18 +28,21 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from rich.progress import track
-from simpo_jax.kernels.paged_attention import choose
+from simpo_jax.kernels.paged_attention import select_impl
 
-from simpo_jax import inference, model, sharding
 from simpo_jax.config import default_config
-from simpo_jax.data.forms import to_messages
-from simpo_jax.data.load_tokenizer import load_tokenizer
-from simpo_jax.data.prompts import Prompt
-from simpo_jax.data.tokenizer import encode_with_bos
-from simpo_jax.generate import Requests
-from simpo_jax.requests import generate_shape, make_requests, pack_requests
-from simpo_jax.stopping import stop_automaton
-from simpo_jax.weights import load_params, open_model
+from simpo_jax.data.row_formats import to_messages
+from simpo_jax.data.types import Prompt
+from simpo_jax.generate import on_mesh
+from simpo_jax.generate.assignment import round_robin
+from simpo_jax.generate.requests import make_requests, pack_requests
+from simpo_jax.generate.sizing import shape_for
+from simpo_jax.generate.stop_automaton import stop_automaton
+from simpo_jax.generate.types import Requests
+from simpo_jax.models import llama, sharding
+from simpo_jax.models.weights import load_params, open_model
+from simpo_jax.tokenizer.load import load_tokenizer
+from simpo_jax.tokenizer.tokenizer import encode_with_bos
 
 CASES = {  # prompts, slots, tokens of a prompt (0: as they are), new tokens, ends at end tokens
   "short16": (16, 16, 40, 128, False),
@@ -56,7 +61,6 @@ _CASES = flags.DEFINE_list("cases", ["short16", "batch16", "batch64", "queue"], 
 _PEER = flags.DEFINE_bool("peer", True, "run transformers, too")
 _RUNS = flags.DEFINE_integer("runs", 3, "timed runs of each; the median counts")
 _DTYPE = flags.DEFINE_string("dtype", None, "float32 or bfloat16; by default the platform's")
-_JSON = flags.DEFINE_bool("json", False, "one JSON object per case")
 
 
 def main(_):
@@ -70,9 +74,19 @@ def main(_):
   peer = _Transformers(_MODEL.value, dtype) if _PEER.value else None
   bandwidth = common.read_bandwidth()
   rows = []
-  for name in track(_CASES.value, "benchmark", disable=_JSON.value):
+  for name in track(_CASES.value, "benchmark"):
     rows.append(_case(name, opened.config, params, mesh, dtype, tokenizer, peer, bandwidth))
-  common.report("generation", rows, _JSON.value)
+  first, floor = rows[0], rows[0]["of_matmuls"]
+  result = common.result(
+    f"generation, {first['case']}",
+    "tokens per second",
+    rows,
+    ours=first["ours_tok_s"],
+    theirs=first["transformers_tok_s"],
+    peer="transformers" if peer else None,
+    floor=first["ours_tok_s"] / floor if floor else None,
+  )
+  common.report("generation", result)
 
 
 def _case(name, cfg, params, mesh, dtype, tokenizer, peer, bandwidth) -> dict:
@@ -140,7 +154,8 @@ class _Ours:
     on_cpu = jax.default_backend() == "cpu"
     config.update(max_slots=slots, max_new_tokens=new, page_size=64 if on_cpu else 128)
     self.requests = make_requests(prompts, config)
-    shape = generate_shape(self.requests, config, 1, jax.default_backend())
+    assignments = round_robin(self.requests, 1)
+    shape = shape_for(self.requests, assignments, config, 1, jax.default_backend())
     sizes = dict(
       heads=cfg.num_attention_heads,
       kv_heads=cfg.num_key_value_heads,
@@ -151,13 +166,15 @@ class _Ours:
       slots=slots,
       pages_per_seq=shape.pages_per_seq,
     )
-    shape = shape._replace(attention=choose("auto", jax.default_backend(), **sizes)[0])
+    shape = shape._replace(attention=select_impl("auto", jax.default_backend(), **sizes)[0])
     stops = stop_automaton(cfg.vocab_size, stop_ids)
-    self.packed: Requests = jax.device_put(pack_requests(self.requests, shape, stops, 0))
+    self.packed: Requests = jax.device_put(
+      pack_requests(self.requests, assignments, shape, stops, 0)
+    )
     self.params = params
-    self.weights = jax.jit(lambda p: model.unstack(p, cfg, dtype))(params)
+    self.weights = jax.jit(lambda p: llama.unstack(p, cfg, dtype))(params)
     self.run = jax.jit(
-      lambda p, r: inference.generate(p, r, cfg, mesh, "host_data_parallel", shape, dtype)
+      lambda p, r: on_mesh.generate(p, r, cfg, mesh, "host_data_parallel", shape, dtype)
     )
     jax.block_until_ready(self.run(params, self.packed))
 
@@ -181,7 +198,7 @@ def _matmul_seconds(cfg, weights, rows, dtype, logits=True) -> float:
       gate, up = x @ p["gate"], x @ p["up"]
       x = (gate * up) @ p["down"] * 1e-6
     if logits:
-      x = x + jnp.max(model.unembed(w, x, cfg)) * 1e-9
+      x = x + jnp.max(llama.unembed(w, x, cfg)) * 1e-9
     return x
 
   x = jnp.ones((rows, cfg.hidden_size), dtype)
@@ -243,4 +260,4 @@ class _Transformers:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(common.answering(main))

@@ -2,6 +2,8 @@
 
   python bench/paged_attention.py [--impl=auto] [--batch=16,128] [--context=256,2048]
 
+Nothing in docs/performance.md was made with it: it has no figure of a machine with a kernel.
+
 The pool has several layers, and a run goes through all of them, each call's output in the
 next one's queries, so that no cache keeps what the next call reads. Pages are scattered;
 `--ragged` draws lengths evenly between 1 and the context. `floor_us` is the time to read
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from simpo_jax.kernels.paged_attention import IMPLEMENTATIONS, choose, paged_attention
+from simpo_jax.kernels.paged_attention import IMPLEMENTATIONS, paged_attention, select_impl
 
 from simpo_jax.arith import ceil_div
 
@@ -28,14 +30,24 @@ _HEAD_DIM = flags.DEFINE_integer("head_dim", 128, "size of a head")
 _PAGE = flags.DEFINE_integer("page_size", 0, "tokens of a page; 0: 128, on CPU 64")
 _DTYPE = flags.DEFINE_string("dtype", None, "float32 or bfloat16; by default the platform's")
 _LAYERS = flags.DEFINE_integer("layers", 4, "of the pool")
-_JSON = flags.DEFINE_bool("json", False, "one JSON object per case")
 
 
 def main(_):
   """Runs every batch with every context and prints the table."""
   bandwidth = common.read_bandwidth()
   rows = [_case(int(b), int(s), bandwidth) for b in _BATCH.value for s in _CONTEXT.value]
-  common.report(f"paged attention, {bandwidth / 1e9:.0f} GB/s", rows, _JSON.value)
+  first = rows[0]
+  result = common.result(
+    f"paged attention, {first['case']}",
+    "microseconds",
+    rows,
+    ours=first["ours_us"],
+    theirs=first["dense_us"],
+    peer="the reference implementation, which gathers every page",
+    floor=first["floor_us"],
+    smaller_is_better=True,
+  )
+  common.report(f"paged attention, {bandwidth / 1e9:.0f} GB/s", result)
 
 
 def _case(B: int, S: int, bandwidth: float) -> dict:
@@ -48,7 +60,7 @@ def _case(B: int, S: int, bandwidth: float) -> dict:
   lengths = rng.integers(1, S + 1, B) if _RAGGED.value else np.full(B, S)
   P = B * n
   ids = rng.permutation(P).reshape(B, n).astype(np.int32)
-  impl, note = choose(
+  impl, note = select_impl(
     _IMPL.value,
     platform,
     heads=H,
@@ -94,4 +106,4 @@ def _case(B: int, S: int, bandwidth: float) -> dict:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(common.answering(main))

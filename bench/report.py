@@ -2,13 +2,14 @@
 
   python bench/report.py
 
+docs/performance.md was made with exactly this.
+
 A made-up run of `--prompts` x `--samples` answers of exactly `--tokens` tokens after each of
-the steps `--at` (tests/made_run.py). `write` is what a run's own thread does the first time,
-`rewrite` what it does when nothing was generated since. Opening is timed in new tabs of one
-browser, from the local disk, the file in the system's cache; the median of `--opens`.
+the steps `--at` (tests/support/example_run.py). `write` is what a run's own thread does the
+first time, `rewrite` what it does when nothing was generated since. Opening is timed in new tabs
+of one browser, from the local disk, the file in the system's cache; the median of `--opens`.
 """
 
-import json
 import pathlib
 import shutil
 import statistics
@@ -30,13 +31,12 @@ _TOKENS = flags.DEFINE_integer("tokens", 2048, "of every answer")
 _AT = flags.DEFINE_list("at", "50,100,150,200", "steps that generate")
 _OPENS = flags.DEFINE_integer("opens", 5, "times that the page is opened")
 _SCRATCH = flags.DEFINE_string("scratch", None, "where to put the run; default: the system's")
-_JSON = flags.DEFINE_string("json", None, "a file for the figures")
 
 
 def main(argv):
-  """Prints a table, writes JSON if asked to."""
+  """Prints a table."""
   del argv
-  from made_run import make
+  from support.example_run import make
 
   with tempfile.TemporaryDirectory(
     prefix="report_", dir=_SCRATCH.value, ignore_cleanup_errors=True
@@ -46,10 +46,9 @@ def main(argv):
     common.say("making the run")
     make(folder / "run", _PROMPTS.value, _SAMPLES.value, _TOKENS.value, at, max(at), full=True)
     rows = _write(folder / "run", folder / "report.html") + _open(folder / "report.html")
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps([{**r, **common.machine()} for r in rows]))
   size = f"{_PROMPTS.value} x {_SAMPLES.value} x {_TOKENS.value} tokens, {len(at)} generations"
-  common.report(f"run report, {size}", rows, as_json=False)
+  result = common.result("run report, written first", "seconds", rows, ours=rows[0]["seconds"])
+  common.report(f"run report, {size}", result)
 
 
 def _write(folder: pathlib.Path, out: pathlib.Path) -> list[dict]:

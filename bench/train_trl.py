@@ -59,7 +59,7 @@ def _convert(job) -> dict:
 def _train(job) -> dict:
   """Seconds, loss and gradient norm of every step, and the peak of memory in bytes."""
   from datasets import Dataset
-  from trl.experimental.cpo import CPOConfig, CPOTrainer
+  from trl.experimental.cpo import CPOTrainer
 
   cuda = torch.cuda.is_available()
   torch.set_num_threads(job["threads"])
@@ -78,7 +78,31 @@ def _train(job) -> dict:
       losses.append(loss.detach())
       return loss
 
-  args = CPOConfig(
+  rows = [_columns(*pair) for pairs in job["steps"] for pair in pairs]
+  trainer = Trainer(
+    model=transformers.AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32),
+    args=_settings(job, cuda),
+    train_dataset=Dataset.from_list(rows),
+    processing_class=transformers.AutoTokenizer.from_pretrained(job["model"]),
+    callbacks=[clock],
+  )
+  trainer.train()
+  by_step = torch.stack(losses).reshape(len(job["steps"]), job["accumulate"]).mean(1).tolist()
+  peak = torch.cuda.max_memory_allocated() if cuda else _peak_rss()
+  steps = zip(clock.seconds, by_step, clock.grad_norms, strict=True)
+  return {
+    "steps": [{"seconds": s, "loss": loss, "grad_norm": norm} for s, loss, norm in steps],
+    "peak_bytes": peak,
+    "device": torch.cuda.get_device_name() if cuda else "cpu",
+    "attention": trainer.model.config._attn_implementation,
+  }
+
+
+def _settings(job, cuda: bool):
+  """CPOTrainer's settings, as its documentation has them."""
+  from trl.experimental.cpo import CPOConfig
+
+  return CPOConfig(
     output_dir=job["folder"],
     loss_type="simpo",
     cpo_alpha=0.0,
@@ -101,24 +125,6 @@ def _train(job) -> dict:
     report_to="none",
     save_strategy="no",
   )
-  rows = [_columns(*pair) for pairs in job["steps"] for pair in pairs]
-  trainer = Trainer(
-    model=transformers.AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32),
-    args=args,
-    train_dataset=Dataset.from_list(rows),
-    processing_class=transformers.AutoTokenizer.from_pretrained(job["model"]),
-    callbacks=[clock],
-  )
-  trainer.train()
-  by_step = torch.stack(losses).reshape(len(job["steps"]), job["accumulate"]).mean(1).tolist()
-  peak = torch.cuda.max_memory_allocated() if cuda else _peak_rss()
-  steps = zip(clock.seconds, by_step, clock.grad_norms, strict=True)
-  return {
-    "steps": [{"seconds": s, "loss": loss, "grad_norm": norm} for s, loss, norm in steps],
-    "peak_bytes": peak,
-    "device": torch.cuda.get_device_name() if cuda else "cpu",
-    "attention": trainer.model.config._attn_implementation,
-  }
 
 
 def _columns(prompt: list[int], chosen: list[int], rejected: list[int]) -> dict:

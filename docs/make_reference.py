@@ -1,22 +1,22 @@
-"""Writes docs/configuration.md, the reference of all fields, out of simpo_jax/config.py.
+"""Writes docs/configuration.md, the reference of all fields, from the table in simpo_jax/settings.
 
-  python docs/make_reference.py
+python docs/make_reference.py
 
-A field's meaning is its comment there; values are those that simpo_jax/config_check.py takes.
 """
 
+import itertools
 import pathlib
 import re
 
-from simpo_jax.cli import meanings
-from simpo_jax.config import default_config, flatten
-from simpo_jax.config_check import _CHOICES, _ELEMENTS, _RANGES
+from simpo_jax.settings import FIELDS, GROUPS
+from simpo_jax.settings.field import Field
 
 PAGE = pathlib.Path(__file__).with_name("configuration.md")
+KEPT = pathlib.Path(__file__).with_name("compatibility.md")
 _BEGINNING = """\
 # Configuration
 
-<!-- Written by docs/make_reference.py: change simpo_jax/config.py, then run it again. -->
+<!-- Written by docs/make_reference.py: change simpo_jax/settings/, then run it again. -->
 
 A config file calls `default_config()`, changes what it needs and returns it; the command line
 overrides single fields:
@@ -35,35 +35,44 @@ list, too, and `config.json` in a run's workdir has the values that it had.
 
 def reference() -> str:
   """The text of the page."""
-  meaning_of, fields = meanings(), flatten(default_config())
-  groups: dict[str, list[str]] = {}
-  for name in meaning_of:
-    if name in fields:
-      groups.setdefault(name.rpartition(".")[0], []).append(name)
   parts = [_BEGINNING]
-  for group, names in groups.items():
-    said = meaning_of[group] if group else "what belongs to no group"
-    parts.append(f"\n## {group or 'General'}\n\n{said[0].upper()}{said[1:]}.\n")
+  for group, fields in itertools.groupby(FIELDS.values(), lambda field: field.group):
+    about = GROUPS[group] if group else "what belongs to no group"
+    parts.append(f"\n## {group or 'General'}\n\n{about[0].upper()}{about[1:]}.\n")
     parts.append("| field | default | meaning | values |\n|---|---|---|---|")
-    for name in names:
-      meaning = meaning_of[name]
-      if meaning.split(" | ") == list(_CHOICES.get(name, ())):
-        meaning = ""  # they stand beside it
-      cells = (f"`{name}`", _code(fields[name]), _plain(meaning), _values(name, fields[name]))
+    for field in fields:
+      cells = (f"`{field.name}`", _code(field.default), _plain(field.meaning), _values(field))
       parts.append(f"| {' | '.join(cells)} |")
   return "\n".join(parts) + "\n"
 
 
-def _values(name: str, default) -> str:
-  if name in _CHOICES:
-    return ", ".join(f"`{choice}`" for choice in _CHOICES[name])
-  if name in _ELEMENTS:
-    return f"such as `{_ELEMENTS[name][1]}`"
-  if name not in _RANGES:
-    return "`True`, `False`" if isinstance(default, bool) else "text"
-  low, high = _RANGES[name]
-  whole = "whole, " if isinstance(default, int) else ""
-  return f"{whole}from {low:g}" + ("" if high is None else f" to {_number(high)}")
+def _values(field: Field) -> str:
+  if field.choices:
+    return ", ".join(f"`{choice}`" for choice in field.choices)
+  if field.element:
+    return f"such as `{field.example}`"
+  if field.low is None:
+    return "`True`, `False`" if isinstance(field.default, bool) else "text"
+  whole = "integer, " if isinstance(field.default, int) else ""
+  return f"{whole}from {field.low:g}" + ("" if field.high is None else f" to {_number(field.high)}")
+
+
+def with_new_fields(page: str) -> str:
+  """docs/compatibility.md with the fields that its list lacks; none is ever taken out."""
+  start = page.index("```text", page.index("## Fields of the config"))
+  end = page.index("\n```", start)
+  lines = page[start:end].splitlines()
+  for field in FIELDS.values():
+    head, name = f"{field.group}:" if field.group else "", field.name.rpartition(".")[2]
+    at = next((i for i, line in enumerate(lines) if i and (line.split() or [""])[0] == head), None)
+    if not head:
+      at = 1
+    if at is None:
+      lines.append(head)
+      at = len(lines) - 1
+    if name not in lines[at].split():
+      lines[at] += f" {name}"
+  return page[:start] + "\n".join(lines) + page[end:]
 
 
 def _number(value) -> str:
@@ -83,4 +92,5 @@ def _plain(text: str) -> str:
 
 if __name__ == "__main__":
   PAGE.write_text(reference())
-  print(PAGE)
+  KEPT.write_text(with_new_fields(KEPT.read_text()))
+  print(PAGE, KEPT, sep="\n")

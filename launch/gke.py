@@ -142,17 +142,22 @@ def _volume(text: str) -> tuple[str, str]:
 def main(argv: Sequence[str]) -> int:
   """Creates the JobSet; returns kubectl's exit code, or with --wait the run's. Raises Mistake."""
   by = parser(__doc__, "python", 3)
-  by.add_argument("--name", required=True, help="of the JobSet")
-  by.add_argument("--image", required=True, help="the container's image")
+  by.add_argument("--name", required=True, help="JobSet name")
+  by.add_argument("--image", required=True, help="container image")
   by.add_argument(
     "--accelerator", required=True, metavar="KIND", help="GKE's, tpu-v5p-slice or nvidia-h100-80gb"
   )
-  by.add_argument("--topology", metavar="AxBxC", help="of the TPU slice; it tells the hosts")
+  by.add_argument("--topology", metavar="AxBxC", help="TPU slice topology, which implies the hosts")
   by.add_argument("--hosts", type=positive, metavar="N", help="GPU nodes")
   by.add_argument(
     "--devices-per-host", type=positive, metavar="N", help="GPUs, or TPU chips (default 4) per host"
   )
-  by.add_argument("--volume", type=_volume, metavar="CLAIM:/PATH", help="a claim, and its folder")
+  by.add_argument(
+    "--volume",
+    type=_volume,
+    metavar="CLAIM:/PATH",
+    help="persistent volume claim and its mount path",
+  )
   by.add_argument(
     "--grace", type=whole, default=120, metavar="SECONDS", help="SIGTERM to SIGKILL (default 120)"
   )

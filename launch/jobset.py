@@ -36,20 +36,11 @@ def jobset(
   grace: int,
 ) -> dict:
   """Returns the JobSet as nested dicts: one Job, whose pods are the hosts."""
-  variables = [{"name": k, "value": _literal(v)} for k, v in env.items()]
-  if resource != TPU:
-    address = f"{name}-hosts-0-0.{name}:{COORDINATOR_PORT}"
-    index = {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX}']"}}
-    variables += [
-      {"name": "JAX_COORDINATOR_ADDRESS", "value": address},
-      {"name": "JAX_NUM_PROCESSES", "value": str(hosts)},
-      {"name": "JAX_PROCESS_ID", "valueFrom": index},
-    ]
   container = {
     "name": "main",
     "image": image,
     "command": [_literal(word) for word in line],
-    "env": variables,
+    "env": _variables(env, None if resource == TPU else name, hosts),
     "ports": [{"containerPort": COORDINATOR_PORT, "protocol": "TCP"}],
     "resources": {"limits": {resource: per_host}},
   }
@@ -88,6 +79,20 @@ def jobset(
       "replicatedJobs": [{"name": "hosts", "replicas": 1, "template": {"spec": job}}],
     },
   }
+
+
+def _variables(env: dict[str, str], coordinator: str | None, hosts: int) -> list[dict]:
+  """The containers' environment; where no TPU tells jax of its hosts, the JobSet's name does."""
+  variables: list[dict] = [{"name": k, "value": _literal(v)} for k, v in env.items()]
+  if coordinator is None:
+    return variables
+  index = {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX}']"}}
+  address = f"{coordinator}-hosts-0-0.{coordinator}:{COORDINATOR_PORT}"
+  return variables + [
+    {"name": "JAX_COORDINATOR_ADDRESS", "value": address},
+    {"name": "JAX_NUM_PROCESSES", "value": str(hosts)},
+    {"name": "JAX_PROCESS_ID", "valueFrom": index},
+  ]
 
 
 def _literal(text: str) -> str:

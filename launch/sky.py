@@ -71,9 +71,9 @@ def task(
 def main(argv: Sequence[str]) -> int:
   """Launches the task; returns sky's exit code. Raises Mistake."""
   by = parser(__doc__, ".venv/bin/python", 3)
-  by.add_argument("--accelerators", required=True, metavar="TYPE:COUNT", help="of each node")
+  by.add_argument("--accelerators", required=True, metavar="TYPE:COUNT", help="per node")
   by.add_argument("--nodes", type=positive, default=1, metavar="N", help="default 1")
-  by.add_argument("--name", default="simpo", help="of the job (default simpo)")
+  by.add_argument("--name", default="simpo", help="job name (default simpo)")
   by.add_argument("--cluster", help="launch on this cluster, not as a managed job")
   by.add_argument("--setup", metavar="SHELL", help="default: install into .venv, for the platform")
   by.add_argument(

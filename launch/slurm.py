@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     "--repo-dir",
     default=os.getcwd(),
     metavar="DIR",
-    help="where the line runs, on every node (default: here)",
+    help="working directory on every node (default: here)",
   )
   by.add_argument(
     "--notice",
@@ -90,7 +90,11 @@ def main(argv: Sequence[str]) -> int:
     help="SIGTERM comes this long before the time limit (default 120)",
   )
   by.add_argument(
-    "--sbatch", action="append", default=[], metavar="ARGUMENT", help="for sbatch; repeatable"
+    "--sbatch",
+    action="append",
+    default=[],
+    metavar="ARGUMENT",
+    help="extra sbatch argument; repeatable",
   )
   by.add_argument("--wait", action="store_true", help="wait for the job; return its exit code")
   add_env(by)

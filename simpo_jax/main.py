@@ -5,13 +5,13 @@ Examples:
   python -m simpo_jax.main --config=configs/m11.py:smollm2 --workdir=/tmp/run
   python -m simpo_jax.main --config=configs/m11.py --config.train.learning_rate=1e-5
 
-The same command with the same --workdir goes on where an unfinished run was. Exit codes:
-0 the whole schedule was done; 2 a mistake, to be mended first; 75 start the same command
-again: SIGTERM or ^C stopped the run and it is saved, a host was lost, or a launch hung; 130
-^C before the first step, with nothing to save.
+The same command with the same --workdir resumes an unfinished run. Exit codes: 0 the run is
+complete; 2 user error, fix it first; 75 resumable, start the same command again (stopped by
+SIGTERM or ^C and saved, a host was lost, or a launch hung); 130 ^C before the first step, with
+nothing to save.
 
-Every field of simpo_jax/config.py can be set with --config.FIELD=VALUE; a config
-file's docstring says what it runs, on what hardware, and the expected result.
+Every field below can be set with --config.FIELD=VALUE. The docstring of a config file says
+what it runs, on which hardware, and what to expect.
 """
 
 import sys
@@ -20,26 +20,26 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simpo_jax import (
-  distributed,
-  monitor,  # noqa: F401  counts compilations from here on
-)
-from simpo_jax.cli import end_interrupted, fail, heed_interrupts, parse_flags, refuse_arguments
+from simpo_jax import distributed
+from simpo_jax.cli import deliver_interrupts, end_interrupted, fail, parse_flags, refuse_arguments
 from simpo_jax.config_check import validate
 from simpo_jax.data.truncation import check_lengths
 from simpo_jax.errors import Stopped, UserError
-from simpo_jax.paths import check_path
+from simpo_jax.storage.paths import check_path
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
-  "The run: FILE.py or FILE.py:VARIANT, such as configs/m11.py:smollm2.",
+  "Config file: FILE.py or FILE.py:VARIANT, such as configs/m11.py:smollm2.",
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Where the run's files go, also gs://BUCKET/...; default: a fresh dated folder under runs/.",
+  "Output folder, local or gs://BUCKET/...; default: a new dated folder under runs/.",
+)
+_INTO_EXISTING = flags.DEFINE_bool(
+  "into_existing", False, "Accept a --workdir that contains other files; they are left alone."
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
 _DISTRIBUTED = flags.DEFINE_enum(
@@ -50,10 +50,10 @@ _DISTRIBUTED = flags.DEFINE_enum(
   "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID) name; off: run alone.",
 )
 _COORDINATOR = flags.DEFINE_string(
-  "coordinator_address", None, "HOST:PORT of process 0, free to listen on."
+  "coordinator_address", None, "HOST:PORT on which process 0 listens."
 )
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, one per host.")
-_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, one per host.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -69,13 +69,13 @@ def main(argv: Sequence[str]) -> None:
   )
   from simpo_jax.run import run
 
-  run(_CONFIG.value, _WORKDIR.value)
+  run(_CONFIG.value, _WORKDIR.value, _INTO_EXISTING.value)
   distributed.finish()
 
 
 def _main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.WARNING)
-  heed_interrupts()
+  deliver_interrupts()
   try:
     with distributed.ending_together():
       main(argv)

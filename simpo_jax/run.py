@@ -6,39 +6,58 @@ from collections.abc import Callable
 import jax
 
 from simpo_jax import distributed, storage
-from simpo_jax import workdir as files
-from simpo_jax.adapter import export_adapter
-from simpo_jax.data.feed import feeding
-from simpo_jax.data.pairs import PairTokens
+from simpo_jax.checkpoint.resume import (
+  ResumePoint,
+  changes_since,
+  find_resume_point,
+  is_shared,
+  load_state,
+  progress_at,
+  run_date,
+)
+from simpo_jax.checkpoint.saver import Saver, try_saving
+from simpo_jax.data.mixture import open_stream
+from simpo_jax.data.prefetch import prefetch_batches
 from simpo_jax.data.steps import Window, step_source, window_source
-from simpo_jax.data.stream import open_stream
-from simpo_jax.display import Display
+from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import Stopped
+from simpo_jax.export.adapter import export_adapter
 from simpo_jax.export.runs import check_at_end, export_at_end
-from simpo_jax.fingerprint import build_fields, data_fields, identity_fields, settings_fields
-from simpo_jax.launch import Launcher, StopSignal
-from simpo_jax.ledger import Mode, digest
-from simpo_jax.model import count_params
-from simpo_jax.modes import Loop, evaluate, generate, train
-from simpo_jax.profiling import Profiler
-from simpo_jax.program import compile_program, compiler_options, lower_program, own_rows
-from simpo_jax.record import RunRecord
+from simpo_jax.models.llama import count_params
+from simpo_jax.program.build import Compiled, compile_program, compiler_options, lower_program
+from simpo_jax.program.inputs import local_rows
+from simpo_jax.program.ledger import Mode, digest
 from simpo_jax.report.live import reporting
-from simpo_jax.resolve import Run, resolve
-from simpo_jax.resume import changes_since, find_start, is_shared, load_state, run_date
-from simpo_jax.saver import Saver
-from simpo_jax.schedule import launches_after
-from simpo_jax.tracking.tracking import Tracking
-from simpo_jax.train import TrainState
-from simpo_jax.watchdog import Watchdog
+from simpo_jax.runtime.console import Display
+from simpo_jax.runtime.fingerprint import (
+  build_fields,
+  data_fields,
+  identity_fields,
+  settings_fields,
+)
+from simpo_jax.runtime.launch_schedule import launches_after
+from simpo_jax.runtime.launcher import Launcher, StopRequested
+from simpo_jax.runtime.modes import RunContext, evaluate, generate, train
+from simpo_jax.runtime.profiling import Profiler
+from simpo_jax.runtime.progress import Progress
+from simpo_jax.runtime.record import RunRecord
+from simpo_jax.runtime.resolve import ResolvedRun, resolve
+from simpo_jax.runtime.signals import StopSignal
+from simpo_jax.runtime.watchdog import Watchdog
+from simpo_jax.trackers.tracker import Tracking
+from simpo_jax.train.step import TrainState
+from simpo_jax.workdir import files
 
 
-def run(config, workdir: str | None = None) -> tuple[TrainState, storage.Path]:
+def run(
+  config, workdir: str | None = None, into_existing: bool = False
+) -> tuple[TrainState, storage.Path]:
   """Runs the whole schedule of `config`.
 
   Args:
     config: a `config.default_config()` with its changes.
     workdir: the folder to fill; None for a fresh dated one under runs/.
+    into_existing: whether it may be one that holds other files and no run; they stay there.
 
   Returns:
     The final state and the workdir.
@@ -53,7 +72,9 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, storage.Path]:
   data = data_fields(resolved)
   distributed.agree("data", data)
   workdir = workdir or distributed.gather("workdir", files.fresh_name(config.name))[0]
-  folder = files.make_workdir(workdir, json.loads(config.to_json()), jax.process_index())
+  folder = files.make_workdir(
+    workdir, json.loads(config.to_json()), jax.process_index(), into_existing
+  )
   try:
     with reporting(folder, config.report, jax.process_index() == 0):
       return _in_folder(config, resolved, data, folder)
@@ -62,15 +83,16 @@ def run(config, workdir: str | None = None) -> tuple[TrainState, storage.Path]:
 
 
 def _in_folder(
-  config, resolved: Run, data, folder: storage.Path
+  config, resolved: ResolvedRun, data: dict[str, str], folder: storage.Path
 ) -> tuple[TrainState, storage.Path]:
   program, main_process = resolved.program, jax.process_index() == 0
   identity, shared = identity_fields(resolved, data), is_shared(folder)
-  check_at_end(config, folder, shared)
-  start = find_start(folder, config, identity, resolved)
-  record = RunRecord(folder, resolved, config, main_process, start)
+  check_at_end(config, folder, shared, resolved.model)
+  start = find_resume_point(folder, config, identity, resolved)
+  progress = progress_at(start, resolved)
+  record = RunRecord(folder, resolved, config, main_process, start, progress)
   display = Display(config.train.steps, main_process)
-  display.banner(resolved, count_params(resolved.model.config), folder)
+  display.banner(resolved, progress.skips, count_params(resolved.model.config), folder)
   display.beginning(start, shared)
 
   with (
@@ -79,22 +101,10 @@ def _in_folder(
     Tracking(config, folder, display.say, main_process) as track,
   ):
     record.tracking(track)
-    # --- compile, once -----------------------------------------------------------------
-    display.doing("compiling")
-    lowered = lower_program(program)
-    distributed.agree(
-      "program",
-      {
-        "program text": lowered.fingerprint,
-        "compile options": str(compiler_options(program.mesh)),
-      },
-    )
-    compiled = compile_program(program, lowered)
-    changes = changes_since(start, build_fields(compiled, program.mesh))
-    display.compiled(compiled, changes)
-    record.compiled(compiled, changes)
-
-    # --- weights and inputs onto the devices ---------------------------------------------
+    if shared:
+      display.doing("trying to save")
+      try_saving(folder, program.mesh)
+    compiled = _compile(resolved, start, display, record)
     display.doing("loading weights")
     state = load_state(start, program, resolved.model, config.seed)
     # The first launch connects the hosts, and waits only so long for one that still compiles.
@@ -105,77 +115,111 @@ def _in_folder(
       digest(config.to_json(), compiled.fingerprint, list(data.values())),
       resolved.packed,
       Watchdog(config.watchdog, folder),
-      list(start.about["launches"]) if start.own else [],
+      list(start.metadata["launches"]) if start.own else [],
     )
-
-    # --- the loop ------------------------------------------------------------------------
-    own, windows = own_rows(program), windows_of(resolved, config)
+    windows = windows_of(resolved, config)
+    lookahead, rows = config.data.lookahead, local_rows(program)
     with (
       StopSignal() as stop,
       Profiler(config.profile.steps, folder) as profiler,
-      feeding(windows, config.data.lookahead, program.batch, own) as batch_of,
+      prefetch_batches(windows, lookahead, program.batch, rows) as batch_of,
       Saver(config, folder, resolved, launch, start, identity, shared) as saver,
     ):
       record.launching(launch, saver)
-      loop = Loop(resolved, config, launch, folder, display, stop, batch_of, own, saver, track)
-      for step in range(start.position.step, config.train.steps + 1):
-        if step > start.position.step:
-          profiler.before(step)
-          display.doing("training")
-          state = train(loop, step, state)
-          if launch.stopped:
-            break
-          saver.trained(step, state)
-        for number, mode in enumerate(launches_after(step, config), start=1):
-          if number <= saver.position.done:
-            continue
-          if mode == Mode.GENERATE:
-            display.doing(f"generating {len(resolved.requests)} requests")
-            state = generate(loop, step, state)
-          else:
-            display.doing("evaluating")
-            state = evaluate(loop, step, state)
-          if launch.stopped:
-            break
-          saver.launched(number)
-        profiler.after(step)
-        record.save("running")
-        if launch.stopped:
-          break
-      display.doing("saving")
-      if launch.stopped:
-        display.say(f"stop requested: ending after step {saver.position.step}")
-        saver.save(state)
-      saver.wait()
-    if program.step.lora and main_process:
-      export_adapter(
-        folder / "adapter",
-        state.weights["lora"],
-        resolved.model.config,
-        program.step.lora,
-        resolved.model.name if resolved.model.read else None,
+      context = RunContext(
+        resolved, config, launch, folder, display, stop, batch_of, rows, saver, track
       )
-    if config.export.at_end and not launch.stopped:
-      display.doing("exporting")
-      display.say(export_at_end(config, resolved, folder, saver))
-    track.end("stopped" if launch.stopped else "done")
-  record.finished("stopped" if launch.stopped else "done")
+      progress, state, stopped = _loop(context, progress, state, profiler, record)
+    _export(context, state, stopped)
+    track.end("stopped" if stopped else "done")
+  record.finished("stopped" if stopped else "done")
   display.closing(record.data, folder)
-  if launch.stopped:
+  if stopped:
     raise Stopped(
-      f"stopped after step {saver.position.step} of {config.train.steps}; start the same command "
+      f"stopped after step {progress.step} of {config.train.steps}; start the same command "
       f"again with --workdir={folder} to go on"
     )
   return state, folder
 
 
-def pairs_by_step(run: Run, config) -> Callable[[int], list[PairTokens]]:
+def _compile(
+  resolved: ResolvedRun, start: ResumePoint, display: Display, record: RunRecord
+) -> Compiled:
+  """The one compilation of the run, of a program whose text all hosts have compared."""
+  program = resolved.program
+  display.doing("compiling")
+  lowered, options = lower_program(program), str(compiler_options(program.mesh))
+  texts = {"program text": lowered.fingerprint, "compile options": options}
+  distributed.agree("program", texts)
+  compiled = compile_program(program, lowered)
+  changes = changes_since(start, build_fields(compiled, program.mesh))
+  display.compiled(compiled, changes)
+  record.compiled(compiled, changes)
+  return compiled
+
+
+def _loop(
+  context: RunContext,
+  progress: Progress,
+  state: TrainState,
+  profiler: Profiler,
+  record: RunRecord,
+) -> tuple[Progress, TrainState, bool]:
+  """All launches from `progress` on; returns where they ended, and whether a stop ended them."""
+  config, display, saver, stopped = context.config, context.display, context.saver, False
+  try:
+    for step in range(progress.step, config.train.steps + 1):
+      if step > progress.step:
+        profiler.before(step)
+        display.doing("training")
+        progress, state = train(context, progress, state)
+        record.progress = progress
+        saver.after_step(progress, state)
+      for number, mode in enumerate(launches_after(step, config), start=1):
+        if number <= progress.position.done:
+          continue
+        if mode == Mode.GENERATE:
+          display.doing(f"generating {len(context.run.requests)} requests")
+          state = generate(context, step, state)
+        else:
+          display.doing("evaluating")
+          state = evaluate(context, step, state)
+        progress = progress.after_launch(number)
+      profiler.after(step)
+      record.save("running")
+  except StopRequested as stop:
+    state, stopped = stop.state, True
+    display.say(f"stop requested: ending after step {progress.step}")
+    saver.save(progress, state)
+  display.doing("saving")
+  saver.wait()
+  return progress, state, stopped
+
+
+def _export(context: RunContext, state: TrainState, stopped: bool) -> None:
+  """The adapters of a LoRA run, and the model's folder if the config asks for it at the end."""
+  run, config, folder = context.run, context.config, context.folder
+  lora = run.program.step.lora
+  if lora and context.writes:
+    export_adapter(
+      folder / "adapter",
+      state.weights["lora"],
+      run.model.config,
+      lora,
+      run.model.name if run.model.read else None,
+    )
+  if config.export.at_end and not stopped:
+    context.display.doing("exporting")
+    context.display.say(export_at_end(config, run, folder, context.saver.last))
+
+
+def pairs_by_step(run: ResolvedRun, config) -> Callable[[int], list[PairTokens]]:
   """The function from a training step to its pairs; see `step_source`."""
   source = step_source(windows_of(run, config), config.data.lookahead)
   return lambda step: source(step)[0]
 
 
-def windows_of(run: Run, config) -> Callable[[int], Window]:
+def windows_of(run: ResolvedRun, config) -> Callable[[int], Window]:
   """The function from a window of steps to their pairs; see `window_source`."""
   shape, data = run.program.batch, config.data
   read = open_stream(run.train_pairs, run.tokenizer, data, shape.pairs, config.seed)

@@ -27,8 +27,9 @@ import sys
 import tempfile
 import time
 
-from hosts import ROOT, flags
-from run_outcome import outcome, record
+from support.folders import ROOT
+from support.hosts import flags
+from support.run_outcome import outcome, record
 
 _PAIRS = 3000
 _ROWS = 12  # at most, between a start and its kill

@@ -2,19 +2,25 @@
 
 import importlib.util
 import json
-import pathlib
 import re
+import runpy
 
 import pytest
+from absl import flags
 
+from simpo_jax.cli import help_text
 from simpo_jax.config import default_config, flatten
-from simpo_jax.config_check import _CHOICES, _ELEMENTS, _RANGES, validate
+from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
-from simpo_jax.ledger import Mode
+from simpo_jax.loaded_model import flags as model_flags
 from simpo_jax.plan.known_models import known_model
-from simpo_jax.schedule import generates, launches_after
+from simpo_jax.program.ledger import Mode
+from simpo_jax.runtime.launch_schedule import generates, launches_after
+from simpo_jax.settings import FIELDS
+from simpo_jax.settings.field import integer
+from support.folders import DOCS, ROOT
 
-CONFIGS = sorted((pathlib.Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 LONG = (50, 100, 150, 200)
 EXPECTED = {  # file, variant: steps, at_steps, prompts, new tokens, mode of generation
   ("m11", ""): (7, (2,), 128, 2048, "host_data_parallel"),
@@ -140,28 +146,30 @@ def test_the_default_is_valid():
 
 
 def test_every_field_that_can_be_wrong_is_checked():
-  for name, value in flatten(default_config()).items():
-    if isinstance(value, bool) or name in ("name", "model.source"):
-      continue
-    table = {str: _CHOICES, tuple: _ELEMENTS}.get(type(value), _RANGES)
-    texts = ("data.dir", "data.chat_template", "generate.prompts", "generate.template")
-    trackers = ("wandb_project", "mlflow_uri", "mlflow_experiment", "name")
-    free_text = name in (*texts, "checkpoint.init_from") or name in [
-      f"tracking.{field}" for field in trackers
-    ]
-    assert free_text or name in table, f"{name} is in none of the tables of config_check.py"
+  for name, field in FIELDS.items():
+    assert name.count(".") == 1 or name in ("name", "seed"), name
+    assert field.meaning or field.choices, f"{name} has no meaning"
+    if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
+      assert field.low is not None, f"{name} has no limits"
+    if isinstance(field.default, tuple):
+      assert field.element and field.example, f"{name} does not say what its elements are"
 
 
-@pytest.mark.parametrize(("name", "choice"), [(n, c) for n, cs in _CHOICES.items() for c in cs])
+@pytest.mark.parametrize(
+  ("name", "choice"), [(n, c) for n, field in FIELDS.items() for c in field.choices]
+)
 def test_choices(name, choice):
-  validate(changed(name, choice))
+  c = changed(name, choice)
+  if name == "model.param_dtype":  # bfloat16 for frozen weights alone
+    c.train.lora_rank = 16
+  validate(c)
   with pytest.raises(UserError, match=f"--config.{name}=.*{choice}.*did you mean"):
     validate(changed(name, choice[:-1] + "_"))
 
 
-@pytest.mark.parametrize(("name", "limits"), _RANGES.items())
-def test_ranges(name, limits):
-  low, high = limits
+@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.low is not None])
+def test_ranges(name):
+  low, high = FIELDS[name].low, FIELDS[name].high
   validate(changed(name, low))
   bad = [low - 1, float("nan"), float("inf"), 10**400 if isinstance(low, int) else 1e308 * 10]
   if high is not None:
@@ -172,9 +180,9 @@ def test_ranges(name, limits):
       validate(changed(name, value))
 
 
-@pytest.mark.parametrize("name", _ELEMENTS)
+@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.element])
 def test_elements_of_tuples(name):
-  wrong = 2 if _ELEMENTS[name][0] is str else "two"
+  wrong = 2 if FIELDS[name].element is str else "two"
   for value in ((wrong,), (True,), (None,)):
     with pytest.raises(UserError, match=f"--config.{name}=.*write it like"):
       validate(changed(name, value))
@@ -187,6 +195,27 @@ def test_at_steps_lie_within_the_run(at_steps):
   validate(changed("generate.at_steps", (1, 7)))
 
 
+def test_bfloat16_weights_are_not_trained():
+  with pytest.raises(UserError, match="almost nothing.*compute_dtype=bfloat16.*lora_rank=16"):
+    validate(changed("model.param_dtype", "bfloat16"))
+
+
+def test_label_smoothing_needs_the_sigmoid_loss():
+  c = changed("simpo.label_smoothing", 0.1)
+  validate(c)
+  c.simpo.loss_type = "hinge"
+  with pytest.raises(UserError, match="label_smoothing=0.1 has no effect .*loss_type=hinge"):
+    validate(c)
+
+
+def test_a_run_too_short_for_its_file_names_the_flag_that_helps():
+  c = load("m11").get_config()
+  c.train.steps = 1
+  clears = re.escape('--config.generate.at_steps="()"')
+  with pytest.raises(UserError, match=f"step 2 .*train.steps=1.*the config file .*{clears} clears"):
+    validate(c)
+
+
 def test_a_field_too_many_or_too_few():
   c = default_config()
   c.train.stepz = 3
@@ -196,3 +225,25 @@ def test_a_field_too_many_or_too_few():
   del c.simpo.beta
   with pytest.raises(UserError, match="simpo.beta.*default_config"):
     validate(c)
+
+
+# --- a field is declared once ------------------------------------------------------------------
+
+
+def test_a_new_field_is_one_edit(monkeypatch):
+  """It has a default, a check, a line of --help and of the reference, and can be a flag."""
+  new = integer("generate.novelty", 3, "How new an answer must be.", 1, 9)
+  monkeypatch.setitem(FIELDS, new.name, new)
+  assert default_config().generate.novelty == 3
+  validate(changed(new.name, 9))
+  with pytest.raises(UserError, match=r"--config.generate.novelty=10 must be between 1 and 9"):
+    validate(changed(new.name, 10))
+  assert "--config.generate.novelty=3" in help_text()
+  reference = runpy.run_path(str(DOCS / "make_reference.py"))["reference"]()
+  assert (
+    "| `generate.novelty` | `3` | How new an answer must be. | integer, from 1 to 9 |" in reference
+  )
+  values = flags.FlagValues()
+  model_flags.define_field("novelty", new, values)
+  values(["program", "--novelty=4"])
+  assert values["novelty"].value == 4 and values["novelty"].help == "How new an answer must be."

@@ -1,36 +1,28 @@
 """README.md and docs/: what they link to is there, what they tell to type runs, quotes are true."""
 
 import ast
-import contextlib
 import functools
 import importlib
 import json
-import pathlib
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import warnings
 
 import pytest
 from absl import app, flags
 
-from simpo_jax.cli import meanings
 from simpo_jax.config import default_config, flatten
 from simpo_jax.config_check import validate
-from simpo_jax.data.forms import REASONS, check_texts, to_conversation
+from simpo_jax.data.row_formats import REASONS, check_texts, to_conversation
+from support.commands import INTERNAL, PROGRAMS, fresh_flags
+from support.folders import DOCS, ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
 FIELDS = flatten(default_config())
 GROUPS = {name.partition(".")[0] for name in FIELDS if "." in name}
-PROGRAMS = [
-  ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
-  for path in sorted((ROOT / "simpo_jax").rglob("*.py"))
-  if "kernels" not in path.parts and re.search(r"^if __name__ == ", path.read_text(), re.M)
-]
-INTERNAL = ("_worker",)  # programs that others start
 
 
 def page_id(path):
@@ -81,22 +73,6 @@ def test_links_and_anchors(path):
     assert target.is_relative_to(ROOT), f"{link} leaves the repository"
     if anchor:
       assert anchor in anchors(target), f"{link}: no such heading; {sorted(anchors(target))}"
-
-
-@contextlib.contextmanager
-def fresh_flags():
-  """Absl's flags as if nothing had been defined by other programs; put back behind."""
-  held = {flag.name: flag for flag in map(flags.FLAGS.__getitem__, flags.FLAGS)}
-  parsed = flags.FLAGS.is_parsed()
-  flags.FLAGS.remove_flag_values(list(flags.FLAGS))
-  try:
-    yield
-  finally:
-    flags.FLAGS.remove_flag_values(list(flags.FLAGS))
-    for name, flag in held.items():
-      flags.FLAGS[name] = flag
-    if not parsed:
-      flags.FLAGS.unparse_flags()
 
 
 def parse(module, arguments):
@@ -159,7 +135,7 @@ def check_command(words):
     words = words[1:]
   if not words or not re.fullmatch(r"(.*/)?python3?", words[0]):
     return False
-  if words[1:2] == ["-m"] and words[2].startswith("simpo_jax"):
+  if words[1:2] == ["-m"] and words[2:] and words[2].startswith("simpo_jax"):
     assert words[2] in PROGRAMS, f"there is no python -m {words[2]}"
     parse(words[2], words[3:])
   elif words[1].startswith("launch/"):
@@ -185,6 +161,34 @@ def test_commands(path, capfd):
       except SystemExit as e:
         if e.code:  # not after --help
           pytest.fail(f"{shlex.join(words)}: exit code {e.code}: {capfd.readouterr().err}")
+
+
+# What commands of these pages leave behind, run as they are but for sizes that take seconds.
+SMALL = [
+  "--config.data.embedded_pairs=24",
+  "--config.data.max_length=64",
+  "--config.data.max_prompt_length=32",
+  "--config.data.row_length=128",
+  "--config.train.batch_size=2",
+  "--config.generate.page_size=16",
+  "--config.generate.max_new_tokens=8",
+]
+LEAVES = [  # page, a flag of the command, samples of these steps
+  (DOCS / "getting_started.md", "--config.generate.every=10", (0, 10, 20)),
+]
+
+
+@pytest.mark.program
+@pytest.mark.parametrize(("path", "flag", "steps"), LEAVES, ids=lambda x: str(x)[-24:])
+def test_what_a_command_leaves_behind(path, flag, steps, tmp_path):
+  texts = [text for language, text in blocks(path)[0] if language == "bash"]
+  [words] = [words for text in texts for words in commands(text) if flag in words]
+  [_, m, module, config, *rest] = words
+  workdir = next(word.removeprefix("--workdir=") for word in rest if "--workdir=" in word)
+  config = config.replace("configs/", f"{ROOT / 'configs'}/")
+  subprocess.run([sys.executable, m, module, config, *rest, *SMALL], cwd=tmp_path, check=True)
+  made = sorted(p.name for p in (tmp_path / workdir / "samples").iterdir())
+  assert made == [f"step_{step:06d}" for step in steps]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
@@ -226,8 +230,6 @@ def test_every_program_is_told_of():
 def test_the_reference_is_that_of_the_code():
   made = runpy.run_path(str(DOCS / "make_reference.py"))
   assert made["PAGE"].read_text() == made["reference"](), "run python docs/make_reference.py"
-  for name, meaning in meanings().items():
-    assert meaning or name in ("simpo.loss_type",), f"{name} has no comment in config.py"
 
 
 def string(node):

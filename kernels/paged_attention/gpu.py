@@ -45,10 +45,10 @@ def attend(
   B, T, H, h = q.shape
   page, lanes = pool.shape[1:]
   K = lanes // (2 * h)
-  tile, R, block, warps, _ = _plan(H, K, h, q.dtype, T)
+  tile, R, block, warps, _ = tile_plan(H, K, h, q.dtype, T)
   rows = B * -(-T // tile)
   keys = page_ids.shape[1] * page
-  splits = _splits(rows * K, R, block, keys if window is None else min(keys, window + tile))
+  splits = num_splits(rows * K, R, block, keys if window is None else min(keys, window + tile))
   kernel = functools.partial(
     _kernel,
     tile=tile,
@@ -74,7 +74,7 @@ def attend(
   return _merge(out, lse[0]).astype(q.dtype) if lse else out[0]
 
 
-def refusal(
+def unsupported_reason(
   *,
   heads: int,
   kv_heads: int,
@@ -92,7 +92,7 @@ def refusal(
     return f"the gpu kernel computes in float32 or bfloat16, not {dtype.name}"
   if heads % kv_heads:
     return f"{heads} query heads are not a multiple of {kv_heads} KV heads"
-  *_, shared = _plan(heads, kv_heads, head_dim, dtype, queries)
+  *_, shared = tile_plan(heads, kv_heads, head_dim, dtype, queries)
   if shared > SHARED_MOST:
     return (
       f"{heads // kv_heads} query heads of {head_dim} to a KV head take {shared // KIB} KiB of a "
@@ -101,7 +101,7 @@ def refusal(
   return None
 
 
-def _plan(H, K, h, dtype, T):
+def tile_plan(H, K, h, dtype, T):
   """Queries per tile, matmul rows, keys per block, warps, bytes of shared memory."""
   G, D = H // K, _lanes(h)
   item = jnp.dtype(dtype).itemsize
@@ -122,7 +122,7 @@ def _plan(H, K, h, dtype, T):
   return tile, R, block, warps, shared(block)
 
 
-def _splits(programs, R, block, keys):
+def num_splits(programs, R, block, keys):
   """Parts of a row's keys: enough for `PROGRAMS`, none so short that merging outweighs it."""
   return max(min(PROGRAMS // programs, keys // max(2 * block, 4 * R)), 1)
 

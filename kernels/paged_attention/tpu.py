@@ -112,7 +112,7 @@ def attend(
   return out.reshape(B, tiles * tile, H, h)[:, :T]
 
 
-def refusal(
+def unsupported_reason(
   *,
   heads: int,
   kv_heads: int,

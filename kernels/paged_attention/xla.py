@@ -1,9 +1,9 @@
 """Paged attention in plain XLA whose cost follows the actual lengths.
 
-The blocks of keys of all sequences stand in one line, each sequence's own after
-another's, and a loop takes so many at a time, whoever they belong to: no sequence
-waits for a longer one. Each block's part joins its sequence's by a running softmax
-(arXiv:1805.02867).
+The key blocks of all sequences form one list, ordered by sequence, and each iteration
+of a loop processes a fixed number of them regardless of which sequence they belong to:
+no sequence waits for a longer one. Partial results are combined per sequence with an
+online softmax (arXiv:1805.02867).
 """
 
 import jax

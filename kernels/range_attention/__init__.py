@@ -46,7 +46,7 @@ def range_attention(
   return attend(q, k, v, k_start, k_end, positions, window=window, soft_cap=soft_cap)
 
 
-def choose(impl: str, platform: str, **shape) -> tuple[str, str | None]:
+def select_impl(impl: str, platform: str, **shape) -> tuple[str, str | None]:
   """The implementation to build with, and why it is not the platform's own kernel.
 
   Args:
@@ -58,19 +58,19 @@ def choose(impl: str, platform: str, **shape) -> tuple[str, str | None]:
     ValueError: `impl` was asked for by name and cannot take this shape; says why.
   """
   asked, impl = impl, _NATIVE.get(platform, "xla") if impl == "auto" else impl
-  reason = refusal(impl, platform, **shape)
+  reason = unsupported_reason(impl, platform, **shape)
   if reason and asked != "auto":
     raise ValueError(reason)
   return ("xla", reason) if reason else (impl, None)
 
 
-def refusal(impl: str, platform: str, **shape) -> str | None:
+def unsupported_reason(impl: str, platform: str, **shape) -> str | None:
   """Why `impl` cannot take a shape on a platform, or None if it can."""
   if impl not in _NATIVE.values():
     return None
   if _NATIVE.get(platform) != impl:
     return f"the {impl} kernel does not run on {platform}"
-  return _module(impl).refusal(**shape)
+  return _module(impl).unsupported_reason(**shape)
 
 
 def _module(impl: str):

@@ -10,11 +10,14 @@ import importlib.util
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
+from jax.extend import backend
 from simpo_jax.kernels.range_attention.reference import dense_mask
 
+from simpo_jax.distributed.chips import chip_of
+
 MOST_CUDNN_TOKENS = 4096  # of a row: the bias of one row is 32 MiB, in the backward pass as well
+MOSAIC_GPU = (9, 10)  # compute capabilities that tokamax's Mosaic kernels are written for
 _INSTALL = "pip install tokamax for the gpu kernel"
 
 
@@ -49,13 +52,13 @@ def attend(
     flags.FLAGS.mark_as_parsed()  # or tokamax parses the command line, whoever's that is
   mask = base.Mask(k_start=k_start[:, None], k_end=k_end[:, None])
   if engine == "tokamax":
-    engine = "mosaic_gpu" if _capability() >= 9 else "triton"
+    engine = "mosaic_gpu" if int(_capability()) in MOSAIC_GPU else "triton"
   return api.IMPLEMENTATIONS[engine](
     q, k, v, mask=mask, logits_scale=q.shape[-1] ** -0.5, logits_soft_cap=soft_cap
   )
 
 
-def refusal(
+def unsupported_reason(
   *,
   heads: int,
   kv_heads: int,
@@ -101,4 +104,15 @@ def _has_cudnn() -> bool:
 
 
 def _capability() -> float:
-  return float(np.min([float(d.compute_capability) for d in jax.local_devices()]))
+  """Compute capability of the GPU that is traced for: the mesh's, which need not be here.
+
+  Raises:
+    ValueError: the mesh's devices are only described, and of a kind that is not known.
+  """
+  here, meant = backend.get_default_device(), jax.sharding.get_abstract_mesh().abstract_device
+  if meant is None or meant.device_kind == here.device_kind:
+    return float(here.compute_capability)
+  chip = chip_of(meant.device_kind)
+  if chip is None or not chip.capability:
+    raise ValueError(f"{meant.device_kind} is no GPU that simpo_jax/distributed/chips.py knows")
+  return chip.capability

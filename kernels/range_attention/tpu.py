@@ -55,7 +55,7 @@ def attend(
   B, S, H, h = q.shape
   K = k.shape[2]
   shape = dict(heads=H, kv_heads=K, head_dim=h, row_length=S, dtype=q.dtype)
-  if reason := refusal(**shape, window=window, soft_cap=soft_cap):
+  if reason := unsupported_reason(**shape, window=window, soft_cap=soft_cap):
     raise ValueError(reason)
   del positions
   blocks = _block_sizes(S, h)
@@ -96,7 +96,7 @@ def attend(
   return out.transpose(0, 3, 1, 2, 4).reshape(B, S, H, h)
 
 
-def refusal(
+def unsupported_reason(
   *,
   heads: int,
   kv_heads: int,

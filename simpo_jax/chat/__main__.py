@@ -17,35 +17,33 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from simpo_jax import (
-  monitor,  # noqa: F401  counts compilations from here on
-  speaker_flags,
-)
 from simpo_jax.cli import answering, parse_flags
+from simpo_jax.loaded_model import flags as model_flags
 
-_OWN = (*speaker_flags.MODEL, "system", "context", *speaker_flags.SETTINGS, "debug")
+_PROGRAM_FLAGS = (*model_flags.MODEL, "system", "context", *model_flags.SETTINGS, "debug")
 
 
 def main(argv: Sequence[str]) -> None:
   """Talks until the input ends."""
   values = flags.FLAGS
-  speaker_flags.check(argv)
+  model_flags.check(argv)
+  from simpo_jax.chat.engine import ChatEngine
   from simpo_jax.chat.terminal import Chat, Terminal
-  from simpo_jax.chat.voice import Voice
-  from simpo_jax.speaker import in_own_words, listed, open_speaker, speaker_text
+  from simpo_jax.loaded_model.messages import in_flag_names
+  from simpo_jax.loaded_model.model import describe_model, listed, load_model
 
   terminal = Terminal()
-  with in_own_words():
+  with in_flag_names():
     terminal.note("opening the model ...")
-    changes = speaker_flags.changes()
-    speaker = open_speaker(values.model, changes, values.step, values.source, values.force)
-    terminal.note(speaker_text(speaker))
+    changes = model_flags.changes()
+    loaded = load_model(values.model, changes, values.step, values.source, values.force)
+    terminal.note(describe_model(loaded))
     terminal.note("compiling, then loading the weights ...")
-    voice = Voice(speaker, values.context)
-    terminal.note("; ".join(voice.notes))
+    engine = ChatEngine(loaded, values.context)
+    terminal.note("; ".join(engine.notes))
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
-    terminal.note(listed({name: speaker.config.generate[name] for name in names}))
-    chat = Chat(speaker, voice, terminal, values.system or "")
+    terminal.note(listed({name: loaded.config.generate[name] for name in names}))
+    chat = Chat(loaded, engine, terminal, values.system or "")
   if chat.completes:
     terminal.note(
       "this model has no chat template: it goes on with each of your lines, and knows no others"
@@ -63,11 +61,11 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _define_flags() -> None:
-  speaker_flags.define_flags()
-  flags.DEFINE_string("system", None, "The system's message that the conversation begins with.")
-  flags.DEFINE_integer("context", 4096, "Tokens of a conversation, if the model takes so many.", 1)
+  model_flags.define_flags()
+  flags.DEFINE_string("system", None, "System message.")
+  flags.DEFINE_integer("context", 4096, "Context length in tokens, limited by the model's.", 1)
 
 
 if __name__ == "__main__":
   _define_flags()
-  app.run(_main, flags_parser=lambda argv: parse_flags(argv, _OWN))
+  app.run(_main, flags_parser=lambda argv: parse_flags(argv, _PROGRAM_FLAGS))

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-from simpo_jax.data.forms import Message
 from simpo_jax.data.prompts import encode_messages
-from simpo_jax.data.tokenizer import Tokenizer
+from simpo_jax.data.row_formats import Message
 from simpo_jax.errors import UserError
+from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 _KEPT = 3 / 4  # of the room, when turns are dropped: or some would be with every answer
 

@@ -8,27 +8,19 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
+from simpo_jax.chat.engine import ChatEngine
 from simpo_jax.chat.history import fit
-from simpo_jax.chat.text import stream_text, visible
-from simpo_jax.chat.voice import Voice
-from simpo_jax.config import default_config
+from simpo_jax.chat.text import HELP, stream_text, visible
 from simpo_jax.config_check import kind_problem, range_problem
-from simpo_jax.data.forms import Message
 from simpo_jax.data.prompts import SETTINGS
-from simpo_jax.data.template import TemplateFailed
+from simpo_jax.data.row_formats import Message
 from simpo_jax.errors import UserError, one_line
-from simpo_jax.speaker import Speaker, listed, own_words, speaker_text
+from simpo_jax.loaded_model.messages import flag_names
+from simpo_jax.loaded_model.model import LoadedModel, describe_model, listed
+from simpo_jax.settings import FIELDS
+from simpo_jax.storage.paths import plain
+from simpo_jax.tokenizer.chat_template import TemplateFailed
 
-HELP = """\
-/help                   this
-/reset                  begin anew; the system's message stays
-/again                  another answer to your last message
-/system TEXT            the system's message; without TEXT, none
-/settings NAME=VALUE    how to sample: {names}; alone, shows them
-/save FILE              the conversation, as JSON
-/exit                   or ^D
-^C stops an answer. A line that ends in \\ goes on in the next. A message may begin with / after
-a space."""
 _CHANGEABLE = (*SETTINGS, "seed")
 _RESERVE = 4  # a fourth of the context, at most, is kept free for the answer
 
@@ -101,15 +93,15 @@ class Terminal:
 class Chat:
   """A conversation; `messages` is what the model sees of it, `transcript` all of it."""
 
-  def __init__(self, speaker: Speaker, voice: Voice, terminal: Terminal, system: str = ""):
-    self._speaker, self._voice, self._terminal = speaker, voice, terminal
-    self._settings = speaker.config.generate
+  def __init__(self, loaded: LoadedModel, engine: ChatEngine, terminal: Terminal, system: str = ""):
+    self._loaded, self._engine, self._terminal = loaded, engine, terminal
+    self._settings = loaded.config.generate
     self._saved: set[pathlib.Path] = set()
     self._sample = 0
     self.system: str = ""
     self.messages: list[Message] = []
     self.transcript: list[Message] = []
-    self.completes = speaker.tokenizer.chat_template is None
+    self.completes = loaded.tokenizer.chat_template is None
     if system:
       self._set_system(system)
 
@@ -128,7 +120,7 @@ class Chat:
         elif line.strip():
           self.say(line.strip())
       except UserError as e:
-        note(f"error: {own_words(str(e))}")
+        note(f"error: {flag_names(str(e))}")
 
   # --- talking ---------------------------------------------------------------------------
 
@@ -152,19 +144,19 @@ class Chat:
 
   def _answer(self, messages: list[Message]) -> tuple[str | None, list[Message]]:
     """Writes the answer; returns it, None if ^C came before it, and the messages it answers."""
-    voice, terminal, tokenizer = self._voice, self._terminal, self._speaker.tokenizer
+    engine, terminal, tokenizer = self._engine, self._terminal, self._loaded.tokenizer
     system = [Message(role="system", content=self.system)] if self.system else []
-    reserve = min(self._settings.max_new_tokens, voice.context // _RESERVE)
-    fitted = fit([*system, *messages], tokenizer, voice.context - reserve)
+    reserve = min(self._settings.max_new_tokens, engine.context // _RESERVE)
+    fitted = fit([*system, *messages], tokenizer, engine.context - reserve)
     if fitted.dropped:
       terminal.note(
         f"[the oldest {fitted.dropped} messages no longer fit into the context of "
-        f"{voice.context:,} tokens: from here on the model does not see them]"
+        f"{engine.context:,} tokens: from here on the model does not see them]"
       )
     ids, written = [], ""
 
     def pieces():
-      for new in voice.answer(fitted.tokens, self._settings, self._sample):
+      for new in engine.answer(fitted.tokens, self._settings, self._sample):
         ids.extend(new)
         yield new
         if interrupted():
@@ -185,19 +177,20 @@ class Chat:
 
   def _tell(self, stopped: bool, length: int) -> None:
     """How the answer ended, and on a terminal how fast it was."""
-    voice, budget = self._voice, self._settings.max_new_tokens
+    engine, budget = self._engine, self._settings.max_new_tokens
     if stopped:
       self._terminal.note("[stopped]")
-    elif voice.finish == "length" and voice.count >= budget:
+    elif engine.finish == "length" and engine.count >= budget:
       self._terminal.note(
         f"[ends at max_new_tokens={budget}; for more: /settings max_new_tokens={2 * budget}]"
       )
-    elif voice.finish == "length":
+    elif engine.finish == "length":
       self._terminal.note("[ends here: the context is full; /reset, or a larger --context]")
     if self._terminal.live:
-      speed = "" if voice.speed is None else f" at {voice.speed:,.1f} tokens/s"
+      speed = "" if engine.speed is None else f" at {engine.speed:,.1f} tokens/s"
       self._terminal.note(
-        f"[{voice.count:,} tokens{speed}; {length + voice.count:,} of {voice.context:,} in use]\n"
+        f"[{engine.count:,} tokens{speed}; "
+        f"{length + engine.count:,} of {engine.context:,} in use]\n"
       )
 
   # --- commands --------------------------------------------------------------------------
@@ -239,7 +232,7 @@ class Chat:
     if self.completes:
       raise UserError("this model has no chat template, and so no place for a system's message")
     try:
-      self._speaker.tokenizer.render(
+      self._loaded.tokenizer.render(
         [Message(role="system", content=text), Message(role="user", content="a")], True
       )
     except TemplateFailed as e:
@@ -252,31 +245,32 @@ class Chat:
       name, equals, value = pair.partition("=")
       if name not in _CHANGEABLE or not equals:
         raise UserError(f"{pair}: write NAME=VALUE, with one of {', '.join(_CHANGEABLE)}")
-      default = default_config().generate[name]
+      field = FIELDS[f"generate.{name}"]
       try:
-        number = type(default)(value)
+        number = type(field.default)(value)
       except ValueError:
         number = value
-      field = f"generate.{name}"
-      if problem := kind_problem(field, default, number) or range_problem(field, number):
+      if problem := kind_problem(field, number) or range_problem(field, number):
         raise UserError(f"{pair} {problem}")
       self._settings[name] = number
     self._show_settings()
 
   def _show_settings(self) -> None:
-    voice, note = self._voice, self._terminal.note
+    engine, note = self._engine, self._terminal.note
     note(listed({name: self._settings[name] for name in _CHANGEABLE}))
-    speed = "" if voice.speed is None else f"; the last answer came at {voice.speed:,.1f} tokens/s"
-    note(f"{speaker_text(self._speaker)}; context of {voice.context:,} tokens{speed}")
+    speed = (
+      "" if engine.speed is None else f"; the last answer came at {engine.speed:,.1f} tokens/s"
+    )
+    note(f"{describe_model(self._loaded)}; context of {engine.context:,} tokens{speed}")
 
   def _save(self, name: str) -> None:
     if not name:
       raise UserError("name a file: /save FILE")
-    path = pathlib.Path(name).expanduser()
+    path = plain(name)
     system = [Message(role="system", content=self.system)] if self.system else []
     content = {
-      "model": self._speaker.model.name,
-      "step": self._speaker.step,
+      "model": self._loaded.model.name,
+      "step": self._loaded.step,
       "settings": {name: self._settings[name] for name in _CHANGEABLE},
       "messages": [*system, *self.transcript],
     }

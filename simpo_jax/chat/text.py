@@ -38,3 +38,15 @@ def visible(text: str) -> str:
 
 def _harmless(c: str) -> bool:
   return c in _KEPT or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+HELP = """\
+/help                   this
+/reset                  begin anew; the system's message stays
+/again                  another answer to your last message
+/system TEXT            the system's message; without TEXT, none
+/settings NAME=VALUE    how to sample: {names}; alone, shows them
+/save FILE              the conversation, as JSON
+/exit                   or ^D
+^C stops an answer. A line that ends in \\ goes on in the next. A message may begin with / after
+a space."""

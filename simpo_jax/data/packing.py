@@ -7,67 +7,18 @@ themselves]. A mask is two integers per token, whatever shares the row.
 """
 
 import bisect
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
-from simpo_jax.data.pairs import PairTokens
+from simpo_jax.data.types import PairTokens
+from simpo_jax.program.ledger import Contents, contents
+from simpo_jax.train.batch import Batch, BatchShape, empty_batch
 
 
-class BatchShape(NamedTuple):
-  """The fixed sizes of a step's batch."""
-
-  micro: int  # M, micro-batches: enough for one pair a row
-  rows: int  # R, packed rows per micro-batch, over all hosts
-  row_length: int  # S
-  slots: int  # G, pairs per row at most
-  pairs: int  # pairs per step
-
-
-class Batch(NamedTuple):
-  """One step's packed rows, int32. U = S target entries per row; targets come first."""
-
-  tokens: np.ndarray  # [M, R, S]
-  positions: np.ndarray  # [M, R, S], rotary
-  k_start: np.ndarray  # [M, R, S], first key that the token sees
-  k_end: np.ndarray  # [M, R, S], one past the last
-  target_index: np.ndarray  # [M, R, U], where in the row the target is predicted from
-  target_id: np.ndarray  # [M, R, U], the response token, -1 for none
-  target_seq: np.ndarray  # [M, R, U], 2 * slot + (0 chosen | 1 rejected), 2G for none
-  pair: np.ndarray  # [M, R, G], the pair's number in the step, `pairs` for none
-  num_micro: np.ndarray  # [], micro-batches in use; the rest is never computed
-
-
-def batch_shape(pairs: int, row_length: int, slots: int, rows: int) -> BatchShape:
-  """Sizes such that a step fits even if no two pairs can share a row."""
-  return BatchShape(-(-pairs // rows), rows, row_length, slots, pairs)
-
-
-def empty_batch(shape: BatchShape, own: range | None = None) -> Batch:
-  """A batch of padding: each token sees itself alone, and nothing is a target.
-
-  Args:
-    own: the rows of each micro-batch that it holds; None for all.
-  """
-  M, R, S, G, B = shape
-  R = R if own is None else len(own)
-  own = np.broadcast_to(np.arange(S, dtype=np.int32), (M, R, S))
-  return Batch(
-    tokens=np.zeros((M, R, S), np.int32),
-    positions=np.zeros((M, R, S), np.int32),
-    k_start=own.copy(),
-    k_end=own + 1,
-    target_index=np.zeros((M, R, S), np.int32),
-    target_id=np.full((M, R, S), -1, np.int32),
-    target_seq=np.full((M, R, S), 2 * G, np.int32),
-    pair=np.full((M, R, G), B, np.int32),
-    num_micro=np.zeros((), np.int32),
-  )
-
-
-def pack(pairs: list[PairTokens], shape: BatchShape, own: range | None = None) -> Batch:
+def pack(pairs: list[PairTokens], shape: BatchShape, local: range | None = None) -> Batch:
   """Packs up to `shape.pairs` pairs; see `assign_rows` and `lay_out`."""
-  return lay_out(pairs, row_members(pairs, shape), shape, own)
+  return lay_out(pairs, row_members(pairs, shape), shape, local)
 
 
 def row_members(pairs: list[PairTokens], shape: BatchShape) -> list[list[int]]:
@@ -83,23 +34,23 @@ def row_members(pairs: list[PairTokens], shape: BatchShape) -> list[list[int]]:
 
 
 def lay_out(
-  pairs: list[PairTokens], rows: list[list[int]], shape: BatchShape, own: range | None = None
+  pairs: list[PairTokens], rows: list[list[int]], shape: BatchShape, local: range | None = None
 ) -> Batch:
   """The batch of these rows. Pair numbers are positions in `pairs`.
 
   Args:
     rows: from `row_members`.
-    own: the rows of each micro-batch to fill, those of this host; None for all.
+    local: the rows of each micro-batch to fill, those of this host; None for all.
   """
-  batch = empty_batch(shape, own)
-  own = range(shape.rows) if own is None else own
+  batch = empty_batch(shape, local)
+  local = range(shape.rows) if local is None else local
   for number, members in enumerate(rows):
     micro, row = divmod(number, shape.rows)
-    if row not in own:
+    if row not in local:
       continue
     start = targets = 0
     for slot, index in enumerate(members):
-      at = (micro, row - own.start)
+      at = (micro, row - local.start)
       start, targets = _lay_out(batch, at, slot, index, pairs[index], start, targets)
   used = np.asarray(-(-len(rows) // shape.rows), np.int32)
   return batch._replace(num_micro=used)
@@ -110,6 +61,11 @@ def pair_length(pair: PairTokens) -> int:
   return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
 
 
+def pair_contents(pairs: Sequence[PairTokens]) -> Contents:
+  """What a batch of these pairs has in it; see `Contents`."""
+  return contents((f"pair {pair.id}", pair) for pair in pairs)
+
+
 def assign_rows(lengths: list[int], row_length: int, slots: int) -> list[list[int]]:
   """Best-fit decreasing: the members of each row, as indices into `lengths`; deterministic."""
   rows: list[list[int]] = []
@@ -118,9 +74,9 @@ def assign_rows(lengths: list[int], row_length: int, slots: int) -> list[list[in
     length = lengths[index]
     if length > row_length:
       raise ValueError(f"a pair of {length} tokens for rows of {row_length}")
-    place = bisect.bisect_left(open_rows, (length, 0))
-    if place < len(open_rows):
-      room, row = open_rows.pop(place)
+    position = bisect.bisect_left(open_rows, (length, 0))
+    if position < len(open_rows):
+      room, row = open_rows.pop(position)
     else:
       room, row = row_length, len(rows)
       rows.append([])

@@ -5,29 +5,20 @@ import json
 import pathlib
 import re
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from simpo_jax.config_check import range_problem
-from simpo_jax.data.forms import Message, SkipRow, to_messages
-from simpo_jax.data.sources import Malformed, find_file, open_lines, read_rows
-from simpo_jax.data.template import TemplateFailed
-from simpo_jax.data.tokenizer import Tokenizer, encode_with_bos
+from simpo_jax.data.row_files import Malformed, find_file, open_lines, read_rows
+from simpo_jax.data.row_formats import Message, SkipRow, to_messages
+from simpo_jax.data.types import Prompt
 from simpo_jax.errors import UserError, shown
-
-
-class Prompt(NamedTuple):
-  """One prompt. text: what the user wrote last, for display."""
-
-  index: int
-  text: str
-  tokens: np.ndarray  # int32[T], one BOS at most, ending where the answer begins
-  settings: Mapping[str, float] = MappingProxyType({})  # its own, in place of the config's
-
+from simpo_jax.settings import FIELDS
+from simpo_jax.tokenizer.chat_template import TemplateFailed
+from simpo_jax.tokenizer.tokenizer import Tokenizer, encode_with_bos
 
 _WIDE = re.compile(r"\d{3,}|{")  # of a field in the template: a width above 99, or one to come
 _FIELDS = ("messages", "prompt", "conversations")  # one of which a row has
@@ -184,7 +175,7 @@ def _setting(name: str, value: Any, place: str) -> float:
   if type(value) is not int and (whole or type(value) is not float):
     what = "a whole number" if whole else "a number"
     raise UserError(f"{place}: {name} is {json.dumps(value)}, and must be {what}")
-  if problem := range_problem(f"generate.{name}", value):
+  if problem := range_problem(FIELDS[f"generate.{name}"], value):
     raise UserError(f"{place}: {name}={value} {problem}")
   return value
 

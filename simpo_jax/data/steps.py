@@ -3,7 +3,8 @@
 Every step has exactly `batch_size` pairs, and the steps walk through the epochs. Within a
 window of steps pairs change places so that rows are full: the window's pairs are packed
 as a whole, and its rows dealt out so that each step's pairs add up. Nothing depends on
-the number of devices or hosts.
+the number of devices or hosts. No place in the data is kept: a resumed run asks for its next
+step.
 """
 
 import functools
@@ -12,14 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simpo_jax.data.mixture import ReadPairs
 from simpo_jax.data.packing import assign_rows, pair_length
-from simpo_jax.data.pairs import PairTokens
-from simpo_jax.data.skips import SkipReport
-from simpo_jax.data.stream import ReadPairs
+from simpo_jax.data.skip_report import SkipReport
+from simpo_jax.data.types import PairTokens
 
 
 class Window(NamedTuple):
-  """So many steps' pairs, by step, and what was met when they were read."""
+  """The pairs of `lookahead` consecutive steps, one list per step, with their skip report."""
 
   steps: list[list[PairTokens]]
   report: SkipReport | None
@@ -36,8 +37,8 @@ def window_source(
     if size == 1:
       return Window([pairs], report)
     lengths = [pair_length(p) for p in pairs]
-    dealt = deal(lengths, size, row_length, slots, (seed, number))
-    return Window([[pairs[place] for place in places] for places in dealt], report)
+    by_step = balance_steps(lengths, size, row_length, slots, (seed, number))
+    return Window([[pairs[index] for index in indices] for indices in by_step], report)
 
   return window
 
@@ -45,24 +46,24 @@ def window_source(
 def step_source(
   window: Callable[[int], Window], lookahead: int
 ) -> Callable[[int], tuple[list[PairTokens], SkipReport | None]]:
-  """The function from a step (from 1) to its pairs, and to the report of a window it begins.
+  """Returns a function: step (from 1) to its pairs and, for a window's first step, its report.
 
   Args:
-    window: from `window_source`; asked for one number as often as it has steps.
-    lookahead: steps of a window; 0 or 1 keeps the order of the stream.
+    window: from `window_source`; its last two results are cached.
+    lookahead: steps per window; 0 or 1 keeps the order of the stream.
   """
   size = max(1, lookahead)
   kept = functools.lru_cache(maxsize=2)(window)
 
   def pairs_of(step: int) -> tuple[list[PairTokens], SkipReport | None]:
-    number, place = divmod(step - 1, size)
+    number, index = divmod(step - 1, size)
     found = kept(number)
-    return found.steps[place], found.report if place == 0 else None
+    return found.steps[index], found.report if index == 0 else None
 
   return pairs_of
 
 
-def deal(
+def balance_steps(
   lengths: list[int], steps: int, row_length: int, slots: int, seed: tuple[int, ...]
 ) -> list[list[int]]:
   """Deals pairs out to steps, as many to each, so that their rows are full; deterministic.
@@ -80,15 +81,15 @@ def deal(
   waiting: dict[int, list[list[int]]] = {}  # rows by their number of pairs
   for i in rng.permutation(len(rows)):
     waiting.setdefault(len(rows[i]), []).append(rows[i])
-  dealt = [
+  by_step = [
     _take(waiting, len(lengths) // steps, round(sum(map(len, waiting.values())) / (steps - done)))
     for done in range(steps)
   ]
-  return [dealt[i] for i in rng.permutation(steps)]
+  return [by_step[i] for i in rng.permutation(steps)]
 
 
 def _take(waiting: dict[int, list[list[int]]], pairs: int, rows: int) -> list[int]:
-  """Takes about `rows` of the waiting rows, with so many pairs in all."""
+  """Pops about `rows` of the waiting rows, holding exactly `pairs` pairs; may split a row."""
   taken, left = [], pairs
   while left:
     to_come = max(1, rows)

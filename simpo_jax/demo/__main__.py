@@ -25,15 +25,16 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from simpo_jax import learned
 from simpo_jax.cli import refuse_arguments, run_program
-from simpo_jax.curve import draw
+from simpo_jax.compare.curve import draw
+from simpo_jax.compare.evaluations import compare, read_evaluations, table_of, write_text
 from simpo_jax.demo.measure import panels, read_samples, samples_table
 from simpo_jax.demo.text import STYLES, make_held_out, make_pairs, split_texts
 from simpo_jax.errors import UserError
-from simpo_jax.workdir import fresh_name
+from simpo_jax.storage.paths import brief, plain
+from simpo_jax.workdir.files import fresh_name
 
-OWN_FLAGS = ("workdir", "seed", "svg", "debug")
+PROGRAM_FLAGS = ("workdir", "seed", "svg", "debug")
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "demo.py"
 STAGES = ("fit", "prefer")
 _PAIRS = {"fit": 3240, "prefer": 900}  # of the one, every question 6 times
@@ -109,24 +110,24 @@ def demo(folder: pathlib.Path, seed: int, svg: pathlib.Path) -> None:
   for stage in STAGES:
     run_stage(stage, folder, seed)
   run, console = folder / "prefer", Console(highlight=False)
-  evaluations, samples = learned.read_evaluations(run), read_samples(run)
-  for table in (learned.table_of(learned.learned(evaluations)), samples_table(samples)):
+  evaluations, samples = read_evaluations(run), read_samples(run)
+  for table in (table_of(compare(evaluations)), samples_table(samples)):
     console.print()
     console.print(table)
-  learned.write_text(svg, draw(panels(run, evaluations, samples)))
+  write_text(svg, draw(panels(run, evaluations, samples)))
   print(f"\nthe curve: {svg}; the text it learned from: {folder}/data")
 
 
 def main(argv: Sequence[str]) -> None:
   """Reads the flags."""
   refuse_arguments(argv, "--workdir=runs/demo")
-  folder = pathlib.Path(flags.FLAGS.workdir or fresh_name("demo")).expanduser()
-  demo(folder, flags.FLAGS.seed, pathlib.Path(flags.FLAGS.svg or folder / "demo.svg"))
+  folder = pathlib.Path(brief(plain(flags.FLAGS.workdir or fresh_name("demo"))))
+  demo(folder, flags.FLAGS.seed, plain(flags.FLAGS.svg or folder / "demo.svg"))
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "The demo's folder; default: a fresh one under runs/.")
-  flags.DEFINE_integer("seed", 0, "Of text, weights, order and samples.", 0, 2**32 - 1)
-  flags.DEFINE_string("svg", None, "Where the curve goes; default: demo.svg in the workdir.")
+  flags.DEFINE_string("workdir", None, "Output folder; default: a new one under runs/.")
+  flags.DEFINE_integer("seed", 0, "Seed for text, weights, data order and samples.", 0, 2**32 - 1)
+  flags.DEFINE_string("svg", None, "Output file for the curve; default: demo.svg in the workdir.")
   flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
-  run_program(main, OWN_FLAGS)
+  run_program(main, PROGRAM_FLAGS)

@@ -7,8 +7,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from simpo_jax import learned
-from simpo_jax.curve import Panel
+from simpo_jax.compare.curve import Panel
+from simpo_jax.compare.evaluations import Estimate, estimates, evaluation_panels, percent, share
 from simpo_jax.demo.text import judge
 
 Samples = dict[int, list[dict[str, Any]]]  # by step, each in the order of prompts and samples
@@ -31,12 +31,10 @@ def read_samples(run: pathlib.Path) -> Samples:
   }
 
 
-def counts(rows: list[dict[str, Any]]) -> dict[str, learned.Estimate]:
+def counts(rows: list[dict[str, Any]]) -> dict[str, Estimate]:
   """The share of the answers that count as each of `_COUNTS`, with its interval."""
   verdicts = [judge(row["prompt"], row["generated_text"]) for row in rows]
-  return {
-    name: learned.share(sum(map(rule, verdicts)), len(rows)) for name, rule in _COUNTS.items()
-  }
+  return {name: share(sum(map(rule, verdicts)), len(rows)) for name, rule in _COUNTS.items()}
 
 
 def samples_table(samples: Samples) -> Table:
@@ -55,7 +53,7 @@ def samples_table(samples: Samples) -> Table:
     table.add_column(f"step {step}")
   found = [counts(rows) for rows in samples.values()]
   for name in _COUNTS:
-    table.add_row(name, *(learned.percent(c[name]) for c in found))
+    table.add_row(name, *(percent(c[name]) for c in found))
   table.add_section()
   per_prompt = 1 + max(row["sample_index"] for row in samples[first])
   for i in range(0, 3 * _APART * per_prompt, _APART * per_prompt):
@@ -69,11 +67,11 @@ def panels(run: pathlib.Path, evaluations, samples: Samples) -> list[Panel]:
   """Accuracy and margin, and the answers beside them."""
   shares = {step: counts(rows) for step, rows in samples.items()}
   return [
-    *learned.panels(run, evaluations),
+    *evaluation_panels(run, evaluations),
     Panel(
       "answers, %",
       [
-        learned.estimates(name, {step: [100 * x for x in c[name]] for step, c in shares.items()})
+        estimates(name, {step: [100 * x for x in c[name]] for step, c in shares.items()})
         for name in _COUNTS
         if name != "neither"
       ],

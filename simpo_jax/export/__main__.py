@@ -9,7 +9,6 @@ Examples:
   python -m simpo_jax.export --workdir=runs/mine --out=mine --source=/models/SmolLM2
 """
 
-import pathlib
 from collections.abc import Sequence
 
 from absl import flags
@@ -21,26 +20,24 @@ _FLAGS = ("workdir", "step", "out", "dtype", "average", "shard_gb", "source", "f
 
 
 def _define_flags() -> None:
-  flags.DEFINE_string("workdir", None, "Of the run.")
-  flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", lower_bound=0)
-  flags.DEFINE_string("out", None, "The folder to write; an earlier export in it is replaced.")
+  flags.DEFINE_string("workdir", None, "Workdir of the run.")
+  flags.DEFINE_integer("step", None, "Checkpoint step; default: the newest.", lower_bound=0)
+  flags.DEFINE_string("out", None, "Output folder; an earlier export there is replaced.")
   flags.DEFINE_enum(
     "dtype",
     None,
     ["auto", "float32", "bfloat16", "float16"],
-    "Of the exported weights; auto: as the run has them. Default: the run's export.dtype.",
+    "Dtype of the exported weights; auto: that of the run. Default: the run's export.dtype.",
   )
   flags.DEFINE_bool(
-    "average", None, "Averaged weights, where the run has them. Default: the run's export.average."
+    "average", None, "Export the averaged weights, if any. Default: the run's export.average."
   )
-  flags.DEFINE_float(
-    "shard_gb", None, "The most that one file has, in 10^9 bytes. Default: the run's."
-  )
+  flags.DEFINE_float("shard_gb", None, "Maximum file size in 10^9 bytes. Default: the run's.")
   flags.DEFINE_string(
-    "source", None, "Where the model that the run began with is now; default: its model.source."
+    "source", None, "Current location of the base model; default: the run's model.source."
   )
   flags.DEFINE_bool(
-    "force", False, "Export although config or tokenizer of that model have changed since."
+    "force", False, "Export even if the base model's config or tokenizer has changed."
   )
   flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
 
@@ -61,8 +58,8 @@ def main(argv: Sequence[str]) -> None:
   }
   print(
     export_run(
-      pathlib.Path(values.workdir).expanduser(),
-      pathlib.Path(values.out).expanduser(),
+      values.workdir,
+      values.out,
       values.step,
       values.source,
       options,

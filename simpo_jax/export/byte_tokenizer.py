@@ -1,7 +1,7 @@
 """The embedded model's bytes as a Hugging Face tokenizer."""
 
-from simpo_jax.data.byte_vocab import END, SPECIAL_IDS, TEMPLATE
-from simpo_jax.data.hf_tokenizer import byte_spellings
+from simpo_jax.tokenizer.byte_vocab import END, SPECIAL_IDS, TEMPLATE
+from simpo_jax.tokenizer.huggingface import byte_spellings
 
 
 def hf_byte_tokenizer():

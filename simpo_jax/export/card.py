@@ -8,8 +8,9 @@ from typing import Any
 import huggingface_hub
 
 from simpo_jax.config import default_config, flatten
-from simpo_jax.data.prepared import hub_datasets
-from simpo_jax.weights import OpenModel
+from simpo_jax.data.prepared.dataset import hub_datasets
+from simpo_jax.models.source import has_random_weights
+from simpo_jax.models.weights import OpenModel
 
 # Shown whatever they are; of the other fields, those that are not at their defaults.
 _ALWAYS = (
@@ -101,7 +102,7 @@ def _metrics(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
 
 def _what(config, step: int, averaged: bool, dtype: str, hub_id: str | None) -> str:
   source = config.model.source
-  if source == "embedded" or source.startswith("random:"):
+  if has_random_weights(source):
     base = "a model with random weights"
   elif hub_id:
     base = f"[{_text(hub_id)}](https://huggingface.co/{hub_id})"

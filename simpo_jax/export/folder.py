@@ -7,7 +7,6 @@ the checkpoint, one after the other, so that nobody ever holds more than one fil
 import contextlib
 import json
 import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,13 +15,19 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from simpo_jax.data.tokenizer import Tokenizer
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.export.card import model_card
-from simpo_jax.export.hf_files import generation_config, hf_config, write_tokenizer
-from simpo_jax.lora import make_lora
-from simpo_jax.weights import OpenModel
-from simpo_jax.weights_checkpoint import CheckpointWeights, open_checkpoint
+from simpo_jax.export.hf_configs import (
+  check_copied,
+  generation_config,
+  hf_config,
+  write_tokenizer,
+)
+from simpo_jax.models.hf_weights import CheckpointWeights, open_checkpoint
+from simpo_jax.models.lora import make_lora
+from simpo_jax.models.weights import OpenModel
+from simpo_jax.storage import temporary
+from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 MARK = "simpo_jax_export.json"  # in a folder of ours, which may be replaced
 _GB = 10**9
@@ -59,13 +64,16 @@ class Written(NamedTuple):
 
 
 def write_folder(
-  export: Export, share: int = 0, shares: int = 1, meet: Callable[[str], Any] = lambda what: None
+  export: Export,
+  share: int = 0,
+  shares: int = 1,
+  barrier: Callable[[str, str], list[str]] = lambda what, own: [own],
 ) -> Written:
   """Writes the folder, or nothing.
 
   Args:
     share, shares: which of how many processes this is; all must call, with the same `export`.
-    meet: returns when all have called it.
+    barrier: returns when all have called it, with what each has to say.
 
   Raises:
     UserError: the checkpoint is not this model's, a weight does not fit the dtype, or the
@@ -80,16 +88,17 @@ def write_folder(
   written = Written(
     len(files), sum(sizes.values()), sum(sizes.values()) * dtype.itemsize, dtype.name
   )
-  partial = export.out.with_name(export.out.name + ".partial")
-  with _whole_or_not_at_all(export.out, partial, cleans=share == 0):
+  check_copied(export.model)
+  with _told(export.out), contextlib.ExitStack() as stack:
+    made = ""
     if share == 0:
       check_out(export.out)
-      shutil.rmtree(partial, ignore_errors=True)
-      partial.mkdir(parents=True)
-    meet("export's folder")
+      export.out.parent.mkdir(parents=True, exist_ok=True)
+      made = stack.enter_context(temporary.folder_for(export.out)).name
+    partial = export.out.with_name(barrier("export's folder", made)[0])
     for name, tensors in list(files.items())[share::shares]:
       _write_tensors(partial / name, tensors, weights, dtype)
-    meet("export's weights")
+    barrier("export's weights", "")
     if share == 0:
       _write_rest(partial, export, weights, files, written)
       _into_place(partial, export.out)
@@ -118,6 +127,8 @@ def plan_files(
 
 def check_out(out: pathlib.Path) -> None:
   """Raises a UserError unless the folder is absent, empty, or an export and nothing else."""
+  if out.is_symlink():
+    raise UserError(f"{out} is a link; name the folder that it leads to, or another")
   if not out.exists():
     return
   if not out.is_dir():
@@ -194,27 +205,26 @@ def _write_rest(
 
 def _into_place(partial: pathlib.Path, out: pathlib.Path) -> None:
   if out.exists():  # `check_out` has seen that it may go
-    before = out.with_name(out.name + ".replaced")
-    shutil.rmtree(before, ignore_errors=True)
-    out.rename(before)
-    partial.rename(out)
-    shutil.rmtree(before, ignore_errors=True)
+    with temporary.folder_for(out) as aside:
+      out.rename(aside / out.name)
+      try:
+        partial.rename(out)
+      except OSError:
+        (aside / out.name).rename(out)
+        raise
   else:
     partial.rename(out)
 
 
 @contextlib.contextmanager
-def _whole_or_not_at_all(out: pathlib.Path, partial: pathlib.Path, cleans: bool):
-  """Leaves no half-written folder; storage that fails is told as the user's error."""
+def _told(out: pathlib.Path):
+  """Storage that fails is told as the user's error."""
   try:
     yield
   except (OSError, SafetensorError) as e:
     raise UserError(
       f"{out} cannot be written ({one_line(e)}); free space, or choose another folder"
     ) from e
-  finally:
-    if cleans:
-      shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

@@ -5,19 +5,22 @@ import pathlib
 import jax
 
 from simpo_jax import distributed, storage
+from simpo_jax.checkpoint.resume import checkpoints_folder
+from simpo_jax.checkpoint.saved_run import open_run
 from simpo_jax.config_check import range_problem
-from simpo_jax.display import human_bytes
 from simpo_jax.errors import UserError
 from simpo_jax.export.folder import Export, Written, check_out, write_folder
-from simpo_jax.resolve import Run
-from simpo_jax.resume import checkpoints_folder
-from simpo_jax.saved_run import open_run
-from simpo_jax.saver import Saver
+from simpo_jax.export.hf_configs import check_copied
+from simpo_jax.models.weights import OpenModel
+from simpo_jax.runtime.console import human_bytes
+from simpo_jax.runtime.resolve import ResolvedRun
+from simpo_jax.settings import FIELDS
+from simpo_jax.storage.paths import brief, plain
 
 
 def export_run(
-  workdir: pathlib.Path,
-  out: pathlib.Path,
+  workdir: str | pathlib.Path,
+  out: str | pathlib.Path,
   step: int | None = None,
   source: str | None = None,
   options: dict | None = None,
@@ -36,8 +39,10 @@ def export_run(
   Raises:
     UserError: there is no such checkpoint, it is damaged, or the folder cannot be had.
   """
-  options = options or {}
-  if problem := "shard_gb" in options and range_problem("export.shard_gb", options["shard_gb"]):
+  workdir, out, options = plain(workdir), plain(out), options or {}
+  if problem := "shard_gb" in options and range_problem(
+    FIELDS["export.shard_gb"], options["shard_gb"]
+  ):
     raise UserError(f"--shard_gb={options['shard_gb']} {problem}")
   check_out(out)
   saved = open_run(workdir, step, source, force)
@@ -54,7 +59,7 @@ def export_run(
   return _text(export, write_folder(export))
 
 
-def check_at_end(config, folder: pathlib.Path, shared: bool) -> None:
+def check_at_end(config, folder: pathlib.Path, shared: bool, model: OpenModel) -> None:
   """Raises a UserError before anything runs if there could be no export at the end."""
   if not config.export.at_end:
     return
@@ -69,15 +74,20 @@ def check_at_end(config, folder: pathlib.Path, shared: bool) -> None:
     )
   if jax.process_index() == 0:
     check_out(folder / "export")
+    check_copied(model)
 
 
-def export_at_end(config, run: Run, folder: pathlib.Path, saver: Saver) -> str:
-  """Writes WORKDIR/export; all processes must call. Returns what to tell the user."""
+def export_at_end(config, run: ResolvedRun, folder: pathlib.Path, checkpoint: str) -> str:
+  """Writes WORKDIR/export; all processes must call. Returns what to tell the user.
+
+  Args:
+    checkpoint: the name of that of the last step.
+  """
   export = Export(
-    checkpoint=checkpoints_folder(folder) / saver.last,
+    checkpoint=checkpoints_folder(folder) / checkpoint,
     workdir=folder,
     out=folder / "export",
-    step=saver.position.step,
+    step=config.train.steps,
     config=config,
     model=run.model,
     tokenizer=run.tokenizer,
@@ -86,7 +96,7 @@ def export_at_end(config, run: Run, folder: pathlib.Path, saver: Saver) -> str:
     export,
     jax.process_index(),
     jax.process_count(),
-    lambda what: distributed.gather(what, ""),
+    distributed.gather,
   )
   return _text(export, written)
 
@@ -96,5 +106,5 @@ def _text(export: Export, written: Written) -> str:
   files = "1 file" if written.files == 1 else f"{written.files} files"
   return (
     f"exported step {export.step}: {written.parameters / 1e6:,.1f}M {written.dtype} weights, "
-    f"{human_bytes(written.bytes)} in {files}, to {export.out}"
+    f"{human_bytes(written.bytes)} in {files}, to {brief(export.out)}"
   )

@@ -10,13 +10,13 @@ Fields that a recipe leaves out have the defaults of its own trainer, not those 
 TRL's are beta 0.1, gamma 0.5 and a term on the chosen responses (cpo_alpha 1).
 """
 
-import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
 from simpo_jax.cli import run_program
 from simpo_jax.errors import UserError
+from simpo_jax.storage.paths import brief, plain
 
 _FLAGS = (
   "form", "devices", "pairs", "data", "out", "force", "allow_unsupported", "debug",
@@ -25,22 +25,24 @@ _FLAGS = (
 
 def _define_flags() -> None:
   flags.DEFINE_enum(
-    "form", "auto", ["auto", "trl", "princeton"], "Whose recipe it is; auto: by its fields."
+    "form", "auto", ["auto", "trl", "princeton"], "Recipe format; auto: detected from its fields."
   )
+  flags.DEFINE_integer("devices", None, "Number of devices the recipe assumes.", lower_bound=1)
   flags.DEFINE_integer(
-    "devices", None, "On how many devices the recipe was meant to run.", lower_bound=1
+    "pairs", None, "Number of training pairs, to convert epochs to steps.", lower_bound=1
   )
-  flags.DEFINE_integer("pairs", None, "Pairs of its training data, to count epochs.", lower_bound=1)
-  flags.DEFINE_string("data", None, "A file or tfds:NAME to train on, in place of its datasets.")
-  flags.DEFINE_string("out", None, "The config file to write; default: it is printed.")
-  flags.DEFINE_bool("force", False, "Replace the file that is there.")
-  flags.DEFINE_bool("allow_unsupported", False, "Go on where fields are not supported.")
+  flags.DEFINE_string(
+    "data", None, "File or tfds:NAME to train on instead of the recipe's datasets."
+  )
+  flags.DEFINE_string("out", None, "Config file to write; default: print it.")
+  flags.DEFINE_bool("force", False, "Overwrite an existing file.")
+  flags.DEFINE_bool("allow_unsupported", False, "Ignore unsupported fields.")
   flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
 
 
 def main(argv: Sequence[str]) -> None:
   """Prints what becomes of each field, and the config; or writes it."""
-  from simpo_jax.import_config.parts import Asked
+  from simpo_jax.import_config.parts import RunFacts
   from simpo_jax.import_config.reading import read_yaml
   from simpo_jax.import_config.translate import UNSUPPORTED, form_of, translate
   from simpo_jax.import_config.writing import config_text
@@ -48,15 +50,17 @@ def main(argv: Sequence[str]) -> None:
   values = flags.FLAGS
   if len(argv) != 2:
     raise UserError("name one YAML: python -m simpo_jax.import_config FILE (see --help)")
-  source, out = pathlib.Path(argv[1]), values.out and pathlib.Path(values.out)
+  source, out = argv[1], values.out and plain(values.out)
   if out and not out.parent.is_dir():
-    raise UserError(f"--out={out}: there is no folder {out.parent}; create it first")
+    raise UserError(f"--out={values.out}: there is no folder {brief(out.parent)}; create it first")
   if out and out.exists() and not values.force:
-    raise UserError(f"--out={out} is there already; name another file, or replace it with --force")
-  given = read_yaml(source)
-  form = form_of(given, str(source)) if values.form == "auto" else values.form
-  asked = Asked(values.devices, values.pairs, values.data)
-  translation = translate(given, form, asked, str(source))
+    raise UserError(
+      f"--out={values.out} is there already; name another file, or replace it with --force"
+    )
+  given = read_yaml(plain(source))
+  form = form_of(given, source) if values.form == "auto" else values.form
+  facts = RunFacts(values.devices, values.pairs, values.data)
+  translation = translate(given, form, facts, source)
   _show(translation.rows)
   missing = [row.field for row in translation.rows if row.status == UNSUPPORTED]
   if missing and not values.allow_unsupported:
@@ -64,15 +68,15 @@ def main(argv: Sequence[str]) -> None:
       f"{source}: not supported, and it would train otherwise: {', '.join(missing)}; take them out "
       "of a copy of it, or go on without them: --allow_unsupported"
     )
-  text = config_text(translation, f"{form}'s {source.name}", values.out or "configs/mine.py")
+  text = config_text(translation, f"{form}'s {plain(source).name}", values.out or "configs/mine.py")
   if not out:
     print(f"\n{text}", end="")
     return
   try:
     out.write_text(text)
   except OSError as e:
-    raise UserError(f"--out={out} cannot be written ({e.strerror})") from e
-  print(f"\n{out} is written. Next:")
+    raise UserError(f"--out={values.out} cannot be written ({e.strerror})") from e
+  print(f"\n{values.out} is written. Next:")
   for line in text.splitlines():
     if line.startswith("# python "):
       print(f"  {line.removeprefix('# ')}")

@@ -4,25 +4,25 @@ import re
 import shlex
 from typing import Any
 
-from simpo_jax.data.sources import EXTENSIONS
+from simpo_jax.data.row_files import EXTENSIONS
 from simpo_jax.errors import UserError
-from simpo_jax.import_config.parts import Asked, Part, shown
+from simpo_jax.import_config.parts import Part, RunFacts, shown
 
 FOLDER = "data"  # of prepared datasets
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _SPLIT = re.compile(r"\w+")
 
 
-def datasets(v: dict[str, Any], form: str, asked: Asked, evaluates: bool, where: str) -> Part:
+def datasets(v: dict[str, Any], form: str, facts: RunFacts, evaluates: bool, where: str) -> Part:
   """Training data and, if the run `evaluates`, held-out data.
 
   Raises:
     UserError: there is none, or it is not written as the recipe's trainer reads it.
   """
   fields = ("dataset_mixer", "dataset_splits", "dataset_name", "datasets", "dataset_train_split")
-  if asked.data is not None:
+  if facts.data is not None:
     told = dict.fromkeys((*fields, "dataset_test_split"), "--data in its place")
-    return Part({"data.train": (asked.data,), "data.eval": ()}, told)
+    return Part({"data.train": (facts.data,), "data.eval": ()}, told)
   if form == "princeton":
     wanted = _mixer(v, where)
   else:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from simpo_jax.errors import UserError
 from simpo_jax.import_config.fields import DIRECT, MISTRAL_TEMPLATE
-from simpo_jax.lora import TARGETS
+from simpo_jax.models.lora import TARGETS
 
 ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused")
 SCHEDULES = {
@@ -19,7 +19,7 @@ SCHEDULES = {
 _NOTHING: dict[str, str] = {}
 
 
-class Asked(NamedTuple):
+class RunFacts(NamedTuple):
   """What a recipe leaves to the command line."""
 
   devices: int | None = None  # that the recipe was meant for
@@ -55,7 +55,11 @@ def loss(v: dict[str, Any], form: str, where: str) -> Part:
   if form == "princeton":
     if kind not in ("sigmoid", "hinge"):
       raise UserError(f"{where}: loss_type {shown(kind)} is not SimPO's; sigmoid and hinge are")
-    return Part({"simpo.loss_type": kind}, {"loss_type": "simpo.loss_type"})
+    settings, told = {"simpo.loss_type": kind}, {"loss_type": "simpo.loss_type"}
+    if kind == "hinge":  # whose code passes over it
+      settings["simpo.label_smoothing"] = 0.0
+      told["label_smoothing"] = "simpo.label_smoothing = 0: hinge has none"
+    return Part(settings, told)
   if kind not in ("simpo", "alphapo"):
     raise UserError(
       f"{where}: loss_type {shown(kind)} trains by another loss; only simpo is translated"
@@ -72,34 +76,34 @@ def loss(v: dict[str, Any], form: str, where: str) -> Part:
   return Part({**settings, "simpo.loss_type": "sigmoid"}, told)
 
 
-def batch(v: dict[str, Any], asked: Asked, where: str) -> Part:
+def batch(v: dict[str, Any], facts: RunFacts, where: str) -> Part:
   """Pairs of a step, over all devices."""
   each, times = v["per_device_train_batch_size"], v["gradient_accumulation_steps"]
-  if asked.devices is None:
+  if facts.devices is None:
     raise UserError(
       f"{where} asks for {each} x {times} pairs a step on each device; say with --devices=N on how "
       "many it was meant to run"
     )
-  size = each * times * asked.devices
-  text = f"train.batch_size = {each} x {times} x {asked.devices} devices = {size}"
+  size = each * times * facts.devices
+  text = f"train.batch_size = {each} x {times} x {facts.devices} devices = {size}"
   told = {"per_device_train_batch_size": text, "gradient_accumulation_steps": text}
   return Part({"train.batch_size": size}, told)
 
 
-def steps(v: dict[str, Any], batch_size: int, asked: Asked, where: str) -> Part:
+def steps(v: dict[str, Any], batch_size: int, facts: RunFacts, where: str) -> Part:
   """How long it trains."""
   epochs = v["num_train_epochs"]
   if v["max_steps"] > 0:
     return Part({"train.steps": v["max_steps"]}, {"max_steps": "train.steps"})
-  if asked.pairs is None:
+  if facts.pairs is None:
     raise UserError(
       f"{where} trains for {epochs:g} epochs, here steps are counted; say with --pairs=N how many "
       "pairs its training data has (python -m simpo_jax.prepare tells)"
     )
   if epochs <= 0:
     raise UserError(f"{where}: num_train_epochs is {epochs:g}, and must be positive")
-  count = max(int(epochs * asked.pairs / batch_size), 1)
-  text = f"train.steps = {epochs:g} x {asked.pairs} pairs / {batch_size} = {count}"
+  count = max(int(epochs * facts.pairs / batch_size), 1)
+  text = f"train.steps = {epochs:g} x {facts.pairs} pairs / {batch_size} = {count}"
   return Part({"train.steps": count}, {"num_train_epochs": text})
 
 
@@ -145,11 +149,15 @@ def precision(v: dict[str, Any]) -> Part:
   }
   problems, weights = {}, "float32"
   for name in ("dtype", "torch_dtype"):
-    if v.get(name) in ("float32", "bfloat16"):
+    if v.get(name) == "bfloat16" and not v["use_peft"]:
+      compute = "bfloat16"
+      told[name] = "model.compute_dtype = bfloat16; the weights that train are float32"
+      told["bf16"] = f"model.compute_dtype = bfloat16, as {name} says"
+    elif v.get(name) in ("float32", "bfloat16"):
       weights = v[name]
       told[name] = f"model.param_dtype = {weights}"
     elif name in v:
-      problems[name] = "weights are trained in float32 or bfloat16: say which"
+      problems[name] = "say float32 or bfloat16"
   settings = {"model.compute_dtype": compute, "model.param_dtype": weights, "train.remat": remat}
   return Part(settings, told, problems)
 

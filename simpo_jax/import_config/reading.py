@@ -30,7 +30,7 @@ def read_yaml(path: pathlib.Path) -> dict[str, Any]:
     line = f", line {mark.line + 1}" if mark else ""
     raise UserError(f"{path}{line}: {getattr(e, 'problem', None) or one_line(e)}") from e
   except ValueError as e:  # a number of too many digits, a date that is none
-    raise UserError(f"{path}: {one_line(e)}; mend the YAML") from e
+    raise UserError(f"{path}: {one_line(e)}; fix the YAML") from e
   if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
     raise UserError(f"{path} is not a mapping of field names to values, as a trainer's YAML is")
   return {name: value for name, value in fields.items() if value is not None}

@@ -10,7 +10,7 @@ from simpo_jax.errors import UserError
 from simpo_jax.import_config import parts
 from simpo_jax.import_config.datasets import datasets
 from simpo_jax.import_config.fields import DEFAULTS, FORMS, IGNORED, KINDS, KNOWN, ONLY, SIGNS
-from simpo_jax.import_config.parts import Asked, shown
+from simpo_jax.import_config.parts import RunFacts, shown
 
 MAPPED, IGNORES, UNSUPPORTED = "mapped", "ignored", "NOT SUPPORTED"
 _KIND = {name: kind for kind, names in KINDS.items() for name in names}
@@ -57,13 +57,13 @@ def form_of(given: dict[str, Any], where: str) -> str:
   raise UserError(f"{where} could be anybody's; say whose with --form=trl or --form=princeton")
 
 
-def translate(given: dict[str, Any], form: str, asked: Asked, where: str) -> Translation:
+def translate(given: dict[str, Any], form: str, facts: RunFacts, where: str) -> Translation:
   """The config that trains as the recipe does.
 
   Args:
     given: the recipe's fields.
     form: one of `fields.FORMS`.
-    asked: what a recipe does not say.
+    facts: what a recipe does not say.
     where: its path, for messages.
 
   Raises:
@@ -72,15 +72,15 @@ def translate(given: dict[str, Any], form: str, asked: Asked, where: str) -> Tra
   v = {**DEFAULTS[form], **{name: _checked(name, x, where) for name, x in given.items()}}
   if not v.get("model_name_or_path"):
     raise UserError(f"{where} names no model; add model_name_or_path to it")
-  batch = parts.batch(v, asked, where)
-  steps = parts.steps(v, batch.settings["train.batch_size"], asked, where)
+  batch = parts.batch(v, facts, where)
+  steps = parts.steps(v, batch.settings["train.batch_size"], facts, where)
   total = steps.settings["train.steps"]
   evaluation = parts.evaluation(v, total)
   evaluates = bool(evaluation.settings["evaluate.at_end"] or evaluation.settings["evaluate.every"])
   all_parts = [
     parts.names(v, where),
     parts.direct(v),
-    datasets(v, form, asked, evaluates, where),
+    datasets(v, form, facts, evaluates, where),
     parts.texts(v, form),
     batch,
     steps,

@@ -18,7 +18,6 @@ planned with prompts and responses of assumed lengths, and the output says so.
 
 import json
 import os
-import pathlib
 from collections.abc import Sequence
 
 from absl import flags
@@ -28,6 +27,7 @@ from simpo_jax.cli import refuse_arguments, run_program
 from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
 from simpo_jax.plan.topology import TOPOLOGIES, topology_devices
+from simpo_jax.storage.paths import brief, plain
 
 _FLAGS = ("config", "topology", "json", "prompt_tokens", "response_tokens", "debug")
 
@@ -36,20 +36,20 @@ def _define_flags() -> None:
   config_flags.DEFINE_config_file(
     "config",
     None,
-    "The run: FILE.py or FILE.py:VARIANT, such as configs/m11.py:llama3_8b_v5p32.",
+    "Config file: FILE.py or FILE.py:VARIANT, such as configs/m11.py:llama3_8b_v5p32.",
     lock_config=True,
   )
   flags.DEFINE_string(
-    "topology", None, f"The slice to compile for ({TOPOLOGIES}, ...); default: local devices."
+    "topology", None, f"Slice to compile for ({TOPOLOGIES}, ...); default: local devices."
   )
-  flags.DEFINE_string("json", None, "A file to write the plan to, as JSON.")
+  flags.DEFINE_string("json", None, "Output file for the plan as JSON.")
   flags.DEFINE_integer(
-    "prompt_tokens", 256, "Assumed length of prompts, where they are not at hand.", lower_bound=1
+    "prompt_tokens", 256, "Prompt length to assume if the prompts are not available.", lower_bound=1
   )
   flags.DEFINE_integer(
     "response_tokens",
     384,
-    "Assumed length of a pair's responses, where the data is not at hand.",
+    "Response length to assume if the data is not available.",
     lower_bound=2,
   )
   flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
@@ -62,9 +62,10 @@ def main(argv: Sequence[str]) -> None:
   if values.config is None:
     raise UserError("name a config: --config=configs/m11.py (see --help)")
   validate(values.config)
-  path = values.json and pathlib.Path(values.json)
+  path = values.json and plain(values.json)
   if path and not path.parent.is_dir():
-    raise UserError(f"--json={path}: there is no folder {path.parent}; create it first")
+    folder = brief(path.parent)
+    raise UserError(f"--json={values.json}: there is no folder {folder}; create it first")
   os.environ["HF_HUB_OFFLINE"] = "1"  # a plan downloads no model
   if values.topology:
     import jax

@@ -3,8 +3,8 @@
 import math
 from typing import Any, NamedTuple
 
-from simpo_jax.display import human_bytes
-from simpo_jax.sharding import ROWS
+from simpo_jax.models.sharding import ROWS
+from simpo_jax.runtime.console import human_bytes
 
 _SPARE = 0.5  # of a device's memory: with more of it free, larger micro-batches are worth a word
 
@@ -73,9 +73,9 @@ def _levers(config, planned, memory: dict[str, Any]) -> list[Lever]:
   cfg, every = planned.program, ("train", "generate", "evaluate")
   state = memory["params"] + memory["optimizer_state"]
   levers = []
-  if config.model.param_dtype == "float32":
-    text = "--config.model.param_dtype=bfloat16 (weights and optimizer state; less exact updates)"
-    levers.append(Lever(every, state / 2, text))
+  if config.train.lora_rank and config.model.param_dtype == "float32":
+    text = "--config.model.param_dtype=bfloat16 (the frozen weights; adapters stay float32)"
+    levers.append(Lever(every, memory["params"] / 2, text))
   hosts, data = cfg.mesh.shape["host"], cfg.mesh.shape["data"]
   if not config.mesh.shard_over_hosts and hosts > 1:
     text = "--config.mesh.shard_over_hosts=True (state cut over all hosts)"

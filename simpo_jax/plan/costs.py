@@ -12,11 +12,20 @@ import functools
 import re
 from typing import NamedTuple
 
-import numpy as np
+from simpo_jax.plan.instructions import (
+  Computation,
+  asynchronous,
+  constant_of,
+  main,
+  matmul_flops,
+  named,
+  origin_of,
+  root_of,
+  size_of,
+  update_operand,
+)
+from simpo_jax.program.hlo import Collective, Instruction, Module, collective
 
-from simpo_jax.hlo import Array, Collective, Instruction, Module, collective
-
-Computation = dict[str, Instruction]
 _NOTHING = (
   "parameter",
   "constant",
@@ -125,7 +134,7 @@ class _Reader:
       "", 1, flops, moved, tuple(exchanges), tuple(kernels), tuple(loops)
     )
     if i.opcode == "while":
-      body = _named(i, "body")
+      body = named(i, "body")
       return make(loops=[self.region(body, i.scope, self._trips(i, computation))])
     if i.opcode == "conditional":
       # Only one branch runs; which one is not known here: the costliest.
@@ -156,7 +165,7 @@ class _Reader:
     """
     found = []
     computation = self.module.computations[name]
-    starts = _asynchronous(computation, "Start")
+    starts = asynchronous(computation, "Start")
     for i in computation.values():
       if _CHAINED in i.rest and not starts:
         continue
@@ -175,18 +184,18 @@ class _Reader:
 
   def _bytes(self, i: Instruction, computation: Computation) -> float:
     """Main memory that an instruction on its own reads and writes."""
-    given = [_main(computation[n].arrays) for n in i.operands if n in computation]
-    made = _main(i.arrays)
+    given = [main(computation[n].arrays) for n in i.operands if n in computation]
+    made = main(i.arrays)
     if i.opcode in ("dynamic-slice", "slice", "gather"):
       whole = given[0] if given else 0
       return min(whole, sum(a.bytes for a in i.arrays)) + made
     if i.opcode in ("dynamic-update-slice", "scatter"):
-      update = i.operands[_update_operand(i)]
-      return 2 * min(made, _size(computation[update].arrays)) if made else 0
+      update = i.operands[update_operand(i)]
+      return 2 * min(made, size_of(computation[update].arrays)) if made else 0
     if i.opcode == "copy-start":  # (target, source, bookkeeping)
-      return _main(i.arrays[:2])
+      return main(i.arrays[:2])
     if i.opcode in ("slice-start", "dynamic-slice-start"):  # (source, target, bookkeeping)
-      return min(given[0], i.arrays[1].bytes) + _main(i.arrays[1:2])
+      return min(given[0], i.arrays[1].bytes) + main(i.arrays[1:2])
     if i.opcode.endswith("-start"):
       # Operands are repeated in the result, beside the results.
       return sum(given) + max(0, made - sum(given))
@@ -194,17 +203,17 @@ class _Reader:
 
   def _fusion_bytes(self, i: Instruction, computation: Computation) -> float:
     name = i.called[0]
-    if _asynchronous(self.module.computations[name], "Done"):
+    if asynchronous(self.module.computations[name], "Done"):
       return 0.0  # it was moved when it started
     moved = 0.0
     for place, operand in enumerate(i.operands):
       arrays = computation[operand].arrays if operand in computation else ()
       read = self._reads(name, place)
-      moved += _main(arrays) if read is None else min(_main(arrays), read)
+      moved += main(arrays) if read is None else min(main(arrays), read)
     sizes = self._written(name)
     for place, array in enumerate(i.arrays):
       size = sizes[place] if place < len(sizes) else None
-      moved += _main([array]) if size is None else min(_main([array]), size)
+      moved += main([array]) if size is None else min(main([array]), size)
     return moved
 
   def _reads_of(self, name: str, place: int) -> float | None:
@@ -228,7 +237,7 @@ class _Reader:
           return None  # what the result's user reads of it is not known here
         aliases.add(i.name)
       elif i.opcode in ("dynamic-slice", "slice", "gather") and used == [0]:
-        read += _size(i.arrays)
+        read += size_of(i.arrays)
       elif i.opcode in ("dynamic-update-slice", "scatter") and used == [0]:
         continue  # updated in place
       elif i.opcode == "fusion":
@@ -251,7 +260,7 @@ class _Reader:
   def _written(self, name: str) -> list[float | None]:
     """Bytes that a fused computation writes of each result; None for all of it."""
     computation = self.module.computations[name]
-    root, starts = _root(computation), _asynchronous(computation, "Start")
+    root, starts = root_of(computation), asynchronous(computation, "Start")
 
     def written(i: Instruction) -> list[float | None]:
       while i.opcode == "bitcast" and i.operands[0] in computation:
@@ -259,7 +268,7 @@ class _Reader:
       if i.opcode == "parameter" or (_CHAINED in i.rest and not starts):
         return [0.0]  # handed on
       if i.opcode in ("dynamic-update-slice", "scatter"):
-        return [_size(computation[i.operands[_update_operand(i)]].arrays)]
+        return [size_of(computation[i.operands[update_operand(i)]].arrays)]
       if i.opcode == "fusion":
         return self._written(i.called[0])
       return [None] * len(i.arrays)
@@ -272,99 +281,19 @@ class _Reader:
     """How often a loop runs, where its text says so: a count by constants alone."""
     if found := re.search(r'known_trip_count":\{"n":"(\d+)"', i.rest):
       return int(found[1])
-    condition, body = (self.module.computations[_named(i, n)] for n in ("condition", "body"))
-    test = _root(condition)
+    condition, body = (self.module.computations[named(i, n)] for n in ("condition", "body"))
+    test = root_of(condition)
     if test.opcode != "compare" or test.attribute("direction") != "LT":
       return None
-    counter, last = (_origin(condition, n) for n in test.operands)
-    end, place = _constant(last), counter.attribute("index")
+    counter, last = (origin_of(condition, n) for n in test.operands)
+    end, place = constant_of(last), counter.attribute("index")
     if end is None or counter.opcode != "get-tuple-element":
       return None
-    first, step = computation[i.operands[0]], _root(body)
+    first, step = computation[i.operands[0]], root_of(body)
     if "tuple" not in (first.opcode, step.opcode):
       return None
-    start = _constant(_origin(computation, first.operands[int(place)])) or 0
-    step = _origin(body, step.operands[int(place)])
-    by = [_constant(_origin(body, n)) for n in step.operands] if step.opcode == "add" else []
+    start = constant_of(origin_of(computation, first.operands[int(place)])) or 0
+    step = origin_of(body, step.operands[int(place)])
+    by = [constant_of(origin_of(body, n)) for n in step.operands] if step.opcode == "add" else []
     by = next((n for n in by if n), 1)
     return max(0, -(-(end - start) // by))
-
-
-def matmul_flops(i: Instruction, computation: Computation) -> float:
-  """Flops of a `dot` or `convolution` (TPU compilers write every dot as one); else 0."""
-  if i.opcode not in ("dot", "convolution"):
-    return 0.0
-  left, right = (computation[n].arrays[0].dims for n in i.operands[:2])
-  out = i.arrays[0].dims
-  if i.opcode == "dot":
-    contracted = re.findall(r"\d+", i.attribute("lhs_contracting_dims") or "")
-    return 2.0 * np.prod(out, dtype=float) * np.prod([left[int(d)] for d in contracted])
-  labels = re.match(r"(\w+)_(\w+)->(\w+)", i.attribute("dim_labels") or "")
-  l_names, r_names, o_names = labels.groups()
-  flops = 2.0 * right[r_names.index("i")] * out[o_names.index("f")] * out[o_names.index("b")]
-  window = _window(i.attribute("window") or "", sum(c.isdigit() for c in o_names))
-  for d, (stride, low, grown, spread) in enumerate(window):
-    size = left[l_names.index(str(d))]
-    at = np.arange(out[o_names.index(str(d))])[:, None] * stride - low
-    at = at + np.arange(right[r_names.index(str(d))]) * spread
-    inside = (at >= 0) & (at <= (size - 1) * grown) & (at % grown == 0)
-    flops *= inside.sum()
-  return float(flops)
-
-
-def _window(text: str, dims: int) -> list[tuple[int, int, int, int]]:
-  """(stride, padding before, dilation of the left side, of the right) of each dimension."""
-
-  def values(name, default):
-    found = re.search(rf"\b{name}=(\S+)", text.strip("{}"))
-    return found[1].split("x") if found else [default] * dims
-
-  rows = zip(
-    values("stride", "1"),
-    values("pad", "0_0"),
-    values("lhs_dilate", "1"),
-    values("rhs_dilate", "1"),
-    strict=True,
-  )
-  return [(int(s), int(p.split("_")[0]), int(l), int(r)) for s, p, l, r in rows]
-
-
-def _root(computation: Computation) -> Instruction:
-  return next(i for i in computation.values() if i.root)
-
-
-def _origin(computation: Computation, name: str) -> Instruction:
-  """What an instruction is a copy of."""
-  i = computation[name]
-  while i.opcode in ("copy", "bitcast") and i.operands[0] in computation:
-    i = computation[i.operands[0]]
-  return i
-
-
-def _asynchronous(computation: Computation, part: str) -> bool:
-  """Whether a fused computation has the start, or the end, of an exchange in the background."""
-  targets = (i.attribute("custom_call_target") or "" for i in computation.values())
-  return any(f"AsyncCollective{part}" in target for target in targets)
-
-
-def _constant(i: Instruction) -> int | None:
-  found = re.match(r"-?\d+", i.rest) if i.opcode == "constant" else None
-  return int(found[0]) if found else None
-
-
-def _named(i: Instruction, attribute: str) -> str:
-  return (i.attribute(attribute) or "").lstrip("%")
-
-
-def _update_operand(i: Instruction) -> int:
-  """Which operand is the update of a dynamic-update-slice, or of a scatter of one array."""
-  return 1 if i.opcode == "dynamic-update-slice" else len(i.operands) - 1
-
-
-def _main(arrays: list[Array] | tuple[Array, ...]) -> int:
-  """Bytes that lie in main memory."""
-  return sum(a.bytes for a in arrays if a.space == 0)
-
-
-def _size(arrays: tuple[Array, ...]) -> int:
-  return sum(a.bytes for a in arrays)

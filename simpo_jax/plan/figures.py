@@ -7,24 +7,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from simpo_jax import hlo, inference
 from simpo_jax.data.packing import pack
-from simpo_jax.ledger import Mode
-from simpo_jax.memory import Assignment, Memory
+from simpo_jax.generate import on_mesh
+from simpo_jax.models.sharding import ROWS
+from simpo_jax.models.sizes import cache_bytes
 from simpo_jax.plan import costs
 from simpo_jax.plan.costs import Region, Total
 from simpo_jax.plan.roofline import Cost, Machine, combine, more
 from simpo_jax.plan.workload import (
   StepWork,
   attention_flops,
-  cache_bytes,
   generation_work,
   model_flops,
   step_work,
 )
-from simpo_jax.program import ProgramConfig, abstract_inputs, abstract_state
-from simpo_jax.sharding import ROWS
-from simpo_jax.train import trainable
+from simpo_jax.program import hlo
+from simpo_jax.program.config import ProgramConfig
+from simpo_jax.program.inputs import abstract_inputs
+from simpo_jax.program.ledger import Mode
+from simpo_jax.program.memory import BufferAssignment, Memory
+from simpo_jax.program.state import abstract_state
+from simpo_jax.train.step import trainable
 
 _BACKWARD = 2.5  # of attention's forward flops: five matrix products for two
 _KEY_BLOCK = 256  # keys of a block of training attention in plain XLA
@@ -34,7 +37,7 @@ _KEY_BLOCK = 256  # keys of a block of training attention in plain XLA
 
 
 def memory_figures(
-  cfg: ProgramConfig, memory: Memory | None, assignment: Assignment | None
+  cfg: ProgramConfig, memory: Memory | None, assignment: BufferAssignment | None
 ) -> dict[str, Any]:
   """Bytes of one device by kind, and of each mode's temporaries by kind.
 
@@ -75,20 +78,20 @@ def memory_figures(
   return out
 
 
-def _kinds(cfg: ProgramConfig, assignment: Assignment | None) -> dict[str, dict[str, int]]:
+def _kinds(cfg: ProgramConfig, assignment: BufferAssignment | None) -> dict[str, dict[str, int]]:
   """Of each mode's temporaries, the bytes of what is known from its sizes."""
   step, shape = cfg.step, cfg.generate
   sums = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding),
     trainable(abstract_state(cfg).params, step.frozen),
   )
-  page = inference.page_bytes(step.model, cfg.mesh, cfg.mode, shape.page_size, step.dtype)
+  page = on_mesh.page_bytes(step.model, cfg.mesh, cfg.mode, shape.page_size, step.dtype)
   pool = shape.num_pages * page
   if assignment:
     # Pages of few lanes are padded: what the compiler made of it counts.
     pages = f"[{step.model.num_hidden_layers * shape.num_pages},{shape.page_size},"
     pool = max([b.bytes for b in assignment.largest["generate"] if pages in b.shape], default=pool)
-  weights = inference.weight_bytes(step.model, cfg.mesh, cfg.mode, step.dtype)
+  weights = on_mesh.weight_bytes(step.model, cfg.mesh, cfg.mode, step.dtype)
   return {
     "train": {"gradients": local_bytes(sums)},
     "generate": {"kv_pool": pool, "decode_weights": weights},
@@ -166,7 +169,7 @@ def _step(planned, branch: Region, work: StepWork, machine: Machine, backward: b
 def _generation(planned, branch: Region, machine: Machine) -> dict[str, Any]:
   """The whole generation of all requests, each at its full budget."""
   cfg, model = planned.program, planned.model
-  work = generation_work(planned.requests, cfg.generate, model.windows)
+  work = generation_work(planned.requests, planned.assignments, cfg.generate, model.windows)
   price = functools.partial(_price, machine=machine)
   decodes, prefill = {}, None
   for loop in costs.walk(branch):
@@ -184,7 +187,7 @@ def _generation(planned, branch: Region, machine: Machine) -> dict[str, Any]:
     "resharding": (price(branch), 1),
     "refill": (combine([(price(r), 1) for r in rounds]), work.rounds),
   }
-  shards = inference.head_shards(model, cfg.mesh, cfg.mode)
+  shards = on_mesh.head_shards(model, cfg.mesh, cfg.mode)
   itemsize = cfg.step.dtype.itemsize
   if prefill is not None and work.passes:
     flops = attention_flops(model, work.prompt_keys) / shards / work.passes

@@ -3,7 +3,8 @@
 Facts of their config.json files; weights, tokenizer and licence stay with the hub.
 """
 
-from simpo_jax.model_config import ModelConfig, from_hf
+from simpo_jax.models.config import ModelConfig
+from simpo_jax.models.hf_config import from_hf
 
 
 def _config(kind, vocab, hidden, ffn, layers, heads, kv_heads, **more):

@@ -1,6 +1,6 @@
 """A plan: the run's program, compiled for given devices, and what it would take there.
 
-`make_plan` gives plain JSON values; `plan_text.py` shows them to a person. All bytes and
+`make_plan` gives plain JSON values; `plan/text.py` shows them to a person. All bytes and
 flops are those of one chip (one JAX device); all seconds are least times, in which
 everything overlaps perfectly.
 """
@@ -14,24 +14,27 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from simpo_jax import hlo, resolve
-from simpo_jax.capacity import NoRoom, device_bytes
-from simpo_jax.chips import chip_of
-from simpo_jax.data.pairs import PairTokens
-from simpo_jax.data.prompts import Prompt
+from simpo_jax.data.types import PairTokens, Prompt
+from simpo_jax.distributed.chips import chip_of
 from simpo_jax.errors import UserError, one_line
-from simpo_jax.fingerprint import versions
-from simpo_jax.memory import Assignment, Memory, memory_of, read_assignment
-from simpo_jax.model_config import ModelConfig
+from simpo_jax.generate.kv_pool_size import NoRoom, device_bytes
+from simpo_jax.generate.requests import make_requests
+from simpo_jax.generate.types import Assignment, Request
+from simpo_jax.models.config import ModelConfig
+from simpo_jax.models.weights import open_model
 from simpo_jax.plan.advice import advise
 from simpo_jax.plan.figures import memory_figures, mode_figures
 from simpo_jax.plan.known_models import NAMES, known_model
 from simpo_jax.plan.roofline import Machine
-from simpo_jax.program import ProgramConfig, compiler_options, lower_program
-from simpo_jax.requests import Request, make_requests
+from simpo_jax.program import hlo
+from simpo_jax.program.build import compiler_options, lower_program
+from simpo_jax.program.config import ProgramConfig
+from simpo_jax.program.configure import mesh_of, program_config
+from simpo_jax.program.memory import BufferAssignment, Memory, memory_of, read_assignment
 from simpo_jax.run import pairs_by_step
-from simpo_jax.schedule import generates
-from simpo_jax.weights import open_model
+from simpo_jax.runtime.fingerprint import versions
+from simpo_jax.runtime.launch_schedule import generates
+from simpo_jax.runtime.resolve import resolve
 
 _PROMPTS_UNKNOWN = 128  # of a file that is not here, when `generate.count` does not say
 
@@ -43,6 +46,7 @@ class Planned(NamedTuple):
   model: ModelConfig
   pairs: list[PairTokens]  # of one step
   requests: list[Request]
+  assignments: list[Assignment]  # of the requests
   pool_reason: str
   attention_note: str | None
   assumed: tuple[str, ...]  # what was not at hand; empty: this is the run's own program
@@ -55,7 +59,7 @@ class Built(NamedTuple):
   seconds: float
   module: hlo.Module
   memory: Memory | None  # None if it was refused
-  assignment: Assignment | None  # None where the compiler does not show it
+  assignment: BufferAssignment | None  # None where the compiler does not show it
   refused: str | None  # why, in the compiler's words
 
 
@@ -79,7 +83,7 @@ def make_plan(
     UserError: the run could not start either, or nothing is known of the model.
   """
   hosts = len({d.process_index for d in devices}) if devices else None
-  mesh = resolve.mesh_of(config, devices, hosts)
+  mesh = mesh_of(config, devices, hosts)
   planned = describe(config, mesh, prompt_tokens, response_tokens)
   cfg = planned.program
   built = build(cfg)
@@ -92,13 +96,7 @@ def make_plan(
   plan = {
     "config": config.name,
     "topology": topology,
-    "devices": {
-      "kind": device.device_kind,
-      "chip": machine.chip.name if machine.chip else None,
-      "count": mesh.size,
-      "hosts": mesh.shape["host"],
-      "mesh": dict(mesh.shape),
-    },
+    "devices": _device_figures(mesh, machine),
     "versions": {name: installed[name] for name in ("jax", "jaxlib", "libtpu")},
     "model": {"source": config.model.source, "param_dtype": config.model.param_dtype},
     "program": built.fingerprint,
@@ -124,6 +122,16 @@ def make_plan(
   return plan
 
 
+def _device_figures(mesh, machine: Machine) -> dict[str, Any]:
+  return {
+    "kind": mesh.devices.flat[0].device_kind,
+    "chip": machine.chip.name if machine.chip else None,
+    "count": mesh.size,
+    "hosts": mesh.shape["host"],
+    "mesh": dict(mesh.shape),
+  }
+
+
 def describe(config, mesh, prompt_tokens: int, response_tokens: int) -> Planned:
   """The run's own program, or where its parts are not on this machine, one of its sizes.
 
@@ -139,7 +147,7 @@ def describe(config, mesh, prompt_tokens: int, response_tokens: int) -> Planned:
 
 def _describe(config, mesh, prompt_tokens: int, response_tokens: int) -> Planned:
   try:
-    run = resolve.resolve(config, mesh)
+    run = resolve(config, mesh)
   except NoRoom:
     raise
   except UserError as error:
@@ -149,6 +157,7 @@ def _describe(config, mesh, prompt_tokens: int, response_tokens: int) -> Planned
     run.model.config,
     pairs_by_step(run, config)(1),
     run.requests,
+    run.assignments,
     run.pool.reason,
     run.attention_note,
     (),
@@ -177,7 +186,7 @@ def _assume(config, mesh, prompt_tokens: int, response_tokens: int, reason: str)
     assumed.append(f"{count} prompts of {length} tokens")
   # The automaton has a state for each byte of the stop strings, at most.
   states = 1 + sum(len(s.encode()) for s in config.generate.stop)
-  cfg, pool, note = resolve.program_config(config, mesh, model, requests, states)
+  cfg, assignments, pool, note = program_config(config, mesh, model, requests, states)
   prompt = min(prompt_tokens, config.data.max_prompt_length, config.data.max_length - 2)
   response = min(
     response_tokens, config.data.max_length - prompt, (cfg.batch.row_length - prompt) // 2
@@ -190,7 +199,9 @@ def _assume(config, mesh, prompt_tokens: int, response_tokens: int, reason: str)
   assumed.append(f"pairs of a {prompt}-token prompt and two responses of {response}")
   ids = [np.zeros(n, np.int32) for n in (prompt, response, response)]
   pairs = [PairTokens(str(i), *ids) for i in range(config.train.batch_size)]
-  return Planned(cfg, model, pairs, requests, pool.reason, note, tuple(assumed))
+  return Planned(
+    cfg, model, pairs, requests, assignments if requests else [], pool.reason, note, tuple(assumed)
+  )
 
 
 def build(cfg: ProgramConfig) -> Built:

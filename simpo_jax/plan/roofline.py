@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from simpo_jax.chips import Chip, bounds_of, exchange_seconds, links
-from simpo_jax.hlo import Collective
+from simpo_jax.distributed.chips import Chip, bounds_of, exchange_seconds, links
 from simpo_jax.plan.costs import Total
+from simpo_jax.program.hlo import Collective
 
 
 class Exchange(NamedTuple):

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from simpo_jax.display import human_bytes
+from simpo_jax.runtime.console import human_bytes
 
 _SHOWN = 6  # collectives and buffers listed per mode
 _MEMORY_KINDS = {

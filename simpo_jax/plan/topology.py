@@ -1,18 +1,26 @@
 """TPU slices that need not be there, as libtpu describes them."""
 
+import math
 import os
+import re
 
+from simpo_jax import libtpu as hidden
+from simpo_jax.distributed.chips import CHIPS
 from simpo_jax.errors import UserError
 
 TOPOLOGIES = "v5p:2x2x4, v5e:4x4, v6e:4x4, v4:2x2x4"
+_MOST_CHIPS = 9216  # of the largest pod there is, a TPU7x's; libtpu takes seconds to describe it
+_GPUS = ("gpu", "cuda", "nvidia", "h100", "a100", "h200", "b200")
 
 
 def topology_devices(name: str) -> list:
   """The devices of a TPU slice such as "v5p:2x2x4", described by libtpu; no TPU is needed.
 
   Raises:
-    UserError: libtpu is not installed, or knows no such slice.
+    UserError: the name is not that of a slice, libtpu is not installed, or knows no such slice.
   """
+  kind, sides = _parse(name)
+  hidden.show()
   try:
     import libtpu  # noqa: F401
   except ImportError:
@@ -31,21 +39,52 @@ def topology_devices(name: str) -> list:
     os.environ.setdefault(variable, value)
   from jax.experimental import topologies
 
-  kind, _, sides = name.partition(":")
   options = {}
   if kind == "v4":
     options["chip_config_name"] = "megacore"  # one device a chip, as JAX has it on a v4
-  if sides and set(sides.split("x")) == {"1"}:
+  if set(sides) == {1}:
     options["chips_per_host_bounds"] = (1, 1, 1)
   try:
     return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
   except Exception as e:  # libtpu's own errors, of several types
-    if kind.lower().startswith(("gpu", "cuda", "nvidia", "h100", "a100", "h200", "b200")):
-      raise UserError(
-        f"--topology={name}: JAX can describe TPU slices only; to plan for GPUs, run plan without "
-        "--topology on a machine that has one (pip install -e '.[cuda13]')"
-      ) from e
     raise UserError(
       f"--topology={name}: libtpu knows no such slice; write GENERATION:SIDES in chips, such as "
       f"{TOPOLOGIES} ({str(e).split(': ', 1)[-1].splitlines()[0]})"
     ) from e
+
+
+def _parse(name: str) -> tuple[str, tuple[int, ...]]:
+  """The generation and the sides, checked: libtpu itself ends the process for a side of 0.
+
+  Raises:
+    UserError: says what is right.
+  """
+  kind, _, text = name.partition(":")
+  if kind.lower().startswith(_GPUS):
+    raise UserError(
+      f"--topology={name}: JAX can describe TPU slices only; to plan for GPUs, run plan without "
+      "--topology on a machine that has one (pip install -e '.[cuda13]')"
+    )
+  # A torus may be twisted: libtpu has a suffix for that.
+  found = re.fullmatch(r"(\d{1,9}(?:x\d{1,9})*)(?:_twisted|_untwisted)?", text, re.ASCII)
+  sides = tuple(map(int, found[1].split("x"))) if kind and found else ()
+  if fault := _fault(kind, sides):
+    raise UserError(
+      f"--topology={name}: {fault}; write GENERATION:SIDES in chips, such as {TOPOLOGIES}"
+    )
+  return kind, sides
+
+
+def _fault(kind: str, sides: tuple[int, ...]) -> str | None:
+  if not sides:
+    return "these are no sides of a slice"
+  if 0 in sides:
+    return "every side has at least 1 chip"
+  chip = next((c for k, c in CHIPS.items() if k.lower().removeprefix("tpu ") == kind.lower()), None)
+  if chip and len(sides) != chip.torus:
+    return f"a {kind} slice has {chip.torus} sides, not {len(sides)}"
+  if len(sides) > 3:
+    return f"a slice has 2 or 3 sides, not {len(sides)}"
+  if (chips := math.prod(sides)) > _MOST_CHIPS:
+    return f"{chips:,} chips are more than the largest pod has, {_MOST_CHIPS:,}"
+  return None

@@ -10,11 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from simpo_jax.arith import ceil_div
-from simpo_jax.data.packing import Batch, BatchShape, pair_length
-from simpo_jax.data.pairs import PairTokens
-from simpo_jax.generate import GenerateShape
-from simpo_jax.model_config import ModelConfig
-from simpo_jax.requests import Request, deal, request_pages
+from simpo_jax.data.packing import pair_length
+from simpo_jax.data.types import PairTokens
+from simpo_jax.generate.sizing import request_pages
+from simpo_jax.generate.types import Assignment, GenerateShape, Request
+from simpo_jax.models.config import ModelConfig
+from simpo_jax.models.sizes import layer_weights
+from simpo_jax.train.batch import Batch, BatchShape
 
 Windows = tuple[int | None, ...]  # of the layers, as in `ModelConfig.windows`
 
@@ -67,15 +69,18 @@ def _seen(tokens: np.ndarray, windows: Windows) -> float:
 
 
 def generation_work(
-  requests: list[Request], shape: GenerateShape, windows: Windows = (None,)
+  requests: list[Request],
+  assignments: list[Assignment],
+  shape: GenerateShape,
+  windows: Windows = (None,),
 ) -> GenerationWork:
-  """Plays the queue through, each answer as long as it may be.
+  """Plays the queues through, each answer as long as it may be.
 
   A slot is taken when it becomes free and the pool has the pages; prefill takes no time.
   """
   groups: list[list[Request]] = [[] for _ in range(shape.groups)]
-  for request, place in zip(requests, deal(requests, shape.groups), strict=True):
-    groups[place.group].append(request)
+  for request, assignment in zip(requests, assignments, strict=True):
+    groups[assignment.group].append(request)
   works = [_play(group, shape, windows) for group in groups if group]
   tokens = sum(r.budget for r in requests)
   slowest = max(works, key=lambda w: sum(w.steps.values()))
@@ -130,24 +135,6 @@ def model_flops(
   return (layers + logits) * passes + attention_flops(model, work.keys) * (3 if backward else 1)
 
 
-def layer_weights(model: ModelConfig) -> int:
-  """Weights in the matrices of all layers."""
-  D, h = model.hidden_size, model.head_dim
-  attention = 2 * D * h * (model.num_attention_heads + model.num_key_value_heads)
-  return model.num_hidden_layers * (attention + 3 * D * model.intermediate_size)
-
-
 def attention_flops(model: ModelConfig, keys: int) -> float:
   """Forward flops of attention: 2 for each of scores and sums, per head, channel and key."""
   return 4.0 * model.num_hidden_layers * model.num_attention_heads * model.head_dim * keys
-
-
-def cache_bytes(model: ModelConfig, context: int, itemsize: int) -> float:
-  """Bytes of keys and values that attention reads for so many tokens, all heads."""
-  return (
-    2.0
-    * model.num_hidden_layers
-    * model.num_key_value_heads
-    * model.head_dim
-    * (context * itemsize)
-  )

@@ -7,12 +7,12 @@ Examples:
 A run rewrites its own report.html as it goes; this is for runs that were killed, and to compare.
 """
 
-import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
 from simpo_jax.errors import UserError, one_line
+from simpo_jax.storage.paths import brief, plain, refuse_symlinks
 
 _FLAGS = ("out", "max_mib", "debug")
 
@@ -21,28 +21,37 @@ def _define_flags() -> None:
   flags.DEFINE_string(
     "out",
     None,
-    "The file; default: report.html in the run's folder, of several compared.html in the first.",
+    "Output file or pipe; default: report.html in the workdir, or compared.html in the first of "
+    "several.",
   )
-  flags.DEFINE_integer("max_mib", 96, "Generated text that it takes, compressed.", lower_bound=0)
+  flags.DEFINE_integer(
+    "max_mib", 96, "Maximum compressed size of the generated text.", lower_bound=0
+  )
   flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
   flags.FLAGS.set_gnu_getopt()  # flags may follow the folders
 
 
 def main(argv: Sequence[str]) -> None:
-  """Writes it and says where it is."""
-  from simpo_jax.report.page import write_report
+  """Writes it and says where it is; nothing where the report itself goes to the terminal."""
+  from simpo_jax.report.page import is_stream, write_report
 
   values = flags.FLAGS
-  folders = [pathlib.Path(name).expanduser() for name in argv[1:]]
+  folders = [plain(name) for name in argv[1:]]
   if not folders:
     raise UserError("name one or more workdirs: python -m simpo_jax.report runs/mine (see --help)")
   name = "report.html" if len(folders) == 1 else "compared.html"
-  out = pathlib.Path(values.out).expanduser() if values.out else folders[0] / name
+  out = plain(values.out) if values.out else folders[0] / name
+  for folder in folders:
+    refuse_symlinks(folder)
   try:
+    stream = is_stream(out)
     write_report(folders, out, values.max_mib * 2**20)
   except OSError as e:
-    raise UserError(f"--out={out} cannot be written ({one_line(e)}); name another file") from e
-  print(out)
+    raise UserError(
+      f"--out={brief(out)} cannot be written ({one_line(e)}); name another file"
+    ) from e
+  if not stream:
+    print(brief(out))
 
 
 if __name__ == "__main__":

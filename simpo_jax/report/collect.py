@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simpo_jax.chips import chip_of
+from simpo_jax.distributed.chips import chip_of
 from simpo_jax.errors import UserError
-from simpo_jax.report import floor
+from simpo_jax.report import least_times
+from simpo_jax.report.evidence import Evidence
 from simpo_jax.report.generations import generation_figures, index_of, read_generations, texts_of
+from simpo_jax.report.health_checks import check_health
 from simpo_jax.report.samples import Generation, look, part_size, read_lines
-from simpo_jax.report.signs import Evidence, signs
 from simpo_jax.report.timeline import timeline
+from simpo_jax.storage.paths import brief
 
 _POINTS = 2000  # of a curve
 _MAIN = ("run.json", "config.json", "metrics.jsonl", "samples")
@@ -51,7 +53,7 @@ def collect(folder, max_bytes: int, known: dict[Any, Generation] | None = None) 
   """
   if not any((folder / name).exists() for name in _MAIN):
     raise UserError(
-      f"{folder} is no workdir: it has none of {', '.join(_MAIN)}; name the folder of a run"
+      f"{brief(folder)} is no workdir: it has none of {', '.join(_MAIN)}; name the folder of a run"
     )
   notes: list[str] = []
   record, config = _object(folder / "run.json", notes), _object(folder / "config.json", notes)
@@ -77,7 +79,7 @@ def collect(folder, max_bytes: int, known: dict[Any, Generation] | None = None) 
     "failure": failure or None,
     "notes": notes,
     "chip": _chip(record),
-    "rates": floor.rates_of(record),
+    "rates": least_times.rates_of(record),
     "curves": {
       "train": _thin(train),
       "evaluate": _thin(held_out),
@@ -88,7 +90,7 @@ def collect(folder, max_bytes: int, known: dict[Any, Generation] | None = None) 
     "timeline": timeline(record, train["step"][0] if train["step"] else 1),
     "generations": figures,
     "samples": texts,
-    "signs": [sign._asdict() for sign in signs(evidence)],
+    "signs": [finding._asdict() for finding in check_health(evidence)],
   }
   return Collected(plain(run), plain(index_of(generations)), parts, prompt_parts)
 
@@ -167,7 +169,7 @@ def _thin(columns: dict[str, list]) -> dict[str, list]:
 
 def _floors(record, config, rows) -> dict[str, Any]:
   """The training steps' least and actual seconds, over all but the first, which is slower."""
-  pairs = [(floor.train_seconds(record, config, r), r.get("step_seconds")) for r in rows]
+  pairs = [(least_times.train_seconds(record, config, r), r.get("step_seconds")) for r in rows]
   pairs = [(a, b) for a, b in pairs[len(pairs) > 1 :] if a and b]
   if not pairs:
     return {}

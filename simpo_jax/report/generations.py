@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from simpo_jax.report import floor
+from simpo_jax.report import least_times
 from simpo_jax.report.samples import (
   FINISH,
   Answers,
@@ -76,7 +76,7 @@ def generation_figures(
   top = max(int(a.tokens.max()), config.get("generate", {}).get("max_new_tokens", 1))
   scored = np.isfinite(a.logprob)
   known = np.isfinite(a.repetition)
-  least = floor.generate_seconds(record, config, a.tokens)
+  least = least_times.generate_seconds(record, config, a.tokens)
   return {
     "step": g.step,
     "answers": len(a.tokens),

@@ -50,6 +50,8 @@ def _keep(folder, options, ended: threading.Event) -> None:
   while not last:
     last = ended.wait(pause)
     start = time.monotonic()
+    if not (folder / "run.json").exists():  # a start that fails leaves nothing
+      continue
     try:
       write_report([folder], folder / NAME, options.max_mib * 2**20, known)
     except Exception as e:

@@ -6,18 +6,23 @@ lets run the one script whose hash it names, and fetches nothing.
 """
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import html
 import json
 import os
 import pathlib
+import stat
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
 
+from simpo_jax.errors import UserError
 from simpo_jax.report.collect import Collected, collect
 from simpo_jax.report.samples import pack
+from simpo_jax.storage import temporary
+from simpo_jax.storage.paths import brief
 
 MAX_BYTES = 96 * 2**20  # of packed texts
 _SCRIPTS = (
@@ -29,7 +34,7 @@ _SCRIPTS = (
 def write_report(
   folders: Sequence, out, max_bytes: int = MAX_BYTES, known: dict[Any, Any] | None = None
 ) -> None:
-  """Writes the report of one or more workdirs, whole or not at all.
+  """Writes the report of one or more workdirs: a file whole or not at all, else what `is_stream`.
 
   Args:
     folders: the workdirs, paths; local ones, or what has their methods.
@@ -41,17 +46,35 @@ def write_report(
     UserError: a folder is no workdir.
     OSError: the file cannot be written.
   """
-  share = max_bytes // len(folders)
+  stream, share = is_stream(out), max_bytes // len(folders)
   runs = [collect(folder, share, known if len(folders) == 1 else None) for folder in folders]
-  temporary = out.with_name(f".{out.name}.tmp")
+  with open(out, "ab") if stream else temporary.replacing(out) as f:
+    for piece in page(runs, labels(folders)):
+      f.write(piece)
+
+
+def is_stream(out: pathlib.Path) -> bool:
+  """Whether `out` is to be written into as it is: a pipe, a terminal, the standard output.
+
+  Raises:
+    UserError: it is a folder, a disk, or a link to a file, which would be lost.
+  """
   try:
-    with temporary.open("wb") as f:
-      for piece in page(runs, labels(folders)):
-        f.write(piece)
-    temporary.replace(out)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
+    found = out.stat()
+  except FileNotFoundError:
+    found = None
+  mode = found.st_mode if found else stat.S_IFREG
+  if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+    return True
+  with contextlib.suppress(OSError):  # there may be no standard output
+    if found and os.path.samestat(found, os.fstat(1)):
+      return True
+  if stat.S_ISDIR(mode):
+    raise UserError(f"{brief(out)} is a folder; name a file in it")
+  if out.is_symlink() or not stat.S_ISREG(mode):
+    what = "a link" if out.is_symlink() else "neither a file nor a pipe"
+    raise UserError(f"{brief(out)} is {what}; name the file itself, or another")
+  return False
 
 
 def page(runs: Sequence[Collected], names: Sequence[str]) -> Iterator[bytes]:

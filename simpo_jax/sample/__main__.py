@@ -13,23 +13,20 @@ Examples:
 """
 
 import contextlib
-import pathlib
+import os
 import sys
 import time
 from collections.abc import Sequence
 
 from absl import flags
 
-from simpo_jax import (
-  monitor,  # noqa: F401  counts compilations from here on
-  speaker_flags,
-)
 from simpo_jax.cli import run_program
 from simpo_jax.errors import UserError, one_line
-from simpo_jax.paths import check_path
+from simpo_jax.loaded_model import flags as model_flags
+from simpo_jax.storage.paths import check_path, plain
 
-_OWN = (
-  *speaker_flags.MODEL, "prompts", "prompt", "count", "out", *speaker_flags.SETTINGS,
+_PROGRAM_FLAGS = (
+  *model_flags.MODEL, "prompts", "prompt", "count", "out", *model_flags.SETTINGS,
   "samples_per_prompt", "logprobs", "max_slots", "max_prompt_length", "debug",
 )  # fmt: skip
 _LINE_SECONDS = 15.0  # between lines of progress where there is no terminal
@@ -38,8 +35,8 @@ _LINE_SECONDS = 15.0  # between lines of progress where there is no terminal
 def _settings() -> dict:
   """The config fields that the flags set."""
   values = flags.FLAGS
-  found = speaker_flags.changes(
-    (*speaker_flags.SETTINGS, "logprobs", "max_slots", "max_prompt_length", "count"),
+  found = model_flags.changes(
+    (*model_flags.SETTINGS, "logprobs", "max_slots", "max_prompt_length", "count"),
     samples_per_prompt="generate.num_samples",
     prompts="generate.prompts",
     prompt="generate.prompt_list",
@@ -55,15 +52,21 @@ def _settings() -> dict:
 
 
 @contextlib.contextmanager
-def _writing(name: str):
-  """Yields a function that writes text to the file, which has its name when all is there."""
+def open_output(name: str):
+  """Yields a function that writes text to the file, which has its name when all is there.
+
+  Until then it is a new one, NAME.partial; that of an earlier start, or whatever lies there, stays.
+  """
   if name == "-":
     yield lambda text: print(text, end="", flush=True)
     return
-  path = pathlib.Path(name).expanduser()
-  partial = path.with_name(path.name + ".partial")
+  path = plain(name)
+  partial, number = path.with_name(path.name + ".partial"), 1
+  while os.path.lexists(partial):
+    number += 1
+    partial = path.with_name(f"{path.name}.partial-{number}")
   try:
-    with open(partial, "w", encoding="utf-8") as file:
+    with open(partial, "x", encoding="utf-8") as file:
       yield file.write
     partial.rename(path)
   except OSError as e:
@@ -79,7 +82,7 @@ def _check_out(name: str | None) -> None:
   if name == "-":
     return
   check_path("--out", name)
-  path = pathlib.Path(name).expanduser()
+  path = plain(name)
   if path.exists():
     raise UserError(f"--out={name} is there already; choose another name, or remove it")
   if not path.parent.is_dir():
@@ -108,41 +111,44 @@ class _Progress:
 def main(argv: Sequence[str]) -> None:
   """Writes the answers; exit code 0 when all of them are there."""
   values = flags.FLAGS
-  speaker_flags.check(argv)
+  model_flags.check(argv)
   _check_out(values.out)
   changes = _settings()
+  from simpo_jax.loaded_model.messages import in_flag_names
+  from simpo_jax.loaded_model.model import describe_model, listed, load_model
   from simpo_jax.sample.answers import sample, usable_prompts
-  from simpo_jax.speaker import in_own_words, listed, open_speaker, speaker_text
 
   progress = _Progress()
-  with in_own_words():
+  with in_flag_names():
     progress.show("opening the model")
-    speaker = open_speaker(values.model, changes, values.step, values.source, values.force)
-    config = speaker.config.generate
-    progress.say(speaker_text(speaker))
-    if config.prompts == "synthetic" and not config.prompt_list and not speaker.of_run:
+    loaded = load_model(values.model, changes, values.step, values.source, values.force)
+    config = loaded.config.generate
+    progress.say(describe_model(loaded))
+    if config.prompts == "synthetic" and not config.prompt_list and not loaded.of_run:
       raise UserError("--prompts is missing: a file of prompts; or give one with --prompt")
-    prompts = usable_prompts(speaker, progress.say)
+    prompts = usable_prompts(loaded, progress.say)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     progress.say(listed({name: config[name] for name in names}))
-    with _writing(values.out) as write:
-      progress.say(sample(speaker, prompts, write, progress.say, progress.show))
+    with open_output(values.out) as write:
+      progress.say(sample(loaded, prompts, write, progress.say, progress.show))
 
 
 def _define_flags() -> None:
-  speaker_flags.define_flags()
+  model_flags.define_flags()
   flags.DEFINE_string(
-    "prompts", None, "A file: .txt, .jsonl, .json or .parquet. Default: the run's own prompts."
+    "prompts", None, "Prompt file: .txt, .jsonl, .json or .parquet. Default: the run's prompts."
   )
-  flags.DEFINE_multi_string("prompt", None, "A prompt itself; may be given several times.")
-  flags.DEFINE_integer("count", None, "Only the first so many prompts; 0: all.")
-  flags.DEFINE_string("out", None, "The JSONL file to write; - is the standard output.")
-  flags.DEFINE_integer("samples_per_prompt", None, "Answers to each prompt.")
-  flags.DEFINE_bool("logprobs", None, "Write the log-probability of every token as well.")
-  flags.DEFINE_integer("max_slots", None, "Answers decoded at once; 0: all.")
-  flags.DEFINE_integer("max_prompt_length", None, "Tokens of a prompt; longer ones are left out.")
+  flags.DEFINE_multi_string("prompt", None, "A prompt given inline; repeatable.")
+  flags.DEFINE_integer("count", None, "Number of prompts to use; 0: all.")
+  flags.DEFINE_string("out", None, "Output JSONL file; - for standard output.")
+  flags.DEFINE_integer("samples_per_prompt", None, "Samples per prompt.")
+  flags.DEFINE_bool("logprobs", None, "Also write the log-probability of every token.")
+  flags.DEFINE_integer("max_slots", None, "Sequences decoded concurrently; 0: all.")
+  flags.DEFINE_integer(
+    "max_prompt_length", None, "Maximum prompt tokens; longer prompts are skipped."
+  )
 
 
 if __name__ == "__main__":
   _define_flags()
-  run_program(main, _OWN)
+  run_program(main, _PROGRAM_FLAGS)

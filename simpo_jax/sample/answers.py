@@ -2,40 +2,37 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 
-from simpo_jax import monitor
-from simpo_jax.capacity import pool_size
-from simpo_jax.data.prompts import Prompt, load_prompts
-from simpo_jax.display import human_bytes
+from simpo_jax.data.prompts import load_prompts
+from simpo_jax.data.types import Prompt
 from simpo_jax.errors import UserError
-from simpo_jax.generate import FINISH_REASONS, RUNNING, generate_some
-from simpo_jax.inference import page_bytes
-from simpo_jax.requests import (
-  Summary,
-  check_finite,
-  deal,
-  generate_shape,
-  make_requests,
-  pack_requests,
-  request_pages,
-  sample_rows,
-  summarize,
-)
-from simpo_jax.resolve import decode_attention, stops_of
-from simpo_jax.speaker import MODE, Speaker, compile_steps, load, own_words, put, room_for_pool
-from simpo_jax.workdir import row_text
+from simpo_jax.generate.assignment import round_robin
+from simpo_jax.generate.engine import generate_some
+from simpo_jax.generate.on_mesh import page_bytes
+from simpo_jax.generate.requests import make_requests, pack_requests
+from simpo_jax.generate.results import Summary, check_finite, sample_rows, summarize
+from simpo_jax.generate.sizing import fit, shape_for
+from simpo_jax.generate.types import FINISH_REASONS, RUNNING, Generated, Requests
+from simpo_jax.loaded_model.messages import flag_names
+from simpo_jax.loaded_model.model import MODE, LoadedModel
+from simpo_jax.loaded_model.steps import Program, compile_steps, load, put, room_for_pool
+from simpo_jax.program import compile_count
+from simpo_jax.runtime.console import human_bytes
+from simpo_jax.runtime.resolve import stops_of
+from simpo_jax.workdir.files import row_text
 
-_LAUNCH_SECONDS = 1.0  # of a launch, after which the progress is shown
-_MAX_STEPS = 4096
+_LAUNCH_SECONDS = 1.0
+_MAX_STEPS = 4096  # of decoding in a launch
+_FIRST_LAUNCH = np.True_, np.int32(8)  # that it is the first; its decode steps
 _EXAMPLES = 3  # skipped prompts that are shown
 
 
 def sample(
-  speaker: Speaker,
+  loaded: LoadedModel,
   prompts: list[Prompt],
   out: Callable[[str], object],
   say: Callable[[str], None],
@@ -44,7 +41,7 @@ def sample(
   """Answers all prompts, writes a row for each answer in order, and returns a summary.
 
   Args:
-    speaker: whose `config.generate` has the settings.
+    loaded: whose `config.generate` has the settings.
     prompts: at least one.
     out: takes the text of a row, as soon as it and those before it are done.
     say, show: take a line to tell, and the progress.
@@ -52,86 +49,85 @@ def sample(
   Raises:
     UserError: the prompts do not fit into memory, or the logits are not finite.
   """
-  config, model, mesh = speaker.config.generate, speaker.model, speaker.mesh
+  config, model, mesh = loaded.config.generate, loaded.model, loaded.mesh
   requests = make_requests(prompts, config)
-  stops = stops_of(config, model, speaker.tokenizer)
-  shape = generate_shape(requests, config, 1, mesh.devices.flat[0].platform, len(stops))
-  bytes_each = page_bytes(model.config, mesh, MODE, shape.page_size, speaker.dtype)
-  pool = pool_size(
-    config.num_pages,
-    worst=shape.num_pages,
-    largest=max(request_pages(r, shape.page_size) for r in requests),
-    page_bytes=bytes_each,
-    room=room_for_pool(speaker),
-  )
-  shape = shape._replace(num_pages=pool.pages)
-  attention, note = decode_attention(
-    config.attention, model.config, mesh, MODE, shape, speaker.dtype
-  )
-  shape = shape._replace(attention=attention)
+  stops = stops_of(config, model, loaded.tokenizer)
+  assignments, platform = round_robin(requests, 1), mesh.devices.flat[0].platform
+  shape = shape_for(requests, assignments, config, 1, platform, len(stops))
+  room, dtype = room_for_pool(loaded), loaded.dtype
+  shape, pool, note = fit(shape, requests, config, model.config, mesh, MODE, dtype, room)
+  bytes_each = page_bytes(model.config, mesh, MODE, shape.page_size, dtype)
   say(
     f"{len(requests)} answers of up to {shape.max_new_tokens} tokens, {shape.slots} at once; KV "
     f"pool {human_bytes(pool.pages * bytes_each)}: {pool.reason}" + (f"; {note}" if note else "")
   )
-  packed = pack_requests(requests, shape, stops, config.seed)
+  packed = pack_requests(requests, assignments, shape, stops, config.seed)
   packed = packed._replace(each=jax.tree.map(lambda x: x[0], packed.each))
-  first, steps = np.True_, np.int32(8)
   show("compiling")
-  program = compile_steps(speaker, shape, generate_some, (packed, first, steps))
-  show("loading weights")
-  params, *state = load(speaker, program)
-  packed = put(speaker, packed)
+  program = compile_steps(loaded, shape, generate_some, (packed, *_FIRST_LAUNCH))
   say(f"compiled in {program.seconds:.1f} s")
+  show("loading weights")
 
-  places, written, begun = deal(requests, 1), 0, time.perf_counter()
-  while written < len(requests):
-    start = time.perf_counter()
-    state = program.call(params, *state, packed, *put(speaker, (first, steps)))
-    # A copy: the next launch takes the state's memory.
-    generated = jax.tree.map(lambda x: np.array(x)[None], state[1].out)
-    first, took = np.False_, time.perf_counter() - start
-    steps = np.int32(min(max(1, steps * min(4.0, _LAUNCH_SECONDS / took)), _MAX_STEPS))
+  written = 0
+  for generated, seconds in _launches(loaded, program, packed):
     finish, tokens = generated.finish[0], int(generated.count.sum())
     summary = Summary(generated.count[0], finish, generated.logprob[0])
     check_finite(summary.logprob)
     waiting = [*np.flatnonzero(finish == RUNNING), len(requests)]
     done = range(written, int(waiting[0]))
-    for row in sample_rows(
-      done,
-      requests,
-      places,
-      generated,
-      summary,
-      speaker.tokenizer.decode,
-      speaker.step,
-      1,
-      config.logprobs,
-    ):
+    decode, step = loaded.tokenizer.decode, loaded.step
+    results = requests, assignments, generated, summary
+    for row in sample_rows(done, *results, decode, step, 1, config.logprobs):
       out(row_text(row))
     written = done.stop
-    seconds = time.perf_counter() - begun
     show(
       f"{len(requests) + 1 - len(waiting)}/{len(requests)} answers, {tokens:,} tokens, "
       f"{tokens / seconds:,.1f} tokens/s"
     )
-  summarize(generated, places)
-  reasons = Counter(FINISH_REASONS[int(f)] for f in finish)
+    if written == len(requests):
+      break
+  return _outcome(summarize(generated, assignments), seconds)
+
+
+def _outcome(summary: Summary, seconds: float) -> str:
+  tokens = int(summary.count.sum())
+  reasons = Counter(FINISH_REASONS[int(f)] for f in summary.finish)
   return (
-    f"{len(requests)} answers, {tokens:,} tokens in {seconds:.1f} s "
+    f"{len(summary.finish)} answers, {tokens:,} tokens in {seconds:.1f} s "
     f"({tokens / seconds:,.1f} tokens/s): {reasons['stop']} ended by themselves, "
-    f"{reasons['length']} at their limit; {monitor.compile_count()} compile"
+    f"{reasons['length']} at their limit; {compile_count.compile_count()} compile"
   )
 
 
-def usable_prompts(speaker: Speaker, say: Callable[[str], None]) -> list[Prompt]:
+def _launches(
+  loaded: LoadedModel, program: Program, packed: Requests
+) -> Iterator[tuple[Generated, float]]:
+  """What there is after each launch, numpy with a leading axis of 1, and the seconds so far.
+
+  A launch takes about a second, so that there is progress to show.
+  """
+  params, *state = load(loaded, program)
+  packed, begun = put(loaded, packed), time.perf_counter()
+  first, steps = _FIRST_LAUNCH
+  while True:
+    start = time.perf_counter()
+    state = program.call(params, *state, packed, *put(loaded, (first, steps)))
+    # A copy: the next launch takes the state's memory.
+    generated = jax.tree.map(lambda x: np.array(x)[None], state[1].out)
+    first, took = np.False_, time.perf_counter() - start
+    steps = np.int32(min(max(1, steps * min(4.0, _LAUNCH_SECONDS / took)), _MAX_STEPS))
+    yield generated, time.perf_counter() - begun
+
+
+def usable_prompts(loaded: LoadedModel, say: Callable[[str], None]) -> list[Prompt]:
   """The prompts that the settings name; those that cannot be used are left out and told of.
 
   Raises:
     UserError: none is left.
   """
-  config, limit = speaker.config.generate, speaker.model.config.max_position_embeddings
+  config, limit = loaded.config.generate, loaded.model.config.max_position_embeddings
   skipped, prompts = [], []
-  for prompt in load_prompts(config, speaker.tokenizer, skipped):
+  for prompt in load_prompts(config, loaded.tokenizer, skipped):
     [budget] = {request.budget for request in make_requests([prompt], config)}
     if len(prompt.tokens) + budget > limit:
       skipped.append(
@@ -140,7 +136,7 @@ def usable_prompts(speaker: Speaker, say: Callable[[str], None]) -> list[Prompt]
       )
     else:
       prompts.append(prompt)
-  examples = [own_words(reason) for reason in skipped[:_EXAMPLES]]
+  examples = [flag_names(reason) for reason in skipped[:_EXAMPLES]]
   if not prompts:
     raise UserError(f"no prompt can be used: {'; '.join(examples) or 'there is none'}")
   if skipped:

@@ -1,0 +1,107 @@
+"""A run that has ended, or goes on elsewhere, opened by its workdir: a checkpoint and its model."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+from simpo_jax.checkpoint.layout import positions, read_metadata, verify
+from simpo_jax.checkpoint.resume import checkpoints_folder
+from simpo_jax.checkpoint.split_change import check_split
+from simpo_jax.config import default_config, flatten
+from simpo_jax.errors import UserError, one_line
+from simpo_jax.models.weights import OpenModel, open_model
+from simpo_jax.runtime.fingerprint import model_fields
+from simpo_jax.tokenizer.load import run_tokenizer
+from simpo_jax.tokenizer.tokenizer import Tokenizer
+
+
+class SavedRun(NamedTuple):
+  """A checkpoint of a run, and what the run began with.
+
+  Attributes:
+    checkpoint: its folder.
+    step: after which it was saved.
+    config: of the run, a ConfigDict.
+    model, tokenizer: as the run began; the weights are the checkpoint's (`open_checkpoint`).
+  """
+
+  checkpoint: pathlib.Path
+  step: int
+  config: Any
+  model: OpenModel
+  tokenizer: Tokenizer
+
+
+def open_run(
+  workdir: pathlib.Path, step: int | None = None, source: str | None = None, force: bool = False
+) -> SavedRun:
+  """Opens a checkpoint of a run; needs neither its devices nor its data.
+
+  Args:
+    workdir: of the run.
+    step: of the checkpoint; None: the newest.
+    source: the model that the run began with, if it is no longer where it was.
+    force: do so although the model's config or tokenizer have changed since.
+
+  Raises:
+    UserError: there is no such checkpoint, it is damaged, or its model is not to be had.
+  """
+  checkpoint = _checkpoint(workdir, step)
+  if problem := verify(checkpoint):
+    raise UserError(f"{checkpoint} is damaged ({problem}); name another with --step")
+  metadata = read_metadata(checkpoint)
+  config = _run_config(checkpoint, metadata)
+  try:
+    config.model.source = source or config.model.source
+    model = open_model(config.model.source)
+    # A template that prints the date prints the run's: what the model is asked is what it was.
+    tokenizer = run_tokenizer(config, metadata.get("date", ""))
+  except UserError as e:
+    raise UserError(f"{e}; name the place of the model that the run began with: --source") from e
+  identity = metadata.get("identity", {})
+  if not force:
+    remedy = "--force goes on with the file's split, by which its model was trained before"
+    check_split(checkpoint, identity, model, tokenizer, remedy)
+  now = model_fields(model, tokenizer)
+  if changed := [name for name in now if identity.get(name, now[name]) != now[name]]:
+    if not force:
+      raise UserError(
+        f"{model.name} is not what {workdir} began with: its {' and '.join(changed)} differ; name "
+        "the right one with --source, or say --force"
+      )
+  return SavedRun(checkpoint, metadata["position"]["step"], config, model, tokenizer)
+
+
+def _checkpoint(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
+  """The folder of the newest checkpoint, or of the last one after this step."""
+  if not workdir.is_dir():
+    raise UserError(f"--workdir={workdir} is no folder; name the folder of a run")
+  folder = checkpoints_folder(workdir)
+  there = positions(folder)
+  if not there:
+    raise UserError(
+      f"--workdir={workdir} holds no checkpoint; a run saves one at its end, and every so many "
+      "steps with --config.checkpoint.every"
+    )
+  found = [p for p in there if step in (None, p.step)]
+  if not found:
+    steps = ", ".join(str(s) for s in sorted({p.step for p in there}))
+    raise UserError(f"--step={step}: {workdir} has no such checkpoint; it has those of {steps}")
+  return folder / found[-1].name
+
+
+def _run_config(checkpoint: pathlib.Path, metadata: dict):
+  """The run's config; fields that it did not have yet are at their defaults."""
+  config = default_config()
+  known = flatten(config)
+  try:
+    found = {
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in flatten(metadata["config"]).items()
+      if name in known
+    }
+    config.update_from_flattened_dict(found)
+  except (KeyError, TypeError, AttributeError) as e:
+    raise UserError(
+      f"{checkpoint} was written by another version of simpo_jax ({one_line(e)}); use that one"
+    ) from e
+  return config

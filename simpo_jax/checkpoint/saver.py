@@ -1,0 +1,163 @@
+"""When a run saves, and what its checkpoints say beside the train state."""
+
+import contextlib
+import json
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from simpo_jax import storage
+from simpo_jax.checkpoint.layout import Position
+from simpo_jax.checkpoint.manager import Checkpoints
+from simpo_jax.checkpoint.resume import ResumePoint, checkpoints_folder
+from simpo_jax.errors import UserError, one_line
+from simpo_jax.program.state import abstract_state
+from simpo_jax.runtime.fingerprint import build_fields, versions
+from simpo_jax.runtime.launcher import Launcher
+from simpo_jax.runtime.progress import Progress
+from simpo_jax.runtime.resolve import ResolvedRun
+from simpo_jax.train.step import TrainState
+from simpo_jax.workdir import files
+
+_TRIAL = "trial"  # beside the checkpoints, and never taken for one
+
+
+def try_saving(workdir: storage.Path, mesh: Mesh) -> None:
+  """Writes and deletes a trial checkpoint of one int32 per device, saved like the train state.
+
+  An unwritable workdir is thus found before the first step. All processes must call this, and
+  each writes its own shards; nothing compiles.
+
+  Raises:
+    UserError: it cannot.
+  """
+  folder, main = checkpoints_folder(workdir), jax.process_index() == 0
+  trial = folder / _TRIAL
+  sharding = NamedSharding(mesh, P(mesh.axis_names))
+  one_each = jax.make_array_from_callback(
+    (mesh.size,), sharding, lambda index: np.zeros(mesh.size, np.int32)[index]
+  )
+  try:
+    if main:
+      storage.remove_tree(trial)  # of a start that was killed
+      if not storage.is_remote(folder):
+        folder.mkdir(exist_ok=True)
+    try:
+      with contextlib.closing(Checkpoints(trial, 1, 0, patient=False)) as checkpoints:
+        checkpoints.save(Position(), TrainState({"trial": one_each}, None, None), {})
+        checkpoints.wait()
+    finally:
+      if main:
+        storage.remove_tree(trial)
+        if not storage.is_remote(folder) and not storage.names(folder):
+          folder.rmdir()
+  except (UserError, *storage.failures()) as e:
+    why = e.__cause__ or e
+    raise UserError(
+      f"--workdir={workdir}: nothing can be saved there "
+      f"({getattr(why, 'strerror', None) or one_line(why)}); free space, fix the storage, or "
+      "choose another folder"
+    ) from e
+
+
+class Saver:
+  """Saves a run when its config says so.
+
+  Args:
+    folder: the workdir.
+    run: whose date is kept.
+    identity: see `fingerprint.identity_fields`.
+    shared: whether all hosts see the workdir; if not, nothing is saved.
+  """
+
+  def __init__(
+    self,
+    config,
+    folder: storage.Path,
+    run: ResolvedRun,
+    launch: Launcher,
+    start: ResumePoint,
+    identity: dict[str, str],
+    shared: bool,
+  ):
+    self._config, self._folder, self._run, self._launch = config, folder, run, launch
+    self._identity = identity
+    self._time = time.monotonic()
+    options = config.checkpoint
+    self._checkpoints = None
+    if shared:
+      mine = checkpoints_folder(folder)
+      self._checkpoints = Checkpoints(mine, options.keep, options.keep_every)
+      if options.every or options.minutes:
+        self._checkpoints.prepare(abstract_state(launch.program))
+      if start.own:
+        self._checkpoints.saved = start.position
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if self._checkpoints:
+      self._checkpoints.close()
+
+  @property
+  def due(self) -> bool:
+    """Whether this host's clock asks for a checkpoint; process 0's alone is asked."""
+    minutes = self._config.checkpoint.minutes
+    late = time.monotonic() - self._time >= 60 * minutes
+    return bool(minutes) and late and jax.process_index() == 0
+
+  @property
+  def seconds(self) -> list[dict[str, Any]]:
+    """For each save, its step, start time and the seconds for which it blocked the run."""
+    return self._checkpoints.seconds if self._checkpoints else []
+
+  @property
+  def last(self) -> str | None:
+    """The name of the last checkpoint's folder."""
+    saved = self._checkpoints and self._checkpoints.saved
+    return saved.name if saved else None
+
+  def after_step(self, progress: Progress, state: TrainState) -> None:
+    """Saves, if it is time to, after a training step and before what follows it."""
+    step, options = progress.step, self._config.checkpoint
+    if (
+      (options.every and step % options.every == 0)
+      or self._launch.save_asked
+      or (options.at_end and step == self._config.train.steps)
+    ):
+      self.save(progress, state)
+
+  def save(self, progress: Progress, state: TrainState) -> None:
+    """Saves both, unless that position is saved; the files are written in the background."""
+    position = progress.position
+    if self._checkpoints and progress.step and position != self._checkpoints.saved:
+      self._checkpoints.save(position, state, self._metadata(progress))
+      self._time = time.monotonic()
+
+  def wait(self) -> None:
+    """Until all that was saved is committed."""
+    if self._checkpoints:
+      self._checkpoints.wait()
+
+  def _metadata(self, progress: Progress) -> dict[str, Any]:
+    config, step = self._config, progress.step
+    return {
+      "launches": [entry for entry in self._launch.log if entry["mode"] != "stop"],
+      "metrics_bytes": files.metrics_bytes(self._folder),
+      "bad_steps": list(progress.bad_steps),
+      "data": {"steps": step, "pairs": step * config.train.batch_size},
+      "seeds": {"seed": config.seed, "generate.seed": config.generate.seed},
+      "identity": self._identity,
+      "date": self._run.date,
+      "skips": {name: report._asdict() for name, report in progress.skips.items()},
+      "program": self._launch.compiled.fingerprint,
+      "build": build_fields(self._launch.compiled, self._launch.program.mesh),
+      "mesh": dict(self._launch.program.mesh.shape),
+      "versions": versions(),
+      "config": json.loads(config.to_json()),
+    }

@@ -1,0 +1,202 @@
+"""Evaluations of a run compared: held-out accuracy and margin before and after, with intervals."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.table import Table
+from scipy import stats
+
+from simpo_jax.compare.curve import Panel, Series
+from simpo_jax.errors import UserError
+from simpo_jax.storage.paths import plain
+
+_RESAMPLES = 10_000
+_SMOOTHED = 10  # training steps of which the curve shows the mean
+
+
+class Estimate(NamedTuple):
+  """A figure and its 95% interval."""
+
+  value: float
+  low: float
+  high: float
+
+
+class Comparison(NamedTuple):
+  """The held-out pairs at two steps of a run; intervals are of 95%."""
+
+  pairs: int
+  steps: tuple[int, int]
+  accuracy: tuple[Estimate, Estimate]
+  accuracy_change: Estimate
+  gained: int  # pairs on the right side after, and not before
+  lost: int
+  accuracy_p: float  # that chance divides those so unevenly
+  margin: tuple[Estimate, Estimate]
+  margin_change: Estimate
+  logps_chosen: tuple[float, float]  # per token
+  logps_rejected: tuple[float, float]
+
+
+def share(count: int, total: int) -> Estimate:
+  """A proportion with Wilson's interval."""
+  interval = stats.binomtest(count, total).proportion_ci(method="wilson")
+  return Estimate(count / total, float(interval.low), float(interval.high))
+
+
+def mean(values: np.ndarray) -> Estimate:
+  """A mean with the interval of its bootstrap, the same each time.
+
+  For a change, `values` are the differences of each pair.
+  """
+  drawn = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
+  low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+  return Estimate(float(np.mean(values)), float(low), float(high))
+
+
+def read_evaluations(workdir: pathlib.Path) -> dict[int, list[dict[str, Any]]]:
+  """The held-out pairs of every evaluation, by step.
+
+  Raises:
+    UserError: the folder has fewer than two evaluations.
+  """
+  found = {
+    int(path.parent.name.removeprefix("step_")): _rows(path)
+    for path in sorted(workdir.glob("evaluations/step_*/pairs.jsonl"))
+  }
+  if len(found) < 2:
+    raise UserError(
+      f"--workdir={workdir} holds {len(found)} evaluation(s), and a comparison needs two; run it "
+      "with --config.evaluate.at_start=True"
+    )
+  return found
+
+
+def compare_pairs(
+  before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], steps
+) -> Comparison:
+  """Two evaluations of the same pairs, in the same order."""
+  margins = [np.array([row["rewards/margins"] for row in rows]) for rows in (before, after)]
+  right = [m > 0 for m in margins]
+  gained, lost = (int(np.sum(a & ~b)) for a, b in (right[::-1], right))
+  mean_of = lambda name: tuple(  # noqa: E731
+    float(np.mean([row[name] for row in rows])) for rows in (before, after)
+  )
+  return Comparison(
+    pairs=len(before),
+    steps=tuple(steps),
+    accuracy=tuple(share(int(r.sum()), len(r)) for r in right),
+    accuracy_change=mean(right[1].astype(float) - right[0]),
+    gained=gained,
+    lost=lost,
+    accuracy_p=stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0,
+    margin=tuple(map(mean, margins)),
+    margin_change=mean(margins[1] - margins[0]),
+    logps_chosen=mean_of("logps/chosen"),
+    logps_rejected=mean_of("logps/rejected"),
+  )
+
+
+def compare(evaluations: dict[int, list[dict[str, Any]]]) -> Comparison:
+  """The first evaluation against the last."""
+  first, last = min(evaluations), max(evaluations)
+  return compare_pairs(evaluations[first], evaluations[last], (first, last))
+
+
+def percent(e: Estimate, form: str = ".0f") -> str:
+  """ "51% [44, 58]"."""
+  return f"{100 * e.value:{form}}% [{100 * e.low:{form}}, {100 * e.high:{form}}]"
+
+
+def number(e: Estimate, form: str = ".2f") -> str:
+  """ "0.12 [0.05, 0.19]"."""
+  return f"{e.value:{form}} [{e.low:{form}}, {e.high:{form}}]"
+
+
+def table_of(found: Comparison) -> Table:
+  """What a person reads."""
+  table = Table(
+    title=f"{found.pairs} held-out pairs, in brackets 95% intervals",
+    title_justify="left",
+    show_edge=False,
+    pad_edge=False,
+  )
+  for name in ("", f"before (step {found.steps[0]})", f"after (step {found.steps[1]})", "change"):
+    table.add_column(name)
+  change = percent(found.accuracy_change, "+.0f")
+  table.add_row("accuracy", *map(percent, found.accuracy), change)
+  change = number(found.margin_change, "+.2f")
+  table.add_row("reward margin", *map(number, found.margin), change)
+  for name, (before, after) in (
+    ("log p, chosen", found.logps_chosen),
+    ("log p, rejected", found.logps_rejected),
+  ):
+    table.add_row(name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+  table.caption = (
+    f"{found.gained} pairs gained and {found.lost} lost: p = {found.accuracy_p:.2g} (McNemar); "
+    "log p: per token"
+  )
+  table.caption_justify = "left"
+  return table
+
+
+def evaluation_panels(
+  workdir: pathlib.Path, evaluations: dict[int, list[dict[str, Any]]]
+) -> list[Panel]:
+  """Accuracy and margin by step."""
+  margins = {
+    step: np.array([row["rewards/margins"] for row in rows]) for step, rows in evaluations.items()
+  }
+  accuracies = {step: share(int((m > 0).sum()), len(m)) for step, m in margins.items()}
+  train = [row for row in _rows(workdir / "metrics.jsonl") if row["mode"] == "train"]
+  return [
+    Panel(
+      "preference accuracy, %",
+      [estimates("held out", {step: [100 * x for x in e] for step, e in accuracies.items()})],
+      (0.0, 100.0),
+      50.0,
+    ),
+    Panel(
+      "reward margin",
+      [
+        estimates("held out", {step: mean(m) for step, m in margins.items()}),
+        _smoothed("training", train, "rewards/margins"),
+      ],
+      None,
+      0.0,
+    ),
+  ]
+
+
+def estimates(label: str, by_step: dict[int, Sequence[float]]) -> Series:
+  """A series with its intervals, from (value, low, high) by step."""
+  return Series(
+    label,
+    [(step, e[0]) for step, e in by_step.items()],
+    [(e[1], e[2]) for e in by_step.values()],
+  )
+
+
+def _smoothed(label: str, rows: list[dict[str, Any]], name: str) -> Series:
+  width = min(_SMOOTHED, len(rows))
+  means = np.convolve([row[name] for row in rows], np.ones(width) / width, "valid")
+  steps = [row["step"] for row in rows][width - 1 :]
+  return Series(f"{label}, mean of {width} steps", list(zip(steps, means, strict=True)))
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  try:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+  except (OSError, ValueError) as e:
+    raise UserError(f"{path} cannot be read ({e}); is the run whole?") from e
+
+
+def write_text(path: str | pathlib.Path, text: str) -> None:
+  """Writes a file that a flag names."""
+  try:
+    plain(path).write_text(text)
+  except OSError as e:
+    raise UserError(f"{path} cannot be written ({e.strerror}); choose another file") from e

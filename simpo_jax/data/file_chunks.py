@@ -1,0 +1,177 @@
+"""Sources of preference rows cut into parts that can be read side by side, each once.
+
+The cuts depend on the files alone, never on the number of readers.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from simpo_jax import storage
+from simpo_jax.data import download
+from simpo_jax.data.row_files import (
+  EXTENSIONS,
+  MAX_LINE,
+  Malformed,
+  find_file,
+  parse_line,
+  read_parquet,
+  read_rows,
+)
+from simpo_jax.errors import UserError
+
+CHUNK_BYTES = 32 * 2**20
+_BLOCK = 2**22
+
+
+class File(NamedTuple):
+  """A file of rows. name: what row ids begin with."""
+
+  path: str
+  name: str
+
+
+class Chunk(NamedTuple):
+  """A part of a file that one process reads from front to back.
+
+  start, stop: bytes of a .jsonl file, row groups of a .parquet file; stop is 0 for the
+    kinds that can only be read whole.
+  first: the number of its first row (of a .jsonl file: line).
+  size: bytes, about.
+  """
+
+  file: File
+  start: int
+  stop: int
+  first: int
+  size: int
+
+
+def find_files(source: str) -> list[File]:
+  """The files of a source: one file, or all of a folder, in the order of their names.
+
+  Those in a bucket are fetched.
+
+  Raises:
+    UserError: there is no such file or folder, or no file of a known kind in it.
+  """
+  folder = storage.open_path(source, "--source")
+  if not folder.is_dir():
+    file = find_file(source)
+    return [File(str(file), file.name)]
+  names = [
+    name
+    for name in storage.sizes(folder)
+    if name.lower().endswith(EXTENSIONS)
+    # What a download or an editor keeps beside the data.
+    and not any(part.startswith(".") for part in name.split("/"))
+  ]
+  if not names:
+    raise UserError(f"{source} holds no file whose name ends in {', '.join(EXTENSIONS)}")
+  if storage.is_remote(folder):
+    folder = download.fetch(folder, names)
+  return [File(str(folder / name), name) for name in names]
+
+
+def cut(files: Sequence[File], chunk_bytes: int = CHUNK_BYTES) -> list[Chunk]:
+  """All rows of the files, in order, in parts of about `chunk_bytes` where a kind allows it."""
+  return [chunk for file in files for chunk in _cut(file, chunk_bytes)]
+
+
+def read_chunk(chunk: Chunk) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
+  """Yields (row id, row) as `read_rows` does for the whole file; flat in memory.
+
+  A .json list (not .jsonl) is one object to its parser, and is held as a whole.
+  """
+  file, name = pathlib.Path(chunk.file.path), chunk.file.name
+  if not chunk.stop:
+    for row_id, row in read_rows(str(file)):
+      yield f"{name}:{row_id.rpartition(':')[2]}", row
+    return
+  if name.lower().endswith(".parquet"):
+    rows = read_parquet(file, range(chunk.start, chunk.stop), chunk.first)
+  else:
+    rows = _read_lines(file, chunk)
+  for number, row in rows:
+    yield f"{name}:{number}", row
+
+
+def _cut(file: File, chunk_bytes: int) -> Iterator[Chunk]:
+  path = pathlib.Path(find_file(file.path))
+  name = path.name.lower()
+  if not name.endswith(EXTENSIONS):
+    raise UserError(f"{path} is of an unknown kind; the name must end in {', '.join(EXTENSIONS)}")
+  size = path.stat().st_size
+  if not size:
+    raise UserError(f"{path} has no rows; give a file with at least one preference pair")
+  if name.endswith(".jsonl"):
+    return _cut_lines(file, path, chunk_bytes)
+  if name.endswith(".parquet"):
+    return _cut_row_groups(file, path, chunk_bytes)
+  return iter([Chunk(file, 0, 0, 1, size)])
+
+
+def _cut_lines(file: File, path: pathlib.Path, chunk_bytes: int) -> Iterator[Chunk]:
+  start, first, lines = 0, 1, 0
+  position = 0
+  with open(path, "rb") as f:
+    while block := f.read(min(_BLOCK, chunk_bytes)):
+      lines += block.count(b"\n")
+      position += len(block)
+      if position - start < chunk_bytes:
+        continue
+      # The rest of the line, however long it is.
+      while (rest := f.readline(_BLOCK)) and not rest.endswith(b"\n"):
+        position += len(rest)
+      lines += rest.endswith(b"\n")
+      position += len(rest)
+      yield Chunk(file, start, position, first, position - start)
+      start, first = position, lines + 1
+  if position > start:
+    yield Chunk(file, start, position, first, position - start)
+
+
+def _cut_row_groups(file: File, path: pathlib.Path, chunk_bytes: int) -> Iterator[Chunk]:
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  try:
+    metadata = pq.read_metadata(path)
+  except (pa.ArrowException, ValueError, OSError) as error:
+    raise UserError(f"{path} is not a readable parquet file ({error})") from error
+  if not metadata.num_rows:
+    raise UserError(f"{path} has no rows; give a file with at least one preference pair")
+  start, first, rows, size = 0, 1, 0, 0
+  for number in range(metadata.num_row_groups):
+    group = metadata.row_group(number)
+    rows += group.num_rows
+    size += group.total_byte_size
+    if size >= chunk_bytes or number == metadata.num_row_groups - 1:
+      yield Chunk(file, start, number + 1, first, size)
+      start, first, size = number + 1, rows + 1, 0
+
+
+def _read_lines(file: pathlib.Path, chunk: Chunk):
+  with open(file, "rb") as f:
+    f.seek(chunk.start)
+    number, position = chunk.first, chunk.start
+    while position < chunk.stop and (line := f.readline(MAX_LINE)):
+      position += len(line)
+      if len(line) == MAX_LINE and not line.endswith(b"\n"):
+        # Nothing that a model is trained on: its rest is passed over, not held.
+        while (rest := f.readline(MAX_LINE)) and not rest.endswith(b"\n"):
+          position += len(rest)
+        position += len(rest)
+        line = b"{"
+      if not chunk.start and number == 1:
+        line = line.removeprefix(b"\xef\xbb\xbf")
+      if line.strip():
+        yield number, parse_line(line)
+      number += 1
+
+
+def stamp(files: Sequence[File]) -> list[list]:
+  """[name, bytes, time of change] of every file: whether a source is what it was."""
+  stats = [(f.name, os.stat(f.path)) for f in files]
+  return [[name, s.st_size, s.st_mtime_ns] for name, s in stats]

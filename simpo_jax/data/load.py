@@ -1,0 +1,85 @@
+"""The data that a config names: what is held in memory, and what is read as it is needed."""
+
+import math
+
+from simpo_jax.data.mixture import Mixture
+from simpo_jax.data.pairs import load_pairs
+from simpo_jax.data.prepared.dataset import (
+  has_split,
+  is_prepared,
+  open_prepared,
+  split_spec,
+)
+from simpo_jax.data.prepared.records import HELD_OUT
+from simpo_jax.data.shuffle import split_pairs
+from simpo_jax.data.skip_report import SkipReport, no_rows
+from simpo_jax.data.truncation import check_lengths
+from simpo_jax.data.types import PairTokens
+from simpo_jax.errors import UserError
+from simpo_jax.tokenizer.tokenizer import Tokenizer
+
+
+def load_data(
+  config, tokenizer: Tokenizer, evaluates: bool
+) -> tuple[list[PairTokens] | Mixture, list[PairTokens], dict[str, SkipReport]]:
+  """(training pairs, held-out pairs, reports by name).
+
+  Args:
+    evaluates: whether the run needs held-out pairs.
+
+  Raises:
+    UserError: data that cannot be used, and what to change.
+  """
+  data = config.data
+  pairs, held_out, skips = _training(config, tokenizer, evaluates and not data.eval)
+  if data.eval:
+    held_out, skips["eval"] = load_pairs(data, tokenizer, data.eval, config.seed + 1)
+  if len(pairs) < config.train.batch_size:
+    held = f" beside {len(held_out)} held out (data.eval_fraction)" if held_out else ""
+    raise UserError(
+      f"--config.train.batch_size={config.train.batch_size} needs at least that many "
+      f"training pairs, and there are {len(pairs)}{held}; lower it or add data"
+    )
+  if evaluates and not held_out:
+    raise UserError(
+      "evaluation needs held-out pairs: set --config.data.eval or "
+      "--config.data.eval_fraction, prepare datasets with --eval_fraction, or switch it off with "
+      "--config.evaluate.every=0 --config.evaluate.at_end=False"
+    )
+  return pairs, held_out, skips
+
+
+def _training(config, tokenizer, split_off: bool):
+  data = config.data
+  entries = (data.train,) if isinstance(data.train, str) else tuple(data.train)
+  weights = _weights(data.weights, entries)
+  fraction = data.eval_fraction if split_off else 0.0
+  if not weights and not any(map(is_prepared, entries)):
+    pairs, report = load_pairs(data, tokenizer, entries, config.seed)
+    return *split_pairs(pairs, fraction, config.seed), {"train": report}
+  check_lengths(data)
+  sources, held_out, skips = [], [], {"train": no_rows()}
+  for entry in entries:
+    if is_prepared(entry):
+      sources.append(open_prepared(entry, data.dir))
+      if split_off and split_spec(entry)[1] is None and has_split(entry, data.dir, HELD_OUT):
+        found, skips[f"eval {entry}"] = load_pairs(data, tokenizer, (entry,), config.seed)
+        held_out += found
+      continue
+    pairs, skips[entry] = load_pairs(data, tokenizer, (entry,), config.seed)
+    kept, held = split_pairs(pairs, fraction, config.seed)
+    sources.append(kept)
+    held_out += held
+  return Mixture(tuple(sources), weights), held_out, skips
+
+
+def _weights(weights, entries) -> tuple[float, ...]:
+  weights = tuple(map(float, weights))
+  if weights and (
+    len(weights) != len(entries) or not all(w > 0 and math.isfinite(w) for w in weights)
+  ):
+    raise UserError(
+      f"--config.data.weights={weights} must be one positive number for each of the "
+      f"{len(entries)} entries of data.train, such as (0.7,0.3)"
+    )
+  return weights

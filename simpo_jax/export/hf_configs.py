@@ -1,0 +1,162 @@
+"""What a Hugging Face folder has beside its weights: configs and the tokenizer's files."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from simpo_jax.errors import UserError, one_line
+from simpo_jax.export.byte_tokenizer import hf_byte_tokenizer
+from simpo_jax.models.config import ModelConfig, RopeScaling
+from simpo_jax.models.hf_config import from_hf
+from simpo_jax.models.weights import OpenModel
+from simpo_jax.storage.paths import escapes_folder
+from simpo_jax.tokenizer.huggingface import auto_tokenizer, has_tokenizer
+from simpo_jax.tokenizer.tokenizer import Tokenizer
+
+# Of a source's folder: all that a tokenizer can consist of, and the terms of its weights.
+_COPIED = (
+  "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja",
+  "chat_template*", "additional_chat_templates/*", "LICENSE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+# Of a source's config: code that is not copied, and a place on somebody's disk.
+_DROPPED = ("auto_map", "_name_or_path")
+_FOREIGN = ("is_local", "local_files_only")  # of a tokenizer_config: how it was read
+# Names that a newer transformers writes and older readers do not know.
+_TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
+
+
+def hf_config(model: OpenModel, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
+  """config.json: the source's own where it has one, else made from what is known."""
+  if model.path is not None and model.path.is_dir():
+    found = _read_json(model.path / "config.json")
+    config = {name: value for name, value in found.items() if name not in _DROPPED}
+  else:
+    config = {**to_hf(model.config), **_special_ids(tokenizer)}
+    assert from_hf(config) == model.config, "to_hf leaves something out"
+  config.setdefault("architectures", [f"{model.config.model_type.capitalize()}ForCausalLM"])
+  # transformers 5 writes `dtype`; it and all others read the older name as well.
+  names = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]
+  return {**config, **dict.fromkeys(names, dtype)}
+
+
+def to_hf(cfg: ModelConfig) -> dict[str, Any]:
+  """The fields of a config.json, in the form that old readers know as well.
+
+  `models.hf_config.from_hf` reads them back.
+  """
+  kind = cfg.model_type
+  config = {
+    "architectures": [f"{kind.capitalize()}ForCausalLM"],
+    "model_type": kind,
+    "vocab_size": cfg.vocab_size,
+    "hidden_size": cfg.hidden_size,
+    "intermediate_size": cfg.intermediate_size,
+    "num_hidden_layers": cfg.num_hidden_layers,
+    "num_attention_heads": cfg.num_attention_heads,
+    "num_key_value_heads": cfg.num_key_value_heads,
+    "head_dim": cfg.head_dim,
+    "hidden_act": "silu",
+    "rms_norm_eps": cfg.rms_norm_eps,
+    "rope_theta": cfg.rope_theta,
+    "rope_scaling": _rope_scaling(cfg.rope_scaling),
+    "max_position_embeddings": cfg.max_position_embeddings,
+    "tie_word_embeddings": cfg.tie_word_embeddings,
+  }
+  if kind == "mistral":
+    config["sliding_window"] = cfg.sliding_window
+  elif kind != "llama":
+    config["use_sliding_window"] = False
+  return config
+
+
+def _rope_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+  if scaling is None:
+    return None
+  if scaling.kind == "linear":
+    return {"rope_type": "linear", "factor": scaling.factor}
+  return {
+    "rope_type": scaling.kind,
+    "factor": scaling.factor,
+    "low_freq_factor": scaling.low_freq_factor,
+    "high_freq_factor": scaling.high_freq_factor,
+    "original_max_position_embeddings": scaling.original_max_position_embeddings,
+  }
+
+
+def generation_config(model: OpenModel, tokenizer: Tokenizer) -> dict[str, Any]:
+  """generation_config.json: the source's, with every id that ends a turn."""
+  found = {}
+  if model.path is not None and (model.path / "generation_config.json").is_file():
+    found = _read_json(model.path / "generation_config.json")
+  eos = list(tokenizer.eos_ids)
+  return {
+    **_special_ids(tokenizer),
+    **{name: value for name, value in found.items() if name not in _DROPPED},
+    "eos_token_id": eos if len(eos) > 1 else eos[0],
+  }
+
+
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+  ids = {
+    "bos_token_id": tokenizer.bos_id,
+    "eos_token_id": tokenizer.eos_ids[0],
+    "pad_token_id": tokenizer.pad_id,
+  }
+  return {name: value for name, value in ids.items() if value is not None}
+
+
+def check_copied(model: OpenModel) -> None:
+  """Raises a UserError if what an export takes from a model's folder does not lie in it.
+
+  Whoever made the folder would choose which file of this machine is published.
+  """
+  if model.path is None or not model.path.is_dir():
+    return
+  for name in ("config.json", "generation_config.json", *_copied(model.path)):
+    if escapes_folder(model.path, name):
+      raise UserError(
+        f"{model.path / name} is a link out of its folder, and an export would publish what it "
+        "leads to; put the file itself in its place, or remove the link"
+      )
+
+
+def _copied(path: pathlib.Path | None) -> list[str]:
+  """The files that an export takes as they are, relative to the model's folder."""
+  if path is None or not path.is_dir() or not has_tokenizer(path):
+    return []
+  found = {p for kind in _COPIED for p in path.glob(kind) if p.is_file()}
+  return sorted(p.relative_to(path).as_posix() for p in found)
+
+
+def write_tokenizer(folder: pathlib.Path, model: OpenModel) -> None:
+  """The tokenizer's files and chat template: the source's own, or such as read the same."""
+  path = model.path
+  if copied := _copied(path):
+    for name in copied:
+      target = folder / name
+      target.parent.mkdir(exist_ok=True)
+      shutil.copyfile(path / name, target)
+    return
+  if path is not None and path.is_file():
+    hf = auto_tokenizer(str(path.parent), gguf_file=path.name)
+  else:
+    hf = hf_byte_tokenizer()
+  hf.model_max_length = model.config.max_position_embeddings
+  hf.save_pretrained(folder)
+  written = folder / "tokenizer_config.json"
+  config = {name: value for name, value in _read_json(written).items() if name not in _FOREIGN}
+  name = config.get("tokenizer_class")
+  config["tokenizer_class"] = _TOKENIZER_CLASSES.get(name, name)
+  written.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text())
+    if isinstance(value, dict):
+      return value
+    problem = "it is no JSON object"
+  except (OSError, ValueError, RecursionError) as e:
+    problem = one_line(e)
+  raise UserError(f"{path} cannot be read ({problem}); get it again")

@@ -1,0 +1,64 @@
+"""A conversation on the device: one slot of the generation engine with a persistent cache.
+
+The host launches the compiled `chat_step` for a few tokens at a time. Shapes are sized for
+the longest conversation, so one compilation serves all turns.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from simpo_jax.generate import kv_pages
+from simpo_jax.generate.decode import decode
+from simpo_jax.generate.prefill import prefill, see
+from simpo_jax.generate.state import Engine, Slots, State, initial, select_state
+from simpo_jax.generate.types import Requests
+
+
+class ChatStep(NamedTuple):
+  """What one launch does; int32 [], but for `begins`."""
+
+  cached: jax.Array  # tokens of the conversation that are in the cache
+  until: jax.Array  # tokens of it that shall be; when an answer begins, all but the last
+  begins: jax.Array  # bool [], an answer begins
+  steps: jax.Array  # decode steps, at most; 0 until all is cached
+
+
+def chat_step(engine: Engine, requests: Requests, s: State, turn: ChatStep) -> State:
+  """Caches part of the conversation, or continues its answer.
+
+  The conversation so far is the prompt of the single request. Its common prefix with the
+  cache is reused; only the remaining tokens are computed.
+
+  Args:
+    engine: of one slot and one request.
+    s: what the last call has returned; the first one reads nothing of it.
+  """
+  arrays, P = requests.each, engine.shape.num_pages
+  fresh, last, all_slots = initial(engine, s.pool), arrays.length - 1, jnp.ones((1,), bool)
+  token = jnp.take_along_axis(arrays.tokens, last[:, None], axis=1)[:, 0]
+  queue = fresh.queue._replace(  # the slot holds every page, for good
+    pages=kv_pages.Pages(jnp.ones((P,), jnp.int32), jnp.arange(P, dtype=jnp.int32)[None]),
+    next=jnp.ones((), jnp.int32),
+    request=jnp.zeros((1,), jnp.int32),
+    running=all_slots,
+  )
+  fresh = fresh._replace(queue=queue, slots=Slots(token, last, jnp.zeros_like(last)))
+  if fresh.seen is not None:
+    fresh = fresh._replace(seen=see(fresh.seen, all_slots, arrays.tokens, arrays.length))
+  s = select_state(turn.begins, fresh, s)
+  with jax.named_scope("prefill"):
+    todo, done = (turn.until - turn.cached)[None], turn.cached[None]
+    s = s._replace(pool=prefill(engine, s.pool, queue, arrays, todo, done))
+
+  def wanted(carry):
+    s, left = carry
+    return s.queue.running[0] & (left > 0)
+
+  def step(carry):
+    s, left = carry
+    return decode(engine, s, requests, 1), left - 1
+
+  with jax.named_scope("decode"):
+    return jax.lax.while_loop(wanted, step, (s, turn.steps))[0]

@@ -1,0 +1,61 @@
+"""One decode step: a token for every running slot."""
+
+import jax
+import jax.numpy as jnp
+
+from simpo_jax.generate.sampling import choose, uniforms
+from simpo_jax.generate.state import Engine, Slots, State, forward
+from simpo_jax.generate.types import LENGTH, RUNNING, STOP, Generated, Requests
+from simpo_jax.models import llama
+
+
+def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
+  """One token for every running slot; at most `width` of them run."""
+  cfg, shape, arrays, queue = engine.cfg, engine.shape, requests.each, s.queue
+  # Pinned: the key must not depend on the environment's default generator.
+  key = jax.random.wrap_key_data(requests.seed, impl="threefry2x32")
+  # Running slots are sorted first, so that the step is only as wide as needed.
+  slot = jnp.argsort(~queue.running, stable=True)[:width].astype(jnp.int32)
+  alive = queue.running[slot]
+  request = jnp.where(alive, queue.request[slot], shape.requests)
+  gather_by_request = lambda x: x.at[request].get(mode="fill", fill_value=0)  # noqa: E731
+  token, position, stop = (x[slot] for x in s.slots)
+
+  table = jnp.where(alive[:, None], queue.pages.table[slot], shape.num_pages)
+  x, pool = forward(engine, s.pool, table, token[:, None], position, alive.astype(jnp.int32))
+  with jax.named_scope("sample"):
+    x = llama.norm(x[:, 0], engine.params["final_norm"], cfg)
+    u = uniforms(key, gather_by_request(arrays.prompt), gather_by_request(arrays.sample), position)
+    sampling = jax.tree.map(gather_by_request, arrays.sampling)
+    # A dead row must not divide by its zero.
+    penalty = jnp.where(alive, sampling.repetition_penalty, 1.0)
+    sampling = sampling._replace(repetition_penalty=penalty)
+    seen = None if s.seen is None else s.seen[slot]
+    logits = llama.unembed(engine.params, x, cfg)
+    token, logprob = choose(logits, sampling, u, seen, shape.sampled)
+
+  with jax.named_scope("record"):
+    stop = requests.stops[stop, token]
+    count = gather_by_request(s.out.count) + 1
+    finish = jnp.where(
+      stop < 0, STOP, jnp.where(count >= gather_by_request(arrays.budget), LENGTH, RUNNING)
+    )
+    out = Generated(
+      tokens=s.out.tokens.at[request, count - 1].set(token, mode="drop"),
+      logprobs=s.out.logprobs.at[request, count - 1].set(logprob, mode="drop"),
+      count=s.out.count.at[request].set(count, mode="drop"),
+      finish=s.out.finish.at[request].set(finish, mode="drop"),
+      logprob=s.out.logprob.at[request].add(logprob, mode="drop"),
+    )
+    return State(
+      pool=pool,
+      queue=queue._replace(running=queue.running.at[slot].set(alive & (finish == RUNNING))),
+      slots=jax.tree.map(
+        lambda all_, now: all_.at[slot].set(now),
+        s.slots,
+        Slots(token, position + 1, jnp.maximum(stop, 0)),
+      ),
+      seen=None if s.seen is None else s.seen.at[slot, token].set(True),
+      out=out,
+      tally=s.tally,
+    )

@@ -1,0 +1,90 @@
+"""Generation of a whole prompt set inside the one program.
+
+A queue of requests, a number of slots, a paged KV pool. One `lax.while_loop` refills
+free slots from the queue (admission, prefill in chunks) and decodes one token for
+every running slot at a time; nothing returns to the host until every request has its
+length and finish reason. The pool is a loop carry, written in place: it never passes
+through a `lax.cond`, whose untouched branch would copy it on some backends.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from simpo_jax.generate import scheduler
+from simpo_jax.generate.decode import decode
+from simpo_jax.generate.prefill import refill
+from simpo_jax.generate.scheduler import Work
+from simpo_jax.generate.state import Engine, LoopCounters, State, initial, select_state
+from simpo_jax.generate.types import Generated, Requests
+
+
+def generate_group(engine: Engine, requests: Requests) -> Generated:
+  """Answers one group's requests, without a leading group axis: `[N]` in request order."""
+  work = _work(requests)
+  return _rounds(engine, requests, work, _tallied(engine, initial(engine), work)).out
+
+
+def generate_some(
+  engine: Engine, requests: Requests, s: State, first: jax.Array, steps: jax.Array
+) -> State:
+  """Like `generate_group`, but returns to the host after a number of decode steps.
+
+  Args:
+    s: what the last call has returned; the first one reads nothing of it.
+    first: bool [].
+    steps: int32 [], at most.
+  """
+  work = _work(requests)
+  s = select_state(first, initial(engine, s.pool), s)
+  return _rounds(engine, requests, work, _tallied(engine, s, work), steps)
+
+
+def _work(requests: Requests) -> Work:
+  arrays = requests.each
+  return Work(arrays.length, arrays.budget, arrays.prompt)
+
+
+def _rounds(engine: Engine, requests: Requests, work: Work, s: State, left=None) -> State:
+  """Refills and decodes until every request is done, or for `left` decode steps."""
+  shape, arrays = engine.shape, requests.each
+
+  def rounds(carry):
+    s, left = carry
+    s = _tallied(engine, refill(engine, s, arrays, work), work)
+    carry = s, left
+    for width, lower in zip(shape.widths, (*shape.widths[1:], 0), strict=True):
+
+      def step(carry, width=width):
+        s, left = carry
+        s = _tallied(engine, decode(engine, s, requests, width), work)
+        return s, None if left is None else left - 1
+
+      def enough(carry, lower=lower):
+        s, left = carry
+        return _and_left((s.tally.running > lower) & (s.tally.refill == 0), left)
+
+      with jax.named_scope(f"decode_{width}"):
+        carry = jax.lax.while_loop(enough, step, carry)
+    return carry
+
+  def unanswered(carry):
+    s, left = carry
+    return _and_left((s.tally.running > 0) | (s.tally.pending > 0), left)
+
+  return jax.lax.while_loop(unanswered, rounds, (s, left))[0]
+
+
+def _and_left(wanted, left):
+  return wanted if left is None else wanted & (left > 0)
+
+
+def _tallied(engine: Engine, s: State, work: Work) -> State:
+  """Updates the loop counters: the only communication between groups in a decode step."""
+  refill = scheduler.wants_refill(s.queue, work, engine.shape.prefill_rows)
+  counts = (
+    jnp.sum(s.queue.running, dtype=jnp.int32),
+    scheduler.pending(s.queue, work),
+    refill.astype(jnp.int32),
+  )
+  counts = engine.max_over_groups(jnp.stack(counts))
+  return s._replace(tally=LoopCounters(*counts))

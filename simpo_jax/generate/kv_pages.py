@@ -1,0 +1,124 @@
+"""The paged KV cache: page allocation and writes, all on the device, all pure.
+
+The pool is token-major, `[L * P, page, 2 * K * h]`: a token's keys and values of all
+heads are contiguous, with K and V of a head adjacent. (The last axis is flat,
+because `[..., 2 * K, h]` is padded to 128 lanes per head on a TPU: 2 to 2.7 times the
+memory at head dim 64.) A layer is chosen by offsetting page ids.
+
+A page is free when no slot holds it; samples of one prompt hold its full pages
+together. Everything is vectorised over slots and pages.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from simpo_jax.arith import ceil_div
+
+
+class Pages(NamedTuple):
+  """Page table and reference counts of P pages, numbered 0 .. P-1; P means no page."""
+
+  refs: jax.Array  # int32 [P], how many slots hold the page; 0 is free
+  table: jax.Array  # int32 [slots, pages_per_seq], a slot's pages from the left, then P
+
+
+def pages_needed(tokens, page_size: int):
+  """Pages that hold `tokens` tokens."""
+  return ceil_div(tokens, page_size)
+
+
+def init_pages(num_pages: int, slots: int, pages_per_seq: int) -> Pages:
+  """All pages free, no slot holding any."""
+  return Pages(
+    refs=jnp.zeros((num_pages,), jnp.int32),
+    table=jnp.full((slots, pages_per_seq), num_pages, jnp.int32),
+  )
+
+
+def num_free(pages: Pages) -> jax.Array:
+  """int32 []."""
+  return jnp.sum(pages.refs == 0, dtype=jnp.int32)
+
+
+def allocate(pages: Pages, skip: jax.Array, need: jax.Array) -> Pages:
+  """Allocates `need[i]` free pages to slot i, in its columns from `skip[i]` on.
+
+  Args:
+    pages: a slot that gets pages must hold none in those columns (see `release`).
+    skip: int32 `[slots]`, columns left for pages shared with another slot.
+    need: int32 `[slots]`, 0 to leave a slot alone. The caller has checked that
+      `sum(need) <= num_free`: admission reserves the worst case, so running out
+      in the middle of a sequence cannot happen.
+  """
+  P = pages.refs.shape[0]
+  free = jnp.argsort(pages.refs > 0, stable=True)  # the free pages come first
+  column = jnp.arange(pages.table.shape[1], dtype=jnp.int32) - skip[:, None]
+  granted = (column >= 0) & (column < need[:, None])
+  rank = (jnp.cumsum(need) - need)[:, None] + column
+  taken = free.at[jnp.where(granted, rank, P)].get(mode="fill", fill_value=P).astype(jnp.int32)
+  return Pages(
+    refs=pages.refs.at[taken].add(1, mode="drop"),
+    table=jnp.where(granted, taken, pages.table),
+  )
+
+
+def share(pages: Pages, donor: jax.Array, count: jax.Array) -> Pages:
+  """Shares the first `count[i]` pages of slot `donor[i]` with slot i; both int32 `[slots]`."""
+  P = pages.refs.shape[0]
+  column = jnp.arange(pages.table.shape[1], dtype=jnp.int32)
+  shared = jnp.where(column < count[:, None], pages.table[donor], P)
+  return Pages(
+    refs=pages.refs.at[shared].add(1, mode="drop"),
+    table=jnp.where(shared < P, shared, pages.table),
+  )
+
+
+def release(pages: Pages, slots: jax.Array) -> Pages:
+  """Releases all pages of the slots marked in bool `[slots]`."""
+  P = pages.refs.shape[0]
+  held = jnp.where(slots[:, None], pages.table, P)
+  return Pages(
+    refs=pages.refs.at[held].add(-1, mode="drop"),
+    table=jnp.where(slots[:, None], P, pages.table),
+  )
+
+
+def layer_pages(page_ids: jax.Array, layer, num_pages: int, layers: int) -> jax.Array:
+  """Page ids offset into one layer of the pool; "none" stays out of range."""
+  return jnp.where(page_ids < num_pages, page_ids + layer * num_pages, layers * num_pages)
+
+
+def write(pool: jax.Array, page_ids: jax.Array, start, count, k: jax.Array, v: jax.Array):
+  """Writes new keys and values into the pool, in place when the pool is a loop carry.
+
+  Args:
+    pool: `[L * P, page, 2Kh]`.
+    page_ids: int32 `[B, pages_per_seq]`, offset for the layer.
+    start: int32 `[B]`, the index of the first new token in its sequence.
+    count: int32 `[B]`, how many of the T tokens are real; the rest writes nothing.
+    k, v: `[B, T, K, h]`.
+  """
+  size = pool.shape[1]
+  B, T, K, h = k.shape
+  token = jnp.arange(T, dtype=jnp.int32)
+  position = start[:, None] + token
+  column = jnp.clip(position // size, 0, page_ids.shape[1] - 1)
+  ids = jnp.take_along_axis(page_ids, column, axis=1)
+  ids = jnp.where(token < count[:, None], ids, pool.shape[0])
+  kv = jnp.stack([k, v], axis=3).reshape(B, T, 2 * K * h).astype(pool.dtype)
+  return pool.at[ids, position % size].set(kv, mode="drop")
+
+
+def copy_pages(pool: jax.Array, source: jax.Array, target: jax.Array, layers, num_pages: int):
+  """Copies page `source[i]` to page `target[i]`, int32 `[n]`, in the first `layers` layers.
+
+  A target of P copies nothing. `layers` may be a traced 0 to skip it all.
+  """
+
+  def layer(index, pool):
+    ids = layer_pages(target, index, num_pages, pool.shape[0] // num_pages)
+    return pool.at[ids].set(pool.at[source + index * num_pages].get(mode="clip"), mode="drop")
+
+  return jax.lax.fori_loop(0, layers, layer, pool)

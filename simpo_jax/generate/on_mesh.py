@@ -1,0 +1,175 @@
+"""Generation on a mesh: the sharding of weights and KV cache.
+
+In `host_data_parallel` mode every host answers its own requests with a full set of
+weights, tensor-parallel over the host's devices: the host axis is manual, and only the
+loop counters are communicated across it. In `global_mesh` mode
+all devices answer one queue.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from simpo_jax.generate import kv_pages
+from simpo_jax.generate.engine import generate_group
+from simpo_jax.generate.state import Engine
+from simpo_jax.generate.types import Generated, GenerateShape, Requests
+from simpo_jax.kernels.paged_attention import paged_prefill
+from simpo_jax.models import llama
+from simpo_jax.models.config import ModelConfig
+from simpo_jax.models.lora import beside_weights
+from simpo_jax.models.sharding import INFERENCE_RULES, named, param_specs
+
+
+def decode_specs(model: ModelConfig, mesh: Mesh, mode: str):
+  """PartitionSpecs of the decode weights, layers unstacked."""
+  specs = param_specs(model, mesh, INFERENCE_RULES[mode])
+  layer = jax.tree.map(lambda spec: P(*spec[1:]), specs["layers"])
+  return {**specs, "layers": [layer] * model.num_hidden_layers}
+
+
+def kv_axes(model: ModelConfig, mesh: Mesh, mode: str) -> tuple[str, ...]:
+  """The mesh axes that shard the heads of the KV cache."""
+  axes = param_specs(model, mesh, INFERENCE_RULES[mode])["layers"]["k"][-1] or ()
+  return (axes,) if isinstance(axes, str) else axes
+
+
+def head_shards(model: ModelConfig, mesh: Mesh, mode: str) -> int:
+  """Number of shards of the heads."""
+  return math.prod(mesh.shape[axis] for axis in kv_axes(model, mesh, mode))
+
+
+def page_bytes(model: ModelConfig, mesh: Mesh, mode: str, page_size: int, dtype) -> int:
+  """Bytes of one page on one device, in all layers."""
+  tokens = model.num_hidden_layers * page_size
+  heads = model.num_key_value_heads // head_shards(model, mesh, mode)
+  return tokens * 2 * heads * model.head_dim * dtype.itemsize
+
+
+def weight_bytes(model: ModelConfig, mesh: Mesh, mode: str, dtype) -> int:
+  """Bytes of the decode weights on one device."""
+  shardings = named(mesh, param_specs(model, mesh, INFERENCE_RULES[mode]))
+  sizes = jax.tree.map(
+    lambda x, s: math.prod(s.shard_shape(x.shape)), llama.abstract_params(model, dtype), shardings
+  )
+  return sum(jax.tree.leaves(sizes)) * dtype.itemsize
+
+
+def generate(
+  params: llama.Params,
+  requests: Requests,
+  model: ModelConfig,
+  mesh: Mesh,
+  mode: str,
+  shape: GenerateShape,
+  dtype,
+  merge_lora: Callable[[llama.Params], llama.Params] = lambda p: p,
+) -> Generated:
+  """Casts and reshards the training weights for decoding, then answers all requests.
+
+  Args:
+    params: as in training, layers stacked.
+    requests: arrays `[groups, N]`.
+    merge_lora: merges a layer's adapters into its weights, if there are any.
+  """
+  specs = named(mesh, decode_specs(model, mesh, mode))
+  params = llama.unstack(beside_weights(params), model, dtype, merge_lora)
+  params = jax.lax.with_sharding_constraint(params, specs)
+
+  def group(params, requests, axis=None):
+    # Inside shard_map the mesh in context knows which axes are manual already.
+    context = jax.sharding.get_abstract_mesh() if axis else mesh
+    engine = make_engine(params, model, context, kv_axes(model, mesh, mode), shape, dtype, axis)
+    out = generate_group(
+      engine, requests._replace(each=jax.tree.map(lambda x: x[0], requests.each))
+    )
+    return jax.tree.map(lambda x: x[None], out)
+
+  if shape.groups == 1:
+    return group(params, requests)
+  return jax.shard_map(
+    lambda p, r: group(p, r, "host"),
+    mesh=mesh,
+    in_specs=(P(), Requests(P("host"), stops=P(), seed=P())),
+    out_specs=P("host"),
+    axis_names={"host"},
+    check_vma=False,
+  )(params, requests)
+
+
+def make_engine(
+  params: llama.Params,
+  model: ModelConfig,
+  mesh: Mesh,
+  heads: tuple[str, ...],
+  shape: GenerateShape,
+  dtype,
+  axis: str | None = None,
+) -> Engine:
+  """The engine on a mesh.
+
+  Args:
+    params: the decode weights, as `decode_specs` lays them out.
+    heads: the mesh axes that shard the KV cache, from `kv_axes`.
+    axis: the manual axis of the groups, if there are several.
+  """
+  pool = NamedSharding(mesh, pool_spec(heads))
+  return Engine(
+    params,
+    model,
+    shape,
+    dtype,
+    attend=_paged_attend(model, shape, mesh, heads, {axis}),
+    place_pool=lambda x: jax.lax.with_sharding_constraint(x, pool),
+    max_over_groups=(lambda x: jax.lax.pmax(x, axis)) if axis else (lambda x: x),
+  )
+
+
+def pool_spec(heads: tuple[str, ...]) -> P:
+  """PartitionSpec of the KV pool."""
+  return P(None, None, heads or None)
+
+
+def paged_attend(model: ModelConfig, shape: GenerateShape):
+  """Writes a chunk's keys and values to the pool, then attends; see `state.PagedAttend`."""
+
+  def attend(q, k, v, pool, page_ids, start, count, *, window):
+    pool = kv_pages.write(pool, page_ids, start, count, k, v)
+    out = paged_prefill(
+      q,
+      pool,
+      page_ids,
+      start,
+      count,
+      window=window,
+      soft_cap=model.attn_logit_softcapping,
+      impl=shape.attention,
+    )
+    return out, pool
+
+  return attend
+
+
+def _paged_attend(model, shape, mesh, heads, manual):
+  """`paged_attend` on a mesh: each device reads and writes its local heads only."""
+  attend = paged_attend(model, shape)
+  axes = set(mesh.axis_names) - manual
+  if math.prod(mesh.shape[axis] for axis in axes) == 1:
+    return attend
+  by_head, pool = P(None, None, heads or None), pool_spec(heads)
+
+  def on_mesh(*args, window):
+    return jax.shard_map(
+      functools.partial(attend, window=window),
+      mesh=mesh,
+      in_specs=(by_head, by_head, by_head, pool, P(), P(), P()),
+      out_specs=(by_head, pool),
+      axis_names=axes,
+      check_vma=False,
+    )(*args)
+
+  return on_mesh

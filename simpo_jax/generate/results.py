@@ -1,0 +1,107 @@
+"""Generated answers as rows of the samples files."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from simpo_jax.errors import UserError
+from simpo_jax.generate.types import (
+  FINISH_REASONS,
+  Assignment,
+  Generated,
+  Request,
+)
+
+
+class Summary(NamedTuple):
+  """Every request's result, in request order; small, and known to every process."""
+
+  count: np.ndarray  # int32 [requests]
+  finish: np.ndarray  # int32 [requests]
+  logprob: np.ndarray  # float32 [requests]
+
+
+def summarize(generated: Generated, assignments: list[Assignment]) -> Summary:
+  """Collects the results that all hosts share.
+
+  Raises:
+    UserError: the model's logits are not finite for some prompt.
+    RuntimeError: a request came back without an answer (a bug in the scheduler).
+  """
+  at = tuple(np.asarray([a[:2] for a in assignments]).T)
+  out = Summary(
+    *(np.asarray(x)[at] for x in (generated.count, generated.finish, generated.logprob))
+  )
+  lost = np.flatnonzero((out.count < 1) | ~np.isin(out.finish, list(FINISH_REASONS)))
+  if lost.size:
+    raise RuntimeError(f"requests {lost[:5].tolist()} came back unanswered; please report this")
+  check_finite(out.logprob)
+  return out
+
+
+def check_finite(logprob: np.ndarray) -> None:
+  """Raises a UserError if the model's logits were not finite for some request."""
+  bad = np.flatnonzero(~np.isfinite(logprob))
+  if bad.size:
+    raise UserError(
+      f"generation: the logits of requests {bad[:5].tolist()} ({bad.size} in all, some perhaps "
+      "for what was decoded beside them) are not finite; "
+      "check the weights, or lower --config.train.learning_rate if training did this"
+    )
+
+
+def sample_rows(
+  numbers: Iterable[int],
+  requests: list[Request],
+  assignments: list[Assignment],
+  generated: Generated,
+  summary: Summary,
+  decode,
+  step: int,
+  processes: int,
+  logprobs: bool,
+) -> Iterator[dict[str, Any]]:
+  """Rows of the samples files; any process can make those of any request.
+
+  Args:
+    numbers: of the wanted requests.
+    assignments: of all requests.
+    decode: ids -> text.
+    logprobs: also the log-probability of every token, which only the process that
+      answers the request has.
+  """
+  tokens, each = np.asarray(generated.tokens), local_groups(generated.logprobs)
+  for number in numbers:
+    request, assignment, count = requests[number], assignments[number], summary.count[number]
+    ids = tokens[assignment.group, assignment.index, :count].tolist()
+    row = {
+      "step": step,
+      "process_index": assignment.process,
+      "process_count": processes,
+      "prompt_index": request.prompt.index,
+      "sample_index": request.sample,
+      "prompt": request.prompt.text,
+      "generated_text": decode(ids),
+      "generated_token_ids": ids,
+      "generated_token_count": len(ids),
+      "finish_reason": FINISH_REASONS[int(summary.finish[number])],
+      "logprob_sum": round(float(summary.logprob[number]), 6),
+    }
+    if logprobs:
+      values = each[assignment.group][assignment.index, :count].tolist()
+      row["generated_token_logprobs"] = [round(x, 5) for x in values]
+    yield row
+
+
+def local_groups(array: jax.Array | np.ndarray) -> dict[int, np.ndarray]:
+  """The leading-axis entries that this process holds, as numpy."""
+  if isinstance(array, np.ndarray):
+    return dict(enumerate(array))
+  out = {}
+  for shard in array.addressable_shards:
+    start = shard.index[0].start or 0
+    for offset, value in enumerate(np.asarray(shard.data)):
+      out.setdefault(start + offset, value)
+  return out

@@ -1,0 +1,168 @@
+"""The fixed sizes of a generation, chosen in this one place: slots, chunks, KV pool and kernel."""
+
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from simpo_jax.arith import ceil_div
+from simpo_jax.errors import UserError
+from simpo_jax.generate.kv_pages import pages_needed
+from simpo_jax.generate.kv_pool_size import Pool, pool_size
+from simpo_jax.generate.on_mesh import head_shards, page_bytes
+from simpo_jax.generate.types import Assignment, GenerateShape, Request
+from simpo_jax.kernels import paged_attention
+from simpo_jax.models.config import ModelConfig
+
+
+def shape_for(
+  requests: list[Request],
+  assignments: list[Assignment],
+  config,
+  groups: int,
+  platform: str = "cpu",
+  stop_states: int = 1,
+) -> GenerateShape:
+  """The fixed sizes that hold these requests: a pool for the worst case, attention in plain XLA.
+
+  Args:
+    assignments: of the requests to the groups.
+    config: `config.generate`.
+    platform: of the devices; decides what makes a good batch.
+  """
+  per_group = 1 + max(a.index for a in assignments)
+  slots = min(config.max_slots or per_group, per_group)
+  longest = max(len(r.prompt.tokens) for r in requests)
+  on_cpu = platform == "cpu"
+  chunk = min(prefill_chunk(config, platform), longest)
+  rows = config.prefill_rows or max(1, (256 if on_cpu else 512) // chunk)
+  return GenerateShape(
+    groups=groups,
+    requests=per_group,
+    slots=slots,
+    widths=_widths(slots, on_cpu),
+    prompt_tokens=longest,
+    max_new_tokens=max(r.budget for r in requests),
+    page_size=config.page_size,
+    num_pages=worst_pages(requests, assignments, slots, config.page_size),
+    chunk=chunk,
+    prefill_rows=min(rows, slots * ceil_div(longest, chunk)),
+    stop_states=stop_states,
+    attention="xla",
+    shared_prompts=any(r.sample for r in requests),
+    repetition_penalty=any(r.sampling.repetition_penalty != 1.0 for r in requests),
+    sampled=any(r.sampling.temperature > 0 for r in requests),
+  )
+
+
+class Sizes(NamedTuple):
+  """A generation's shape with its pool and its kernel, and why these."""
+
+  shape: GenerateShape
+  pool: Pool
+  attention_note: str | None  # why attention is not the platform's own kernel
+
+
+def fit(
+  shape: GenerateShape,
+  requests: list[Request],
+  config,
+  model: ModelConfig,
+  mesh: Mesh,
+  mode: str,
+  dtype,
+  room: int | None,
+) -> Sizes:
+  """Chooses the KV pool that memory allows, and the kernel, for a shape of `shape_for`.
+
+  Args:
+    config: `config.generate`.
+    room: bytes that one device has left for the pool; None if unknown.
+
+  Raises:
+    UserError: the largest request does not fit, or the kernel that is asked for cannot be.
+  """
+  pool = pool_size(
+    config.num_pages,
+    worst=shape.num_pages,
+    largest=max(request_pages(r, shape.page_size) for r in requests),
+    page_bytes=page_bytes(model, mesh, mode, shape.page_size, dtype),
+    room=room,
+  )
+  shape = shape._replace(num_pages=pool.pages)
+  attention, note = select_paged_attention(config.attention, model, mesh, mode, shape, dtype)
+  return Sizes(shape._replace(attention=attention), pool, note)
+
+
+def select_paged_attention(
+  requested: str, model: ModelConfig, mesh: Mesh, mode: str, shape: GenerateShape, dtype
+) -> tuple[str, str | None]:
+  """Selects the paged-attention implementation for the per-device shapes of decode and prefill.
+
+  Returns:
+    Its name, and why it is not the platform's own kernel (None if it is).
+  """
+  parts = head_shards(model, mesh, mode)
+  heads, kv_heads = model.num_attention_heads // parts, model.num_key_value_heads // parts
+  for slots, queries in ((shape.slots, 1), (shape.prefill_rows, shape.chunk)):
+    chosen, note = select_kernel(
+      "generate.attention",
+      requested,
+      paged_attention.select_impl,
+      mesh.devices.flat[0].platform,
+      heads=heads,
+      kv_heads=kv_heads,
+      head_dim=model.head_dim,
+      page_size=shape.page_size,
+      dtype=dtype,
+      queries=queries,
+      slots=slots,
+      pages_per_seq=shape.pages_per_seq,
+    )
+    if note:
+      break
+  return chosen, note
+
+
+def select_kernel(
+  field: str, requested: str, select_impl, platform: str, **shape
+) -> tuple[str, str | None]:
+  """Calls a kernel package's `select_impl`: returns the implementation and a note on the choice.
+
+  Raises:
+    UserError: the implementation requested in `field` does not support these sizes.
+  """
+  try:
+    return select_impl(requested, platform, **shape)
+  except ValueError as error:
+    raise UserError(f"--config.{field}={requested}: {error}; choose another, or auto") from error
+
+
+def prefill_chunk(config, platform: str) -> int:
+  """Prompt tokens of a row of a prefill pass: `config.generate.prefill_chunk`, or what suits."""
+  return config.prefill_chunk or (32 if platform == "cpu" else 128)
+
+
+def request_pages(request: Request, page_size: int) -> int:
+  """KV pages of the request's worst case; its last token is never cached."""
+  return pages_needed(len(request.prompt.tokens) + request.budget - 1, page_size)
+
+
+def worst_pages(
+  requests: list[Request], assignments: list[Assignment], slots: int, page_size: int
+) -> int:
+  """Pages of the `slots` largest requests of a group, the most that it can ever use."""
+  needs: dict[int, list[int]] = {}
+  for request, assignment in zip(requests, assignments, strict=True):
+    needs.setdefault(assignment.group, []).append(request_pages(request, page_size))
+  return max(sum(sorted(group, reverse=True)[:slots]) for group in needs.values())
+
+
+def _widths(slots: int, on_cpu: bool) -> tuple[int, ...]:
+  """Batch sizes of a decode step: a step of few sequences should cost less than one of many.
+
+  On a CPU it does from 4 on; an accelerator reads all weights for any small batch.
+  """
+  least, widths = 4 if on_cpu else 64, [slots]
+  while widths[-1] // 4 >= least:
+    widths.append(widths[-1] // 4)
+  return tuple(widths)

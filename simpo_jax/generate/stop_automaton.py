@@ -1,0 +1,84 @@
+"""End tokens and stop strings as one automaton over tokens.
+
+A stop string has many tokenizations, and may begin or end inside a token. The strings
+are therefore compiled to an automaton over bytes (Aho and Corasick 1975,
+doi:10.1145/360825.360855), and each token a step of it: `stops[state, token]` is the
+next state, or -1 when the answer ends with this token. Exact for every spelling.
+"""
+
+import numpy as np
+
+from simpo_jax.errors import UserError
+
+MAX_BYTES = 256  # of all stop strings together
+STOPPED = -1
+
+
+def stop_automaton(
+  vocab_size: int,
+  end_ids: tuple[int, ...] = (),
+  strings: tuple[str, ...] = (),
+  token_bytes: list[bytes] | None = None,
+) -> np.ndarray:
+  """The table `stops`, int16 `[states, V]`; an answer starts in state 0.
+
+  Args:
+    end_ids: tokens that end an answer in every state.
+    strings: an answer ends with the token that completes one of them.
+    token_bytes: the bytes that each token stands for; needed for strings.
+
+  Raises:
+    UserError: a string is empty or no Unicode, or they are too long together.
+  """
+  try:
+    encoded = [s.encode() for s in strings]
+  except UnicodeEncodeError as error:
+    raise UserError(
+      "--config.generate.stop has a lone surrogate, which no tokenizer reads; remove it"
+    ) from error
+  by_byte = _byte_automaton(encoded)
+  states = len(by_byte)
+  table = np.repeat(np.arange(states, dtype=np.int16)[:, None], vocab_size, axis=1)
+  if strings:
+    lengths = np.asarray([len(b) for b in token_bytes])
+    for place in range(lengths.max()):
+      tokens = np.flatnonzero(lengths > place)
+      byte = np.asarray([token_bytes[t][place] for t in tokens])
+      now = table[:, tokens]
+      table[:, tokens] = np.where(now == STOPPED, STOPPED, by_byte[now, byte])
+  table[:, [i for i in end_ids if i < vocab_size]] = STOPPED
+  return table
+
+
+def _byte_automaton(strings: list[bytes]) -> np.ndarray:
+  """int16 `[states, 256]`, the next state after a byte, -1 where a string is complete."""
+  if not all(strings):
+    raise UserError("--config.generate.stop has an empty string, which would stop at once")
+  if sum(map(len, strings)) > MAX_BYTES:
+    raise UserError(
+      f"--config.generate.stop: the strings have more than {MAX_BYTES} bytes together"
+    )
+  children, final = [{}], [False]
+  for string in strings:
+    state = 0
+    for byte in string:
+      if byte not in children[state]:
+        children[state][byte] = len(children)
+        children.append({})
+        final.append(False)
+      state = children[state][byte]
+    final[state] = True
+  table = np.zeros((len(children), 256), np.int16)
+  shorter = [0] * len(children)  # the state of the longest proper suffix
+  queue = list(children[0].values())
+  for byte, child in children[0].items():
+    table[0, byte] = child
+  while queue:
+    state = queue.pop(0)
+    final[state] |= final[shorter[state]]
+    table[state] = table[shorter[state]]
+    for byte, child in children[state].items():
+      shorter[child] = int(table[shorter[state], byte])
+      table[state, byte] = child
+      queue.append(child)
+  return np.where(np.asarray(final)[table], STOPPED, table).astype(np.int16)

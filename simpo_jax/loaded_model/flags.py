@@ -1,0 +1,72 @@
+"""The flags that `simpo_jax.sample` and `simpo_jax.chat` have in common."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from simpo_jax.cli import refuse_arguments
+from simpo_jax.errors import UserError
+from simpo_jax.settings import FIELDS
+from simpo_jax.settings.field import Field
+
+MODEL = ("model", "step", "source", "force", "dtype")
+SETTINGS = (
+  "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "stop",
+  "ignore_eos", "seed",
+)  # fmt: skip
+
+
+def define_flags() -> None:
+  """Defines them; what is not given is None."""
+  flags.DEFINE_string("model", None, "Workdir of a run, Hugging Face folder, .gguf file or hub id.")
+  flags.DEFINE_integer("step", None, "Checkpoint step; default: the newest.", lower_bound=0)
+  flags.DEFINE_string(
+    "source", None, "Current location of a run's base model; default: its model.source."
+  )
+  flags.DEFINE_bool(
+    "force", False, "Continue even if the base model's config or tokenizer has changed."
+  )
+  flags.DEFINE_enum(
+    "dtype",
+    None,
+    FIELDS["model.compute_dtype"].choices,
+    "Compute dtype; auto: bfloat16, on CPU float32. Default: the run's.",
+  )
+  for name in SETTINGS:
+    define_field(name, FIELDS[f"generate.{name}"])
+  flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
+
+
+def define_field(name: str, field: Field, values: flags.FlagValues = flags.FLAGS) -> None:
+  """A flag that sets a config's field; its help is the field's meaning."""
+  about = field.meaning
+  if field.element is str:
+    about += " May be given several times."
+    flags.DEFINE_multi_string(name, None, about, flag_values=values)
+  else:
+    define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+    define[type(field.default)](name, None, about, flag_values=values)
+
+
+def check(argv: Sequence[str]) -> None:
+  """Raises a UserError unless there are flags alone, and one of them names the model."""
+  refuse_arguments(argv, "--model=runs/mine")
+  if not flags.FLAGS.model:
+    raise UserError("--model is missing: a workdir, a folder, a .gguf file or a hub id")
+
+
+def changes(names: tuple[str, ...] = SETTINGS, **fields: str) -> dict[str, Any]:
+  """The fields of a config that the flags set, with their values.
+
+  Args:
+    names: of flags that set the field of `config.generate` of that name.
+    fields: flag="generate.field" where the names differ.
+  """
+  places = {name: f"generate.{name}" for name in names} | fields | {"dtype": "model.compute_dtype"}
+  found = {place: getattr(flags.FLAGS, name) for name, place in places.items()}
+  return {
+    place: tuple(value) if isinstance(value, list) else value
+    for place, value in found.items()
+    if value is not None
+  }

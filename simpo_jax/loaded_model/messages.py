@@ -1,0 +1,32 @@
+"""Messages in the words of the commands that load a model: flags in place of config fields."""
+
+import contextlib
+import re
+
+from simpo_jax.config import default_config
+from simpo_jax.errors import UserError
+
+_FLAGS = {"num_samples": "samples_per_prompt", "prompt_list": "prompt"}  # that have other names
+
+
+@contextlib.contextmanager
+def in_flag_names():
+  """Names fields of a config in messages as the flags that set them here."""
+  try:
+    yield
+  except UserError as e:
+    error = UserError(flag_names(str(e)))
+    error.exit_code = e.exit_code
+    raise error from e
+
+
+def flag_names(text: str) -> str:
+  """ "--config.generate.top_k=-1 ..." -> "--top_k=-1 ..."."""
+  fields = "|".join(default_config().generate)
+  text = text.replace("--config.model.source", "--model").replace("--workdir=", "--model=")
+  text = text.replace("--config.model.compute_dtype", "--dtype")
+  return re.sub(
+    rf"(?:--config\.|(?<![\w/.\\-]))generate\.({fields})\b",
+    lambda m: f"--{_FLAGS.get(m[1], m[1])}",
+    text,
+  )

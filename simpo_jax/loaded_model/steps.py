@@ -1,0 +1,99 @@
+"""Compiled steps of a loaded model's engine, which the host calls in a loop."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from simpo_jax.generate.kv_pool_size import free_bytes
+from simpo_jax.generate.on_mesh import decode_specs, kv_axes, make_engine, pool_spec, weight_bytes
+from simpo_jax.generate.state import State, initial
+from simpo_jax.generate.types import GenerateShape
+from simpo_jax.loaded_model.model import MODE, LoadedModel
+from simpo_jax.models import llama
+from simpo_jax.models.sharding import device_put, named
+from simpo_jax.models.weights import load_decode_params
+from simpo_jax.program.build import compiler_options
+
+
+class Program(NamedTuple):
+  """The compiled steps of an engine: `call(params, pool, rest, *inputs) -> (pool, rest)`.
+
+  The pool is donated. `rest` is a `State` without it.
+  """
+
+  call: Callable
+  shardings: Any  # of (params, pool, rest)
+  abstract: Any  # of (pool, rest)
+  seconds: float  # that it took to lower and compile
+
+
+def room_for_pool(loaded: LoadedModel) -> int | None:
+  """Bytes that a device has for the KV pool beside the weights; None if that is unknown."""
+  weights = weight_bytes(loaded.model.config, loaded.mesh, MODE, loaded.dtype)
+  return free_bytes(loaded.mesh.devices.flat[0], weights)
+
+
+def compile_steps(
+  loaded: LoadedModel, shape: GenerateShape, step: Callable[..., State], inputs: tuple
+) -> Program:
+  """Compiles `step(engine, inputs[0], state, *inputs[1:])`, which the host then calls in a loop.
+
+  Args:
+    step: such as `engine.generate_some`.
+    inputs: numpy arrays, of the right shapes.
+  """
+  cfg, mesh = loaded.model.config, loaded.mesh
+  heads, everywhere = kv_axes(cfg, mesh, MODE), NamedSharding(mesh, P())
+  start = time.perf_counter()
+
+  def run(params, pool, rest, *inputs):
+    engine = make_engine(params, cfg, mesh, heads, shape, loaded.dtype)
+    out = step(engine, inputs[0], rest._replace(pool=pool), *inputs[1:])
+    return out.pool, out._replace(pool=None)
+
+  engine = make_engine({}, cfg, mesh, heads, shape, loaded.dtype)
+  state = jax.eval_shape(lambda: initial(engine))
+  pool, rest = state.pool, state._replace(pool=None)
+  weights = named(mesh, decode_specs(cfg, mesh, MODE))
+  replicated = lambda tree: jax.tree.map(lambda _: everywhere, tree)  # noqa: E731
+  shardings = weights, NamedSharding(mesh, pool_spec(heads)), replicated(rest)
+  given = (_abstract_decode_params(loaded), pool, rest, *inputs)
+  call = jax.jit(
+    run,
+    donate_argnums=1,
+    in_shardings=(*shardings, *map(replicated, inputs)),
+    out_shardings=shardings[1:],
+  )
+  compiled = call.lower(*given).compile(compiler_options(mesh))
+  return Program(compiled, shardings, (pool, rest), time.perf_counter() - start)
+
+
+def _abstract_decode_params(loaded: LoadedModel):
+  cfg = loaded.model.config
+  stacked = llama.abstract_params(cfg, loaded.dtype)
+  return jax.eval_shape(lambda p: llama.unstack(p, cfg, loaded.dtype), stacked)
+
+
+def load(loaded: LoadedModel, program: Program):
+  """Places weights, an empty pool and the rest of the first state; nothing compiles."""
+  weights, pool, rest = program.shardings
+  params = load_decode_params(loaded.model, weights, loaded.dtype, loaded.config.seed)
+
+  def zeros(x, sharding):
+    part = sharding.shard_shape(x.shape)
+    return jax.make_array_from_callback(x.shape, sharding, lambda _: np.zeros(part, x.dtype))
+
+  return params, *jax.tree.map(zeros, program.abstract, (pool, rest))
+
+
+def put(loaded: LoadedModel, values):
+  """Places numpy arrays on every device of the mesh; what was placed stays as it is."""
+  everywhere = NamedSharding(loaded.mesh, P())
+  return jax.tree.map(
+    lambda x: x if isinstance(x, jax.Array) else device_put(np.asarray(x), everywhere), values
+  )

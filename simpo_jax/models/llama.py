@@ -1,0 +1,254 @@
+"""The Llama family, Gemma 2 included, as pure functions on a dict of arrays.
+
+Dimension letters, here and in every shape comment of the project:
+  B batch rows, T query length, S key length, D model, H query heads,
+  K key/value heads, h head dim, F ffn, V vocab, L layers, P pages, N prompts.
+
+`tensors(cfg)` declares every weight once: shape, logical axes, initializer and
+Hugging Face name. Abstract values, shardings, initialization, import and export
+all derive from it. Matrices are 2-D per layer (`[L, D, H*h]`), because a 4-D
+form with few heads is padded and re-laid-out by the TPU compiler.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from simpo_jax.models.config import ModelConfig, rope_frequencies
+from simpo_jax.models.linear import matmul, rms_norm
+
+Params = dict[str, Any]
+# attend(q [B,T,H,h], k [B,T,K,h], v [B,T,K,h]) -> (out [B,T,H,h], anything to carry on)
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+_ACTIVATIONS = {
+  "silu": jax.nn.silu,
+  "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """One weight: its shape, the logical name of each axis, and where it comes from."""
+
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+  hf_name: str  # with {} for the layer, if stacked
+  transposed: bool = False  # Hugging Face stores linear weights as [out, in]
+  init: str = "normal"  # normal | ones | zeros | uniform
+  adapter: bool = False  # made for training (`lora.py`), float32; in no checkpoint of the model
+
+  @property
+  def stacked(self) -> bool:
+    return self.axes[0] == "layers"
+
+  @property
+  def is_matrix(self) -> bool:
+    """Whether it is one in a layer; norms and biases are not."""
+    return len(self.axes) - self.stacked == 2
+
+
+def tensors(cfg: ModelConfig) -> dict[str, Any]:
+  """The declaration of every weight, as a pytree of `Tensor`."""
+  D, F, V, L = cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size, cfg.num_hidden_layers
+  Hh, Kh = cfg.num_attention_heads * cfg.head_dim, cfg.num_key_value_heads * cfg.head_dim
+
+  one = "zeros" if cfg.norm_plus_one else "ones"  # the weight of a norm that only norms
+
+  def norm(name, width=D):
+    return Tensor((L, width), ("layers", "norm"), f"model.layers.{{}}.{name}.weight", init=one)
+
+  def linear(name, n_in, n_out, axes):
+    return Tensor((L, n_in, n_out), ("layers", *axes), f"model.layers.{{}}.{name}.weight", True)
+
+  def bias(name, width, axis):
+    return Tensor((L, width), ("layers", axis), f"model.layers.{{}}.{name}.bias", init="zeros")
+
+  layers = {
+    "attn_norm": norm("input_layernorm"),
+    "q": linear("self_attn.q_proj", D, Hh, ("embed", "heads")),
+    "k": linear("self_attn.k_proj", D, Kh, ("embed", "kv_heads")),
+    "v": linear("self_attn.v_proj", D, Kh, ("embed", "kv_heads")),
+    "o": linear("self_attn.o_proj", Hh, D, ("heads", "embed")),
+    "mlp_norm": norm("post_attention_layernorm"),
+    "gate": linear("mlp.gate_proj", D, F, ("embed", "ffn")),
+    "up": linear("mlp.up_proj", D, F, ("embed", "ffn")),
+    "down": linear("mlp.down_proj", F, D, ("ffn", "embed")),
+  }
+  if cfg.qkv_bias:
+    layers["q_bias"] = bias("self_attn.q_proj", Hh, "heads")
+    layers["k_bias"] = bias("self_attn.k_proj", Kh, "kv_heads")
+    layers["v_bias"] = bias("self_attn.v_proj", Kh, "kv_heads")
+  if cfg.qk_norm:
+    layers["q_norm"] = norm("self_attn.q_norm", cfg.head_dim)
+    layers["k_norm"] = norm("self_attn.k_norm", cfg.head_dim)
+  if cfg.post_norms:
+    layers["attn_post_norm"] = norm("post_attention_layernorm")
+    layers["mlp_norm"] = norm("pre_feedforward_layernorm")
+    layers["mlp_post_norm"] = norm("post_feedforward_layernorm")
+  table = {
+    "embed": Tensor((V, D), ("vocab", "embed"), "model.embed_tokens.weight"),
+    "layers": layers,
+    "final_norm": Tensor((D,), ("norm",), "model.norm.weight", init=one),
+  }
+  if not cfg.tie_word_embeddings:
+    table["lm_head"] = Tensor((V, D), ("vocab", "embed"), "lm_head.weight")
+  return table
+
+
+def abstract_params(cfg: ModelConfig, dtype) -> Params:
+  """Shapes and dtypes of the weights, without values."""
+  return jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, dtype), tensors(cfg))
+
+
+def count_params(cfg: ModelConfig) -> int:
+  """Number of weights; tied embeddings count once."""
+  return sum(x.size for x in jax.tree.leaves(abstract_params(cfg, jnp.float32)))
+
+
+def rope_angles(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
+  """cos and sin, float32 `[B, T, 1, h/2]`, of positions `[B, T]` (arXiv:2104.09864)."""
+  angles = positions[..., None, None].astype(jnp.float32) * rope_frequencies(cfg)
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Rotates `[B, T, heads, h]`, halves paired as Hugging Face pairs them."""
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def norm(x: jax.Array, weight: jax.Array, cfg: ModelConfig) -> jax.Array:
+  """The model's RMS norm over the last axis, computed in float32."""
+  scale = 1.0 + weight.astype(jnp.float32) if cfg.norm_plus_one else weight
+  return rms_norm(x, scale, cfg.rms_norm_eps)
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+  """cap * tanh(x / cap): nearly x where it is small, and never beyond the cap."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def linear(p: Params, name: str, x: jax.Array) -> jax.Array:
+  """x W, and (x A) B where the weight has an adapter, its B scaled (arXiv:2106.09685)."""
+  y = matmul(x, p[name])
+  if f"{name}_lora_a" in p:
+    y = y + matmul(matmul(x, p[f"{name}_lora_a"]), p[f"{name}_lora_b"])
+  return y
+
+
+def layer(
+  p: Params,
+  x: jax.Array,
+  angles,
+  attend: Attend,
+  cfg: ModelConfig,
+  all_reduce: Callable[[jax.Array], jax.Array] = lambda x: x,
+):
+  """One transformer layer on `x [B, T, D]`: training rows and paged decoding share it.
+
+  `p` may have some of the heads and of the MLP's channels alone; `all_reduce` sums over those
+  who have the others. Returns the new `x` and what `attend` carries on (the KV pool, or None).
+  """
+  B, T, _ = x.shape
+  with jax.named_scope("attention"):
+    y = norm(x, p["attn_norm"], cfg)
+    q, k, v = (linear(p, name, y) for name in ("q", "k", "v"))
+    if cfg.qkv_bias:
+      q, k, v = q + p["q_bias"], k + p["k_bias"], v + p["v_bias"]
+    q, k, v = (y.reshape(B, T, -1, cfg.head_dim) for y in (q, k, v))
+    if cfg.qk_norm:
+      q, k = norm(q, p["q_norm"], cfg), norm(k, p["k_norm"], cfg)
+    # The rotation is in float32: a scale in it rounds nothing twice.
+    scaled = angles if cfg.query_scale == 1.0 else [a * cfg.query_scale for a in angles]
+    out, carry = attend(rope(q, *scaled), rope(k, *angles), v)
+    y = all_reduce(linear(p, "o", out.reshape(B, T, -1)))
+    x = x + (norm(y, p["attn_post_norm"], cfg) if cfg.post_norms else y)
+  with jax.named_scope("mlp"):
+    y = norm(x, p["mlp_norm"], cfg)
+    y = _ACTIVATIONS[cfg.hidden_act](linear(p, "gate", y)) * linear(p, "up", y)
+    y = all_reduce(linear(p, "down", y))
+    x = x + (norm(y, p["mlp_post_norm"], cfg) if cfg.post_norms else y)
+  return x, carry
+
+
+def embed(params: Params, tokens: jax.Array, dtype, cfg: ModelConfig) -> jax.Array:
+  """Token embeddings: int32 `[B, T]` to `[B, T, D]`."""
+  return scale_embeddings(params["embed"][tokens].astype(dtype), cfg)
+
+
+def scale_embeddings(x: jax.Array, cfg: ModelConfig) -> jax.Array:
+  """Rows of the embedding `[..., D]` as the first layer takes them."""
+  if not cfg.scaled_embedding:
+    return x
+  # Gemma was trained with a root that is rounded to the compute dtype.
+  return x * jnp.asarray(math.sqrt(cfg.hidden_size), x.dtype)
+
+
+def unembed_matrix(params: Params) -> jax.Array:
+  """The output embedding `[V, D]`: `lm_head`, or the input embedding when tied."""
+  return params.get("lm_head", params["embed"])
+
+
+def unembed(params: Params, x: jax.Array, cfg: ModelConfig) -> jax.Array:
+  """Logits, float32 `[..., V]`, of final hidden states `[..., D]`."""
+  w = unembed_matrix(params).astype(x.dtype)
+  logits = jnp.einsum("...d,vd->...v", x, w, preferred_element_type=jnp.float32)
+  return soft_cap(logits, cfg.final_logit_softcapping)
+
+
+def forward(
+  params: Params,
+  x: jax.Array,
+  positions: jax.Array,
+  attend: Callable[..., tuple[jax.Array, Any]],
+  cfg: ModelConfig,
+  gather: Callable[[Params], Params],
+  all_reduce: Callable[[jax.Array], jax.Array] = lambda x: x,
+  remat: Callable = lambda f: f,
+  windows: jax.Array | None = None,
+) -> jax.Array:
+  """Final hidden states `[B, T, D]` of whole rows (training and evaluation).
+
+  Args:
+    params: the weights, layers stacked.
+    x: `[B, T, D]`, the token embeddings.
+    positions: int32 `[B, T]`, the rotary position of each token.
+    attend: attention over the row, closed over its mask: an `Attend` that also takes `window`,
+      the layer's own of `windows`.
+    gather: makes one layer's weights ready for use, in x's dtype.
+    all_reduce: see `layer`.
+    remat: wraps the function of one layer, to say what the backward pass computes again.
+    windows: int32 `[L]`, how many of the newest tokens each layer sees; None: all.
+  """
+  angles = rope_angles(positions, cfg)
+
+  def body(x, inputs):
+    p, window = inputs
+    within = functools.partial(attend, window=window)
+    return layer(gather(p), x, angles, within, cfg, all_reduce)[0], None
+
+  x, _ = jax.lax.scan(remat(body), x, (params["layers"], windows))
+  return norm(x, params["final_norm"], cfg)
+
+
+def unstack(
+  params: Params,
+  cfg: ModelConfig,
+  dtype,
+  merge_lora: Callable[[Params], Params] = lambda p: p,
+) -> Params:
+  """The weights for decoding: cast, and the layers as a list.
+
+  Done once per generation: slicing a stacked weight inside the decode loop would
+  copy that slice at every token. `merge_lora` makes a layer's weights of what lies stacked.
+  """
+  layers = [
+    merge_lora({name: w[i] for name, w in params["layers"].items()})
+    for i in range(cfg.num_hidden_layers)
+  ]
+  return jax.tree.map(lambda w: w.astype(dtype), {**params, "layers": layers})

@@ -1,0 +1,93 @@
+"""Safetensors files of a Hugging Face folder, read slice by slice."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from simpo_jax.errors import UserError, one_line
+from simpo_jax.storage.paths import escapes_folder
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
+_MAX_HEADER = 2**25  # bytes; 100,000 tensors take a third of it
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class Weights(NamedTuple):
+  """The tensors of a checkpoint by their Hugging Face names.
+
+  Attributes:
+    shapes: of every tensor in it.
+    read: `read(name, index)` reads one slice of one tensor, in its stored dtype or float32.
+  """
+
+  shapes: dict[str, tuple[int, ...]]
+  read: Callable[[str, tuple[slice, ...]], np.ndarray]
+
+
+def open_folder(folder: pathlib.Path) -> Weights:
+  """Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+
+  Raises:
+    UserError: no such file, a shard that is missing or damaged, or quantised tensors.
+  """
+  files = {}
+  for path in _paths(folder):
+    try:
+      _check_header(path)
+      handle = safe_open(path, framework="numpy")
+    except (SafetensorError, ValueError, OSError) as e:
+      raise UserError(f"{path} is damaged or cut short ({one_line(e)}); get it again") from e
+    files |= {name: handle for name in handle.keys()}
+  shapes = {}
+  for name, handle in files.items():
+    view = handle.get_slice(name)
+    if view.get_dtype() not in _DTYPES:
+      raise UserError(
+        f"{folder}: {name} is stored as {view.get_dtype()}; only unquantised checkpoints "
+        f"({', '.join(_DTYPES)}) are read"
+      )
+    shapes[name] = tuple(view.get_shape())
+  return Weights(shapes, lambda name, index: files[name].get_slice(name)[index])
+
+
+def _check_header(path: pathlib.Path) -> None:
+  """The library reads any header that the file holds, and makes objects of all of it."""
+  with path.open("rb") as file:
+    size = int.from_bytes(file.read(8), "little")
+  if size > _MAX_HEADER:
+    raise ValueError(f"it claims a header of {size} bytes")
+
+
+def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
+  index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+  if index.is_file():
+    try:
+      names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+      outside = [n for n in names if pathlib.PurePath(n).name != n or escapes_folder(folder, n)]
+      missing = [] if outside else [n for n in names if not (folder / n).is_file()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+      raise UserError(f"{index} is not a safetensors index; get it again") from e
+    if outside:
+      raise UserError(
+        f"{index} lists {outside[0]!r}, which is no file of its own folder, or a link out of it; "
+        "get the model from somebody you trust, or put that file into the folder"
+      )
+    if missing:
+      raise UserError(
+        f"{folder} lacks {missing[0]}, one of the {len(names)} files that {index.name} lists; "
+        "download it too"
+      )
+    return [folder / n for n in names]
+  if single.is_file():
+    return [single]
+  if any(list(folder.glob(kind)) for kind in _PICKLES):
+    raise UserError(
+      f"{folder} holds only pickle files, which are not read, since they can run code; convert "
+      "them to safetensors, if you trust them, with transformers: AutoModelForCausalLM"
+      f".from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    )
+  raise UserError(f"{folder} holds neither {single.name} nor {index.name}; download the weights")

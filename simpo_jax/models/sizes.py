@@ -1,0 +1,21 @@
+"""Sizes that follow from a model's config alone."""
+
+from simpo_jax.models.config import ModelConfig
+
+
+def layer_weights(model: ModelConfig) -> int:
+  """Weights in the matrices of all layers."""
+  D, h = model.hidden_size, model.head_dim
+  attention = 2 * D * h * (model.num_attention_heads + model.num_key_value_heads)
+  return model.num_hidden_layers * (attention + 3 * D * model.intermediate_size)
+
+
+def cache_bytes(model: ModelConfig, context: int, itemsize: int) -> float:
+  """Bytes of keys and values that attention reads for so many tokens, all heads."""
+  return (
+    2.0
+    * model.num_hidden_layers
+    * model.num_key_value_heads
+    * model.head_dim
+    * (context * itemsize)
+  )

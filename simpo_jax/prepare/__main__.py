@@ -1,0 +1,189 @@
+"""Turns preference data into a prepared dataset once: checked, checksummed, read at random.
+
+Examples:
+  python -m simpo_jax.prepare --source=pairs.jsonl --out=data
+  python -m simpo_jax.prepare --source=a.jsonl --source=folder --out=data --name=mine --workers=8
+  python -m simpo_jax.prepare --source=HuggingFaceH4/ultrafeedback_binarized:data/train_prefs-* \\
+    --out=data --name=ultrafeedback --eval_fraction=0.01
+  python -m simpo_jax.prepare --verify=tfds:mine --out=data
+
+A source is a file (.json .jsonl .jsonl.gz .json.gz .parquet), a folder of such files, or a
+dataset of the Hugging Face hub, ORG/NAME[:PATTERN]. Files, folders and --out may lie in a
+bucket: gs://BUCKET/..., s3://BUCKET/.... A run reads the result with
+--config.data.train=tfds:NAME --config.data.dir=OUT.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import flags
+
+from simpo_jax import storage
+from simpo_jax.errors import UserError
+from simpo_jax.storage.paths import brief, check_path
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_FLAGS = (
+  "source", "out", "name", "version", "workers", "eval_fraction", "max_skip_fraction", "verify",
+  "force", "debug",
+)  # fmt: skip
+
+
+def _define_flags() -> None:
+  flags.DEFINE_multi_string(
+    "source", None, "File, folder, or ORG/NAME[:PATTERN] on the hub; repeatable."
+  )
+  flags.DEFINE_string("out", None, "Folder for datasets; default: TFDS_DATA_DIR.")
+  flags.DEFINE_string("name", None, "Dataset name; default: derived from the source.")
+  flags.DEFINE_string("version", "1.0.0", "Dataset version; a changed source needs a new one.")
+  flags.DEFINE_integer("workers", 0, "Processes; 0: one per core.", lower_bound=0)
+  flags.DEFINE_float("eval_fraction", 0.0, "Fraction of pairs for the test split.", 0.0, 0.5)
+  flags.DEFINE_float(
+    "max_skip_fraction", 0.1, "Fail if more than this fraction of rows is unusable.", 0.0, 1.0
+  )
+  flags.DEFINE_string("verify", None, "Verify the checksums of tfds:NAME_OR_DIR; write nothing.")
+  flags.DEFINE_bool("force", False, "Replace an existing dataset.")
+  flags.DEFINE_bool("debug", False, "Show the stack trace of errors.")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prepares, or verifies; exit code 0 when the dataset is there and whole."""
+  from simpo_jax.cli import refuse_arguments
+  from simpo_jax.data.prepared.dataset import verify
+  from simpo_jax.data.prepared.find import default_dir
+
+  values = flags.FLAGS
+  refuse_arguments(argv, "--source=pairs.jsonl")
+  for source in values.source or ():
+    check_path("--source", source)
+  check_path("--out", values.out or "")
+  check_path("--verify", (values.verify or "").removeprefix("tfds:"))
+  out = storage.open_path(values.out, "--out") if values.out else default_dir()
+  if values.verify:
+    start = time.perf_counter()
+    files, size = verify(values.verify, out)
+    seconds = time.perf_counter() - start
+    print(f"{values.verify}: {files} shards, {size:,} bytes, all as written ({seconds:.1f} s)")
+    return
+  if not values.source:
+    raise UserError("name what to prepare: --source=pairs.jsonl (see --help)")
+  prepare(
+    values.source,
+    out,
+    values.name,
+    values.version,
+    values.workers or cores(),
+    values.eval_fraction,
+    values.max_skip_fraction,
+    values.force,
+  )
+
+
+def prepare(
+  sources: Sequence[str],
+  out: storage.Path,
+  name: str | None = None,
+  version: str = "1.0.0",
+  workers: int = 1,
+  eval_fraction: float = 0.0,
+  max_skip_fraction: float = 0.1,
+  force: bool = False,
+) -> storage.Path:
+  """Prepares a dataset, shows how it goes, and returns its folder; see `builder.build`."""
+  from simpo_jax.data.file_chunks import find_files
+  from simpo_jax.data.prepared import hub
+  from simpo_jax.data.prepared.builder import Target, build
+
+  name = name or default_name(sources[0])
+  if not _NAME.fullmatch(name):
+    raise UserError(
+      f"--name={name} must be lower-case letters, digits and _, beginning with a letter"
+    )
+  if not _VERSION.fullmatch(version):
+    raise UserError(f"--version={version} must be three numbers, such as 1.0.0")
+  files, known = [], []
+  for source in sources:
+    if hub.names_hub(source):
+      found, revision = hub.download(source)
+      known.append(f"{source}@{revision}")
+    else:
+      found = find_files(source)
+    files += found
+  target = Target(out, name, version, {"hub": known})
+  start = time.perf_counter()
+  with _progress() as told:
+    record, new = build(
+      files, target, eval_fraction, max_skip_fraction, workers, force, progress=told
+    )
+  _report(record, target, new, time.perf_counter() - start)
+  return target.folder
+
+
+def default_name(source: str) -> str:
+  """The dataset's name from that of its source: my-Pairs.v2.jsonl.gz -> my_pairs_v2."""
+  local = os.path.exists(source) or storage.is_remote(source)
+  stem = source if local else source.split(":")[0]
+  stem = re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", pathlib.Path(stem).name.lower())
+  name = re.sub(r"[^a-z0-9]+", "_", stem).strip("_")
+  return name if name[:1].isalpha() else f"pairs_{name}".strip("_")
+
+
+@contextlib.contextmanager
+def _progress():
+  from rich.console import Console
+  from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+  with Progress(
+    TextColumn("preparing"),
+    BarColumn(),
+    TextColumn("{task.percentage:.0f}%  {task.fields[pairs]:,} pairs"),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+    console=Console(file=sys.stdout),
+    transient=True,
+  ) as bar:
+    task = bar.add_task("", total=None, pairs=0)
+    yield lambda done, total, pairs: bar.update(task, completed=done, total=total, pairs=pairs)
+
+
+def _report(record, target, new: bool, seconds: float) -> None:
+  from rich.console import Console
+  from rich.table import Table
+
+  from simpo_jax.data.row_formats import REASONS
+
+  console = Console(highlight=False, soft_wrap=True)
+  pairs = ", ".join(f"{n:,} {split}" for split, n in record["pairs"].items())
+  shards = sum(map(len, record["shards"].values()))
+  size = sum(s["bytes"] for parts in record["shards"].values() for s in parts)
+  rate = sum(record["pairs"].values()) / max(seconds, 1e-9)
+  how = f"in {seconds:.1f} s, {rate:,.0f} pairs/s" if new else "was there already, nothing done"
+  console.print(f"{target.name} {target.version}: {pairs} pairs of {record['rows']:,} rows; {how}")
+  if record["skipped"]:
+    table = Table("skipped", "rows", "meaning", "such as", show_edge=False)
+    for reason, count in record["skipped"].items():
+      table.add_row(reason, f"{count:,}", REASONS[reason], ", ".join(record["examples"][reason]))
+    console.print(table)
+  console.print(f"{shards} shards, {size:,} bytes in {brief(target.folder)}")
+  console.print(
+    f"use: --config.data.train=tfds:{target.name} --config.data.dir={brief(target.out)}"
+  )
+
+
+def cores() -> int:
+  """Of the processor, that this process may run on."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+  from simpo_jax.cli import run_program
+
+  _define_flags()
+  run_program(main, _FLAGS)

@@ -1,0 +1,29 @@
+"""Everything that the compiled program depends on."""
+
+import dataclasses
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+
+from simpo_jax.generate.types import GenerateShape
+from simpo_jax.train.batch import BatchShape
+from simpo_jax.train.step import StepConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramConfig:
+  """Everything that the compiled program depends on."""
+
+  step: StepConfig
+  generate: GenerateShape
+  mode: str  # host_data_parallel | global_mesh
+  param_dtype: Any
+  tx: optax.GradientTransformation
+  schedule: optax.Schedule
+  mesh: Mesh
+
+  @property
+  def batch(self) -> BatchShape:
+    """Of a training step, and of an evaluation's batches."""
+    return self.step.batch

@@ -1,0 +1,186 @@
+"""From a config, a mesh and a model's sizes to the program's: one decision after the other."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from simpo_jax import distributed
+from simpo_jax.arith import round_up
+from simpo_jax.data.types import Prompt
+from simpo_jax.errors import UserError
+from simpo_jax.generate.assignment import round_robin
+from simpo_jax.generate.kv_pool_size import Pool
+from simpo_jax.generate.requests import make_requests
+from simpo_jax.generate.sizing import fit, select_kernel, shape_for
+from simpo_jax.generate.types import Assignment, Request
+from simpo_jax.kernels import range_attention
+from simpo_jax.models.config import ModelConfig
+from simpo_jax.models.llama import tensors
+from simpo_jax.models.lora import Lora, make_lora
+from simpo_jax.models.sharding import ROWS, make_mesh, named, param_specs, train_rules
+from simpo_jax.program.build import room_for_pool
+from simpo_jax.program.config import ProgramConfig
+from simpo_jax.train.batch import batch_shape, row_length
+from simpo_jax.train.loss import SimPOConfig
+from simpo_jax.train.optimizer import make_optimizer, make_schedule
+from simpo_jax.train.step import StepConfig
+
+LANES = 128  # rows are multiples of it, as TPU kernels want them
+
+
+class Configured(NamedTuple):
+  """The program's sizes, and why they are these."""
+
+  program: ProgramConfig
+  assignments: list[Assignment]  # of the requests
+  pool: Pool
+  attention_note: str | None  # where and why attention is not the platform's own kernel
+
+
+def program_config(
+  config, mesh: Mesh, model: ModelConfig, requests: list[Request], stop_states: int
+) -> Configured:
+  """Sizes, kernels and the KV pool of the one program.
+
+  Args:
+    requests: may be empty, for a run that never generates.
+    stop_states: of the stop automaton.
+
+  Raises:
+    UserError: sizes that cannot be had on these devices, and what to change.
+  """
+  _check_tensor_parts(mesh, model)
+  platform, generation = mesh.devices.flat[0].platform, config.generate
+  step, train_note = _step_config(config, mesh, model)
+  if not requests:
+    generation, requests = _smallest_generation(generation)
+  groups = mesh.shape["host"] if generation.mode == "host_data_parallel" else 1
+  assignments = round_robin(requests, groups, jax.process_count())
+  shape = shape_for(requests, assignments, generation, groups, platform, stop_states)
+  schedule = make_schedule(config.train)
+  program = ProgramConfig(
+    step=step,
+    generate=shape,
+    mode=generation.mode,
+    param_dtype=jnp.dtype(config.model.param_dtype),
+    tx=make_optimizer(config.train, schedule, model, step.frozen, step.lora),
+    schedule=schedule,
+    mesh=mesh,
+  )
+  room = distributed.min_over_hosts("room for the KV pool", room_for_pool(program))
+  sizes = fit(shape, requests, generation, model, mesh, program.mode, step.dtype, room)
+  notes = (("train", train_note), ("generate", sizes.attention_note))
+  return Configured(
+    dataclasses.replace(program, generate=sizes.shape),
+    assignments,
+    sizes.pool,
+    "; ".join(f"{what}: {why}" for what, why in notes if why) or None,
+  )
+
+
+def _step_config(config, mesh: Mesh, model: ModelConfig) -> tuple[StepConfig, str | None]:
+  """The training step, and where and why its attention is not the platform's own kernel."""
+  platform = mesh.devices.flat[0].platform
+  dtype = compute_dtype(config, platform)
+  row = round_up(row_length(config.data), LANES)
+  lora, window = make_lora(config.train), longest_window(model, config.data.max_length)
+  attention, note = _training_attention(config, platform, model, row, dtype, window)
+  step = StepConfig(
+    model=model,
+    simpo=SimPOConfig(**config.simpo.to_dict()),
+    dtype=dtype,
+    remat=config.train.remat,
+    batch=batch_shape(
+      config.train.batch_size,
+      row,
+      config.data.max_pairs_per_row,
+      _micro_batch_rows(config.train, mesh),
+    ),
+    rows=NamedSharding(mesh, ROWS),
+    weights=named(mesh, param_specs(model, mesh, train_rules(config.mesh.shard_over_hosts), lora)),
+    frozen=_frozen(config.train, model, lora),
+    lora=lora,
+    ema_decay=config.train.ema_decay,
+    attention=attention,
+    logits_chunk=min(row, config.train.logits_chunk or (256 if platform == "cpu" else 1024)),
+    windows=None if window is None else tuple(w or row for w in model.windows),
+  )
+  return step, note
+
+
+def mesh_of(config, devices=None, hosts: int | None = None) -> Mesh:
+  """The mesh that `config.mesh` asks for; see `make_mesh`."""
+  axes = config.mesh
+  return make_mesh(devices, hosts, data=axes.data, fsdp=axes.fsdp, tensor=axes.tensor)
+
+
+def compute_dtype(config, platform: str):
+  """The dtype of matrix products: the config's, or what suits the platform."""
+  dtype = config.model.compute_dtype
+  if dtype == "auto":
+    dtype = "float32" if platform == "cpu" else "bfloat16"
+  return jnp.dtype(dtype)
+
+
+def longest_window(model: ModelConfig, max_length: int) -> int | None:
+  """The model's sliding window, or None if no sequence is as long as it."""
+  window = model.sliding_window
+  return None if window is None or window >= max_length else window
+
+
+def _check_tensor_parts(mesh: Mesh, model: ModelConfig) -> None:
+  parts = mesh.shape["tensor"]
+  for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+    if getattr(model, name) % parts:
+      raise UserError(
+        f"--config.mesh.tensor={parts} must divide the model's "
+        f"{name}={getattr(model, name)}; lower it"
+      )
+
+
+def _micro_batch_rows(train, mesh: Mesh) -> int:
+  shards = math.prod(mesh.shape[axis] for axis in ROWS[0])
+  rows = train.micro_batch_rows or shards
+  if rows % shards:
+    raise UserError(
+      f"--config.train.micro_batch_rows={rows} must be a multiple of the {shards} "
+      "data shards (devices / tensor), or 0 for one row per shard"
+    )
+  return rows
+
+
+def _frozen(train, model: ModelConfig, lora: Lora | None) -> tuple[str, ...]:
+  """The parts of the weights that training leaves as they are."""
+  if lora:
+    return tuple(tensors(model))
+  return ("embed", "lm_head") if train.freeze_embeddings else ()
+
+
+def _training_attention(
+  config, platform: str, model: ModelConfig, row: int, dtype, window: int | None
+) -> tuple[str, str | None]:
+  return select_kernel(
+    "train.attention",
+    config.train.attention,
+    range_attention.select_impl,
+    platform,
+    heads=model.num_attention_heads,
+    kv_heads=model.num_key_value_heads,
+    head_dim=model.head_dim,
+    row_length=row,
+    dtype=dtype,
+    window=window,
+    soft_cap=model.attn_logit_softcapping,
+  )
+
+
+def _smallest_generation(generation):
+  """What the generate branch of a run that never generates is sized by."""
+  generation = generation.copy_and_resolve_references()
+  generation.update(max_new_tokens=1, num_samples=1, num_pages=0, repetition_penalty=1.0)
+  return generation, make_requests([Prompt(0, "", np.zeros(1, np.int32))], generation)

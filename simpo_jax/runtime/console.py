@@ -1,0 +1,226 @@
+"""What a person sees: banner, one line per step, samples, closing table. Process 0 only."""
+
+import contextlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+  BarColumn,
+  MofNCompleteColumn,
+  Progress,
+  SpinnerColumn,
+  TextColumn,
+  TimeElapsedColumn,
+  TimeRemainingColumn,
+)
+from rich.table import Table
+
+from simpo_jax.checkpoint.resume import ResumePoint
+from simpo_jax.data.skip_report import SkipReport
+from simpo_jax.generate.on_mesh import page_bytes
+from simpo_jax.models.lora import all_tensors
+from simpo_jax.program.build import Compiled
+from simpo_jax.runtime.resolve import ResolvedRun, devices_text
+from simpo_jax.storage.paths import brief
+from simpo_jax.train.step import StepConfig
+
+_SAMPLE_WIDTH = 300  # characters of a shown generation
+
+
+def human_bytes(n: float, form: str = ".1f") -> str:
+  """1536 -> "1.5 KiB"."""
+  for unit in ("B", "KiB", "MiB", "GiB"):
+    if n < 1024 or unit == "GiB":
+      return f"{n:.0f} {unit}" if unit == "B" else f"{n:{form}} {unit}"
+    n /= 1024
+  raise AssertionError
+
+
+class Display:
+  """Prints to the terminal, or to a plain file line by line; silent when not `active`."""
+
+  def __init__(self, total_steps: int, active: bool):
+    self._console = Console(quiet=not active, highlight=False)
+    self._progress = Progress(
+      SpinnerColumn(),
+      TextColumn("{task.description}"),
+      BarColumn(),
+      MofNCompleteColumn(),
+      TextColumn("steps"),
+      TimeElapsedColumn(),
+      TextColumn("left"),
+      TimeRemainingColumn(),
+      console=self._console,
+      transient=True,
+      disable=not (active and self._console.is_terminal),
+    )
+    self._task = self._progress.add_task("training", total=total_steps)
+
+  @contextlib.contextmanager
+  def running(self):
+    """The progress bar, alive for the length of the run loop."""
+    with self._progress:
+      yield
+
+  def say(self, text: str) -> None:
+    # Words wrap on a terminal; a file keeps each line whole.
+    self._console.print(escape(text), soft_wrap=not self._console.is_terminal)
+
+  def doing(self, what: str) -> None:
+    """What the next launch does, beside the bar."""
+    self._progress.update(self._task, description=what)
+
+  def banner(self, run: ResolvedRun, skips: Mapping[str, SkipReport], params: int, workdir) -> None:
+    """What is about to run, before the compiler starts.
+
+    Args:
+      skips: of all rows that the run has read, also before it was resumed.
+    """
+    model, program = run.model, run.program
+    table = Table.grid(padding=(0, 2))
+    rows = [
+      ("devices", devices_text(program.mesh)),
+      (
+        "model",
+        f"{model.name}: {model.config.model_type}, {params / 1e6:,.1f}M parameters, "
+        f"{program.param_dtype} weights, {program.step.dtype} compute",
+      ),
+      *_adapters_row(program.step),
+      ("data", f"{len(run.train_pairs)} training pairs, {len(run.eval_pairs)} held out"),
+      *((f"  {name}", skips_text(report)) for name, report in skips.items()),
+      (
+        "batch",
+        f"{program.batch.pairs} pairs a step in rows of {program.batch.row_length} "
+        f"tokens, {program.batch.rows} row(s) at a time",
+      ),
+    ]
+    if run.requests:
+      g = program.generate
+      pool = g.num_pages * page_bytes(
+        program.step.model, program.mesh, program.mode, g.page_size, program.step.dtype
+      )
+      rows += [
+        (
+          "generate",
+          f"{len(run.requests)} requests, up to {g.max_new_tokens} new tokens each, "
+          f"{g.slots} at once, {program.mode}",
+        ),
+        (
+          "  KV pool",
+          f"{g.num_pages} pages of {g.page_size} tokens, {human_bytes(pool)} per device: "
+          f"{run.pool.reason}",
+        ),
+      ]
+    note = f"; {run.attention_note}" if run.attention_note else ""
+    kernels = f"{program.step.attention} in training, {program.generate.attention} in generation"
+    rows.append(("attention", kernels + note))
+    rows.append(("workdir", brief(workdir)))
+    for name, text in rows:
+      table.add_row(f"[bold]{name}[/bold]", escape(text))
+    self._console.print(table)
+
+  def beginning(self, start: ResumePoint, shared: bool) -> None:
+    """What checkpoint the run begins with, and what there is to know about it."""
+    for note in start.notes:
+      self.say(note)
+    if start.own:
+      self.say(f"resuming after step {start.position.step} from {start.folder}")
+    elif start.folder is not None:
+      self.say(f"beginning with {'the weights of ' if start.weights_only else ''}{start.folder}")
+    if not shared:
+      self.say("no checkpoints: the hosts do not share the workdir; name one that all see")
+
+  def compiled(self, compiled: Compiled, changes: list[str]) -> None:
+    """What the compiler made, and `resume.changes_since` the checkpoint."""
+    peaks = compiled.memory.peaks()
+    peaks.pop("abort", None)
+    self.say(
+      f"compiled one program ({compiled.fingerprint}) in {compiled.compile_seconds:.1f} s; peak "
+      f"memory per device: {', '.join(f'{k} {human_bytes(v)}' for k, v in peaks.items())}; of "
+      f"it the train state, updated in place: {human_bytes(compiled.memory.aliased)}"
+    )
+    if changes:
+      self.say(
+        f"not the program that wrote the checkpoint ({'; '.join(changes)}): the run goes on, but "
+        "its numbers may differ in the last digits from those of a run that was never interrupted"
+      )
+
+  def train_step(self, step: int, total: int, row: dict[str, Any]) -> None:
+    self.say(
+      f"step {step:>{len(str(total))}}/{total}  loss {row['loss']:.4f}  "
+      f"margin {row['rewards/margins']:+.4f}  accuracy {row['rewards/accuracies']:.2f}  "
+      f"grad {row['grad_norm']:.3g}  lr {row['learning_rate']:.2e}  "
+      f"{row['tokens_per_second']:,.0f} tok/s  {row['step_seconds']:.2f} s"
+    )
+    self._progress.update(self._task, completed=step)
+
+  def generation(self, summary: dict[str, Any]) -> None:
+    reasons = ", ".join(f"{n} {reason}" for reason, n in summary["finish_reasons"].items())
+    self.say(
+      f"generated {summary['generated_tokens']:,} tokens for {summary['requests']} requests "
+      f"in {summary['step_seconds']:.1f} s ({summary['tokens_per_second']:,.0f} tok/s; {reasons})"
+    )
+    for row in summary["samples"]:
+      text = " ".join(row["generated_text"].split())
+      shown = text[:_SAMPLE_WIDTH] + ("…" if len(text) > _SAMPLE_WIDTH else "")
+      nothing = f"({row['generated_token_count']} tokens, none of them text)"
+      prompt = " ".join(row["prompt"].split())[:80]
+      self.say(f"  [{row['prompt_index']}] {prompt}\n      → {shown or nothing}")
+
+  def evaluation(self, row: dict[str, Any]) -> None:
+    pairs = f"{row['pairs']} pair{'s' if row['pairs'] != 1 else ''}"
+    self.say(
+      f"held out ({pairs})  loss {row['loss']:.4f}  "
+      f"margin {row['rewards/margins']:+.4f}  accuracy {row['rewards/accuracies']:.3f}"
+    )
+
+  def closing(self, record: dict[str, Any], workdir) -> None:
+    """The table at the end: what was launched, how long it took, where it all is."""
+    table = Table(title=None, show_edge=False, pad_edge=False)
+    for name in ("launches", "count", "seconds", "seconds each"):
+      table.add_column(name, justify="left" if name == "launches" else "right")
+    seconds: dict[str, list[float]] = {}
+    for entry in record["timings"]["launches"]:
+      seconds.setdefault(entry["mode"], []).append(entry["seconds"])
+    for mode, times in seconds.items():
+      table.add_row(mode, str(len(times)), f"{sum(times):.1f}", f"{sum(times) / len(times):.2f}")
+    self._console.print(table)
+    self.say(
+      f"{record['status']}: {record['compiles']} compile, {record['executables']} "
+      f"executable, {len(record['launches'])} launches, {record['timings']['total']:.0f} s in "
+      f"all, peak host memory {human_bytes(record['peak_rss_bytes'])}; see {brief(workdir)}"
+    )
+
+
+def _adapters_row(step: StepConfig) -> list[tuple[str, str]]:
+  lora = step.lora
+  if lora is None:
+    return []
+  count = sum(math.prod(t.shape) for t in all_tensors(step.model, lora)["lora"].values())
+  return [
+    (
+      "  adapters",
+      f"rank {lora.rank}, alpha {lora.alpha:g}, {count / 1e6:,.2f}M parameters train: "
+      f"{', '.join(lora.targets)}",
+    )
+  ]
+
+
+def skips_text(report: SkipReport) -> str:
+  """ "298 of 300 rows kept; skipped: 2 identical (first: pairs.jsonl:7); cut: 91 prompt"."""
+  if not report.total:
+    return "read, tokenised and checked while training"
+  parts = [f"{report.kept} of {report.total} rows kept"]
+  for name, counts in (("skipped", report.skipped), ("cut", report.truncated)):
+    first = report.examples if name == "skipped" else {}
+    listed = ", ".join(
+      f"{n} {reason}" + (f" (first: {first[reason][0]})" if first.get(reason) else "")
+      for reason, n in counts.items()
+      if n
+    )
+    if listed:
+      parts.append(f"{name}: {listed}")
+  return "; ".join(parts)

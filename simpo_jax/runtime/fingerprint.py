@@ -1,0 +1,198 @@
+"""What must be the same on all hosts of a run, field by field, so that an error can name it."""
+
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from simpo_jax.config import flatten
+from simpo_jax.models.weights import OpenModel
+from simpo_jax.program.build import Compiled, compiler_options
+from simpo_jax.program.ledger import changed_fields, hex_digest
+from simpo_jax.runtime.resolve import ResolvedRun
+from simpo_jax.tokenizer.tokenizer import Tokenizer
+
+_PACKAGES = (
+  "simpo-jax",
+  "jax",
+  "jaxlib",
+  "libtpu",
+  "optax",
+  "numpy",
+  # What reads data and makes it tokens.
+  "transformers",
+  "tokenizers",
+  "jinja2",
+  "grain",
+  "array-record",
+  "tensorflow-datasets",
+)
+_COMPILERS = ("jax", "jaxlib", "libtpu")
+# Environment variables that the compiler reads.
+_COMPILER = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+# Settings of jax that change a program's text or numbers.
+_JAX = (
+  "jax_enable_x64",
+  "jax_default_matmul_precision",
+  "jax_default_prng_impl",
+  "jax_threefry_partitionable",
+  "jax_numpy_dtype_promotion",
+)
+
+# Fields that the first checkpoints tell of a model, in this order, whatever their values.
+_FIRST = {
+  "ModelConfig": (
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta",
+    "rope_scaling", "max_position_embeddings", "tie_word_embeddings", "qkv_bias", "qk_norm",
+    "sliding_window", "full_attention_every", "hidden_act", "post_norms", "norm_plus_one",
+    "scaled_embedding", "query_pre_attn_scalar", "attn_logit_softcapping",
+    "final_logit_softcapping",
+  ),
+  "RopeScaling": (
+    "kind", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+  ),
+}  # fmt: skip
+
+_BLOCKS, _BLOCK = 33, 1 << 16  # of a model's file, that stand for all of it; bytes
+_PROBE = 50_000  # characters that a tokenizer is tried on
+# What ways to split text differ in: digits, contractions, capitals, marks, blanks, ends of lines.
+_SPLIT_PROBE = (
+  " 1 12 123 1234 a1 2b\n 3\n\n4\t5 it's IT'S we'll 'RE a.b /c/\n d\r\n\r\n  e   f\t\tg "
+  "1\u00b2 \u00c9 A\u00e9B Ab e\u0301 \u0928\u092e\u0938\u094d\u0924\u0947 \u4f60\u597d\uff0c2024 "
+  "...!\n\n -7  "
+)
+SPLIT = "tokenizer's split"  # of the identity
+
+
+def versions() -> dict[str, str]:
+  """Of Python and the packages that a run's numbers depend on."""
+  found = {"python": sys.version.split()[0]}
+  for name in _PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = "absent"
+  return found
+
+
+def settings_fields(config) -> dict[str, str]:
+  """Config, versions, compile options and devices; known before anything is read."""
+  return {
+    **{f"config.{name}": repr(value) for name, value in flatten(config).items()},
+    **{f"version of {name}": version for name, version in versions().items()},
+    **_compile_settings(),
+    "devices": ", ".join(f"{d.process_index}:{d.id} {d.device_kind}" for d in jax.devices()),
+  }
+
+
+def build_fields(compiled: Compiled, mesh: Mesh) -> dict[str, str]:
+  """What decides, to the last bit, on the numbers of a program."""
+  found = versions()
+  return {
+    "program text": compiled.fingerprint,
+    **{f"version of {name}": found[name] for name in _COMPILERS},
+    **_compile_settings(),
+    "compile options": str(compiler_options(mesh)),
+    "mesh": str(dict(mesh.shape)),
+    "device kind": mesh.devices.flat[0].device_kind,
+  }
+
+
+def _compile_settings() -> dict[str, str]:
+  return {
+    **{name: os.environ.get(name, "") for name in _COMPILER},
+    **{name: str(getattr(jax.config, name)) for name in _JAX},
+  }
+
+
+def data_fields(run: ResolvedRun) -> dict[str, str]:
+  """Digests of what was read: pairs in their order, prompts, tokenizer, the model, pool size."""
+  fields = {
+    "chat template": run.tokenizer.chat_template or "",
+    "tokenizer": _tokens(run.tokenizer),
+    "training pairs": getattr(run.train_pairs, "identity", run.train_pairs),
+    "held-out pairs": run.eval_pairs,
+    "prompts and sampling settings": run.packed,
+    "model's config": str(run.model.config),
+    "model's files": file_identity(run.model.path),
+    "KV pool": str(run.pool),
+  }
+  return {name: hex_digest(value) for name, value in fields.items()}
+
+
+def identity_fields(run: ResolvedRun, fields: dict[str, str]) -> dict[str, str]:
+  """What a run must find unchanged to go on from its checkpoint, on whatever devices.
+
+  Args:
+    fields: the run's `data_fields`, for which all pairs were hashed.
+  """
+  model = model_fields(run.model, run.tokenizer)
+  asked = [(r.prompt.tokens, str((r.prompt.index, r.sample, r.budget))) for r in run.requests]
+  return {
+    "tokenizer": model["tokenizer"],
+    SPLIT: model[SPLIT],
+    "weights": fields["model's files"],
+    "model's config": model["model's config"],
+    **{name: fields[name] for name in ("training pairs", "held-out pairs")},
+    "prompts": hex_digest(asked),
+  }
+
+
+def model_fields(model: OpenModel, tokenizer: Tokenizer) -> dict[str, str]:
+  """Of a run's identity, what a reader of its weights can tell without its data."""
+  return {
+    "tokenizer": hex_digest(tokenizer_identity(tokenizer)),
+    SPLIT: hex_digest(np.asarray(tokenizer.encode(_SPLIT_PROBE), np.int32)),
+    "model's config": hex_digest(named(model.config)),
+  }
+
+
+def named(value) -> str:
+  """A model's config as text, which stays the same for a model when fields are added.
+
+  Those of the first checkpoints (`_FIRST`), then others that are not at their defaults, by name.
+  """
+  kind = type(value).__name__
+  if kind not in _FIRST:
+    return repr(value)
+  first = {name: getattr(value, name) for name in _FIRST[kind]}
+  later = sorted((n, v) for n, v in changed_fields(value).items() if n not in first)
+  fields = [f"{name}={named(v)}" for name, v in [*first.items(), *later]]
+  return f"{kind}({', '.join(fields)})"
+
+
+def tokenizer_identity(t: Tokenizer) -> tuple:
+  """Its tokens, and what templates make of them."""
+  return *_tokens(t), t.chat_template or ""
+
+
+def _tokens(t: Tokenizer) -> tuple:
+  """A tokenizer's tokens in their order, and how text is cut into them."""
+  text = t.decode(range(t.vocab_size))
+  ids = np.asarray(t.encode(text[:_PROBE]), np.int32)
+  specials = str((t.bos_id, t.eos_ids, t.pad_id, t.vocab_size, t.adds_bos))
+  return text, b"\n".join(t.token_bytes()), ids, specials
+
+
+def file_identity(path: pathlib.Path | None) -> str:
+  """Names, sizes and samples of a model's files, whose every byte would take too long to read."""
+  if path is None:
+    return ""
+  paths = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+  return str([(p.name, p.stat().st_size, _sample(p)) for p in paths])
+
+
+def _sample(path: pathlib.Path) -> str:
+  """A digest of blocks all over a file: other weights differ everywhere."""
+  digest, size = hashlib.sha256(), path.stat().st_size
+  with open(path, "rb") as f:
+    for i in range(_BLOCKS):
+      f.seek(max(0, size - _BLOCK) * i // (_BLOCKS - 1))
+      digest.update(f.read(_BLOCK))
+  return digest.hexdigest()

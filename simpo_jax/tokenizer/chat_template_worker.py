@@ -1,0 +1,144 @@
+"""Renders chat templates in a process of its own, so that the kernel bounds their time and memory.
+
+A chat template is a program that comes with a model. The sandbox keeps it from files
+and from Python's internals, but not from loops within loops or from lists that double;
+no check of single operations finds all of these. Run as a script by `chat_template`; reads
+a JSON object per line, and answers each with a line "STATUS BYTES" and that many bytes.
+The environment is that of transformers' apply_chat_template, to which a test compares it.
+"""
+
+import contextlib
+import datetime
+import functools
+import json
+import resource
+import signal
+import sys
+
+import jinja2
+import jinja2.ext
+from jinja2 import nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+CPU_SECONDS = 5
+MEMORY_BYTES = 2**30  # of address space: about 50 times what a conversation takes
+MAX_CHARACTERS = 2**24
+
+
+class _TooLong(Exception):
+  pass
+
+
+class _Generation(jinja2.ext.Extension):
+  """{% generation %} marks the assistant's text for some trainers; here it is only its body."""
+
+  tags = {"generation"}
+
+  def parse(self, parser):
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+    return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+  def _body(self, caller):
+    return caller()
+
+
+class _Namespace(jinja2.utils.Namespace):
+  """Holds no names with an underscore in front, which lead to Python's internals."""
+
+  def __init__(*args, **kwargs):  # a field may be called self
+    self, *rest = args
+    fields = dict(*rest, **kwargs)
+    for name in fields:
+      _check_name(name)
+    jinja2.utils.Namespace.__init__(self, fields)
+
+  def __setitem__(self, name, value):
+    _check_name(name)
+    super().__setitem__(name, value)
+
+
+class _Dict:
+  """`dict` without the attributes of a type."""
+
+  def __call__(self, *args, **kwargs):
+    return dict(*args, **kwargs)
+
+  def fromkeys(self, *args, **kwargs):
+    return dict.fromkeys(*args, **kwargs)
+
+
+def _check_name(name):
+  if isinstance(name, str) and name.startswith("_"):
+    raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
+
+
+def _raise(message):
+  raise jinja2.exceptions.TemplateError(message)
+
+
+def _to_json(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+  return json.dumps(
+    x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+  )
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+  environment = ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+  )
+  environment.filters["tojson"] = _to_json
+  environment.globals |= {
+    "raise_exception": _raise,
+    "dict": _Dict(),
+    "namespace": _Namespace,
+  }
+  return environment
+
+
+def _render(template: jinja2.Template, variables: dict, date: str) -> str:
+  now = datetime.datetime.fromisoformat(date)
+  pieces, size = [], 0
+  for piece in template.generate({**variables, "strftime_now": lambda form: now.strftime(form)}):
+    size += len(piece)
+    if size > MAX_CHARACTERS:
+      raise _TooLong
+    pieces.append(piece)
+  return "".join(pieces)
+
+
+def _answer(compiled, line: bytes) -> tuple[str, bytes]:
+  try:
+    request = json.loads(line)
+    text = _render(compiled(request["template"]), request["variables"], request["date"])
+    return "text", text.encode()
+  except MemoryError:
+    return "limit", b"memory"
+  except _TooLong:
+    return "limit", b"characters"
+  except Exception as error:
+    message = " ".join(str(error)[:1000].split()) or type(error).__name__
+    return "failed", message.encode(errors="replace")
+
+
+def main() -> None:
+  """Answers until stdin ends, or until a limit ends the process."""
+  for number in (signal.SIGINT, signal.SIGTERM):  # these are for the run, which may go on
+    signal.signal(number, signal.SIG_IGN)
+  signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a library may ignore it, and children inherit
+  with contextlib.suppress(ValueError, OSError):  # macOS knows no such limit
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  compiled = functools.lru_cache(maxsize=4)(_environment().from_string)
+  while line := sys.stdin.buffer.readline():
+    # Time of the processor: a busy or a stopped machine fails no template. Nobody
+    # handles SIGPROF, so it ends the process also within one long operation.
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    status, body = _answer(compiled, line)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    sys.stdout.buffer.write(f"{status} {len(body)}\n".encode() + body)
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+  main()

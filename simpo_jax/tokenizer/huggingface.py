@@ -1,0 +1,217 @@
+"""Hugging Face tokenizers, of a folder, a GGUF file or the hub, as ours."""
+
+import contextlib
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+
+from simpo_jax.data.row_formats import Message
+from simpo_jax.errors import UserError, first_line
+from simpo_jax.models.gguf_header import check_header
+from simpo_jax.tokenizer.chat_template import TemplateFailed
+from simpo_jax.tokenizer.chat_template import render as render_template
+from simpo_jax.tokenizer.end_tokens import end_tokens, generation_end_tokens
+from simpo_jax.tokenizer.gguf_metadata import without_torch
+from simpo_jax.tokenizer.gguf_split import apply_split, split_named
+from simpo_jax.tokenizer.tokenizer import Tokenizer
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_NO_LIMIT = int(1e30)
+
+
+def has_tokenizer(folder: pathlib.Path) -> bool:
+  """Whether a folder has a tokenizer's files."""
+  return any((folder / name).exists() for name in _TOKENIZER_FILES)
+
+
+def load_local(
+  folder: pathlib.Path, gguf_file: str | None, date: str, template: str | None
+) -> Tokenizer:
+  """The tokenizer of a folder, or of a GGUF file in it.
+
+  Args:
+    folder: of the tokenizer's files.
+    gguf_file: the name of that file; None: the folder's own.
+    date: what its chat template takes for now, ISO 8601.
+    template: a chat template in place of the tokenizer's own.
+
+  Raises:
+    UserError: none can be read.
+  """
+  origin = str(folder / (gguf_file or ""))
+  try:
+    with _panics_as_errors(origin):
+      hf = auto_tokenizer(str(folder), gguf_file)
+    # A GGUF names its own end tokens; a JSON file beside it may be of another model.
+    eos = [] if gguf_file else generation_end_tokens(folder / "generation_config.json")
+    return _from_hf(hf, eos, origin, date, template)
+  except UserError:
+    raise
+  # Any of a dozen kinds, depending on which file is missing or broken.
+  except Exception as error:
+    raise UserError(
+      f"no tokenizer can be read from {origin} ({first_line(error)});"
+      " it needs tokenizer.json and tokenizer_config.json, or to be a complete .gguf"
+    ) from error
+
+
+def load_hub(name: str, date: str, template: str | None) -> Tokenizer:
+  """The tokenizer of a hub id; the rest as of `load_local`."""
+  try:
+    with _panics_as_errors(name):
+      hf = auto_tokenizer(name)
+    config = _hub_generation_config(name)
+    return _from_hf(hf, generation_end_tokens(config) if config else [], name, date, template)
+  except UserError:
+    raise
+  # No network, no such name, no permission: each library has its own kinds.
+  except Exception as error:
+    raise UserError(
+      f"{name} is neither a folder here nor a model that can be fetched"
+      f" ({first_line(error)}); check the name, or download it and give the folder"
+    ) from error
+
+
+def _hub_generation_config(name: str) -> pathlib.Path | None:
+  import huggingface_hub
+  from huggingface_hub.errors import EntryNotFoundError
+
+  try:
+    return pathlib.Path(huggingface_hub.hf_hub_download(name, "generation_config.json"))
+  except EntryNotFoundError:
+    return None
+
+
+def auto_tokenizer(origin: str, gguf_file: str | None = None):
+  """The tokenizer of a folder or a hub id, as transformers has it, or of a GGUF file in a folder.
+
+  Raises:
+    UserError: it is not known how the GGUF's text is split.
+    ValueError, OSError: the GGUF is damaged; and whatever transformers raises.
+  """
+  if gguf_file is None:
+    return _as_transformers_has_it(origin)
+  path = pathlib.Path(origin, gguf_file)
+  split = split_named(path, check_header(path))
+  with without_torch():
+    hf = _as_transformers_has_it(origin, gguf_file=gguf_file)
+  if split:
+    apply_split(hf, split)
+  return hf
+
+
+def encode_unsplit(path: pathlib.Path) -> Callable[[str], list[int]]:
+  """`Tokenizer.encode` of a GGUF as it was before its own split was applied."""
+  with without_torch():
+    hf = _as_transformers_has_it(str(path.parent), gguf_file=path.name)
+  return lambda text: list(hf.encode(text, add_special_tokens=False))
+
+
+def _as_transformers_has_it(origin: str, **options):
+  import transformers
+
+  # Without the False, a repository with code of its own would ask on the terminal.
+  return transformers.AutoTokenizer.from_pretrained(
+    origin, trust_remote_code=False, model_max_length=_NO_LIMIT, **options
+  )
+
+
+def _from_hf(
+  hf, generation_eos: list[int], origin: str, date: str, template: str | None
+) -> Tokenizer:
+  template = hf.chat_template if template is None else template
+  if isinstance(template, dict):
+    template = template.get("default")
+  if not isinstance(template, str | None):
+    raise UserError(f"the chat template of {origin} is no text; fix chat_template in it")
+  vocab = hf.get_vocab()
+  eos_ids = end_tokens(hf.eos_token_id, generation_eos, template or "", vocab)
+  if not eos_ids:
+    raise UserError(f"the tokenizer of {origin} has no end token; set eos_token in it")
+
+  def encode(text: str) -> list[int]:
+    with _panics_as_errors(origin):
+      return list(hf.encode(text, add_special_tokens=False))
+
+  def decode(ids: Sequence[int]) -> str:
+    with _panics_as_errors(origin):
+      return hf.decode(
+        [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+      )
+
+  def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    if template is None:
+      raise UserError(
+        f"the tokenizer of {origin} has no chat template, which messages need; give it"
+        " one with --config.data.chat_template=FILE.jinja, or train on plain strings"
+      )
+    if not messages:
+      raise TemplateFailed("there is no message")
+    variables = {
+      **hf.special_tokens_map,
+      "messages": [dict(m) for m in messages],
+      "tools": None,
+      "documents": None,
+      "add_generation_prompt": add_generation_prompt,
+    }
+    return render_template(template, variables, origin, date)
+
+  bos = hf.bos_token_id
+  vocab_size = max(vocab.values()) + 1  # ids may have gaps
+  with _panics_as_errors(origin):
+    with_specials = list(hf.encode("a"))
+  return Tokenizer(
+    encode=encode,
+    decode=decode,
+    escape=lambda text: text,
+    render=render,
+    bos_id=bos,
+    eos_ids=eos_ids,
+    pad_id=eos_ids[0] if hf.pad_token_id is None else hf.pad_token_id,
+    vocab_size=vocab_size,
+    chat_template=template,
+    adds_bos=bos is not None and with_specials[:1] == [bos],
+    token_bytes=lambda: _token_bytes(hf, vocab_size),
+  )
+
+
+@contextlib.contextmanager
+def _panics_as_errors(origin: str):
+  """The tokenizers library is Rust, whose panics are no `Exception`."""
+  try:
+    yield
+  except BaseException as error:
+    if type(error).__name__ != "PanicException":
+      raise
+    raise UserError(
+      f"the tokenizer of {origin} is broken ({first_line(error)}); get it again"
+    ) from error
+
+
+def _token_bytes(hf, vocab_size: int) -> list[bytes]:
+  byte_level = "ByteLevel" in hf.backend_tokenizer.to_str()
+  added = hf.added_tokens_decoder  # these are written as they are
+  return [
+    added[i].content.encode() if i in added else _bytes_of(token or "", byte_level)
+    for i, token in enumerate(hf.convert_ids_to_tokens(range(vocab_size)))
+  ]
+
+
+def _bytes_of(token: str, byte_level: bool) -> bytes:
+  """The bytes of a vocabulary entry, in GPT-2's spelling of bytes or SentencePiece's."""
+  if byte_level and all(c in _BYTE_OF for c in token):
+    return bytes(_BYTE_OF[c] for c in token)
+  if match := _HEX_BYTE.fullmatch(token):
+    return bytes([int(match[1], 16)])
+  return token.replace("\u2581", " ").encode()
+
+
+def byte_spellings() -> dict[str, int]:
+  """GPT-2 spells a printable byte as itself, the others as the characters from 256 on."""
+  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [b for b in range(256) if b not in printable]
+  return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = byte_spellings()
+_HEX_BYTE = re.compile("<0x([0-9A-F]{2})>")

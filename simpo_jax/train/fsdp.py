@@ -1,0 +1,102 @@
+"""Fully sharded data parallelism by hand (ZeRO stage 3, arXiv:1910.02054; FSDP, arXiv:2304.11277).
+
+Inside a `jax.shard_map` each device holds its shard of every weight. What it needs whole
+it gathers here, layer by layer, in the compute dtype; the backward pass of a gather sums
+the gradient onto the shards (reduce-scatter). Left to itself, the partitioner multiplies
+by one shard after another, or sums whole gradients on every device.
+
+A weight axis sharded over several mesh axes is gathered one mesh axis at a time, the last in
+its PartitionSpec entry first: the backward pass then reduce-scatters across hosts last, when
+gradients are smallest. Axes sharded by tensor parallelism (arXiv:1909.08053) stay sharded.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from simpo_jax.kernels.range_attention import RESIDUALS
+from simpo_jax.models.sharding import ROWS
+
+TENSOR = "tensor"  # the mesh axis of tensor parallelism
+
+
+def _all_but_gathered(primitive, *_, **__) -> bool:
+  return primitive.name != "all_gather"
+
+
+# What of a layer's forward pass is kept for the backward pass, by name. Gathered weights
+# never are: they are gathered again.
+_SAVE = jax.checkpoint_policies
+_KEPT = {
+  "full": _SAVE.nothing_saveable,
+  "dots": _SAVE.save_from_both_policies(
+    _SAVE.dots_with_no_batch_dims_saveable, _SAVE.save_only_these_names(RESIDUALS)
+  ),
+  "none": _all_but_gathered,
+}
+REMAT = tuple(_KEPT)
+
+
+def remat(policy: str, single_device: bool = False):
+  """A decorator for a layer that rematerializes what the policy does not save.
+
+  `full` recomputes the layer from its input, `dots` all but its matrix products and attention
+  (norms, rotary embeddings and activations), `none` only the gathered weights; nothing at all
+  if `single_device`, where there is nothing to gather.
+  """
+  if policy == "none" and single_device:
+    return lambda f: f
+  # Inside a scan nothing can be merged with the forward pass anyway.
+  return functools.partial(jax.checkpoint, policy=_KEPT[policy], prevent_cse=False)
+
+
+def gather(shard: jax.Array, spec: PartitionSpec, dtype) -> jax.Array:
+  """The weight in `dtype`, from each device's shard of it; tensor parallelism still cuts it."""
+  weight = shard.astype(dtype)
+  for dim, axes in enumerate(spec):
+    for axis in reversed(_batch_axes(axes)):
+      weight = jax.lax.all_gather(weight, axis, axis=dim, tiled=True)
+  return weight
+
+
+def lookup(shard: jax.Array, spec: PartitionSpec, tokens: jax.Array, dtype) -> jax.Array:
+  """Embedding lookup in `dtype`, int32 `[B, T]` to `[B, T, D]`; either axis of `[V, D]` sharded.
+
+  Each device looks up its shard of the channels for all devices' tokens; an all-to-all then
+  exchanges them, which moves far less data than gathering the table.
+  """
+  axes = _batch_axes(spec[1])
+  if axes:
+    tokens = jax.lax.all_gather(tokens, axes, axis=0, tiled=True)
+  if is_tensor_sharded(spec[0]):
+    own = own_ids(tokens, shard.shape[0], TENSOR)
+    x = jnp.where(own[..., None] >= 0, shard[jnp.maximum(own, 0)], 0).astype(dtype)
+  else:
+    x = shard[tokens].astype(dtype)
+  if axes:
+    x = jax.lax.all_to_all(x, axes, split_axis=0, concat_axis=2, tiled=True)
+  return jax.lax.psum(x, TENSOR) if is_tensor_sharded(spec[0]) else x
+
+
+def own_ids(ids: jax.Array, size: int, axis: str | None) -> jax.Array:
+  """Ids by their place among this device's `size` rows of a table cut over `axis`; others: -1."""
+  if axis is None:
+    return ids
+  ids = ids - jax.lax.axis_index(axis) * size
+  return jnp.where((ids >= 0) & (ids < size), ids, -1)
+
+
+def is_tensor_sharded(axes: str | tuple[str, ...] | None) -> bool:
+  """Whether a dimension with this PartitionSpec entry is sharded by tensor parallelism."""
+  return TENSOR in _names(axes or ()) and jax.lax.axis_size(TENSOR) > 1
+
+
+def _batch_axes(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """The mesh axes of a PartitionSpec entry that also shard the batch."""
+  return tuple(a for a in _names(axes or ()) if a in ROWS[0] and jax.lax.axis_size(a) > 1)
+
+
+def _names(axes: str | tuple[str, ...]) -> tuple[str, ...]:
+  return (axes,) if isinstance(axes, str) else axes

@@ -1,0 +1,57 @@
+"""The optimizer and its learning-rate schedule, from optax."""
+
+import math
+
+import jax
+import ml_collections
+import optax
+
+from simpo_jax.models.config import ModelConfig
+from simpo_jax.models.lora import Lora, all_tensors
+from simpo_jax.train.step import trainable
+
+
+def make_schedule(cfg: ml_collections.ConfigDict) -> optax.Schedule:
+  """Learning rate of a step, counted from 0, as Hugging Face's trainers define it.
+
+  Linear warm-up from 0 over ceil(warmup_ratio * steps) steps, then a cosine or
+  linear decay to 0 at `steps`, or constant.
+  """
+  warmup = math.ceil(cfg.warmup_ratio * cfg.steps)
+  rest = max(cfg.steps - warmup, 1)
+  decay = {
+    "cosine": lambda: optax.cosine_decay_schedule(cfg.learning_rate, rest),
+    "linear": lambda: optax.linear_schedule(cfg.learning_rate, 0.0, rest),
+    "constant": lambda: optax.constant_schedule(cfg.learning_rate),
+  }
+  if not warmup:
+    return decay[cfg.schedule]()
+  ramp = optax.linear_schedule(0.0, cfg.learning_rate, warmup)
+  return optax.join_schedules([ramp, decay[cfg.schedule]()], [warmup])
+
+
+def make_optimizer(
+  cfg: ml_collections.ConfigDict,
+  schedule: optax.Schedule,
+  model: ModelConfig,
+  frozen: tuple[str, ...] = (),
+  lora: Lora | None = None,
+) -> optax.GradientTransformation:
+  """AdamW (arXiv:1711.05101) behind a clip of the global gradient norm.
+
+  Norms and biases are not decayed, as in Hugging Face's trainers. It is made for the weights
+  and adapters without the `frozen` parts.
+  """
+  decayed = jax.tree.map(lambda tensor: tensor.is_matrix, all_tensors(model, lora))
+  adamw = optax.adamw(
+    schedule,
+    b1=cfg.b1,
+    b2=cfg.b2,
+    eps=cfg.eps,
+    mu_dtype=cfg.mu_dtype,
+    weight_decay=cfg.weight_decay,
+    mask=trainable(decayed, frozen),
+  )
+  if cfg.max_grad_norm <= 0:
+    return adamw
+  return optax.chain(optax.clip_by_global_norm(cfg.max_grad_norm), adamw)

@@ -1,0 +1,163 @@
+"""Paged attention against dense attention in numpy, over ragged, permuted, poisoned pages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from simpo_jax.kernels.paged_attention import (
+  paged_attention,
+  paged_prefill,
+  select_impl,
+  unsupported_reason,
+)
+
+from support.tiers import sweep
+
+TOLERANCE = 1e-5
+BF16 = 2e-2  # outputs are below 4 and weights sum to 1: two roundings to 8 bits
+
+
+def _dense(q, k, v, positions, window=None, soft_cap=None):
+  """`q [T, H, h]`, `k, v [S, K, h]`; query t sees keys up to positions[t]. float64."""
+  T, H, h = q.shape
+  k, v = (np.repeat(x.astype(np.float64), H // k.shape[1], axis=1) for x in (k, v))
+  out = np.zeros((T, H, h))
+  for t, position in enumerate(positions):
+    first = max(0, position + 1 - window) if window else 0
+    if position < 0:
+      continue
+    scores = np.einsum("hd,shd->hs", q[t].astype(np.float64), k[first : position + 1]) * h**-0.5
+    if soft_cap:
+      scores = soft_cap * np.tanh(scores / soft_cap)
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    out[t] = np.einsum("hs,shd->hd", weights, v[first : position + 1])
+  return out
+
+
+def _case(lengths, kv_heads, h, page, seed=0, dtype=np.float32):
+  """Sequences scattered over a pool; whatever no token owns is NaN."""
+  rng = np.random.default_rng(seed)
+  width = -(-max(lengths) // page) + 1
+  total = len(lengths) * width + 3
+  pool = np.full((total, page, kv_heads, 2, h), np.nan, dtype)
+  ids = rng.permutation(total)[: len(lengths) * width].reshape(len(lengths), width)
+  ids = ids.astype(np.int32)
+  keys, values = [], []
+  for row, length in enumerate(lengths):
+    k, v = (rng.normal(size=(length, kv_heads, h)).astype(dtype) for _ in range(2))
+    for s in range(length):
+      pool[ids[row, s // page], s % page, :, 0] = k[s]
+      pool[ids[row, s // page], s % page, :, 1] = v[s]
+    ids[row, -(-length // page) :] = rng.choice([total, total + 10**6, -1])  # "no page"
+    keys.append(k)
+    values.append(v)
+  return pool.reshape(total, page, -1), ids, keys, values
+
+
+def _queries(*shape, dtype=np.float32, seed=1):
+  return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def _ragged(page):
+  return [0, 1, page - 1, page, page + 1, 3 * page, 2 * page + 3, 0, 5 * page - 1, 2]
+
+
+@pytest.mark.parametrize("impl", ("reference", "xla"))
+@sweep(
+  "heads,kv_heads,h,page,options",
+  (
+    (4, 4, 64, 8, {}),
+    (3, 1, 64, 16, {}),
+    (8, 2, 128, 8, {}),
+    (16, 2, 16, 32, {}),
+    (16, 1, 256, 128, {}),
+    (4, 1, 80, 64, {}),
+    (2, 2, 96, 256, {}),
+    (4, 2, 64, 8, dict(window=5)),
+    (9, 3, 64, 8, dict(window=17)),
+    (4, 2, 64, 128, dict(window=100)),
+    (4, 2, 64, 8, dict(soft_cap=1.5)),
+    (4, 2, 64, 16, dict(soft_cap=3.0, window=20)),
+  ),
+  default=4,
+)
+def test_decode_equals_dense(impl, heads, kv_heads, h, page, options):
+  lengths = _ragged(page)
+  pool, ids, keys, values = _case(lengths, kv_heads, h, page)
+  q = _queries(len(lengths), heads, h)
+  run = jax.jit(lambda *a: paged_attention(*a, **options, impl=impl))
+  out = np.asarray(run(q, pool, ids, np.asarray(lengths, np.int32)))
+  for row, length in enumerate(lengths):
+    expected = _dense(q[row : row + 1], keys[row], values[row], [length - 1], **options)[0]
+    np.testing.assert_allclose(out[row], expected, atol=TOLERANCE, rtol=0, err_msg=str(length))
+  assert not out[[0, 7]].any(), "dead rows are 0"
+
+
+@pytest.mark.parametrize("impl", ("reference", "xla"))
+def test_bfloat16_equals_dense(impl):
+  lengths, page = _ragged(16), 16
+  pool, ids, keys, values = _case(lengths, 2, 64, page, dtype=jnp.bfloat16)
+  q = _queries(len(lengths), 8, 64, dtype=jnp.bfloat16)
+  run = jax.jit(lambda *a: paged_attention(*a, impl=impl))
+  out = run(q, pool, ids, np.asarray(lengths, np.int32))
+  assert out.dtype == jnp.bfloat16
+  for row, length in enumerate(lengths):
+    expected = _dense(q[row : row + 1], keys[row], values[row], [length - 1])[0]
+    np.testing.assert_allclose(
+      np.asarray(out[row], np.float32), expected, atol=BF16, rtol=0, err_msg=str(length)
+    )
+
+
+@pytest.mark.parametrize("impl", ("reference", "xla"))
+@pytest.mark.parametrize("options", ({}, dict(window=6), dict(soft_cap=2.0)))
+def test_prefill_chunk_equals_dense(impl, options):
+  T, page = 6, 8
+  #          first chunk; a whole one; across a page; a part; nothing; far in
+  start, count = [0, 0, 5, 8, 3, 61], [1, 6, 6, 2, 0, 5]
+  lengths = [s + n for s, n in zip(start, count, strict=True)]
+  pool, ids, keys, values = _case(lengths, 2, 16, page)
+  q = _queries(len(lengths), T, 4, 16)
+  run = jax.jit(lambda *a: paged_prefill(*a, **options, impl=impl))
+  out = np.asarray(run(q, pool, ids, np.asarray(start, np.int32), np.asarray(count, np.int32)))
+  for row, (s, n) in enumerate(zip(start, count, strict=True)):
+    positions = [s + t if t < n else -1 for t in range(T)]
+    expected = _dense(q[row], keys[row], values[row], positions, **options)
+    np.testing.assert_allclose(out[row], expected, atol=TOLERANCE, rtol=0, err_msg=str(row))
+    assert not out[row, n:].any(), "0 where there is no query"
+
+
+@pytest.mark.parametrize("impl", ("reference", "xla"))
+def test_sequences_may_share_pages(impl):
+  pool, ids, keys, values = _case([24, 24], 2, 16, 8)
+  q = _queries(2, 4, 16)
+  ids[1] = ids[0]
+  run = jax.jit(lambda *a: paged_attention(*a, impl=impl))
+  out = np.asarray(run(q, pool, ids, np.asarray([24, 11], np.int32)))
+  for row, length in enumerate((24, 11)):
+    expected = _dense(q[row : row + 1], keys[0], values[0], [length - 1])[0]
+    np.testing.assert_allclose(out[row], expected, atol=TOLERANCE, rtol=0)
+
+
+SHAPE = dict(
+  heads=32, kv_heads=8, head_dim=128, page_size=128, dtype=jnp.bfloat16, queries=128, slots=128
+)
+
+
+def test_the_platform_decides_unless_a_kernel_is_asked_for():
+  shape = dict(**SHAPE, pages_per_seq=18)
+  assert select_impl("auto", "cpu", **shape) == ("xla", None)
+  assert select_impl("auto", "tpu", **shape) == ("tpu", None)
+  assert select_impl("auto", "gpu", **shape) == ("gpu", None)
+  assert select_impl("reference", "tpu", **shape) == ("reference", None)
+  with pytest.raises(ValueError, match="the tpu kernel does not run on cpu"):
+    select_impl("tpu", "cpu", **shape)
+
+
+def test_a_shape_that_a_kernel_cannot_take_is_refused_with_the_reason():
+  huge = dict(**SHAPE, pages_per_seq=10_000)
+  name, reason = select_impl("auto", "tpu", **huge)
+  assert name == "xla" and "scalar memory" in reason and "use larger pages" in reason
+  with pytest.raises(ValueError, match="scalar memory"):
+    select_impl("tpu", "tpu", **huge)
+  assert unsupported_reason("xla", "tpu", **huge) is None
