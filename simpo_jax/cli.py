@@ -1,17 +1,14 @@
 """Command-line parsing whose mistakes are one line with the fix in it."""
 
 import contextlib
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from absl import app, flags, logging
 
+from simpo_jax import interrupts
 from simpo_jax.config import did_you_mean
-from simpo_jax.errors import INTERRUPTED, UserError, one_line
+from simpo_jax.errors import UserError, one_line
 from simpo_jax.flag_checks import (
   HELP_FLAGS,
   arguments,
@@ -55,11 +52,11 @@ def parse_flags(argv: Sequence[str], allowed: Sequence[str] = PROGRAM_FLAGS) -> 
 def answering(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
   """Runs a command; a user's mistake ends it with one line, or with --debug its stack trace."""
   logging.set_verbosity(logging.ERROR)
-  deliver_interrupts()
+  interrupts.deliver()
   try:
     main(argv)
   except KeyboardInterrupt:
-    end_interrupted()
+    interrupts.end()
   except UserError as e:
     if flags.FLAGS.debug:
       raise
@@ -85,33 +82,6 @@ def fail(error: UserError) -> None:
   """Ends the process with one line on stderr and the error's exit code."""
   print(f"error: {one_line(error)}", file=sys.stderr)
   sys.exit(error.exit_code)
-
-
-def deliver_interrupts() -> None:
-  """Has a ^C raised again that came where Python drops whatever is raised.
-
-  That is in a finalizer or in a callback of the garbage collector; jax has one of these, and
-  compiling calls it often.
-  """
-  drop = sys.unraisablehook
-
-  def hook(unraisable):
-    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-      drop(unraisable)
-      return
-    # From a thread, a little later: at once it would be raised, and dropped, in here.
-    main = threading.main_thread().ident
-    threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT)).start()
-
-  sys.unraisablehook = hook
-
-
-def end_interrupted() -> NoReturn:
-  """Ends the process after a ^C, at once: a compilation in progress would not survive its exit."""
-  print("stopped by ^C", file=sys.stderr)
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(INTERRUPTED)
 
 
 def help_text(allowed: Sequence[str] = PROGRAM_FLAGS) -> str:

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simpo_jax import distributed
-from simpo_jax.cli import deliver_interrupts, end_interrupted, fail, parse_flags, refuse_arguments
+from simpo_jax import distributed, interrupts
+from simpo_jax.cli import fail, parse_flags, refuse_arguments
 from simpo_jax.config_check import validate
 from simpo_jax.data.truncation import check_lengths
 from simpo_jax.errors import Stopped, UserError
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.WARNING)
-  deliver_interrupts()
+  interrupts.deliver()
   try:
     with distributed.ending_together():
       main(argv)
@@ -83,7 +83,7 @@ def _main(argv: Sequence[str]) -> None:
     print(e)
     sys.exit(e.exit_code)
   except KeyboardInterrupt:
-    end_interrupted()
+    interrupts.end()
   except UserError as e:
     if _DEBUG.value:
       raise

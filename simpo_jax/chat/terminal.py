@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
+from simpo_jax import interrupts
 from simpo_jax.chat.engine import ChatEngine
 from simpo_jax.chat.history import fit
 from simpo_jax.chat.text import HELP, stream_text, visible
@@ -50,9 +51,10 @@ class Terminal:
     while True:
       try:
         line = self._line("... " if before else "you: ")
-      except KeyboardInterrupt:
+      except KeyboardInterrupt as e:
         if not self.live:
           raise
+        interrupts.heard(e)
         before = ""
         self.write("\n")  # the prompt stands there
         yield None

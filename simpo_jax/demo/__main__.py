@@ -25,6 +25,7 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
+from simpo_jax import interrupts
 from simpo_jax.cli import refuse_arguments, run_program
 from simpo_jax.compare.curve import draw
 from simpo_jax.compare.evaluations import compare, read_evaluations, table_of, write_text
@@ -91,8 +92,8 @@ def run_stage(stage: str, folder: pathlib.Path, seed: int) -> None:
       step = re.match(r"step +(\d+)/(\d+) ", line)
       if not step or int(step[1]) % max(1, int(step[2]) // _SHOWN) == 0:
         print(line, end="", flush=True)
-  except KeyboardInterrupt:
-    pass  # the run was told as well, and ends by itself
+  except KeyboardInterrupt as e:
+    interrupts.heard(e)  # the run was told as well, and ends by itself
   if code := process.wait():
     sys.exit(code)
 

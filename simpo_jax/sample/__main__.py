@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from simpo_jax import interrupts
 from simpo_jax.cli import run_program
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.loaded_model import flags as model_flags
@@ -71,7 +72,8 @@ def open_output(name: str):
     partial.rename(path)
   except OSError as e:
     raise UserError(f"--out={name} cannot be written ({one_line(e)}); choose another file") from e
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as e:
+    interrupts.heard(e)
     print(f"stopped; the answers so far are in {partial}", file=sys.stderr)
     sys.exit(130)
 

@@ -14,19 +14,17 @@ from support.folders import ROOT
 
 pytestmark = pytest.mark.program
 
-# ^C in a callback of the garbage collector, as jax has one: Python drops what is raised there.
 _DROPPED = """
 import gc, os, signal, sys, time
 from absl import app
 from simpo_jax import cli, main as program
 
+def press():
+  os.kill(os.getpid(), signal.SIGINT)
+  sum(range(100))
+
 def main(*_):
-  def collected(*_):
-    gc.callbacks.remove(collected)
-    os.kill(os.getpid(), signal.SIGINT)
-    sum(range(100))
-  gc.callbacks.append(collected)
-  gc.collect()
+{body}
   time.sleep(60)
 
 program.main = main
@@ -34,9 +32,29 @@ app.run({run})
 """
 
 
+# Where Python drops what is raised: a callback of the garbage collector, as jax has one, and code
+# that takes whatever is raised, as compiled modules do.
+_PLACES = {
+  "garbage collection": """
+  def collected(*_):
+    gc.callbacks.remove(collected)
+    press()
+  gc.callbacks.append(collected)
+  gc.collect()
+""",
+  "an except clause": """
+  try:
+    press()
+  except BaseException:
+    pass
+""",
+}
+
+
 @pytest.mark.parametrize("run", ["program._main", "lambda argv: cli.answering(main, argv)"])
-def test_within_a_garbage_collection(run):
-  script = _DROPPED.format(run=run)
+@pytest.mark.parametrize("place", _PLACES)
+def test_where_it_is_dropped(place, run):
+  script = _DROPPED.format(run=run, body=_PLACES[place])
   done = subprocess.run(
     [sys.executable, "-c", script],
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
