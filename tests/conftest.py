@@ -3,10 +3,15 @@
 import os
 
 import pytest
+from jaxtyping import install_import_hook
 
 from support import tiers
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The packages of the compiled program: every call checks what its annotations say, the letters of
+# shapes included.
+CHECKED = ("models", "train", "generate", "program", "kernels")
+install_import_hook([f"simpo_jax.{name}" for name in CHECKED], "beartype.beartype")
 
 # The marks of tests that ask for a fixture.
 MARKS = {"one_executable": "program", "emulator": "services", "moto": "services"}
