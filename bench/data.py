@@ -128,16 +128,15 @@ def _timed(folder: pathlib.Path, command: list[str]) -> dict[str, float]:
 
 
 def _work(job: dict) -> None:
-  from simpo_jax.config import default_config
   from simpo_jax.data.mixture import Mixture, open_stream
   from simpo_jax.data.prefetch import prefetch_batches
   from simpo_jax.data.prepared.dataset import open_prepared
   from simpo_jax.data.steps import window_source
+  from simpo_jax.settings import DataSettings
   from simpo_jax.tokenizer.load import load_tokenizer
   from simpo_jax.train.batch import batch_shape
 
-  data, batch = default_config().data, _BATCH.value
-  data.max_length, data.workers = 2048, _WORKERS.value
+  data, batch = DataSettings(max_length=2048, workers=_WORKERS.value), _BATCH.value
   tokenizer = load_tokenizer(job["model"])
   tokenizer.encode("warm")
   before = common.peak_rss()

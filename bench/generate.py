@@ -28,9 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from rich.progress import track
-from simpo_jax.kernels.paged_attention import select_impl
 
-from simpo_jax.config import default_config
 from simpo_jax.data.row_formats import to_messages
 from simpo_jax.data.types import Prompt
 from simpo_jax.generate import on_mesh
@@ -39,8 +37,10 @@ from simpo_jax.generate.requests import make_requests, pack_requests
 from simpo_jax.generate.sizing import shape_for
 from simpo_jax.generate.stop_automaton import stop_automaton
 from simpo_jax.generate.types import Requests
+from simpo_jax.kernels.paged_attention import select_impl
 from simpo_jax.models import llama, sharding
 from simpo_jax.models.weights import load_params, open_model
+from simpo_jax.settings import GenerateSettings
 from simpo_jax.tokenizer.load import load_tokenizer
 from simpo_jax.tokenizer.tokenizer import encode_with_bos
 
@@ -150,12 +150,11 @@ class _Ours:
   """One compiled generation, as the program's generate branch has it."""
 
   def __init__(self, cfg, params, mesh, dtype, prompts, slots, new, stop_ids):
-    config = default_config().generate
-    on_cpu = jax.default_backend() == "cpu"
-    config.update(max_slots=slots, max_new_tokens=new, page_size=64 if on_cpu else 128)
-    self.requests = make_requests(prompts, config)
+    page = 64 if jax.default_backend() == "cpu" else 128
+    settings = GenerateSettings(max_slots=slots, max_new_tokens=new, page_size=page)
+    self.requests = make_requests(prompts, settings)
     assignments = round_robin(self.requests, 1)
-    shape = shape_for(self.requests, assignments, config, 1, jax.default_backend())
+    shape = shape_for(self.requests, assignments, settings, 1, jax.default_backend())
     sizes = dict(
       heads=cfg.num_attention_heads,
       kv_heads=cfg.num_key_value_heads,

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from simpo_jax.kernels.paged_attention import IMPLEMENTATIONS, paged_attention, select_impl
 
 from simpo_jax.arith import ceil_div
+from simpo_jax.kernels.paged_attention import IMPLEMENTATIONS, paged_attention, select_impl
 
 _IMPL = flags.DEFINE_enum("impl", "auto", IMPLEMENTATIONS, "implementation")
 _BATCH = flags.DEFINE_list("batch", ["16", "128"], "sequences")

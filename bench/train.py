@@ -26,6 +26,7 @@ in the same run, right after our steps. peak_bytes: of the whole process on CPU,
 device's memory on GPU.
 """
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -105,7 +106,7 @@ def main(_):
 def _choose_pairs(path: pathlib.Path, options: Options, least: int) -> dict[str, int]:
   """Writes the rows that both sides take whole; how many of how many."""
   data = config(options.job(path, options.pairs)).data
-  data.update(max_length=2**20, truncation="prompt_first")
+  data = dataclasses.replace(data, max_length=2**20, truncation="prompt_first")
   pairs, report = load_pairs(data, load_tokenizer(options.model), (options.data,), 0)
 
   def fits(p):

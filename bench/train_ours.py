@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simpo_jax.config import as_json
+from simpo_jax.config_check import validate
 from simpo_jax.data.packing import pack, pair_contents, pair_length
 from simpo_jax.errors import UserError
 from simpo_jax.models.sizes import layer_weights
@@ -58,7 +60,7 @@ def config(job: dict):
   c.train.schedule = "constant"
   c.generate.at_steps = ()
   c.evaluate.at_end = False
-  return c
+  return validate(c)
 
 
 def _ours(job: dict) -> dict:
@@ -73,7 +75,7 @@ def _ours(job: dict) -> dict:
   launch = Launcher(
     program,
     compiled,
-    digest(c.to_json(), compiled.fingerprint),
+    digest(json.dumps(as_json(c)), compiled.fingerprint),
     run.packed,
     Watchdog(c.watchdog, pathlib.Path(job["out"]).parent),
   )

@@ -4,11 +4,12 @@ python docs/make_reference.py
 
 """
 
+import dataclasses
 import itertools
 import pathlib
 import re
 
-from simpo_jax.settings import FIELDS, GROUPS
+from simpo_jax.settings import FIELDS, Settings
 from simpo_jax.settings.field import Field
 
 PAGE = pathlib.Path(__file__).with_name("configuration.md")
@@ -36,9 +37,10 @@ list, too, and `config.json` in a run's workdir has the values that it had.
 def reference() -> str:
   """The text of the page."""
   parts = [_BEGINNING]
+  groups = {field.name: field.default_factory for field in dataclasses.fields(Settings)}
   for group, fields in itertools.groupby(FIELDS.values(), lambda field: field.group):
-    about = GROUPS[group] if group else "what belongs to no group"
-    parts.append(f"\n## {group or 'General'}\n\n{about[0].upper()}{about[1:]}.\n")
+    about = groups[group].__doc__ if group else "What belongs to no group."
+    parts.append(f"\n## {group or 'General'}\n\n{about}\n")
     parts.append("| field | default | meaning | values |\n|---|---|---|---|")
     for field in fields:
       cells = (f"`{field.name}`", _code(field.default), _plain(field.meaning), _values(field))

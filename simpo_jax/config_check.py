@@ -6,12 +6,12 @@ from typing import Any
 
 import ml_collections
 
-from simpo_jax.config import did_you_mean, flatten
+from simpo_jax.config import did_you_mean, flatten, to_settings
 from simpo_jax.errors import UserError, shown
-from simpo_jax.models.lora import TARGETS
 from simpo_jax.models.source import path_in
-from simpo_jax.settings import FIELDS
+from simpo_jax.settings import FIELDS, Settings
 from simpo_jax.settings.field import Field
+from simpo_jax.settings.train import LORA_TARGETS
 from simpo_jax.storage.paths import check_path
 
 _MAX_INT = 2**31 - 1  # counts are int32 on the devices
@@ -24,7 +24,7 @@ _KINDS = {  # of fields, by their defaults: what else may stand there, and its n
 }
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def validate(config: ml_collections.ConfigDict | Settings) -> Settings:
   """Checks every field that can be checked before anything is read.
 
   Raises:
@@ -34,10 +34,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
   fields = flatten(config)
   _check_names(fields)
   _check_values(fields)
-  check_path("--config.name", f"runs/{'0' * 15}-{config.name}")
-  _check_lora(config)
-  _check_combinations(config)
-  _check_steps(config)
+  settings = to_settings(fields)
+  check_path("--config.name", f"runs/{'0' * 15}-{settings.name}")
+  _check_lora(settings)
+  _check_combinations(settings)
+  _check_steps(settings)
+  return settings
 
 
 def _check_names(fields: dict[str, Any]) -> None:
@@ -80,17 +82,17 @@ def _check_value(field: Field, value: Any) -> None:
       check_path(name, path_in(path.removeprefix("tfds:")))
 
 
-def _check_lora(config: ml_collections.ConfigDict) -> None:
+def _check_lora(config: Settings) -> None:
   for target in config.train.lora_targets:
-    if target not in TARGETS:
+    if target not in LORA_TARGETS:
       raise UserError(
-        f"--config.train.lora_targets: {shown(target)!r} is not one of {', '.join(TARGETS)}"
-        + did_you_mean(target, TARGETS)
+        f"--config.train.lora_targets: {shown(target)!r} is not one of {', '.join(LORA_TARGETS)}"
+        + did_you_mean(target, LORA_TARGETS)
       )
   if config.train.lora_rank and not config.train.lora_targets:
     raise UserError(
       f"--config.train.lora_rank={config.train.lora_rank} with no --config.train.lora_targets "
-      f"would train nothing; name some of {', '.join(TARGETS)}, or set lora_rank=0"
+      f"would train nothing; name some of {', '.join(LORA_TARGETS)}, or set lora_rank=0"
     )
   if config.model.param_dtype != "float32" and not config.train.lora_rank:
     raise UserError(
@@ -101,7 +103,7 @@ def _check_lora(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def _check_combinations(config: ml_collections.ConfigDict) -> None:
+def _check_combinations(config: Settings) -> None:
   if config.simpo.loss_type == "hinge" and config.simpo.label_smoothing:
     raise UserError(
       f"--config.simpo.label_smoothing={config.simpo.label_smoothing} has no effect on "
@@ -112,9 +114,15 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
       "--config.export.at_end=True reads the last checkpoint, which "
       "--config.checkpoint.at_end=False leaves out; switch one of them"
     )
+  data = config.data
+  if data.max_prompt_length >= data.max_length:
+    raise UserError(
+      f"--config.data.max_prompt_length={data.max_prompt_length} must be at least 1 and below "
+      f"data.max_length={data.max_length}, to leave room for a response"
+    )
 
 
-def _check_steps(config: ml_collections.ConfigDict) -> None:
+def _check_steps(config: Settings) -> None:
   profiled = config.profile.steps
   if profiled and not (
     len(profiled) == 2 and 1 <= profiled[0] <= profiled[1] <= config.train.steps

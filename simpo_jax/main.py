@@ -23,7 +23,6 @@ from ml_collections import config_flags
 from simpo_jax import distributed, interrupts
 from simpo_jax.cli import fail, parse_flags, refuse_arguments
 from simpo_jax.config_check import validate
-from simpo_jax.data.truncation import check_lengths
 from simpo_jax.errors import Stopped, UserError
 from simpo_jax.storage.paths import check_path
 
@@ -61,15 +60,14 @@ def main(argv: Sequence[str]) -> None:
   refuse_arguments(argv, "--config=configs/m11.py")
   if _CONFIG.value is None:
     raise UserError("name a config: --config=configs/m11.py (see --help)")
-  validate(_CONFIG.value)  # before any device is asked for: typos answer at once
-  check_lengths(_CONFIG.value.data)
+  settings = validate(_CONFIG.value)  # before any device is asked for: typos answer at once
   check_path("--workdir", _WORKDIR.value or "")
   distributed.start(
     distributed.Options(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   )
   from simpo_jax.run import run
 
-  run(_CONFIG.value, _WORKDIR.value, _INTO_EXISTING.value)
+  run(settings, _WORKDIR.value, _INTO_EXISTING.value)
   distributed.finish()
 
 

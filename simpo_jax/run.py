@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 
 import jax
+import ml_collections
 
 from simpo_jax import distributed, storage
 from simpo_jax.checkpoint.resume import (
@@ -16,6 +17,8 @@ from simpo_jax.checkpoint.resume import (
   run_date,
 )
 from simpo_jax.checkpoint.saver import Saver, try_saving
+from simpo_jax.config import as_json
+from simpo_jax.config_check import validate
 from simpo_jax.data.mixture import open_stream
 from simpo_jax.data.prefetch import prefetch_batches
 from simpo_jax.data.steps import Window, step_source, window_source
@@ -44,13 +47,16 @@ from simpo_jax.runtime.record import RunRecord
 from simpo_jax.runtime.resolve import ResolvedRun, resolve
 from simpo_jax.runtime.signals import StopSignal
 from simpo_jax.runtime.watchdog import Watchdog
+from simpo_jax.settings import Settings
 from simpo_jax.trackers.tracker import Tracking
 from simpo_jax.train.step import TrainState
 from simpo_jax.workdir import files
 
 
 def run(
-  config, workdir: str | None = None, into_existing: bool = False
+  config: ml_collections.ConfigDict | Settings,
+  workdir: str | None = None,
+  into_existing: bool = False,
 ) -> tuple[TrainState, storage.Path]:
   """Runs the whole schedule of `config`.
 
@@ -67,14 +73,13 @@ def run(
       progress; it is saved, and run.json says so.
     UserError: anything the user can fix, the hosts disagreeing, or a non-finite step.
   """
+  config = validate(config)
   distributed.agree("settings", settings_fields(config))
   resolved = resolve(config, date=distributed.gather("date", run_date(workdir, config))[0])
   data = data_fields(resolved)
   distributed.agree("data", data)
   workdir = workdir or distributed.gather("workdir", files.fresh_name(config.name))[0]
-  folder = files.make_workdir(
-    workdir, json.loads(config.to_json()), jax.process_index(), into_existing
-  )
+  folder = files.make_workdir(workdir, as_json(config), jax.process_index(), into_existing)
   try:
     with reporting(folder, config.report, jax.process_index() == 0):
       return _in_folder(config, resolved, data, folder)
@@ -83,7 +88,7 @@ def run(
 
 
 def _in_folder(
-  config, resolved: ResolvedRun, data: dict[str, str], folder: storage.Path
+  config: Settings, resolved: ResolvedRun, data: dict[str, str], folder: storage.Path
 ) -> tuple[TrainState, storage.Path]:
   program, main_process = resolved.program, jax.process_index() == 0
   identity, shared = identity_fields(resolved, data), is_shared(folder)
@@ -112,7 +117,7 @@ def _in_folder(
     launch = Launcher(
       program,
       compiled,
-      digest(config.to_json(), compiled.fingerprint, list(data.values())),
+      digest(json.dumps(as_json(config)), compiled.fingerprint, list(data.values())),
       resolved.packed,
       Watchdog(config.watchdog, folder),
       list(start.metadata["launches"]) if start.own else [],
@@ -213,13 +218,13 @@ def _export(context: RunContext, state: TrainState, stopped: bool) -> None:
     context.display.say(export_at_end(config, run, folder, context.saver.last))
 
 
-def pairs_by_step(run: ResolvedRun, config) -> Callable[[int], list[PairTokens]]:
+def pairs_by_step(run: ResolvedRun, config: Settings) -> Callable[[int], list[PairTokens]]:
   """The function from a training step to its pairs; see `step_source`."""
   source = step_source(windows_of(run, config), config.data.lookahead)
   return lambda step: source(step)[0]
 
 
-def windows_of(run: ResolvedRun, config) -> Callable[[int], Window]:
+def windows_of(run: ResolvedRun, config: Settings) -> Callable[[int], Window]:
   """The function from a window of steps to their pairs; see `window_source`."""
   shape, data = run.program.batch, config.data
   read = open_stream(run.train_pairs, run.tokenizer, data, shape.pairs, config.seed)

@@ -2,22 +2,21 @@
 
 import importlib.util
 import json
+import os
 import re
-import runpy
+import shutil
+import subprocess
+import sys
 
 import pytest
-from absl import flags
 
-from simpo_jax.cli import help_text
 from simpo_jax.config import default_config, flatten
 from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
-from simpo_jax.loaded_model import flags as model_flags
 from simpo_jax.plan.known_models import known_model
 from simpo_jax.program.ledger import Mode
 from simpo_jax.runtime.launch_schedule import generates, launches_after
 from simpo_jax.settings import FIELDS
-from simpo_jax.settings.field import integer
 from support.folders import DOCS, ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -64,6 +63,8 @@ def changed(name, value):
     section = section[group]
   with section.ignore_type():
     section[field] = value
+  if name == "data.max_length":
+    c.data.max_prompt_length = 1  # has to be below
   return c
 
 
@@ -230,20 +231,47 @@ def test_a_field_too_many_or_too_few():
 # --- a field is declared once ------------------------------------------------------------------
 
 
-def test_a_new_field_is_one_edit(monkeypatch):
-  """It has a default, a check, a line of --help and of the reference, and can be a flag."""
-  new = integer("generate.novelty", 3, "How new an answer must be.", 1, 9)
-  monkeypatch.setitem(FIELDS, new.name, new)
-  assert default_config().generate.novelty == 3
-  validate(changed(new.name, 9))
-  with pytest.raises(UserError, match=r"--config.generate.novelty=10 must be between 1 and 9"):
-    validate(changed(new.name, 10))
-  assert "--config.generate.novelty=3" in help_text()
-  reference = runpy.run_path(str(DOCS / "make_reference.py"))["reference"]()
-  assert (
-    "| `generate.novelty` | `3` | How new an answer must be. | integer, from 1 to 9 |" in reference
+_ONE_EDIT = """
+import runpy, sys
+from absl import flags
+from simpo_jax.cli import help_text
+from simpo_jax.config import default_config
+from simpo_jax.config_check import validate
+from simpo_jax.loaded_model.flags import define_field
+from simpo_jax.settings import FIELDS
+
+config = default_config()
+print(config.generate.novelty, validate(config).generate.novelty)
+print(*(line for line in help_text().splitlines() if "novelty" in line))
+reference = runpy.run_path(sys.argv[1])["reference"]()
+print(*(line for line in reference.splitlines() if "novelty" in line))
+define_field("novelty", FIELDS["generate.novelty"])
+flags.FLAGS(["program", "--novelty=4"])
+print(flags.FLAGS.novelty, flags.FLAGS["novelty"].help)
+config.generate.novelty = 10
+validate(config)
+"""
+
+
+def test_a_new_field_is_one_edit(tmp_path):
+  """It has a default, a line of --help and of the reference, can be a flag, and is checked."""
+  shutil.copytree(ROOT / "simpo_jax", tmp_path / "simpo_jax", symlinks=True)
+  (tmp_path / "simpo_jax" / "kernels").unlink(missing_ok=True)
+  (tmp_path / "simpo_jax" / "kernels").symlink_to(ROOT / "kernels")
+  table = tmp_path / "simpo_jax" / "settings" / "generate.py"
+  last = "\n\n\n@dataclasses.dataclass(frozen=True)\nclass EvaluateSettings"
+  before, after = table.read_text().split(last)
+  line = '\n  novelty: int = integer(3, "How new an answer must be.", 1, 9)'
+  table.write_text(before + line + last + after)
+  done = subprocess.run(
+    [sys.executable, "-c", _ONE_EDIT, str(DOCS / "make_reference.py")],
+    env={**os.environ, "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
   )
-  values = flags.FlagValues()
-  model_flags.define_field("novelty", new, values)
-  values(["program", "--novelty=4"])
-  assert values["novelty"].value == 4 and values["novelty"].help == "How new an answer must be."
+  defaults, help_line, row, flag = done.stdout.splitlines()
+  assert defaults == "3 3" and help_line.endswith("How new an answer must be.")
+  assert row == "| `generate.novelty` | `3` | How new an answer must be. | integer, from 1 to 9 |"
+  assert flag == "4 How new an answer must be."
+  assert "--config.generate.novelty=10 must be between 1 and 9" in done.stderr

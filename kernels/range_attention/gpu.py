@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.extend import backend
-from simpo_jax.kernels.range_attention.reference import dense_mask
 
 from simpo_jax.distributed.chips import chip_of
+from simpo_jax.kernels.range_attention.reference import dense_mask
 
 MOST_CUDNN_TOKENS = 4096  # of a row: the bias of one row is 32 MiB, in the backward pass as well
 MOSAIC_GPU = (9, 10)  # compute capabilities that tokamax's Mosaic kernels are written for

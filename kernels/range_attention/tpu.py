@@ -14,9 +14,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from simpo_jax.kernels.range_attention import RESIDUALS
 
 from simpo_jax.arith import ceil_div
+from simpo_jax.kernels.range_attention import RESIDUALS
 
 try:
   from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes

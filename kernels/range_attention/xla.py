@@ -16,6 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+
 from simpo_jax.kernels.range_attention import RESIDUALS
 
 NEGATIVE = -1e30  # a masked score: exp gives exactly 0, and no NaN arises from it

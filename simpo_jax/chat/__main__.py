@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     engine = ChatEngine(loaded, values.context)
     terminal.note("; ".join(engine.notes))
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
-    terminal.note(listed({name: loaded.config.generate[name] for name in names}))
+    terminal.note(listed({name: getattr(loaded.config.generate, name) for name in names}))
     chat = Chat(loaded, engine, terminal, values.system or "")
   if chat.completes:
     terminal.note(

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from simpo_jax.loaded_model.model import MODE, LoadedModel
 from simpo_jax.loaded_model.steps import compile_steps, load, put, room_for_pool
 from simpo_jax.runtime.console import human_bytes
 from simpo_jax.runtime.resolve import stops_of
+from simpo_jax.settings import GenerateSettings
 
 LEAST_CONTEXT = 32  # tokens, in which no conversation has much room
 _LAUNCH_SECONDS = 0.06  # of a launch: short enough for the eye, long enough to be worth it
@@ -62,12 +62,14 @@ class ChatEngine:
   def _clear(self) -> None:
     self.computed, self.count, self.speed, self.finish = 0, 0, None, None
 
-  def answer(self, tokens: list[int], settings: Any, sample: int = 0) -> Iterator[list[int]]:
+  def answer(
+    self, tokens: list[int], settings: GenerateSettings, sample: int = 0
+  ) -> Iterator[list[int]]:
     """Yields the answer's tokens, a few at a time; may be left at any time.
 
     Args:
       tokens: the conversation, fewer than `context`.
-      settings: such as `config.generate`; the answer has `max_new_tokens` at most, and what
+      settings: how to sample; the answer has `max_new_tokens` at most, and what
         the context holds.
       sample: numbers different answers to the same conversation.
 
@@ -106,7 +108,9 @@ class ChatEngine:
     self._state = self._program.call(self._params, *self._state, requests, put(self._loaded, turn))
     return jax.tree.map(np.asarray, self._state[1].out)
 
-  def _requests(self, tokens: list[int], settings: Any, sample: int, budget: int) -> Requests:
+  def _requests(
+    self, tokens: list[int], settings: GenerateSettings, sample: int, budget: int
+  ) -> Requests:
     padded = np.zeros((1, self.context), np.int32)
     padded[0, : len(tokens)] = tokens
     number = lambda n: np.full(1, n, np.int32)  # noqa: E731

@@ -1,6 +1,7 @@
 """The conversation as a person has it: lines in, text out as it is made, commands."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -254,12 +255,12 @@ class Chat:
         number = value
       if problem := kind_problem(field, number) or range_problem(field, number):
         raise UserError(f"{pair} {problem}")
-      self._settings[name] = number
+      self._settings = dataclasses.replace(self._settings, **{name: number})
     self._show_settings()
 
   def _show_settings(self) -> None:
     engine, note = self._engine, self._terminal.note
-    note(listed({name: self._settings[name] for name in _CHANGEABLE}))
+    note(listed({name: getattr(self._settings, name) for name in _CHANGEABLE}))
     speed = (
       "" if engine.speed is None else f"; the last answer came at {engine.speed:,.1f} tokens/s"
     )
@@ -273,7 +274,7 @@ class Chat:
     content = {
       "model": self._loaded.model.name,
       "step": self._loaded.step,
-      "settings": {name: self._settings[name] for name in _CHANGEABLE},
+      "settings": {name: getattr(self._settings, name) for name in _CHANGEABLE},
       "messages": [*system, *self.transcript],
     }
     try:

@@ -21,6 +21,7 @@ from simpo_jax.program.state import abstract_state, init_state, state_sharding
 from simpo_jax.runtime.launch_schedule import launches_after
 from simpo_jax.runtime.progress import Progress
 from simpo_jax.runtime.resolve import ResolvedRun
+from simpo_jax.settings import Settings
 from simpo_jax.storage import temporary
 from simpo_jax.train.step import TrainState
 from simpo_jax.workdir import files
@@ -74,7 +75,7 @@ def is_shared(folder: storage.Path) -> bool:
   return all(json.loads(answer) for answer in everyone)
 
 
-def run_date(workdir: str | None, config) -> str:
+def run_date(workdir: str | None, config: Settings) -> str:
   """Start date of the run to resume, else now: local time, ISO 8601.
 
   Chat templates that print the date are given this one, so that a run resumed on another
@@ -99,7 +100,7 @@ def _now() -> str:
 
 
 def find_resume_point(
-  workdir: storage.Path, config, identity: dict[str, str], run: ResolvedRun
+  workdir: storage.Path, config: Settings, identity: dict[str, str], run: ResolvedRun
 ) -> ResumePoint:
   """The last good checkpoint of the workdir, else what `checkpoint.init_from` names.
 
@@ -175,7 +176,7 @@ def load_state(
   return init_state(program, params)
 
 
-def resolve_init_from(config) -> ResumePoint:
+def resolve_init_from(config: Settings) -> ResumePoint:
   """Resolves `checkpoint.init_from`: a checkpoint, or the newest good one in a workdir."""
   field, name = _INIT_FROM, config.checkpoint.init_from
   folder, notes = storage.open_path(name, field, ("gs",)), []
@@ -201,10 +202,7 @@ def resolve_init_from(config) -> ResumePoint:
       "left to train; raise train.steps, or --config.checkpoint.init_what=weights"
     )
   # The launches that follow that step belonged to the other run: all count as done.
-  return ResumePoint(folder, Position(step, len(_ALL)), metadata, notes=tuple(notes))
-
-
-_ALL = ("generate", "evaluate")  # the most launches that can follow a step
+  return ResumePoint(folder, Position(step, MAX_LAUNCHES), metadata, notes=tuple(notes))
 
 
 def _newest_good(folder: storage.Path) -> tuple[Position | None, list[Position], list[str]]:
@@ -241,7 +239,9 @@ def check_identity(folder: storage.Path, before: dict[str, str], now: dict[str, 
     )
 
 
-def _cut_back(workdir: storage.Path, position: Position, metadata: dict[str, Any], config) -> None:
+def _cut_back(
+  workdir: storage.Path, position: Position, metadata: dict[str, Any], config: Settings
+) -> None:
   """Removes rows and samples that are later than the checkpoint."""
   try:
     files.cut_metrics(workdir, metadata["metrics_bytes"])

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 from simpo_jax.checkpoint.layout import positions, read_metadata, verify
 from simpo_jax.checkpoint.resume import checkpoints_folder
 from simpo_jax.checkpoint.split_change import check_split
-from simpo_jax.config import default_config, flatten
+from simpo_jax.config import flatten, replace_fields
+from simpo_jax.config_check import kind_problem
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.models.weights import OpenModel, open_model
 from simpo_jax.runtime.fingerprint import model_fields
+from simpo_jax.settings import FIELDS, Settings
 from simpo_jax.tokenizer.load import run_tokenizer
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
@@ -20,13 +22,13 @@ class SavedRun(NamedTuple):
   Attributes:
     checkpoint: its folder.
     step: after which it was saved.
-    config: of the run, a ConfigDict.
+    config: of the run; fields that it did not have yet are at their defaults.
     model, tokenizer: as the run began; the weights are the checkpoint's (`open_checkpoint`).
   """
 
   checkpoint: pathlib.Path
   step: int
-  config: Any
+  config: Settings
   model: OpenModel
   tokenizer: Tokenizer
 
@@ -51,7 +53,7 @@ def open_run(
   metadata = read_metadata(checkpoint)
   config = _run_config(checkpoint, metadata)
   try:
-    config.model.source = source or config.model.source
+    config = replace_fields(config, {"model.source": source} if source else {})
     model = open_model(config.model.source)
     # A template that prints the date prints the run's: what the model is asked is what it was.
     tokenizer = run_tokenizer(config, metadata.get("date", ""))
@@ -89,19 +91,18 @@ def _checkpoint(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
   return folder / found[-1].name
 
 
-def _run_config(checkpoint: pathlib.Path, metadata: dict):
-  """The run's config; fields that it did not have yet are at their defaults."""
-  config = default_config()
-  known = flatten(config)
+def _run_config(checkpoint: pathlib.Path, metadata: dict[str, Any]) -> Settings:
   try:
     found = {
       name: tuple(value) if isinstance(value, list) else value
       for name, value in flatten(metadata["config"]).items()
-      if name in known
+      if name in FIELDS
     }
-    config.update_from_flattened_dict(found)
-  except (KeyError, TypeError, AttributeError) as e:
+    wrong = (kind_problem(FIELDS[name], value) for name, value in found.items())
+    if problem := next(filter(None, wrong), None):
+      raise ValueError(f"a field {problem}")
+    return replace_fields(Settings(), found)
+  except (KeyError, TypeError, ValueError, AttributeError) as e:
     raise UserError(
       f"{checkpoint} was written by another version of simpo_jax ({one_line(e)}); use that one"
     ) from e
-  return config

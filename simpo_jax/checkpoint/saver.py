@@ -1,7 +1,6 @@
 """When a run saves, and what its checkpoints say beside the train state."""
 
 import contextlib
-import json
 import time
 from typing import Any
 
@@ -14,12 +13,14 @@ from simpo_jax import storage
 from simpo_jax.checkpoint.layout import Position
 from simpo_jax.checkpoint.manager import Checkpoints
 from simpo_jax.checkpoint.resume import ResumePoint, checkpoints_folder
+from simpo_jax.config import as_json
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.program.state import abstract_state
 from simpo_jax.runtime.fingerprint import build_fields, versions
 from simpo_jax.runtime.launcher import Launcher
 from simpo_jax.runtime.progress import Progress
 from simpo_jax.runtime.resolve import ResolvedRun
+from simpo_jax.settings import Settings
 from simpo_jax.train.step import TrainState
 from simpo_jax.workdir import files
 
@@ -76,7 +77,7 @@ class Saver:
 
   def __init__(
     self,
-    config,
+    config: Settings,
     folder: storage.Path,
     run: ResolvedRun,
     launch: Launcher,
@@ -159,5 +160,5 @@ class Saver:
       "build": build_fields(self._launch.compiled, self._launch.program.mesh),
       "mesh": dict(self._launch.program.mesh.shape),
       "versions": versions(),
-      "config": json.loads(config.to_json()),
+      "config": as_json(config),
     }

@@ -13,14 +13,14 @@ from simpo_jax.data.prepared.dataset import (
 from simpo_jax.data.prepared.records import HELD_OUT
 from simpo_jax.data.shuffle import split_pairs
 from simpo_jax.data.skip_report import SkipReport, no_rows
-from simpo_jax.data.truncation import check_lengths
 from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import UserError
+from simpo_jax.settings import DataSettings, Settings
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 
 def load_data(
-  config, tokenizer: Tokenizer, evaluates: bool
+  config: Settings, tokenizer: Tokenizer, evaluates: bool
 ) -> tuple[list[PairTokens] | Mixture, list[PairTokens], dict[str, SkipReport]]:
   """(training pairs, held-out pairs, reports by name).
 
@@ -49,15 +49,15 @@ def load_data(
   return pairs, held_out, skips
 
 
-def _training(config, tokenizer, split_off: bool):
+def _training(
+  config: Settings, tokenizer: Tokenizer, split_off: bool
+) -> tuple[list[PairTokens] | Mixture, list[PairTokens], dict[str, SkipReport]]:
   data = config.data
-  entries = (data.train,) if isinstance(data.train, str) else tuple(data.train)
-  weights = _weights(data.weights, entries)
+  entries, weights = data.train, _weights(data)
   fraction = data.eval_fraction if split_off else 0.0
   if not weights and not any(map(is_prepared, entries)):
     pairs, report = load_pairs(data, tokenizer, entries, config.seed)
     return *split_pairs(pairs, fraction, config.seed), {"train": report}
-  check_lengths(data)
   sources, held_out, skips = [], [], {"train": no_rows()}
   for entry in entries:
     if is_prepared(entry):
@@ -73,8 +73,8 @@ def _training(config, tokenizer, split_off: bool):
   return Mixture(tuple(sources), weights), held_out, skips
 
 
-def _weights(weights, entries) -> tuple[float, ...]:
-  weights = tuple(map(float, weights))
+def _weights(data: DataSettings) -> tuple[float, ...]:
+  entries, weights = data.train, tuple(map(float, data.weights))
   if weights and (
     len(weights) != len(entries) or not all(w > 0 and math.isfinite(w) for w in weights)
   ):

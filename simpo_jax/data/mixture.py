@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from simpo_jax.data.prepared.dataset import Prepared
 from simpo_jax.data.shuffle import pair_indices_for_step
@@ -23,6 +22,7 @@ from simpo_jax.data.skip_report import SkipReport, add_row, no_rows, why
 from simpo_jax.data.tokenize_pairs import Read, read_row
 from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import UserError
+from simpo_jax.settings import DataSettings
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 # (first position, how many) -> the pairs there, all usable, and what was met on the way.
@@ -57,7 +57,7 @@ class Mixture(NamedTuple):
 def open_stream(
   pairs: Sequence[PairTokens] | Mixture,
   tokenizer: Tokenizer,
-  data: ConfigDict,
+  data: DataSettings,
   batch_size: int,
   seed: int,
 ) -> ReadPairs:
@@ -98,7 +98,7 @@ def indices(n: int, seed: int, start: int, count: int) -> list[int]:
   return pair_indices_for_step(n, 1, seed, start + 1, count).tolist()
 
 
-def _dataset(mixture: Mixture, tokenizer: Tokenizer, data: ConfigDict, seed: int):
+def _dataset(mixture: Mixture, tokenizer: Tokenizer, data: DataSettings, seed: int):
   """A Grain MapDataset of `Read`, endless."""
   import grain
 

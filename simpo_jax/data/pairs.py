@@ -2,27 +2,24 @@
 
 from collections.abc import Sequence
 
-from ml_collections import ConfigDict
-
 from simpo_jax.data.embedded import embedded_pairs
 from simpo_jax.data.prepared.dataset import is_prepared, open_prepared
 from simpo_jax.data.prepared.records import HELD_OUT
 from simpo_jax.data.row_files import read_rows
 from simpo_jax.data.skip_report import SkipReport, add_row, check_limit
 from simpo_jax.data.tokenize_pairs import CUTS, read_row
-from simpo_jax.data.truncation import check_lengths
 from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import UserError
+from simpo_jax.settings import DataSettings
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 
 def load_pairs(
-  data: ConfigDict, tokenizer: Tokenizer, paths: Sequence[str], seed: int
+  data: DataSettings, tokenizer: Tokenizer, paths: Sequence[str], seed: int
 ) -> tuple[list[PairTokens], SkipReport]:
   """Every usable pair of the files, in order, and the count of the others.
 
   Args:
-    data: the section `data` of the config.
     tokenizer: for the rows' text.
     paths: files, prepared datasets (their split "test" if none is named), or "embedded"
       for `data.embedded_pairs` generated ones.
@@ -32,7 +29,6 @@ def load_pairs(
     UserError: a file or setting is wrong, no row can be used, or more than
       `data.max_skip_fraction` of them cannot.
   """
-  check_lengths(data)
   paths = (paths,) if isinstance(paths, str) else tuple(paths)
   if not paths:
     raise UserError('no preference data; set data.train to files or to ("embedded",)')
@@ -49,7 +45,7 @@ def load_pairs(
   return pairs, report
 
 
-def _rows(path: str, data: ConfigDict, seed: int):
+def _rows(path: str, data: DataSettings, seed: int):
   if is_prepared(path):
     prepared = open_prepared(path, data.dir, HELD_OUT)
     return (prepared.read(i) for i in range(len(prepared)))

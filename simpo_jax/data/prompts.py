@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from simpo_jax.config_check import range_problem
 from simpo_jax.data.row_files import Malformed, find_file, open_lines, read_rows
 from simpo_jax.data.row_formats import Message, SkipRow, to_messages
 from simpo_jax.data.types import Prompt
 from simpo_jax.errors import UserError, shown
-from simpo_jax.settings import FIELDS
+from simpo_jax.settings import FIELDS, GenerateSettings
 from simpo_jax.tokenizer.chat_template import TemplateFailed
 from simpo_jax.tokenizer.tokenizer import Tokenizer, encode_with_bos
 
@@ -28,7 +27,7 @@ SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max
 
 
 def load_prompts(
-  generate: ConfigDict, tokenizer: Tokenizer, skipped: list[str] | None = None
+  generate: GenerateSettings, tokenizer: Tokenizer, skipped: list[str] | None = None
 ) -> list[Prompt]:
   """The prompts of the section `generate` of the config, numbered from 0.
 
@@ -64,7 +63,7 @@ _Read = Callable[[], tuple[tuple[Message, ...], dict[str, float]]]  # may raise 
 _Source = tuple[str, _Read]
 
 
-def _sources(generate: ConfigDict) -> Iterator[_Source]:
+def _sources(generate: GenerateSettings) -> Iterator[_Source]:
   """Yields (where it stands, what reads its messages and its own settings)."""
   if generate.prompt_list:
     texts = generate.prompt_list

@@ -12,13 +12,13 @@ responses share one prompt, so the shorter common part counts for both.
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from simpo_jax.arith import common_prefix
 from simpo_jax.data.row_files import Malformed
 from simpo_jax.data.row_formats import Conversation, SkipRow, check_texts, to_conversation
 from simpo_jax.data.truncation import truncate
 from simpo_jax.data.types import PairTokens
+from simpo_jax.settings import DataSettings
 from simpo_jax.tokenizer.chat_template import TemplateFailed
 from simpo_jax.tokenizer.tokenizer import Tokenizer, encode_with_bos
 from simpo_jax.train.batch import row_length
@@ -36,7 +36,7 @@ class Read(NamedTuple):
 CUTS = ("prompt", "chosen", "rejected")
 
 
-def read_row(row_id: str, row, tokenizer: Tokenizer, data: ConfigDict) -> Read:
+def read_row(row_id: str, row, tokenizer: Tokenizer, data: DataSettings) -> Read:
   """The pair of a row, or why there is none."""
   try:
     if isinstance(row, Malformed):
@@ -108,8 +108,8 @@ def _is_blank(token: int, tokenizer: Tokenizer) -> bool:
   return not tokenizer.decode([token]).strip()
 
 
-def fit_pair(pair: PairTokens, tokenizer: Tokenizer, data: ConfigDict) -> PairTokens:
-  """A pair cut to `data.max_length` (see `check_lengths`); raises SkipRow if none is left."""
+def fit_pair(pair: PairTokens, tokenizer: Tokenizer, data: DataSettings) -> PairTokens:
+  """A pair cut to `data.max_length`; raises SkipRow if none is left."""
   cut = PairTokens(pair.id, *truncate(*pair[1:], tokenizer.bos_id, data))
   if np.array_equal(cut.chosen, cut.rejected):
     raise SkipRow("identical")

@@ -1,34 +1,8 @@
 """The two rules that cut a pair to `data.max_length`."""
 
-import difflib
-
 import numpy as np
-from ml_collections import ConfigDict
 
-from simpo_jax.errors import UserError
-
-RULES = ("prompt_first", "princeton")
-HEADERS = ("prompt", "response")
-
-
-def check_lengths(data: ConfigDict) -> None:
-  """Raises UserError if the lengths, the truncation rule or the header make no sense."""
-  for field, names in (("truncation", RULES), ("header", HEADERS)):
-    if data[field] not in names:
-      close = difflib.get_close_matches(str(data[field]), names, n=1, cutoff=0.0)
-      raise UserError(
-        f"data.{field} is {data[field]!r}; it must be one of {', '.join(names)}"
-        f" (did you mean {close[0]}?)"
-      )
-  if not 1 <= data.max_prompt_length < data.max_length:
-    raise UserError(
-      f"data.max_prompt_length={data.max_prompt_length} must be at least 1 and below"
-      f" data.max_length={data.max_length}, to leave room for a response"
-    )
-  if not 0 <= data.max_skip_fraction <= 1:
-    raise UserError(f"data.max_skip_fraction={data.max_skip_fraction} must be within 0 and 1")
-  if data.row_length < 0:
-    raise UserError(f"data.row_length={data.row_length} must be 0 (automatic) or positive")
+from simpo_jax.settings import DataSettings
 
 
 def truncate(
@@ -36,7 +10,7 @@ def truncate(
   chosen: np.ndarray,
   rejected: np.ndarray,
   bos_id: int | None,
-  data: ConfigDict,
+  data: DataSettings,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(prompt, chosen, rejected), int32 each, such that prompt + either fits max_length.
 

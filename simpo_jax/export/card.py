@@ -7,10 +7,11 @@ from typing import Any
 
 import huggingface_hub
 
-from simpo_jax.config import default_config, flatten
+from simpo_jax.config import flatten
 from simpo_jax.data.prepared.dataset import hub_datasets
 from simpo_jax.models.source import has_random_weights
 from simpo_jax.models.weights import OpenModel
+from simpo_jax.settings import Settings
 
 # Shown whatever they are; of the other fields, those that are not at their defaults.
 _ALWAYS = (
@@ -30,7 +31,7 @@ _METRICS = (
 
 def model_card(
   workdir: pathlib.Path,
-  config,
+  config: Settings,
   model: OpenModel,
   chats: bool,
   step: int,
@@ -100,7 +101,7 @@ def _metrics(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
     return []
 
 
-def _what(config, step: int, averaged: bool, dtype: str, hub_id: str | None) -> str:
+def _what(config: Settings, step: int, averaged: bool, dtype: str, hub_id: str | None) -> str:
   source = config.model.source
   if has_random_weights(source):
     base = "a model with random weights"
@@ -141,8 +142,8 @@ def _results(rows: list[dict[str, Any]]) -> str:
   )
 
 
-def _settings(config) -> list[tuple[str, str]]:
-  default = flatten(default_config())
+def _settings(config: Settings) -> list[tuple[str, str]]:
+  default = flatten(Settings())
   return [
     (f"`{name}`", f"`{_text(_name(value) if isinstance(value, str) else str(value))}`")
     for name, value in flatten(config).items()

@@ -26,6 +26,7 @@ from simpo_jax.export.hf_configs import (
 from simpo_jax.models.hf_weights import CheckpointWeights, open_checkpoint
 from simpo_jax.models.lora import make_lora
 from simpo_jax.models.weights import OpenModel
+from simpo_jax.settings import Settings
 from simpo_jax.storage import temporary
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
@@ -41,7 +42,7 @@ class Export(NamedTuple):
     workdir: of the run that made it.
     out: the folder to be.
     step: of the checkpoint.
-    config: of the run, a ConfigDict; `config.export` says how.
+    config: of the run; `config.export` says how.
     model, tokenizer: what the run began with.
   """
 
@@ -49,7 +50,7 @@ class Export(NamedTuple):
   workdir: pathlib.Path
   out: pathlib.Path
   step: int
-  config: Any
+  config: Settings
   model: OpenModel
   tokenizer: Tokenizer
 

@@ -1,12 +1,14 @@
 """Exports of a run: by its workdir on any machine, or by itself at its end."""
 
 import pathlib
+from typing import Any
 
 import jax
 
 from simpo_jax import distributed, storage
 from simpo_jax.checkpoint.resume import checkpoints_folder
 from simpo_jax.checkpoint.saved_run import open_run
+from simpo_jax.config import replace_fields
 from simpo_jax.config_check import range_problem
 from simpo_jax.errors import UserError
 from simpo_jax.export.folder import Export, Written, check_out, write_folder
@@ -14,7 +16,7 @@ from simpo_jax.export.hf_configs import check_copied
 from simpo_jax.models.weights import OpenModel
 from simpo_jax.runtime.console import human_bytes
 from simpo_jax.runtime.resolve import ResolvedRun
-from simpo_jax.settings import FIELDS
+from simpo_jax.settings import FIELDS, Settings
 from simpo_jax.storage.paths import brief, plain
 
 
@@ -23,7 +25,7 @@ def export_run(
   out: str | pathlib.Path,
   step: int | None = None,
   source: str | None = None,
-  options: dict | None = None,
+  options: dict[str, Any] | None = None,
   force: bool = False,
 ) -> str:
   """Exports a run's checkpoint, and returns what to tell the user.
@@ -46,20 +48,20 @@ def export_run(
     raise UserError(f"--shard_gb={options['shard_gb']} {problem}")
   check_out(out)
   saved = open_run(workdir, step, source, force)
-  saved.config.export.update(options)
+  changes = {f"export.{name}": value for name, value in options.items()}
   export = Export(
     checkpoint=saved.checkpoint,
     workdir=workdir,
     out=out,
     step=saved.step,
-    config=saved.config,
+    config=replace_fields(saved.config, changes),
     model=saved.model,
     tokenizer=saved.tokenizer,
   )
   return _text(export, write_folder(export))
 
 
-def check_at_end(config, folder: pathlib.Path, shared: bool, model: OpenModel) -> None:
+def check_at_end(config: Settings, folder: storage.Path, shared: bool, model: OpenModel) -> None:
   """Raises a UserError before anything runs if there could be no export at the end."""
   if not config.export.at_end:
     return
@@ -77,7 +79,7 @@ def check_at_end(config, folder: pathlib.Path, shared: bool, model: OpenModel) -
     check_copied(model)
 
 
-def export_at_end(config, run: ResolvedRun, folder: pathlib.Path, checkpoint: str) -> str:
+def export_at_end(config: Settings, run: ResolvedRun, folder: pathlib.Path, checkpoint: str) -> str:
   """Writes WORKDIR/export; all processes must call. Returns what to tell the user.
 
   Args:

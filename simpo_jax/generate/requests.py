@@ -14,28 +14,29 @@ from simpo_jax.generate.types import (
   Requests,
 )
 from simpo_jax.program.ledger import Contents, contents
+from simpo_jax.settings import GenerateSettings
 
 _MAX_REQUESTS = 1_000_000
 
 
-def make_requests(prompts: list[Prompt], config) -> list[Request]:
-  """Every sample of every prompt, in prompt order; `config` is `config.generate`.
+def make_requests(prompts: list[Prompt], settings: GenerateSettings) -> list[Request]:
+  """Every sample of every prompt, in prompt order; `config` is `settings.generate`.
 
   Raises:
     UserError: too many requests to hold in memory.
   """
-  if len(prompts) * config.num_samples > _MAX_REQUESTS:
+  if len(prompts) * settings.num_samples > _MAX_REQUESTS:
     raise UserError(
-      f"{len(prompts)} prompts with --config.generate.num_samples={config.num_samples} ask for "
-      f"more than {_MAX_REQUESTS:,} answers; lower num_samples, or --config.generate.count"
+      f"{len(prompts)} prompts with --settings.generate.num_samples={settings.num_samples} ask for "
+      f"more than {_MAX_REQUESTS:,} answers; lower num_samples, or --settings.generate.count"
     )
 
   def request(prompt, sample):
-    setting = lambda name: prompt.settings.get(name, config[name])  # noqa: E731
+    setting = lambda name: prompt.settings.get(name, getattr(settings, name))  # noqa: E731
     sampling = Sampling(*map(setting, Sampling._fields))
     return Request(prompt, sample, sampling, setting("max_new_tokens"))
 
-  return [request(p, s) for p in prompts for s in range(config.num_samples)]
+  return [request(p, s) for p in prompts for s in range(settings.num_samples)]
 
 
 def empty_requests(shape: GenerateShape, vocab_size: int) -> Requests:

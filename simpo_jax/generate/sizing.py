@@ -12,12 +12,13 @@ from simpo_jax.generate.on_mesh import head_shards, page_bytes
 from simpo_jax.generate.types import Assignment, GenerateShape, Request
 from simpo_jax.kernels import paged_attention
 from simpo_jax.models.config import ModelConfig
+from simpo_jax.settings import GenerateSettings
 
 
 def shape_for(
   requests: list[Request],
   assignments: list[Assignment],
-  config,
+  settings: GenerateSettings,
   groups: int,
   platform: str = "cpu",
   stop_states: int = 1,
@@ -26,15 +27,14 @@ def shape_for(
 
   Args:
     assignments: of the requests to the groups.
-    config: `config.generate`.
     platform: of the devices; decides what makes a good batch.
   """
   per_group = 1 + max(a.index for a in assignments)
-  slots = min(config.max_slots or per_group, per_group)
+  slots = min(settings.max_slots or per_group, per_group)
   longest = max(len(r.prompt.tokens) for r in requests)
   on_cpu = platform == "cpu"
-  chunk = min(prefill_chunk(config, platform), longest)
-  rows = config.prefill_rows or max(1, (256 if on_cpu else 512) // chunk)
+  chunk = min(prefill_chunk(settings, platform), longest)
+  rows = settings.prefill_rows or max(1, (256 if on_cpu else 512) // chunk)
   return GenerateShape(
     groups=groups,
     requests=per_group,
@@ -42,8 +42,8 @@ def shape_for(
     widths=_widths(slots, on_cpu),
     prompt_tokens=longest,
     max_new_tokens=max(r.budget for r in requests),
-    page_size=config.page_size,
-    num_pages=worst_pages(requests, assignments, slots, config.page_size),
+    page_size=settings.page_size,
+    num_pages=worst_pages(requests, assignments, slots, settings.page_size),
     chunk=chunk,
     prefill_rows=min(rows, slots * ceil_div(longest, chunk)),
     stop_states=stop_states,
@@ -65,7 +65,7 @@ class Sizes(NamedTuple):
 def fit(
   shape: GenerateShape,
   requests: list[Request],
-  config,
+  settings: GenerateSettings,
   model: ModelConfig,
   mesh: Mesh,
   mode: str,
@@ -75,21 +75,20 @@ def fit(
   """Chooses the KV pool that memory allows, and the kernel, for a shape of `shape_for`.
 
   Args:
-    config: `config.generate`.
     room: bytes that one device has left for the pool; None if unknown.
 
   Raises:
     UserError: the largest request does not fit, or the kernel that is asked for cannot be.
   """
   pool = pool_size(
-    config.num_pages,
+    settings.num_pages,
     worst=shape.num_pages,
     largest=max(request_pages(r, shape.page_size) for r in requests),
     page_bytes=page_bytes(model, mesh, mode, shape.page_size, dtype),
     room=room,
   )
   shape = shape._replace(num_pages=pool.pages)
-  attention, note = select_paged_attention(config.attention, model, mesh, mode, shape, dtype)
+  attention, note = select_paged_attention(settings.attention, model, mesh, mode, shape, dtype)
   return Sizes(shape._replace(attention=attention), pool, note)
 
 
@@ -134,12 +133,12 @@ def select_kernel(
   try:
     return select_impl(requested, platform, **shape)
   except ValueError as error:
-    raise UserError(f"--config.{field}={requested}: {error}; choose another, or auto") from error
+    raise UserError(f"--settings.{field}={requested}: {error}; choose another, or auto") from error
 
 
-def prefill_chunk(config, platform: str) -> int:
-  """Prompt tokens of a row of a prefill pass: `config.generate.prefill_chunk`, or what suits."""
-  return config.prefill_chunk or (32 if platform == "cpu" else 128)
+def prefill_chunk(settings: GenerateSettings, platform: str) -> int:
+  """Prompt tokens of a row of a prefill pass: `prefill_chunk`, or what suits the platform."""
+  return settings.prefill_chunk or (32 if platform == "cpu" else 128)
 
 
 def request_pages(request: Request, page_size: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from simpo_jax.errors import UserError
 from simpo_jax.import_config.fields import DIRECT, MISTRAL_TEMPLATE
-from simpo_jax.models.lora import TARGETS
+from simpo_jax.settings.train import LORA_TARGETS
 
 ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused")
 SCHEDULES = {
@@ -214,11 +214,11 @@ def lora(v: dict[str, Any], where: str) -> Part:
   targets = v.get("lora_target_modules", ["q_proj", "v_proj"])
   targets = [targets] if isinstance(targets, str) else targets
   if targets == ["all-linear"]:
-    targets = list(TARGETS)
+    targets = list(LORA_TARGETS)
   told["lora_target_modules"] = f"train.lora_targets = {shown(targets)}"
-  if not isinstance(targets, list) or not targets or not set(map(str, targets)) <= set(TARGETS):
-    problems["lora_target_modules"] = f"there are {', '.join(TARGETS)}, or all-linear"
-    targets = TARGETS
+  if not (isinstance(targets, list) and targets and {*map(str, targets)} <= {*LORA_TARGETS}):
+    problems["lora_target_modules"] = f"there are {', '.join(LORA_TARGETS)}, or all-linear"
+    targets = LORA_TARGETS
   settings = {
     "train.lora_rank": rank,
     "train.lora_alpha": float(alpha),

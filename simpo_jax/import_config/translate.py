@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from simpo_jax.config import default_config, did_you_mean
 from simpo_jax.config_check import validate
-from simpo_jax.data.truncation import check_lengths
 from simpo_jax.errors import UserError
 from simpo_jax.import_config import parts
 from simpo_jax.import_config.datasets import datasets
@@ -118,9 +117,7 @@ def make_config(settings: dict[str, Any]):
 
 def _check(settings: dict[str, Any], where: str) -> None:
   try:
-    config = make_config(settings)
-    validate(config)
-    check_lengths(config.data)
+    validate(make_config(settings))
   except UserError as e:
     raise UserError(f"{where}: {e}") from e
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from simpo_jax.checkpoint.saved_run import open_run
-from simpo_jax.config import default_config
+from simpo_jax.config import replace_fields
 from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
 from simpo_jax.loaded_model.generation_config import read_generation_config
@@ -20,6 +20,7 @@ from simpo_jax.models.lora import make_lora
 from simpo_jax.models.weights import OpenModel, open_model
 from simpo_jax.program.configure import compute_dtype, mesh_of
 from simpo_jax.runtime.resolve import check_vocabulary
+from simpo_jax.settings import MeshSettings, Settings
 from simpo_jax.storage.paths import plain
 from simpo_jax.tokenizer.load import run_tokenizer
 from simpo_jax.tokenizer.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ class LoadedModel(NamedTuple):
 
   model: OpenModel
   tokenizer: Tokenizer
-  config: Any
+  config: Settings
   of_run: bool
   step: int
   mesh: Mesh
@@ -77,25 +78,23 @@ def load_model(
     model, tokenizer = saved.model._replace(name=name, read=weights.read), saved.tokenizer
     averaged = ", averaged over its steps" if weights.averaged else ""
     notes = [f"weights of step {step}{averaged}", "settings of the run"]
-    config.generate.update(attention="auto", num_pages=0, prefill_rows=0)  # of its own machine
+    own = {"attention": "auto", "num_pages": 0, "prefill_rows": 0}  # the run's machine was another
   else:
     if step is not None or source is not None:
       raise UserError(f"--step and --source are for the workdir of a run, which {name} is not")
-    config, step = default_config(), 0
-    config.model.source = name
+    config, step = replace_fields(Settings(), {"model.source": name}), 0
     model = open_model(name)
     tokenizer = run_tokenizer(config)
     own = read_generation_config(model)
     limit = min(_NEW_TOKENS, model.config.max_position_embeddings // 2)
-    config.generate.update({"max_new_tokens": limit, **own})
     notes = [] if model.read else ["random weights"]
     notes += [f"settings of its generation_config.json: {listed(own)}"] if own else []
-  config.update_from_flattened_dict(changes)
-  validate(config)
+    own = {"max_new_tokens": limit, **own}
+  own = {f"generate.{name}": value for name, value in own.items()}
+  config = validate(replace_fields(config, {**own, **changes}))
   check_vocabulary(tokenizer, model)
-  config.mesh.update(data=1, fsdp=0, tensor=1)  # the run's machine was another
-  mesh = mesh_of(config, hosts=1)
-  dtype = compute_dtype(config, mesh.devices.flat[0].platform)
+  mesh = mesh_of(MeshSettings(), hosts=1)
+  dtype = compute_dtype(config.model, mesh.devices.flat[0].platform)
   return LoadedModel(model, tokenizer, config, of_run, step, mesh, dtype, notes)
 
 

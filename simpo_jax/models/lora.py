@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 from simpo_jax.models.config import ModelConfig
 from simpo_jax.models.llama import Params, Tensor, tensors
-
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from simpo_jax.settings import TrainSettings
+from simpo_jax.settings.train import LORA_TARGETS
 
 
 class Lora(NamedTuple):
@@ -28,7 +28,7 @@ class Lora(NamedTuple):
 
   rank: int
   alpha: float
-  targets: tuple[str, ...]  # of TARGETS
+  targets: tuple[str, ...]  # of `LORA_TARGETS`
 
   @property
   def scale(self) -> float:
@@ -40,11 +40,11 @@ class Lora(NamedTuple):
     return tuple(target.removesuffix("_proj") for target in self.targets)
 
 
-def make_lora(train) -> Lora | None:
-  """The adapters that `config.train` asks for, if any."""
+def make_lora(train: TrainSettings) -> Lora | None:
+  """The adapters that the settings ask for, if any."""
   if not train.lora_rank:
     return None
-  targets = tuple(target for target in TARGETS if target in train.lora_targets)
+  targets = tuple(target for target in LORA_TARGETS if target in train.lora_targets)
   return Lora(train.lora_rank, train.lora_alpha, targets)
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from simpo_jax.models.sharding import ROWS
 from simpo_jax.runtime.console import human_bytes
+from simpo_jax.settings import Settings
 
 _SPARE = 0.5  # of a device's memory: with more of it free, larger micro-batches are worth a word
 
@@ -17,7 +18,7 @@ class Lever(NamedTuple):
   text: str
 
 
-def advise(config, planned, plan: dict[str, Any]) -> list[str]:
+def advise(config: Settings, planned, plan: dict[str, Any]) -> list[str]:
   """Lines of advice, the most helpful first; `planned` is a `planning.Planned`."""
   levers = _levers(config, planned, plan["memory"])
   hbm, peak = plan["hbm_bytes_per_chip"], plan["peak_bytes_per_chip"]
@@ -69,7 +70,7 @@ def _tight(plan: dict[str, Any]) -> set[str]:
   return over or set(peaks)
 
 
-def _levers(config, planned, memory: dict[str, Any]) -> list[Lever]:
+def _levers(config: Settings, planned, memory: dict[str, Any]) -> list[Lever]:
   cfg, every = planned.program, ("train", "generate", "evaluate")
   state = memory["params"] + memory["optimizer_state"]
   levers = []
@@ -87,7 +88,7 @@ def _levers(config, planned, memory: dict[str, Any]) -> list[Lever]:
   return [x for x in levers if x.saved > 0]
 
 
-def _training(config, cfg, memory) -> list[Lever]:
+def _training(config: Settings, cfg, memory) -> list[Lever]:
   levers, both = [], ("train", "evaluate")
   other = memory["modes"]["train"]["kinds"]["other"] or 0
   batch = cfg.batch
@@ -109,7 +110,7 @@ def _training(config, cfg, memory) -> list[Lever]:
   return levers
 
 
-def _generation(config, cfg, memory) -> list[Lever]:
+def _generation(config: Settings, cfg, memory) -> list[Lever]:
   kinds, shape = memory["modes"]["generate"]["kinds"], cfg.generate
   pool, weights = kinds["kv_pool"], kinds["decode_weights"]
   levers = []

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from simpo_jax.config import replace_fields
 from simpo_jax.data.types import PairTokens, Prompt
 from simpo_jax.distributed.chips import chip_of
 from simpo_jax.errors import UserError, one_line
@@ -35,6 +37,7 @@ from simpo_jax.run import pairs_by_step
 from simpo_jax.runtime.fingerprint import versions
 from simpo_jax.runtime.launch_schedule import generates
 from simpo_jax.runtime.resolve import resolve
+from simpo_jax.settings import Settings
 
 _PROMPTS_UNKNOWN = 128  # of a file that is not here, when `generate.count` does not say
 
@@ -64,7 +67,7 @@ class Built(NamedTuple):
 
 
 def make_plan(
-  config,
+  config: Settings,
   devices: list | None = None,
   *,
   prompt_tokens: int = 256,
@@ -74,7 +77,6 @@ def make_plan(
   """Resolves, compiles and prices the program of a config.
 
   Args:
-    config: validated.
     devices: described ones; None for those of this process.
     prompt_tokens, response_tokens: lengths to assume where prompts or data are not here.
     topology: the name of the devices' slice, for the record.
@@ -83,7 +85,7 @@ def make_plan(
     UserError: the run could not start either, or nothing is known of the model.
   """
   hosts = len({d.process_index for d in devices}) if devices else None
-  mesh = mesh_of(config, devices, hosts)
+  mesh = mesh_of(config.mesh, devices, hosts)
   planned = describe(config, mesh, prompt_tokens, response_tokens)
   cfg = planned.program
   built = build(cfg)
@@ -132,7 +134,7 @@ def _device_figures(mesh, machine: Machine) -> dict[str, Any]:
   }
 
 
-def describe(config, mesh, prompt_tokens: int, response_tokens: int) -> Planned:
+def describe(config: Settings, mesh: Mesh, prompt_tokens: int, response_tokens: int) -> Planned:
   """The run's own program, or where its parts are not on this machine, one of its sizes.
 
   Where memory has no room for KV pages, the program has the fewest that its requests need.
@@ -140,12 +142,11 @@ def describe(config, mesh, prompt_tokens: int, response_tokens: int) -> Planned:
   try:
     return _describe(config, mesh, prompt_tokens, response_tokens)
   except NoRoom as error:
-    config = config.copy_and_resolve_references()
-    config.generate.num_pages = error.pages
+    config = replace_fields(config, {"generate.num_pages": error.pages})
     return _describe(config, mesh, prompt_tokens, response_tokens)
 
 
-def _describe(config, mesh, prompt_tokens: int, response_tokens: int) -> Planned:
+def _describe(config: Settings, mesh: Mesh, prompt_tokens: int, response_tokens: int) -> Planned:
   try:
     run = resolve(config, mesh)
   except NoRoom:
@@ -164,7 +165,9 @@ def _describe(config, mesh, prompt_tokens: int, response_tokens: int) -> Planned
   )
 
 
-def _assume(config, mesh, prompt_tokens: int, response_tokens: int, reason: str) -> Planned:
+def _assume(
+  config: Settings, mesh: Mesh, prompt_tokens: int, response_tokens: int, reason: str
+) -> Planned:
   source = config.model.source
   model, assumed = known_model(source), [f"the run could not be resolved here ({reason})"]
   if model is None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,8 +26,14 @@ from simpo_jax.models.lora import Lora, make_lora
 from simpo_jax.models.sharding import ROWS, make_mesh, named, param_specs, train_rules
 from simpo_jax.program.build import room_for_pool
 from simpo_jax.program.config import ProgramConfig
+from simpo_jax.settings import (
+  GenerateSettings,
+  MeshSettings,
+  ModelSettings,
+  Settings,
+  TrainSettings,
+)
 from simpo_jax.train.batch import batch_shape, row_length
-from simpo_jax.train.loss import SimPOConfig
 from simpo_jax.train.optimizer import make_optimizer, make_schedule
 from simpo_jax.train.step import StepConfig
 
@@ -43,7 +50,7 @@ class Configured(NamedTuple):
 
 
 def program_config(
-  config, mesh: Mesh, model: ModelConfig, requests: list[Request], stop_states: int
+  settings: Settings, mesh: Mesh, model: ModelConfig, requests: list[Request], stop_states: int
 ) -> Configured:
   """Sizes, kernels and the KV pool of the one program.
 
@@ -55,20 +62,20 @@ def program_config(
     UserError: sizes that cannot be had on these devices, and what to change.
   """
   _check_tensor_parts(mesh, model)
-  platform, generation = mesh.devices.flat[0].platform, config.generate
-  step, train_note = _step_config(config, mesh, model)
+  platform, generation = mesh.devices.flat[0].platform, settings.generate
+  step, train_note = _step_config(settings, mesh, model)
   if not requests:
     generation, requests = _smallest_generation(generation)
   groups = mesh.shape["host"] if generation.mode == "host_data_parallel" else 1
   assignments = round_robin(requests, groups, jax.process_count())
   shape = shape_for(requests, assignments, generation, groups, platform, stop_states)
-  schedule = make_schedule(config.train)
+  schedule = make_schedule(settings.train)
   program = ProgramConfig(
     step=step,
     generate=shape,
     mode=generation.mode,
-    param_dtype=jnp.dtype(config.model.param_dtype),
-    tx=make_optimizer(config.train, schedule, model, step.frozen, step.lora),
+    param_dtype=jnp.dtype(settings.model.param_dtype),
+    tx=make_optimizer(settings.train, schedule, model, step.frozen, step.lora),
     schedule=schedule,
     mesh=mesh,
   )
@@ -83,45 +90,45 @@ def program_config(
   )
 
 
-def _step_config(config, mesh: Mesh, model: ModelConfig) -> tuple[StepConfig, str | None]:
+def _step_config(
+  settings: Settings, mesh: Mesh, model: ModelConfig
+) -> tuple[StepConfig, str | None]:
   """The training step, and where and why its attention is not the platform's own kernel."""
   platform = mesh.devices.flat[0].platform
-  dtype = compute_dtype(config, platform)
-  row = round_up(row_length(config.data), LANES)
-  lora, window = make_lora(config.train), longest_window(model, config.data.max_length)
-  attention, note = _training_attention(config, platform, model, row, dtype, window)
+  train, data = settings.train, settings.data
+  dtype = compute_dtype(settings.model, platform)
+  row, rows = round_up(row_length(data), LANES), _micro_batch_rows(train, mesh)
+  lora, window = make_lora(train), longest_window(model, data.max_length)
+  attention, note = _training_attention(train.attention, platform, model, row, dtype, window)
+  rules = train_rules(settings.mesh.shard_over_hosts)
   step = StepConfig(
     model=model,
-    simpo=SimPOConfig(**config.simpo.to_dict()),
+    simpo=settings.simpo,
     dtype=dtype,
-    remat=config.train.remat,
-    batch=batch_shape(
-      config.train.batch_size,
-      row,
-      config.data.max_pairs_per_row,
-      _micro_batch_rows(config.train, mesh),
-    ),
+    remat=train.remat,
+    batch=batch_shape(train.batch_size, row, data.max_pairs_per_row, rows),
     rows=NamedSharding(mesh, ROWS),
-    weights=named(mesh, param_specs(model, mesh, train_rules(config.mesh.shard_over_hosts), lora)),
-    frozen=_frozen(config.train, model, lora),
+    weights=named(mesh, param_specs(model, mesh, rules, lora)),
+    frozen=_frozen(train, model, lora),
     lora=lora,
-    ema_decay=config.train.ema_decay,
+    ema_decay=train.ema_decay,
     attention=attention,
-    logits_chunk=min(row, config.train.logits_chunk or (256 if platform == "cpu" else 1024)),
+    logits_chunk=min(row, train.logits_chunk or (256 if platform == "cpu" else 1024)),
     windows=None if window is None else tuple(w or row for w in model.windows),
   )
   return step, note
 
 
-def mesh_of(config, devices=None, hosts: int | None = None) -> Mesh:
-  """The mesh that `config.mesh` asks for; see `make_mesh`."""
-  axes = config.mesh
-  return make_mesh(devices, hosts, data=axes.data, fsdp=axes.fsdp, tensor=axes.tensor)
+def mesh_of(
+  settings: MeshSettings, devices: Sequence[jax.Device] | None = None, hosts: int | None = None
+) -> Mesh:
+  """The mesh that the settings ask for; see `make_mesh`."""
+  return make_mesh(devices, hosts, data=settings.data, fsdp=settings.fsdp, tensor=settings.tensor)
 
 
-def compute_dtype(config, platform: str):
+def compute_dtype(settings: ModelSettings, platform: str) -> np.dtype:
   """The dtype of matrix products: the config's, or what suits the platform."""
-  dtype = config.model.compute_dtype
+  dtype = settings.compute_dtype
   if dtype == "auto":
     dtype = "float32" if platform == "cpu" else "bfloat16"
   return jnp.dtype(dtype)
@@ -143,7 +150,7 @@ def _check_tensor_parts(mesh: Mesh, model: ModelConfig) -> None:
       )
 
 
-def _micro_batch_rows(train, mesh: Mesh) -> int:
+def _micro_batch_rows(train: TrainSettings, mesh: Mesh) -> int:
   shards = math.prod(mesh.shape[axis] for axis in ROWS[0])
   rows = train.micro_batch_rows or shards
   if rows % shards:
@@ -154,7 +161,7 @@ def _micro_batch_rows(train, mesh: Mesh) -> int:
   return rows
 
 
-def _frozen(train, model: ModelConfig, lora: Lora | None) -> tuple[str, ...]:
+def _frozen(train: TrainSettings, model: ModelConfig, lora: Lora | None) -> tuple[str, ...]:
   """The parts of the weights that training leaves as they are."""
   if lora:
     return tuple(tensors(model))
@@ -162,11 +169,11 @@ def _frozen(train, model: ModelConfig, lora: Lora | None) -> tuple[str, ...]:
 
 
 def _training_attention(
-  config, platform: str, model: ModelConfig, row: int, dtype, window: int | None
+  requested: str, platform: str, model: ModelConfig, row: int, dtype, window: int | None
 ) -> tuple[str, str | None]:
   return select_kernel(
     "train.attention",
-    config.train.attention,
+    requested,
     range_attention.select_impl,
     platform,
     heads=model.num_attention_heads,
@@ -179,8 +186,11 @@ def _training_attention(
   )
 
 
-def _smallest_generation(generation):
+def _smallest_generation(
+  generation: GenerateSettings,
+) -> tuple[GenerateSettings, list[Request]]:
   """What the generate branch of a run that never generates is sized by."""
-  generation = generation.copy_and_resolve_references()
-  generation.update(max_new_tokens=1, num_samples=1, num_pages=0, repetition_penalty=1.0)
+  generation = dataclasses.replace(
+    generation, max_new_tokens=1, num_samples=1, num_pages=0, repetition_penalty=1.0
+  )
   return generation, make_requests([Prompt(0, "", np.zeros(1, np.int32))], generation)

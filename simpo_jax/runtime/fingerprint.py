@@ -15,6 +15,7 @@ from simpo_jax.models.weights import OpenModel
 from simpo_jax.program.build import Compiled, compiler_options
 from simpo_jax.program.ledger import changed_fields, hex_digest
 from simpo_jax.runtime.resolve import ResolvedRun
+from simpo_jax.settings import Settings
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 _PACKAGES = (
@@ -81,7 +82,7 @@ def versions() -> dict[str, str]:
   return found
 
 
-def settings_fields(config) -> dict[str, str]:
+def settings_fields(config: Settings) -> dict[str, str]:
   """Config, versions, compile options and devices; known before anything is read."""
   return {
     **{f"config.{name}": repr(value) for name, value in flatten(config).items()},

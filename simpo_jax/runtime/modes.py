@@ -7,7 +7,7 @@ the launch has changed nothing, and `StopRequested` leaves the function before a
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from simpo_jax.runtime.launcher import Launcher
 from simpo_jax.runtime.progress import Progress
 from simpo_jax.runtime.resolve import ResolvedRun
 from simpo_jax.runtime.signals import StopSignal
+from simpo_jax.settings import Settings
 from simpo_jax.trackers.rows import of_generation
 from simpo_jax.trackers.tracker import Tracking
 from simpo_jax.train.metrics import (
@@ -45,7 +46,7 @@ class RunContext(NamedTuple):
   """What every launch of the run loop needs; none of it changes from launch to launch."""
 
   run: ResolvedRun
-  config: Any
+  config: Settings
   launch: Launcher
   folder: storage.Path
   display: Display

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from simpo_jax import distributed, storage
 from simpo_jax.checkpoint.resume import ResumePoint
 from simpo_jax.checkpoint.saver import Saver
+from simpo_jax.config import as_json
 from simpo_jax.errors import UserError
 from simpo_jax.models.llama import count_params
 from simpo_jax.models.sizes import cache_bytes, layer_weights
@@ -83,7 +84,7 @@ class RunRecord:
     if start.folder is not None and not start.own:
       self.data["began_with"] = str(start.folder)
     if writes:
-      files.write_json(folder / "config.json", json.loads(config.to_json()))
+      files.write_json(folder / "config.json", as_json(config))
     self.save("compiling")
 
   def compiled(self, compiled: Compiled, changes: list[str]) -> None:

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simpo_jax.config_check import validate
 from simpo_jax.data.load import load_data
 from simpo_jax.data.mixture import Mixture
 from simpo_jax.data.prompts import load_prompts
@@ -21,6 +20,7 @@ from simpo_jax.models.weights import OpenModel, open_model
 from simpo_jax.program.config import ProgramConfig
 from simpo_jax.program.configure import mesh_of, program_config
 from simpo_jax.runtime.launch_schedule import evaluates, generates
+from simpo_jax.settings import GenerateSettings, Settings
 from simpo_jax.tokenizer.load import run_tokenizer
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
@@ -42,7 +42,7 @@ class ResolvedRun(NamedTuple):
   date: str  # what chat templates take for now, ISO 8601
 
 
-def resolve(config, mesh: Mesh | None = None, date: str = "") -> ResolvedRun:
+def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> ResolvedRun:
   """Opens and checks all that the config names.
 
   Args:
@@ -52,7 +52,6 @@ def resolve(config, mesh: Mesh | None = None, date: str = "") -> ResolvedRun:
   Raises:
     UserError: a field, file, model or prompt that cannot be used, and what to change.
   """
-  validate(config)
   model = open_model(config.model.source)
   tokenizer = run_tokenizer(config, date)
   check_vocabulary(tokenizer, model)
@@ -61,7 +60,7 @@ def resolve(config, mesh: Mesh | None = None, date: str = "") -> ResolvedRun:
   requests = make_requests(prompts, config.generate)
   _check_context(config, model, requests)
   stops = stops_of(config.generate, model, tokenizer)
-  mesh = mesh_of(config) if mesh is None else mesh
+  mesh = mesh_of(config.mesh) if mesh is None else mesh
   sized = program_config(config, mesh, model.config, requests, len(stops))
   shape, seed = sized.program.generate, config.generate.seed
   return ResolvedRun(
@@ -91,7 +90,7 @@ def check_vocabulary(tokenizer: Tokenizer, model: OpenModel) -> None:
     )
 
 
-def stops_of(generate, model: OpenModel, tokenizer: Tokenizer) -> np.ndarray:
+def stops_of(generate: GenerateSettings, model: OpenModel, tokenizer: Tokenizer) -> np.ndarray:
   """The stop automaton that `config.generate` asks for; see `stop_automaton`."""
   return stop_automaton(
     model.config.vocab_size,
@@ -101,7 +100,7 @@ def stops_of(generate, model: OpenModel, tokenizer: Tokenizer) -> np.ndarray:
   )
 
 
-def _check_context(config, model: OpenModel, requests: list[Request]) -> None:
+def _check_context(config: Settings, model: OpenModel, requests: list[Request]) -> None:
   limit = model.config.max_position_embeddings
   if config.data.max_length > limit:
     raise UserError(

@@ -11,17 +11,17 @@ import jax
 
 from simpo_jax import distributed, storage
 from simpo_jax.errors import Interrupted
+from simpo_jax.settings import WatchdogSettings
 
 
 class Watchdog:
   """Times every launch against what launches of its mode have taken before.
 
   Args:
-    config: `config.watchdog`.
     folder: where a file with the stacks of all threads goes, one per process.
   """
 
-  def __init__(self, config, folder: storage.Path):
+  def __init__(self, config: WatchdogSettings, folder: storage.Path):
     self._config = config
     self._file = folder / f"watchdog_host_{jax.process_index():04d}.txt"
 

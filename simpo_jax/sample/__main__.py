@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
       raise UserError("--prompts is missing: a file of prompts; or give one with --prompt")
     prompts = usable_prompts(loaded, progress.say)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-    progress.say(listed({name: config[name] for name in names}))
+    progress.say(listed({name: getattr(config, name) for name in names}))
     with open_output(values.out) as write:
       progress.say(sample(loaded, prompts, write, progress.say, progress.show))
 

@@ -1,28 +1,49 @@
-"""The one table of settings: a field is declared once, with its default, meaning and limits.
+"""The one table of settings: a field is declared once, with its type, default, meaning and limits.
 
 `default_config()`, the checks, `--help`, docs/configuration.md and the flags of the commands that
-answer prompts derive from it.
+answer prompts derive from it. What runs is given a `Settings`, or a group of it.
 """
 
-from simpo_jax.settings import generate, model_and_data, operation, train
-from simpo_jax.settings.field import Field
+import dataclasses
 
-GROUPS = {**model_and_data.GROUPS, **train.GROUPS, **generate.GROUPS, **operation.GROUPS}
-FIELDS: dict[str, Field] = {
-  field.name: field
-  for field in (
-    *model_and_data.FIELDS,
-    *train.FIELDS,
-    *generate.FIELDS,
-    *operation.FIELDS,
+from simpo_jax.settings.field import Field, declared, group, integer, text
+from simpo_jax.settings.generate import EvaluateSettings, GenerateSettings
+from simpo_jax.settings.model_and_data import DataSettings, ModelSettings
+from simpo_jax.settings.operation import (
+  CheckpointSettings,
+  ExportSettings,
+  LogSettings,
+  MeshSettings,
+  ProfileSettings,
+  ReportSettings,
+  TrackingSettings,
+  WatchdogSettings,
+)
+from simpo_jax.settings.train import SimPOSettings, TrainSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """A run's config, checked and typed."""
+
+  name: str = text("default", "Run name, used in the workdir name, the banner and config.json.")
+  seed: int = integer(
+    0, "Seed for the order and split of pairs and for random weights.", 0, 2**32 - 1
   )
-}
-# Groups that a resumed run may change: they affect its numbers by rounding at most.
-RESUMABLE = (
-  "checkpoint", "watchdog", "profile", "log", "mesh", "tracking", "export", "report",
-)  # fmt: skip
+  model: ModelSettings = group(ModelSettings)
+  data: DataSettings = group(DataSettings)
+  train: TrainSettings = group(TrainSettings)
+  simpo: SimPOSettings = group(SimPOSettings)
+  generate: GenerateSettings = group(GenerateSettings)
+  evaluate: EvaluateSettings = group(EvaluateSettings)
+  checkpoint: CheckpointSettings = group(CheckpointSettings, resumable=True)
+  export: ExportSettings = group(ExportSettings, resumable=True)
+  mesh: MeshSettings = group(MeshSettings, resumable=True)
+  watchdog: WatchdogSettings = group(WatchdogSettings, resumable=True)
+  profile: ProfileSettings = group(ProfileSettings, resumable=True)
+  log: LogSettings = group(LogSettings, resumable=True)
+  tracking: TrackingSettings = group(TrackingSettings, resumable=True)
+  report: ReportSettings = group(ReportSettings, resumable=True)
 
 
-def is_resumable(field: Field) -> bool:
-  """Whether a resumed run may change it."""
-  return field.resumable or field.group in RESUMABLE
+FIELDS: dict[str, Field] = declared(Settings)

@@ -4,12 +4,13 @@ import datetime
 
 from simpo_jax.errors import UserError
 from simpo_jax.models.source import Kind, parse_source
+from simpo_jax.settings import Settings
 from simpo_jax.storage.paths import plain
 from simpo_jax.tokenizer.huggingface import has_tokenizer, load_hub, load_local
 from simpo_jax.tokenizer.tokenizer import Tokenizer, byte_tokenizer, with_empty_system
 
 
-def run_tokenizer(config, date: str = "") -> Tokenizer:
+def run_tokenizer(config: Settings, date: str = "") -> Tokenizer:
   """The tokenizer of a run: its model's, with the chat template that the config asks for."""
   tokenizer = load_tokenizer(config.model.source, date, _template(config.data.chat_template))
   return with_empty_system(tokenizer) if config.data.empty_system else tokenizer

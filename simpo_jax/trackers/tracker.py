@@ -8,7 +8,6 @@ once, and the run goes on without that tracker. Nothing here touches a device.
 import contextlib
 import functools
 import importlib.util
-import json
 import queue
 import threading
 import time
@@ -18,7 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from simpo_jax import storage
+from simpo_jax.config import as_json
 from simpo_jax.errors import UserError, one_line
+from simpo_jax.settings import Settings
 from simpo_jax.trackers.rows import Entry, entries_of
 from simpo_jax.trackers.service import Service
 from simpo_jax.workdir import files
@@ -56,7 +57,9 @@ class Tracking:
     UserError: a tracker is wanted and not installed.
   """
 
-  def __init__(self, config, folder: storage.Path, say: Callable[[str], None], writes: bool = True):
+  def __init__(
+    self, config: Settings, folder: storage.Path, say: Callable[[str], None], writes: bool = True
+  ):
     self._folder, self._writes = folder, writes
     self._seconds = config.tracking.flush_seconds
     self._tracks: list[_Track] = []
@@ -114,9 +117,9 @@ class Tracking:
     }
 
 
-def _writers(config, folder: storage.Path, size: int) -> dict[str, Callable[[], Writer]]:
+def _writers(config: Settings, folder: storage.Path, size: int) -> dict[str, Callable[[], Writer]]:
   """How to make each tracker that is wanted; what they import is imported in their threads."""
-  options, plain = config.tracking, json.loads(config.to_json())
+  options, plain = config.tracking, as_json(config)
   out: dict[str, Callable[[], Writer]] = {}
 
   def event_files():

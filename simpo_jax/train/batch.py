@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simpo_jax.settings import DataSettings
+
 
 class BatchShape(NamedTuple):
   """The fixed sizes of a step's batch."""
@@ -56,6 +58,6 @@ def empty_batch(shape: BatchShape, local: range | None = None) -> Batch:
   )
 
 
-def row_length(data) -> int:
-  """S, tokens of a packed row by `config.data`; automatically, so many that any pair fits."""
+def row_length(data: DataSettings) -> int:
+  """S, tokens of a packed row; automatically, so many that any pair fits."""
   return data.row_length or 2 * data.max_length

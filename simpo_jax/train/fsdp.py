@@ -36,7 +36,6 @@ _KEPT = {
   ),
   "none": _all_but_gathered,
 }
-REMAT = tuple(_KEPT)
 
 
 def remat(policy: str, single_device: bool = False):

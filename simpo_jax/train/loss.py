@@ -1,26 +1,16 @@
 """SimPO: the loss on average response log-probabilities (arXiv:2405.14734)."""
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from simpo_jax.models.llama import soft_cap
+from simpo_jax.settings import SimPOSettings
 from simpo_jax.train.fsdp import own_ids
 
 
-class SimPOConfig(NamedTuple):
-  """The names and defaults of princeton-nlp/SimPO; gamma = beta * gamma_beta_ratio."""
-
-  beta: float = 2.0
-  gamma_beta_ratio: float = 0.25
-  loss_type: str = "sigmoid"
-  label_smoothing: float = 0.0
-  sft_weight: float = 0.0
-
-
-def simpo_loss(chosen: jax.Array, rejected: jax.Array, cfg: SimPOConfig) -> jax.Array:
+def simpo_loss(chosen: jax.Array, rejected: jax.Array, cfg: SimPOSettings) -> jax.Array:
   """The loss of each pair, without the SFT term (SimPO, equation 6).
 
   With D = chosen - rejected and margin m = beta * (D - gamma_beta_ratio):

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from simpo_jax.train.loss import SimPOConfig
+from simpo_jax.settings import SimPOSettings
 from simpo_jax.train.step import Metrics, PairStats
 
 
-def pair_values(stats: PairStats, simpo: SimPOConfig) -> dict[str, np.ndarray]:
+def pair_values(stats: PairStats, simpo: SimPOSettings) -> dict[str, np.ndarray]:
   """What histograms show of the pairs present, `[pairs]`; the margins leave gamma out."""
   p = np.asarray(stats.present)
   chosen, rejected = (np.asarray(x, np.float64)[p] for x in (stats.chosen, stats.rejected))
@@ -19,7 +19,7 @@ def pair_values(stats: PairStats, simpo: SimPOConfig) -> dict[str, np.ndarray]:
   }
 
 
-def pair_metrics(stats: PairStats, simpo: SimPOConfig) -> dict[str, float]:
+def pair_metrics(stats: PairStats, simpo: SimPOSettings) -> dict[str, float]:
   """Means over the pairs present.
 
   Rewards are beta times the average log-probability; accuracy and margin leave
@@ -42,7 +42,7 @@ def pair_metrics(stats: PairStats, simpo: SimPOConfig) -> dict[str, float]:
   }
 
 
-def train_metrics(metrics: Metrics, simpo: SimPOConfig) -> dict[str, float]:
+def train_metrics(metrics: Metrics, simpo: SimPOSettings) -> dict[str, float]:
   """One training step."""
   return {
     "loss": float(metrics.loss),
@@ -63,7 +63,7 @@ def all_pairs(batches: list[Metrics]) -> PairStats:
   )
 
 
-def evaluation_metrics(batches: list[Metrics], simpo: SimPOConfig) -> dict[str, float]:
+def evaluation_metrics(batches: list[Metrics], simpo: SimPOSettings) -> dict[str, float]:
   """A whole held-out set, each pair (and for the SFT term each token) counted once."""
   stats = all_pairs(batches)
   tokens = np.asarray([np.sum(b.pairs.chosen_tokens) for b in batches], np.float64)
@@ -78,7 +78,7 @@ def evaluation_metrics(batches: list[Metrics], simpo: SimPOConfig) -> dict[str, 
 
 
 def held_out_rows(
-  ids: Sequence[str], batches: list[Metrics], simpo: SimPOConfig
+  ids: Sequence[str], batches: list[Metrics], simpo: SimPOSettings
 ) -> Iterator[dict[str, str | float]]:
   """What `evaluation_metrics` takes the means of, one row per pair, in the order of `ids`."""
   stats = all_pairs(batches)

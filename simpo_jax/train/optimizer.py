@@ -3,35 +3,35 @@
 import math
 
 import jax
-import ml_collections
 import optax
 
 from simpo_jax.models.config import ModelConfig
 from simpo_jax.models.lora import Lora, all_tensors
+from simpo_jax.settings import TrainSettings
 from simpo_jax.train.step import trainable
 
 
-def make_schedule(cfg: ml_collections.ConfigDict) -> optax.Schedule:
+def make_schedule(train: TrainSettings) -> optax.Schedule:
   """Learning rate of a step, counted from 0, as Hugging Face's trainers define it.
 
   Linear warm-up from 0 over ceil(warmup_ratio * steps) steps, then a cosine or
   linear decay to 0 at `steps`, or constant.
   """
-  warmup = math.ceil(cfg.warmup_ratio * cfg.steps)
-  rest = max(cfg.steps - warmup, 1)
+  warmup = math.ceil(train.warmup_ratio * train.steps)
+  rest = max(train.steps - warmup, 1)
   decay = {
-    "cosine": lambda: optax.cosine_decay_schedule(cfg.learning_rate, rest),
-    "linear": lambda: optax.linear_schedule(cfg.learning_rate, 0.0, rest),
-    "constant": lambda: optax.constant_schedule(cfg.learning_rate),
+    "cosine": lambda: optax.cosine_decay_schedule(train.learning_rate, rest),
+    "linear": lambda: optax.linear_schedule(train.learning_rate, 0.0, rest),
+    "constant": lambda: optax.constant_schedule(train.learning_rate),
   }
   if not warmup:
-    return decay[cfg.schedule]()
-  ramp = optax.linear_schedule(0.0, cfg.learning_rate, warmup)
-  return optax.join_schedules([ramp, decay[cfg.schedule]()], [warmup])
+    return decay[train.schedule]()
+  ramp = optax.linear_schedule(0.0, train.learning_rate, warmup)
+  return optax.join_schedules([ramp, decay[train.schedule]()], [warmup])
 
 
 def make_optimizer(
-  cfg: ml_collections.ConfigDict,
+  train: TrainSettings,
   schedule: optax.Schedule,
   model: ModelConfig,
   frozen: tuple[str, ...] = (),
@@ -45,13 +45,13 @@ def make_optimizer(
   decayed = jax.tree.map(lambda tensor: tensor.is_matrix, all_tensors(model, lora))
   adamw = optax.adamw(
     schedule,
-    b1=cfg.b1,
-    b2=cfg.b2,
-    eps=cfg.eps,
-    mu_dtype=cfg.mu_dtype,
-    weight_decay=cfg.weight_decay,
+    b1=train.b1,
+    b2=train.b2,
+    eps=train.eps,
+    mu_dtype=train.mu_dtype,
+    weight_decay=train.weight_decay,
     mask=trainable(decayed, frozen),
   )
-  if cfg.max_grad_norm <= 0:
+  if train.max_grad_norm <= 0:
     return adamw
-  return optax.chain(optax.clip_by_global_norm(cfg.max_grad_norm), adamw)
+  return optax.chain(optax.clip_by_global_norm(train.max_grad_norm), adamw)

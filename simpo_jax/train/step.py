@@ -11,9 +11,10 @@ from simpo_jax.kernels.range_attention import range_attention
 from simpo_jax.models import llama
 from simpo_jax.models.config import ModelConfig
 from simpo_jax.models.lora import Lora, beside_weights, scaled
+from simpo_jax.settings import SimPOSettings
 from simpo_jax.train import fsdp
 from simpo_jax.train.batch import Batch, BatchShape
-from simpo_jax.train.loss import SimPOConfig, simpo_loss, target_log_probs
+from simpo_jax.train.loss import simpo_loss, target_log_probs
 
 
 class TrainState(NamedTuple):
@@ -34,9 +35,9 @@ class StepConfig(NamedTuple):
   """The choices that shape the training and evaluation branches."""
 
   model: ModelConfig
-  simpo: SimPOConfig
+  simpo: SimPOSettings
   dtype: Any  # compute dtype
-  remat: str  # what the backward pass computes again; one of `fsdp.REMAT`
+  remat: str  # what the backward pass computes again; see `settings.train.REMAT`
   batch: BatchShape
   rows: Any  # NamedSharding of activations `[rows, S, D]`
   weights: Any  # NamedShardings of the weights, which gradients keep

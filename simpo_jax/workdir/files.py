@@ -21,7 +21,7 @@ import numpy as np
 from simpo_jax import storage
 from simpo_jax.config import differing, flatten
 from simpo_jax.errors import UserError, one_line
-from simpo_jax.settings import FIELDS, is_resumable
+from simpo_jax.settings import FIELDS
 from simpo_jax.storage.bucket_lock import Held, Lease
 from simpo_jax.storage.paths import brief, refuse_symlinks
 from simpo_jax.workdir.contents import check_others, set_aside
@@ -172,7 +172,7 @@ def _check_before(folder: storage.Path, config: dict[str, Any]) -> None:
     )
   now = flatten(json.loads(json.dumps(config)))
   differs = [] if before is None else differing(before, now)
-  free = {name for name, field in FIELDS.items() if is_resumable(field)}
+  free = {name for name, field in FIELDS.items() if field.resumable}
   differs = [name for name in differs if name not in free]
   if before is None or differs:
     listed = f" ({', '.join(differs[:_SHOWN])}{', ...' if len(differs) > _SHOWN else ''})"

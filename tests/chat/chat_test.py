@@ -21,12 +21,12 @@ from simpo_jax.chat import history
 from simpo_jax.chat.engine import ChatEngine
 from simpo_jax.chat.terminal import Chat, Terminal
 from simpo_jax.chat.text import stream_text, visible
-from simpo_jax.config import default_config
 from simpo_jax.data.prompts import encode_messages
 from simpo_jax.errors import UserError
 from simpo_jax.loaded_model.model import load_model
 from simpo_jax.program import compile_count
 from simpo_jax.sample import answers
+from simpo_jax.settings import GenerateSettings
 from simpo_jax.tokenizer.byte_vocab import decode as decode_bytes
 from support.folders import ROOT
 from support.hf_models import load, our_logits, save_hf_folder, save_llama
@@ -71,10 +71,7 @@ def voice(loaded):
 
 
 def settings(**changes):
-  config = default_config().generate
-  config.update(max_new_tokens=12)
-  config.update(changes)
-  return config
+  return GenerateSettings(**{"max_new_tokens": 12, **changes})
 
 
 @pytest.fixture
@@ -245,9 +242,7 @@ def talk(loaded, voice, *lines, live=False):
   terminal = Terminal(io.StringIO("".join(f"{line}\n" for line in lines)), out, err)
   if live:
     terminal.live, terminal._notes = True, out
-  # Settings that one conversation changes are no others'.
-  own = loaded.config.copy_and_resolve_references()
-  chat = Chat(loaded._replace(config=own), voice, terminal)
+  chat = Chat(loaded, voice, terminal)
   chat.run()
   return out.getvalue(), err.getvalue(), chat
 

@@ -14,12 +14,12 @@ import threading
 import pytest
 
 from simpo_jax import storage
-from simpo_jax.config import default_config
 from simpo_jax.errors import UserError
 from simpo_jax.export.runs import check_at_end, export_run
 from simpo_jax.models.weights import open_model
 from simpo_jax.report.page import write_report
 from simpo_jax.sample.__main__ import open_output
+from simpo_jax.settings import ExportSettings, Settings
 from simpo_jax.storage import temporary
 from simpo_jax.storage.paths import escapes_folder
 from simpo_jax.workdir import files as workdir
@@ -321,8 +321,7 @@ def test_an_export_publishes_no_file_from_elsewhere(run, source, tmp_path, victi
   with pytest.raises(UserError, match=f"{name} is a link out of its folder, and an export would"):
     export_run(run, out, source=str(model), force=True)
   assert not out.exists() and not [n for n in here(tmp_path) if _is_temporary(n)]
-  config = default_config()
-  config.export.at_end = True
+  config = Settings(export=ExportSettings(at_end=True))
   with pytest.raises(UserError, match="is a link out of its folder"):
     check_at_end(config, tmp_path / "workdir", True, open_model(str(model)))
 

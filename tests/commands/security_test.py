@@ -12,7 +12,6 @@ import huggingface_hub
 import pytest
 
 from simpo_jax.checkpoint import layout, resume
-from simpo_jax.config import default_config
 from simpo_jax.data import row_files
 from simpo_jax.data.file_chunks import find_files
 from simpo_jax.data.prepared import hub
@@ -21,6 +20,7 @@ from simpo_jax.data.prepared.dataset import open_prepared, verify
 from simpo_jax.data.row_files import Malformed, read_rows
 from simpo_jax.errors import UserError
 from simpo_jax.models import weights
+from simpo_jax.settings import CheckpointSettings, Settings
 from simpo_jax.storage.paths import escapes_folder
 from simpo_jax.tokenizer.load import load_tokenizer
 from support import tiny_model_files as valid
@@ -396,9 +396,8 @@ def test_files_of_a_checkpoint(tmp_path, name):
   assert layout.verify(folder) is None
   about["files"][name] = about["files"].pop("own")
   (folder / layout.METADATA).write_text(json.dumps(layout.with_checksum(about)))
-  config = default_config()
   for start in (folder, tmp_path):
-    config.checkpoint.init_from = str(start)
+    config = Settings(checkpoint=CheckpointSettings(init_from=str(start)))
     with pytest.raises(UserError, match="lies outside of it, or is a link out of it"):
       resume.resolve_init_from(config)
 

@@ -1,22 +1,22 @@
 """Whatever a row holds, it is a pair or a counted skip, never a crash; prompts likewise."""
 
+import dataclasses
 import json
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simpo_jax.config import default_config
 from simpo_jax.data.pairs import load_pairs
 from simpo_jax.data.prompts import SETTINGS, load_prompts
 from simpo_jax.data.row_formats import REASONS, SkipRow, to_conversation
 from simpo_jax.errors import UserError
+from simpo_jax.settings import DataSettings, GenerateSettings
 from simpo_jax.tokenizer.tokenizer import byte_tokenizer
 from support.fuzz_damage import JUNK, examples
 from support.pairs import tokenize_pair
 
 BYTE = byte_tokenizer()
-DATA = default_config().data
-DATA.update(max_length=24, max_prompt_length=9, max_skip_fraction=1.0)
+DATA = DataSettings(max_length=24, max_prompt_length=9, max_skip_fraction=1.0)
 
 _TEXT = st.one_of(
   st.text(alphabet=st.characters(), max_size=8),
@@ -42,8 +42,7 @@ _ROW = st.dictionaries(
 @examples(1000)
 @given(row=_ROW, header=st.sampled_from(["prompt", "response"]))
 def test_any_row_is_a_pair_or_a_skip(row, header):
-  data = DATA.copy_and_resolve_references()
-  data.header = header
+  data = dataclasses.replace(DATA, header=header)
   try:
     pair = tokenize_pair(to_conversation(row), BYTE, data)
   except SkipRow as skip:
@@ -80,8 +79,7 @@ _PROMPT = st.one_of(
 def test_any_prompts_are_read_or_refused(tmp_path, rows):
   lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows]
   (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-  generate = default_config().generate
-  generate.update(prompts=str(tmp_path / "a.jsonl"), count=0)
+  generate = GenerateSettings(prompts=str(tmp_path / "a.jsonl"), count=0)
   try:
     prompts = load_prompts(generate, BYTE)
   except UserError as error:

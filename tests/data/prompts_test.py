@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from simpo_jax.config import default_config
 from simpo_jax.data.prompts import load_prompts
 from simpo_jax.errors import UserError
 from simpo_jax.generate.requests import make_requests
+from simpo_jax.settings import GenerateSettings
 from simpo_jax.tokenizer.tokenizer import byte_tokenizer
 
 BYTE = byte_tokenizer()
@@ -16,9 +16,7 @@ PLAIN = dataclasses.replace(BYTE, chat_template=None)
 
 
 def _load(tokenizer=BYTE, **fields):
-  generate = default_config().generate
-  generate.update(fields)
-  return load_prompts(generate, tokenizer)
+  return load_prompts(GenerateSettings(**fields), tokenizer)
 
 
 def _file(tmp_path, name, text):
@@ -60,9 +58,8 @@ def test_a_row_may_have_settings_of_its_own(tmp_path):
   path = _file(tmp_path, "p.jsonl", "\n".join(map(json.dumps, rows)))
   prompts = _load(prompts=path, count=0)
   assert [dict(p.settings) for p in prompts] == [own, {}, {"temperature": 1}]
-  config = default_config().generate
-  config.update(max_new_tokens=20, num_samples=2, min_p=0.1)
-  requests = make_requests(prompts, config)
+  settings = GenerateSettings(max_new_tokens=20, num_samples=2, min_p=0.1)
+  requests = make_requests(prompts, settings)
   assert [(r.prompt.index, r.sample) for r in requests] == [
     (i, s) for i in range(3) for s in (0, 1)
   ]

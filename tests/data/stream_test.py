@@ -12,7 +12,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from simpo_jax.config import default_config
 from simpo_jax.data.file_chunks import find_files
 from simpo_jax.data.load import load_data
 from simpo_jax.data.mixture import Mixture, open_stream
@@ -24,6 +23,7 @@ from simpo_jax.data.prepared.dataset import open_prepared
 from simpo_jax.data.skip_report import SkipReport, add_row, check_read_so_far
 from simpo_jax.data.steps import step_source, window_source
 from simpo_jax.errors import Stopped, UserError
+from simpo_jax.settings import DataSettings, Settings, TrainSettings
 from simpo_jax.tokenizer.tokenizer import byte_tokenizer
 from simpo_jax.train.batch import batch_shape
 from support.folders import ROOT
@@ -56,10 +56,8 @@ def prepared(tmp_path, name, rows, eval_fraction=0.0, chunk_bytes=5000):
 
 
 def data_config(**fields):
-  data = default_config().data
-  data.update(max_length=64, max_prompt_length=32, row_length=ROW, lookahead=LOOKAHEAD, workers=0)
-  data.update(fields)
-  return data
+  sizes = {"max_length": 64, "max_prompt_length": 32, "row_length": ROW, "lookahead": LOOKAHEAD}
+  return DataSettings(**{**sizes, "workers": 0, **fields})
 
 
 def stream(sources, weights=(), seed=0, **fields):
@@ -197,10 +195,7 @@ def test_weights_are_respected_from_the_first_pair_on(tmp_path):
 
 
 def config_of(**fields):
-  config = default_config()
-  config.data = data_config(**fields)
-  config.train.batch_size = BATCH
-  return config
+  return Settings(data=data_config(**fields), train=TrainSettings(batch_size=BATCH))
 
 
 def test_files_and_prepared_data_mix(tmp_path):
@@ -347,12 +342,11 @@ def test_counts_of_a_stopped_run_are_told_when_it_stops_and_when_it_goes_on(
 
 _READER = """
 import sys
-from simpo_jax.config import default_config
+from simpo_jax.settings import DataSettings
 from simpo_jax.data.prepared.dataset import open_prepared
 from simpo_jax.data.mixture import Mixture, open_stream
 from simpo_jax.tokenizer.tokenizer import byte_tokenizer
-data = default_config().data
-data.update(max_length=64, max_prompt_length=32, workers=2)
+data = DataSettings(max_length=64, max_prompt_length=32, workers=2)
 read = open_stream(Mixture((open_prepared(sys.argv[1]),), ()), byte_tokenizer(), data, 8, 0)
 for window in range(8):
   read(window * 1000, 500)

@@ -19,7 +19,6 @@ import transformers
 from safetensors import safe_open
 
 from simpo_jax.checkpoint import saved_run
-from simpo_jax.config import default_config
 from simpo_jax.errors import UserError
 from simpo_jax.export import folder as folders
 from simpo_jax.export import runs
@@ -31,6 +30,7 @@ from simpo_jax.models import hf_weights
 from simpo_jax.models.hf_config import from_hf
 from simpo_jax.models.llama import tensors
 from simpo_jax.models.weights import OpenModel
+from simpo_jax.settings import ModelSettings, Settings
 from simpo_jax.tokenizer.load import load_tokenizer
 from simpo_jax.tokenizer.tokenizer import byte_tokenizer, encode_with_bos
 from support.hf_models import (
@@ -335,8 +335,7 @@ def test_the_card_tells_the_run_and_not_the_disk(source, tmp_path):
 
 
 def test_the_card_names_a_model_of_the_hub(tmp_path):
-  config = default_config()
-  config.model.source = "org/name"
+  config = Settings(model=ModelSettings(source="org/name"))
   path = pathlib.Path("/cache/models--org--name/snapshots/abc")
   model = OpenModel("org/name", model_config.EMBEDDED, path, None)
   card = model_card(tmp_path, config, model, False, 3, False, "float32")

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from simpo_jax.generate import kv_pages, sampling
-from simpo_jax.train.loss import SimPOConfig, simpo_loss, target_log_probs
+from simpo_jax.settings import SimPOSettings
+from simpo_jax.train.loss import simpo_loss, target_log_probs
 
 N, V = 5, 300
 VARIANTS = dict(with_jit=True, without_jit=True, with_device=True, without_device=True)
@@ -93,7 +94,7 @@ class Loss(chex.TestCase):
 
   @chex.variants(**VARIANTS)
   def test_simpo_loss(self):
-    cfg = SimPOConfig(beta=2.0, gamma_beta_ratio=0.25)
+    cfg = SimPOSettings(beta=2.0, gamma_beta_ratio=0.25)
     chosen, rejected = np.float32([-0.5, -1.0]), np.float32([-1.0, -0.25])
     out = self.variant(lambda a, b: simpo_loss(a, b, cfg))(chosen, rejected)
     chex.assert_type(out, jnp.float32)

@@ -59,9 +59,7 @@ def translated(fields, facts=ASKED):
 
 
 def config_of(fields, facts=ASKED):
-  config = make_config(translated(fields, facts).settings)
-  validate(config)
-  return config
+  return validate(make_config(translated(fields, facts).settings))
 
 
 def statuses(translation):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import triton as plgpu
-from simpo_jax.kernels.paged_attention import gpu, reference, select_impl
 
+from simpo_jax.kernels.paged_attention import gpu, reference, select_impl
 from support.tiers import sweep
 
 F32, BF16 = jnp.float32, jnp.bfloat16

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from simpo_jax.kernels.paged_attention import (
   paged_attention,
   paged_prefill,
   select_impl,
   unsupported_reason,
 )
-
 from support.tiers import sweep
 
 TOLERANCE = 1e-5

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
 from jax.experimental.pallas import tpu as pltpu
-from simpo_jax.kernels import paged_attention as contract
-from simpo_jax.kernels.paged_attention import reference, tpu
 
 from simpo_jax.generate import kv_pages
+from simpo_jax.kernels import paged_attention as contract
+from simpo_jax.kernels.paged_attention import reference, tpu
 from simpo_jax.program.hlo import copies
 from support.tiers import sweep
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from simpo_jax.kernels.range_attention import gpu, range_attention, select_impl, unsupported_reason
 
+from simpo_jax.kernels.range_attention import gpu, range_attention, select_impl, unsupported_reason
 from support.packed_rows import random_case
 
 SHAPE = dict(heads=32, kv_heads=8, head_dim=128, row_length=4096, dtype=jnp.bfloat16, window=None)

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from simpo_jax.kernels.range_attention import (
   range_attention,
   select_impl,
   tpu,
   unsupported_reason,
 )
-
 from support.packed_rows import packed_rows, random_case
 from support.tiers import sweep
 

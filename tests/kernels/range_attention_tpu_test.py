@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from simpo_jax.kernels import range_attention as contract
 from simpo_jax.kernels.range_attention import reference, tpu
-
 from support.packed_rows import packed_rows, random_case
 from support.tiers import sweep
 

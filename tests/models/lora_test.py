@@ -21,13 +21,14 @@ from simpo_jax.export import adapter
 from simpo_jax.models import lora as adapters
 from simpo_jax.models import sharding, weights
 from simpo_jax.models.llama import tensors
-from simpo_jax.models.lora import TARGETS, Lora
+from simpo_jax.models.lora import Lora
 from simpo_jax.program import build
 from simpo_jax.program.compile_count import compile_count
 from simpo_jax.run import pairs_by_step, run
 from simpo_jax.runtime import resolve
+from simpo_jax.settings import SimPOSettings
+from simpo_jax.settings.train import LORA_TARGETS
 from simpo_jax.train.batch import batch_shape
-from simpo_jax.train.loss import SimPOConfig
 from simpo_jax.train.step import StepConfig, evaluate_step
 from support import hosts_worker as hosts_work
 from support.hf_models import VOCAB, hf_logits, hf_model, load, our_logits
@@ -107,7 +108,7 @@ def test_gradients_equal_torch(pair):
     PairTokens(str(i), *(rng.integers(VOCAB, size=n).astype(np.int32) for n in three))
     for i, three in enumerate(lengths)
   ]
-  simpo = SimPOConfig(sft_weight=0.3)
+  simpo = SimPOSettings(sft_weight=0.3)
   # The reference is float64, so that only our own float32 rounding counts.
   expected = reference(peft_model(kind, lora).double(), pairs, **simpo._asdict())
   shape = batch_shape(len(pairs), row_length=128, slots=2, rows=1)
@@ -249,7 +250,7 @@ def test_a_run_leaves_the_average_as_an_adapter(trained):
   state, _, resolved, folder, _ = trained
   found = safetensors.numpy.load_file(folder / "adapter" / "adapter_model.safetensors")
   table = adapters.all_tensors(resolved.model.config, resolved.program.step.lora)["lora"]
-  assert len(found) == 2 * len(TARGETS) * resolved.model.config.num_hidden_layers
+  assert len(found) == 2 * len(LORA_TARGETS) * resolved.model.config.num_hidden_layers
   for name, tensor in table.items():
     for layer, value in enumerate(state.average["lora"][name]):
       np.testing.assert_array_equal(found[tensor.hf_name.format(layer)], value.T)
@@ -305,7 +306,7 @@ def _check_meshes():
   from simpo_jax.models.hf_config import from_hf
 
   cfg, rng = from_hf({**SIZES, "model_type": "llama", "vocab_size": 96}), np.random.default_rng(0)
-  lora = Lora(4, 6.0, TARGETS)
+  lora = Lora(4, 6.0, LORA_TARGETS)
   params = jax.tree.map(
     lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32),
     adapters.abstract_weights(cfg, np.float32, lora),
@@ -317,7 +318,7 @@ def _check_meshes():
   shape = batch_shape(len(pairs), row_length=128, slots=2, rows=8)
 
   def step_on(mesh):
-    return _step(cfg, SimPOConfig(sft_weight=0.3), shape, lora, mesh)
+    return _step(cfg, SimPOSettings(sft_weight=0.3), shape, lora, mesh)
 
   def gradient(step, params):
     return gradient_of_step(step, params, pairs, shape)

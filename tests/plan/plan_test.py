@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from simpo_jax.config import default_config
+from simpo_jax.config import default_config, replace_fields
+from simpo_jax.config_check import validate
 from simpo_jax.data.packing import pack
 from simpo_jax.data.types import PairTokens, Prompt
 from simpo_jax.distributed.chips import CHIPS, exchange_seconds, links
@@ -53,7 +54,7 @@ def config(**changes):
   c.generate.count, c.generate.max_new_tokens, c.generate.page_size = 6, 16, 32
   c.generate.ignore_eos = True
   c.update_from_flattened_dict(changes)
-  return c
+  return validate(c)
 
 
 def wide_model(folder, ffn, layers):
@@ -156,7 +157,7 @@ def test_what_does_not_fit_says_what_to_change(tmp_path):
 def test_frozen_weights_may_be_halved():
   """Of 1,000 bytes of them, beside adapters, bfloat16 saves 500."""
   c = config(**{"train.lora_rank": 4, "model.source": "embedded"})
-  planned = planning.describe(c, configure.mesh_of(c), 100, 80)
+  planned = planning.describe(c, configure.mesh_of(c.mesh), 100, 80)
   plan = {
     "fits": False,
     "hbm_bytes_per_chip": 1,
@@ -173,7 +174,7 @@ def test_frozen_weights_may_be_halved():
   said = advice.advise(c, planned, plan)
   lever = "--config.model.param_dtype=bfloat16 (the frozen weights; adapters stay float32)"
   assert f"500 B: {lever}" in said
-  c.train.lora_rank, c.model.param_dtype = 0, "float32"
+  c = replace_fields(c, {"train.lora_rank": 0, "model.param_dtype": "float32"})
   assert not any("param_dtype" in line for line in advice.advise(c, planned, plan))
 
 
@@ -183,22 +184,22 @@ def test_frozen_weights_may_be_halved():
 def test_known_sizes_stand_in_for_a_model_that_is_not_here(monkeypatch):
   monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
   c = config(**{"model.source": "meta-llama/Llama-3.2-1B-Instruct", "data.train": ("no.jsonl",)})
-  planned = planning.describe(c, configure.mesh_of(c), 100, 80)
+  planned = planning.describe(c, configure.mesh_of(c.mesh), 100, 80)
   assert planned.model.hidden_size == 2048
   assert planned.program.generate.prompt_tokens == 100
   assert [len(x) for x in planned.pairs[0][1:]] == [100, 78, 78]  # what a row of 256 holds
   said = "; ".join(planned.assumed)
   assert "could not be resolved here" in said and "6 prompts of 100 tokens" in said
-  c.model.source = "someone/unheard-of"
+  c = replace_fields(c, {"model.source": "someone/unheard-of"})
   with pytest.raises(UserError, match="someone/unheard-of.*models it knows: meta-llama"):
-    planning.describe(c, configure.mesh_of(c), 100, 80)
+    planning.describe(c, configure.mesh_of(c.mesh), 100, 80)
 
 
 def test_a_model_far_too_large_is_still_planned(tmp_path):
   """Its state alone takes more than the slice has; a run would be refused."""
   pytest.importorskip("libtpu")
   c = wide_model(tmp_path, ffn=2**17, layers=2)
-  mesh = configure.mesh_of(c, topology_devices("v5e:2x2"), 1)
+  mesh = configure.mesh_of(c.mesh, topology_devices("v5e:2x2"), 1)
   with pytest.raises(UserError, match="take all memory of a device"):
     resolve.resolve(c, mesh)
   planned = planning.describe(c, mesh, 40, 30)
@@ -207,17 +208,15 @@ def test_a_model_far_too_large_is_still_planned(tmp_path):
 
 def test_missing_data_alone_is_assumed():
   c = config(**{"data.train": ("no.jsonl",)})
-  planned = planning.describe(c, configure.mesh_of(c), 40, 30)
+  planned = planning.describe(c, configure.mesh_of(c.mesh), 40, 30)
   assert "no.jsonl" in planned.assumed[0]
   assert planned.model == weights.open_model("embedded").config
 
 
 def test_a_mistake_in_the_config_is_still_one():
   with pytest.raises(UserError, match="--config.train.micro_batch_rows"):
-    c = config(**{"mesh.fsdp": jax.device_count() or 1, "train.micro_batch_rows": 0})
-    c.mesh.data = 3
-    c.train.micro_batch_rows = 2
-    planning.describe(c, configure.mesh_of(c, jax.devices() * 3, 1), 40, 30)
+    c = config(**{"mesh.fsdp": jax.device_count(), "mesh.data": 3, "train.micro_batch_rows": 2})
+    planning.describe(c, configure.mesh_of(c.mesh, jax.devices() * 3, 1), 40, 30)
 
 
 PARAMETERS = {  # of the models' own pages

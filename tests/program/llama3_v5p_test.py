@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from simpo_jax.config_check import validate
 from support.folders import ROOT
 
 pytest.importorskip("libtpu")
@@ -59,8 +60,9 @@ def compiled(tmp_path_factory):
   config.data.update(
     train=("embedded",), embedded_pairs=256, max_length=512, max_prompt_length=256, row_length=512
   )
+  settings = validate(config)
   devices = tpu_topology.devices("v5p:2x2x4")
-  cfg = resolve.resolve(config, configure.mesh_of(config, devices, HOSTS)).program
+  cfg = resolve.resolve(settings, configure.mesh_of(settings.mesh, devices, HOSTS)).program
   return cfg, build.compile_program(cfg)
 
 

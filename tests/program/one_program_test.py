@@ -129,6 +129,7 @@ def test_the_decode_loop_crosses_hosts_for_its_own_check_alone():
 
 def _config(**changes):
   from simpo_jax.config import default_config
+  from simpo_jax.config_check import validate
 
   c = default_config()
   c.train.steps = STEPS
@@ -138,7 +139,7 @@ def _config(**changes):
   c.generate.page_size = c.generate.prefill_chunk = 32
   c.generate.at_steps = (2,)
   c.update_from_flattened_dict({**SMALL, **changes})
-  return c
+  return validate(c)
 
 
 def _digest(tree):
@@ -193,7 +194,7 @@ def _two_hosts(folder):
   # One host draws from the best token alone, the other is greedy: the same tokens, but
   # not the same need for what a draw exchanges inside a host.
   config = _config(**{"generate.temperature": 0.7, "generate.top_k": 1})
-  run = resolve.resolve(config, configure.mesh_of(config, hosts=2))
+  run = resolve.resolve(config, configure.mesh_of(config.mesh, hosts=2))
   run.packed.each.sampling.temperature[1] = 0
   cfg = run.program
   compiled = programs.compile_program(cfg)

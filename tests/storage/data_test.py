@@ -7,13 +7,13 @@ import os
 import pytest
 
 from simpo_jax import storage
-from simpo_jax.config import default_config
 from simpo_jax.data import download
 from simpo_jax.data.pairs import load_pairs
 from simpo_jax.data.prepared.dataset import open_prepared, verify
 from simpo_jax.data.prompts import load_prompts
 from simpo_jax.errors import UserError
 from simpo_jax.prepare.__main__ import prepare
+from simpo_jax.settings import DataSettings, GenerateSettings
 from simpo_jax.storage import bucket_lock
 from simpo_jax.tokenizer.tokenizer import byte_tokenizer
 from support.buckets import content, objects, put
@@ -57,7 +57,7 @@ def rows(source):
 def test_a_file_is_read_as_from_a_disk(tmp_path, bucket):
   (tmp_path / "a.jsonl").write_text(LINES)
   put(f"{bucket}/a.jsonl", LINES.encode())
-  data, tokenizer = default_config().data, byte_tokenizer()
+  data, tokenizer = DataSettings(), byte_tokenizer()
   local, _ = load_pairs(data, tokenizer, (str(tmp_path / "a.jsonl"),), 0)
   remote, report = load_pairs(data, tokenizer, (f"{bucket}/a.jsonl",), 0)
   assert report.kept == len(ROWS)
@@ -66,9 +66,7 @@ def test_a_file_is_read_as_from_a_disk(tmp_path, bucket):
 
 def test_prompts_are_read_from_there(bucket):
   put(f"{bucket}/prompts.txt", b"one\ntwo\n")
-  generate = default_config().generate
-  generate.prompts = f"{bucket}/prompts.txt"
-  generate.count = 0
+  generate = GenerateSettings(prompts=f"{bucket}/prompts.txt", count=0)
   assert len(load_prompts(generate, byte_tokenizer())) == 2
 
 
@@ -95,7 +93,7 @@ def test_a_name_that_is_no_file(name, says, bucket):
   put(f"{bucket}/kinds/versions.json", b"[]")
   put(f"{bucket}/kinds/folder/x.json", b"[]")
   with pytest.raises(UserError) as error:
-    load_pairs(default_config().data, byte_tokenizer(), (f"{bucket}/kinds/{name}",), 0)
+    load_pairs(DataSettings(), byte_tokenizer(), (f"{bucket}/kinds/{name}",), 0)
   assert says.replace("BUCKET", bucket) in str(error.value)
 
 
@@ -104,7 +102,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, bucket):
   monkeypatch.setenv("SIMPO_JAX_CACHE", str(tmp_path / "file"))
   put(f"{bucket}/a.jsonl", LINES.encode())
   with pytest.raises(UserError, match="could not be fetched into .*SIMPO_JAX_CACHE"):
-    load_pairs(default_config().data, byte_tokenizer(), (f"{bucket}/a.jsonl",), 0)
+    load_pairs(DataSettings(), byte_tokenizer(), (f"{bucket}/a.jsonl",), 0)
 
 
 def test_a_dataset_is_what_it_is_on_a_disk(bucket, out, tmp_path, capsys):

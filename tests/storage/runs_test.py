@@ -13,7 +13,6 @@ import safetensors.numpy
 
 from simpo_jax import storage
 from simpo_jax.checkpoint import layout
-from simpo_jax.config import default_config
 from simpo_jax.data.file_chunks import find_files
 from simpo_jax.data.prepared import builder
 from simpo_jax.errors import UserError
@@ -25,6 +24,7 @@ from simpo_jax.models.weights import open_model
 from simpo_jax.runtime.profiling import Profiler
 from simpo_jax.runtime.resolve import resolve
 from simpo_jax.runtime.watchdog import Watchdog
+from simpo_jax.settings import ModelSettings, Settings, TrainSettings, WatchdogSettings
 from simpo_jax.storage import bucket_lock
 from simpo_jax.workdir import files
 from support.buckets import BUCKET, content, download, objects, put
@@ -180,7 +180,7 @@ def test_a_trace():
 def test_what_the_watchdog_saw(monkeypatch, capfd):
   ended = []
   monkeypatch.setattr("simpo_jax.distributed.end", lambda code, error: ended.append(code))
-  watchdog = Watchdog(default_config().watchdog, opened("hung"))
+  watchdog = Watchdog(WatchdogSettings(), opened("hung"))
   watchdog.on_timeout(4.0, "train", [], [1, 2])
   told = content(f"{BUCKET}/hung/watchdog_host_0000.txt").decode()
   assert told.startswith("launch 0 (train) took more than 4 s\n") and __file__ in told
@@ -188,9 +188,7 @@ def test_what_the_watchdog_saw(monkeypatch, capfd):
 
 
 def test_adapters():
-  train = default_config().train
-  train.lora_rank = 4
-  lora = make_lora(train)
+  lora = make_lora(TrainSettings(lora_rank=4))
   values = {
     name: jax.numpy.full(tensor.shape, 2.0)
     for name, tensor in all_tensors(EMBEDDED, lora)["lora"].items()
@@ -304,8 +302,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
 
 
 def test_a_model_in_a_bucket():
-  config = default_config()
-  config.model.source = f"{BUCKET}/model"
+  config = Settings(model=ModelSettings(source=f"{BUCKET}/model"))
   with pytest.raises(UserError, match="copy it to a local folder"):
     resolve(config)
   with pytest.raises(UserError, match="copy it to a local folder"):

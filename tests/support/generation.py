@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simpo_jax.config import default_config
 from simpo_jax.data.types import Prompt
 from simpo_jax.generate.assignment import round_robin
 from simpo_jax.generate.engine import generate_group
@@ -17,14 +16,12 @@ from simpo_jax.generate.state import Engine
 from simpo_jax.generate.stop_automaton import stop_automaton
 from simpo_jax.models import llama
 from simpo_jax.models.weights import OpenModel, load_params
+from simpo_jax.settings import GenerateSettings
 
 
 def settings(**changes):
-  """A small `config.generate`."""
-  config = default_config().generate
-  config.update(page_size=8, prefill_chunk=8, max_new_tokens=12)
-  config.update(changes)
-  return config
+  """Those of a small generation."""
+  return GenerateSettings(**{"page_size": 8, "prefill_chunk": 8, "max_new_tokens": 12, **changes})
 
 
 def random_prompts(lengths, vocab, seed=0):

@@ -13,6 +13,7 @@ import numpy as np
 
 from simpo_jax import distributed
 from simpo_jax.config import default_config
+from simpo_jax.config_check import validate
 
 
 def config(settings):
@@ -25,7 +26,7 @@ def config(settings):
   c.generate.page_size = c.generate.prefill_chunk = 32
   c.generate.max_new_tokens, c.generate.template = 16, "Count to {index}."
   c.update_from_flattened_dict(settings)
-  return c
+  return validate(c)
 
 
 def _shards(state):

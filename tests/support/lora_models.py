@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from simpo_jax.models import lora as adapters
-from simpo_jax.models.lora import TARGETS, Lora, merged_matrix
+from simpo_jax.models.lora import Lora, merged_matrix
+from simpo_jax.settings.train import LORA_TARGETS
 from support.hf_models import hf_model
 
 LORA_MODELS = {
-  "llama_all": ("Llama", Lora(4, 6.0, TARGETS)),
+  "llama_all": ("Llama", Lora(4, 6.0, LORA_TARGETS)),
   "qwen2_some": ("Qwen2", Lora(3, 16.0, ("q_proj", "v_proj", "down_proj"))),
 }
 

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 
 from simpo_jax.checkpoint import layout, manager
-from simpo_jax.config import default_config
+from simpo_jax.config import as_json, replace_fields
 from simpo_jax.models.weights import open_model
 from simpo_jax.runtime.fingerprint import model_fields
+from simpo_jax.settings import Settings
 from simpo_jax.tokenizer.load import load_tokenizer
 from simpo_jax.train.step import TrainState
 
@@ -24,11 +25,10 @@ def save(workdir, source, params, average=None, step=3, identity=None, **setting
   """Saves weights as the checkpoint after a step; `train__ema_decay` is `train.ema_decay`."""
   if identity is None:
     identity = model_fields(open_model(str(source)), load_tokenizer(str(source)))
-  config = default_config()
-  config.model.source = str(source)
-  config.update_from_flattened_dict({k.replace("__", "."): v for k, v in settings.items()})
+  fields = {k.replace("__", "."): v for k, v in settings.items()}
+  config = replace_fields(Settings(), {"model.source": str(source), **fields})
   about = {
-    "config": json.loads(config.to_json()),
+    "config": as_json(config),
     "identity": identity,
     "launches": [],
     "bad_steps": [],

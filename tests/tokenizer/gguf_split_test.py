@@ -12,12 +12,12 @@ import tokenizers
 import transformers
 
 from simpo_jax.checkpoint import resume, saved_run
-from simpo_jax.config import default_config
 from simpo_jax.errors import UserError
 from simpo_jax.export.runs import export_run
 from simpo_jax.models.gguf_header import check_header
 from simpo_jax.models.weights import open_model
 from simpo_jax.runtime.fingerprint import SPLIT, model_fields
+from simpo_jax.settings import Settings
 from simpo_jax.tokenizer.gguf_metadata import without_torch
 from simpo_jax.tokenizer.gguf_split import SPLITS, apply_split, split_named
 from simpo_jax.tokenizer.huggingface import encode_unsplit
@@ -169,7 +169,7 @@ def test_a_run_of_the_old_split_is_told_what_changed(small, tmp_path):
   assert saved_run.open_run(run, force=True).tokenizer.encode(" 12") == tokenizer.encode(" 12")
   now = types.SimpleNamespace(program=None, model=open_model(str(path)), tokenizer=tokenizer)
   with pytest.raises(UserError, match=f"{message}.*; finish it with that version, or start over"):
-    resume.find_resume_point(run, default_config(), model_fields(now.model, tokenizer), now)
+    resume.find_resume_point(run, Settings(), model_fields(now.model, tokenizer), now)
 
 
 def test_a_run_whose_split_is_as_it_was_goes_on(small, tmp_path):

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from simpo_jax.config import default_config
+from simpo_jax.config import replace_fields
 from simpo_jax.data.pairs import load_pairs
 from simpo_jax.data.prompts import load_prompts
 from simpo_jax.data.row_formats import Conversation, SkipRow
 from simpo_jax.errors import UserError
+from simpo_jax.settings import DataSettings, GenerateSettings, Settings
 from simpo_jax.tokenizer.chat_template import TemplateFailed
 from simpo_jax.tokenizer.load import load_tokenizer, run_tokenizer
 from simpo_jax.tokenizer.tokenizer import encode_with_bos, with_empty_system
@@ -26,12 +27,6 @@ from support.hf_tokenizers import (
 from support.pairs import tokenize_pair
 from support.real_data import data_file
 from support.real_model import smollm2_gguf
-
-
-def _data(**fields):
-  data = default_config().data
-  data.update(fields)
-  return data
 
 
 def _chat(prompt, chosen, rejected):
@@ -60,12 +55,14 @@ def test_every_id_of_generation_config_ends_a_turn(tmp_path):
 
 
 def test_chat_ids_have_one_bos_and_one_end(tmp_path):
-  pair = tokenize_pair(_chat("q", "x", "y"), save_tokenizer(tmp_path), _data())
+  pair = tokenize_pair(_chat("q", "x", "y"), save_tokenizer(tmp_path), DataSettings())
   header = [IM_START, *map(CHARS.index, "assistant\n")]
   user = [IM_START, *map(CHARS.index, "user\nq"), IM_END, CHARS.index("\n")]
   assert pair.prompt.tolist() == [BOS, *user, *header]
   assert pair.chosen.tolist() == [CHARS.index("x"), IM_END], "no newline, no second end"
-  response = tokenize_pair(_chat("q", "x", "y"), save_tokenizer(tmp_path), _data(header="response"))
+  response = tokenize_pair(
+    _chat("q", "x", "y"), save_tokenizer(tmp_path), DataSettings(header="response")
+  )
   assert response.prompt.tolist() == [BOS, *user]
   assert response.chosen.tolist() == [*header, CHARS.index("x"), IM_END]
 
@@ -73,7 +70,7 @@ def test_chat_ids_have_one_bos_and_one_end(tmp_path):
 @pytest.mark.parametrize("adds_bos", [True, False])
 def test_a_template_that_writes_bos_gets_no_second(tmp_path, adds_bos):
   t = save_tokenizer(tmp_path, "{{ bos_token }}" + CHATML, adds_bos=adds_bos)
-  pair = tokenize_pair(_chat("q", "x", "y"), t, _data())
+  pair = tokenize_pair(_chat("q", "x", "y"), t, DataSettings())
   assert pair.prompt.tolist()[:2] == [BOS, IM_START] and pair.prompt.tolist().count(BOS) == 1
 
 
@@ -84,7 +81,7 @@ def test_no_bos_where_the_tokenizer_adds_none(tmp_path):
 
 def test_a_merge_across_the_boundary_belongs_to_both_responses(tmp_path):
   t = save_tokenizer(tmp_path, PLAIN)
-  pair = tokenize_pair(_chat("q", " x", "y"), t, _data())
+  pair = tokenize_pair(_chat("q", " x", "y"), t, DataSettings())
   # "A:" + " x" is A, ": ", x: so the prompt both share ends before the colon.
   assert _strings(t, pair.prompt.tolist()) == ["<s>", "q", "A"]
   assert _strings(t, pair.chosen.tolist()) == [": ", "x", "</s>"]
@@ -95,21 +92,20 @@ def test_a_merge_across_the_boundary_belongs_to_both_responses(tmp_path):
 
 def test_without_a_merge_the_prompt_is_what_generation_sees(tmp_path):
   t = save_tokenizer(tmp_path, PLAIN)
-  generate = default_config().generate
-  generate.prompt_list = ("q",)
-  pair = tokenize_pair(_chat("q", "x", "y"), t, _data())
+  generate = GenerateSettings(prompt_list=("q",))
+  pair = tokenize_pair(_chat("q", "x", "y"), t, DataSettings())
   np.testing.assert_array_equal(pair.prompt, load_prompts(generate, t)[0].tokens)
 
 
 def test_plain_strings_are_joined_like_one_text(tmp_path):
   t = save_tokenizer(tmp_path)
-  pair = tokenize_pair(Conversation("xa", "b", " c"), t, _data())
+  pair = tokenize_pair(Conversation("xa", "b", " c"), t, DataSettings())
   assert _strings(t, pair.prompt.tolist()) == ["<s>", "x"]
   assert _strings(t, pair.chosen.tolist()) == ["ab", "</s>"]
   assert _strings(t, pair.rejected.tolist()) == ["a", " ", "c", "</s>"]
   no_bos = save_tokenizer(tmp_path, adds_bos=False)
   with pytest.raises(SkipRow, match="empty_prompt"):
-    tokenize_pair(Conversation("a", "b", "c"), no_bos, _data())
+    tokenize_pair(Conversation("a", "b", "c"), no_bos, DataSettings())
 
 
 @pytest.mark.parametrize(
@@ -118,7 +114,7 @@ def test_plain_strings_are_joined_like_one_text(tmp_path):
 def test_the_response_ends_at_its_first_end_token(tmp_path, tail):
   template = "{% for m in messages %}<|im_start|>{{ m.content }}" + tail + "{% endfor %}"
   t = save_tokenizer(tmp_path, template + "{% if add_generation_prompt %}<|im_start|>{% endif %}")
-  pair = tokenize_pair(_chat("q", "x", "a <|im_end|> y"), t, _data())
+  pair = tokenize_pair(_chat("q", "x", "a <|im_end|> y"), t, DataSettings())
   assert pair.chosen.tolist() == [CHARS.index("x"), IM_END]
   # An end token inside a text is what transformers makes of it, and not the end.
   assert _strings(t, pair.rejected.tolist()) == ["a", " ", "<|im_end|>", " ", "y", "<|im_end|>"]
@@ -126,11 +122,11 @@ def test_the_response_ends_at_its_first_end_token(tmp_path, tail):
 
 def test_a_string_that_ends_itself_gets_no_second_end(tmp_path):
   t = save_tokenizer(tmp_path)
-  pair = tokenize_pair(Conversation("q", "x</s>", "</s>y"), t, _data())
+  pair = tokenize_pair(Conversation("q", "x</s>", "</s>y"), t, DataSettings())
   assert pair.chosen.tolist() == [CHARS.index("x"), EOS]
   assert pair.rejected.tolist() == [EOS, CHARS.index("y"), EOS]
   with pytest.raises(SkipRow, match="empty_chosen"):
-    tokenize_pair(Conversation("q", "</s>", "y"), t, _data())
+    tokenize_pair(Conversation("q", "</s>", "y"), t, DataSettings())
 
 
 def test_template_trouble_is_a_reason(tmp_path):
@@ -140,12 +136,12 @@ def test_template_trouble_is_a_reason(tmp_path):
   with pytest.raises(TemplateFailed, match="no"):
     t.render([{"role": "user", "content": "q"}] * 2, False)
   with pytest.raises(SkipRow, match="template_failed"):
-    tokenize_pair(_chat("q", "x", "y"), t, _data())
+    tokenize_pair(_chat("q", "x", "y"), t, DataSettings())
   t = save_tokenizer(
     tmp_path, "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
   )
   with pytest.raises(SkipRow, match="template_not_prefix"):
-    tokenize_pair(_chat("q", "x", "y"), t, _data())
+    tokenize_pair(_chat("q", "x", "y"), t, DataSettings())
 
 
 def test_a_template_sees_the_date_of_the_run(tmp_path):
@@ -160,7 +156,7 @@ def test_messages_without_a_template_are_the_users_mistake(tmp_path):
   t = save_tokenizer(tmp_path, None)
   assert t.chat_template is None and t.eos_ids == (EOS,)
   with pytest.raises(UserError, match="has no chat template"):
-    tokenize_pair(_chat("q", "x", "y"), t, _data())
+    tokenize_pair(_chat("q", "x", "y"), t, DataSettings())
 
 
 def test_random_folder_uses_its_tokenizer_or_bytes(tmp_path):
@@ -206,14 +202,14 @@ def test_gguf(gguf):
   assert gguf.chat_template and gguf.vocab_size > 256 and gguf.eos_ids
   text = "Hello, wörld 123\n"
   assert gguf.decode(gguf.encode(text)) == text
-  pair = tokenize_pair(_chat("2 + 2?", "4", "5"), gguf, _data())
+  pair = tokenize_pair(_chat("2 + 2?", "4", "5"), gguf, DataSettings())
   assert pair.chosen[-1] in gguf.eos_ids and gguf.decode(pair.chosen) == "4"
   assert pair.prompt.tolist()[:2].count(gguf.bos_id) <= 1
 
 
 @pytest.mark.parametrize("truncation", ["prompt_first", "princeton"])
 def test_real_data_in_bytes(truncation):
-  data = _data(max_length=2048, max_prompt_length=1024, truncation=truncation)
+  data = DataSettings(max_length=2048, max_prompt_length=1024, truncation=truncation)
   pairs, report = load_pairs(data, load_tokenizer("embedded"), (str(data_file()),), seed=0)
   assert (report.total, report.kept, len(pairs)) == (300, 300, 300)
   assert report.truncated["prompt"] > 0 and report.truncated["chosen"] > 0
@@ -222,7 +218,7 @@ def test_real_data_in_bytes(truncation):
 
 
 def test_real_data_with_a_real_tokenizer(gguf):
-  data = _data(max_length=8192, max_prompt_length=4608)
+  data = DataSettings(max_length=8192, max_prompt_length=4608)
   pairs, report = load_pairs(data, gguf, (str(data_file()),), seed=0)
   assert report.kept == 300 and not any(report.truncated.values())
   for pair in pairs:
@@ -245,18 +241,19 @@ def test_an_empty_system_message_where_the_template_has_a_place_for_it(tmp_path)
 
 def test_a_template_in_place_of_the_models_own(tmp_path):
   save_tokenizer(tmp_path, CHATML)
-  config = default_config()
-  config.model.source = str(tmp_path)
-  config.data.chat_template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
-  t = run_tokenizer(config)
+
+  def tokenizer(template, source=str(tmp_path)):
+    fields = {"model.source": source, "data.chat_template": template}
+    return run_tokenizer(replace_fields(Settings(), fields))
+
+  template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
+  t = tokenizer(template)
   assert t.render(({"role": "user", "content": "q"},), False) == "q<|endoftext|>"
-  assert t.eos_ids == (EOS, ENDOFTEXT) and t.chat_template == config.data.chat_template
+  assert t.eos_ids == (EOS, ENDOFTEXT) and t.chat_template == template
   (tmp_path / "mine.jinja").write_text("{{ messages[0].role }}")
-  config.data.chat_template = str(tmp_path / "mine.jinja")
-  assert run_tokenizer(config).render(({"role": "user", "content": "q"},), False) == "user"
-  config.data.chat_template = "absent.jinja"
+  mine = tokenizer(str(tmp_path / "mine.jinja"))
+  assert mine.render(({"role": "user", "content": "q"},), False) == "user"
   with pytest.raises(UserError, match="chat_template=absent.jinja"):
-    run_tokenizer(config)
-  config.model.source, config.data.chat_template = "embedded", "x"
+    tokenizer("absent.jinja")
   with pytest.raises(UserError, match="byte tokenizer"):
-    run_tokenizer(config)
+    tokenizer("x", "embedded")

@@ -15,13 +15,13 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import metadata as hparams
 
 from simpo_jax import run as loop
-from simpo_jax.config import default_config
+from simpo_jax.config import replace_fields
 from simpo_jax.errors import UserError
+from simpo_jax.settings import Settings, SimPOSettings
 from simpo_jax.trackers import service, tensorboard, tracker
 from simpo_jax.trackers.rows import of_generation
 from simpo_jax.trackers.tensorboard import EventFiles, _events, code_block
 from simpo_jax.trackers.tracker import Tracking
-from simpo_jax.train.loss import SimPOConfig
 from simpo_jax.train.metrics import pair_values
 from simpo_jax.train.step import PairStats
 from simpo_jax.workdir.files import samples_folder, write_json
@@ -66,11 +66,8 @@ def quiet_and_elsewhere(tmp_path_factory):
 
 
 def config(**changes):
-  c = default_config()
-  c.update_from_flattened_dict(
-    {**PATIENT, **{name.replace("__", "."): value for name, value in changes.items()}}
-  )
-  return c
+  fields = {name.replace("__", "."): value for name, value in changes.items()}
+  return replace_fields(Settings(), {**PATIENT, **fields})
 
 
 def row(step, mode="train"):
@@ -175,7 +172,7 @@ def test_absent_pairs_are_in_no_histogram():
   present = np.asarray([True, False, True])
   zeros, numbers = np.zeros(3), np.asarray([-1.0, 0.0, -3.0])
   stats = PairStats(numbers, 2 * numbers, numbers, zeros, zeros, present, ~present)
-  values = pair_values(stats, SimPOConfig(beta=2.0))
+  values = pair_values(stats, SimPOSettings(beta=2.0))
   assert {name: v.tolist() for name, v in values.items()} == {
     "pairs/margins": [2.0, 6.0],
     "pairs/chosen_tokens": [-1.0, -3.0],

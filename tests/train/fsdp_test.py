@@ -12,9 +12,9 @@ from simpo_jax.data.packing import pack
 from simpo_jax.data.types import PairTokens
 from simpo_jax.models import sharding
 from simpo_jax.models.hf_config import from_hf
+from simpo_jax.settings import SimPOSettings
+from simpo_jax.settings.train import REMAT
 from simpo_jax.train.batch import batch_shape
-from simpo_jax.train.fsdp import REMAT
-from simpo_jax.train.loss import SimPOConfig
 from support.hosts import QUICK
 from support.meshes import DEVICES, LENGTHS, SIZES, check_exchanges
 from support.tiers import sweep
@@ -77,7 +77,7 @@ def _check(name, hf, meshes):
     PairTokens(str(i), *(rng.integers(cfg.vocab_size, size=n).astype(np.int32) for n in lengths))
     for i, lengths in enumerate(LENGTHS)
   ]
-  simpo = SimPOConfig(sft_weight=0.3)
+  simpo = SimPOSettings(sft_weight=0.3)
   # Eight rows a micro-batch, several micro-batches, the last one not full.
   shape = batch_shape(len(pairs), row_length=128, slots=2, rows=8)
   one = step_config(cfg, simpo, shape)

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simpo_jax import config
 from simpo_jax.data.packing import pack
 from simpo_jax.data.types import PairTokens
+from simpo_jax.settings import SimPOSettings, TrainSettings
 from simpo_jax.train import optimizer
 from simpo_jax.train.batch import batch_shape
-from simpo_jax.train.loss import SimPOConfig, simpo_loss, target_log_probs
+from simpo_jax.train.loss import simpo_loss, target_log_probs
 from simpo_jax.train.step import TrainState, evaluate_step, train_step
 from support.hf_models import GEMMA2, VOCAB, hf_model, load
 from support.simpo_reference import (
@@ -75,12 +75,12 @@ def _check_step(name, simpo, shape):
 @sweep(
   "name, simpo",
   [
-    ("llama", SimPOConfig()),
-    ("gemma2", SimPOConfig(label_smoothing=0.1, sft_weight=0.3)),
-    ("llama", SimPOConfig(beta=0.7, gamma_beta_ratio=1.5, label_smoothing=0.2)),
-    ("llama", SimPOConfig(beta=1.5, gamma_beta_ratio=0.1, sft_weight=0.3)),
-    ("qwen2-tied", SimPOConfig(label_smoothing=0.1, sft_weight=2.0)),
-    ("mistral-window", SimPOConfig(label_smoothing=0.1)),
+    ("llama", SimPOSettings()),
+    ("gemma2", SimPOSettings(label_smoothing=0.1, sft_weight=0.3)),
+    ("llama", SimPOSettings(beta=0.7, gamma_beta_ratio=1.5, label_smoothing=0.2)),
+    ("llama", SimPOSettings(beta=1.5, gamma_beta_ratio=0.1, sft_weight=0.3)),
+    ("qwen2-tied", SimPOSettings(label_smoothing=0.1, sft_weight=2.0)),
+    ("mistral-window", SimPOSettings(label_smoothing=0.1)),
   ],
   default=2,
   ids=str,
@@ -90,7 +90,7 @@ def test_step_equals_torch(name, simpo):
 
 
 def test_hinge_equals_torch_on_both_of_its_sides():
-  simpo = SimPOConfig(beta=3.0, loss_type="hinge", label_smoothing=0.3)
+  simpo = SimPOSettings(beta=3.0, loss_type="hinge", label_smoothing=0.3)
   shape = batch_shape(5, row_length=64, slots=4, rows=2)
   expected = _check_step("llama", simpo, shape)
   assert 0 < np.sum(expected.losses > 0) < 5
@@ -108,12 +108,12 @@ def test_hinge_equals_torch_on_both_of_its_sides():
 )
 def test_layout_does_not_matter(shape, micro_batches):
   assert pack(_pairs(), shape).num_micro == micro_batches
-  _check_step("llama", SimPOConfig(sft_weight=0.5), shape)
+  _check_step("llama", SimPOSettings(sft_weight=0.5), shape)
 
 
 def test_evaluation_equals_torch():
   net, cfg, params = _model("llama")
-  simpo = SimPOConfig(sft_weight=0.5)
+  simpo = SimPOSettings(sft_weight=0.5)
   shape = batch_shape(9, row_length=32, slots=2, rows=2)
   step = step_config(cfg, simpo, shape)
   metrics = jax.jit(lambda p, b: evaluate_step(p, b, step))(params, pack(_pairs(), shape))
@@ -127,10 +127,10 @@ def test_non_finite_step_changes_nothing_and_names_the_micro_batch():
   pairs = _pairs(((20, 9, 8), (9, 7, 5), (8, 4, 4)), vocab=VOCAB - 1)
   batch = pack(pairs, shape)
   assert batch.pair[:2, 0].tolist() == [[0, 1], [2, 3]], "0 and 1 share a micro-batch"
-  settings = config.default_config().train
+  settings = TrainSettings()
   schedule = optimizer.make_schedule(settings)
   tx = optimizer.make_optimizer(settings, schedule, cfg)
-  step = step_config(cfg, SimPOConfig(), shape)
+  step = step_config(cfg, SimPOSettings(), shape)
   run = jax.jit(lambda s, b: train_step(s, b, tx, schedule, step))
   # The last token's embedding is NaN, and a prompt gets that token or not.
   params = {**params, "embed": params["embed"].at[VOCAB - 1].set(jnp.nan)}
@@ -153,13 +153,13 @@ def test_non_finite_step_changes_nothing_and_names_the_micro_batch():
   "simpo, chosen, rejected, expected",
   [
     # margin 2 * (0.5 - 0.25) = 0.5; -log sigmoid(0.5) = 0.474077, and of -0.5 0.974077
-    (SimPOConfig(), -1.0, -1.5, 0.474077),
-    (SimPOConfig(label_smoothing=0.1), -1.0, -1.5, 0.9 * 0.474077 + 0.1 * 0.974077),
-    (SimPOConfig(loss_type="hinge", label_smoothing=0.1), -1.0, -1.5, 0.5),
-    (SimPOConfig(loss_type="hinge"), -1.0, -2.0, 0.0),
-    (SimPOConfig(gamma_beta_ratio=0.0), -3.0, -3.0, 0.693147),
-    (SimPOConfig(beta=10.0), -200.0, -1.0, 1992.5),  # far out, no overflow
-    (SimPOConfig(beta=10.0), -1.0, -200.0, 0.0),
+    (SimPOSettings(), -1.0, -1.5, 0.474077),
+    (SimPOSettings(label_smoothing=0.1), -1.0, -1.5, 0.9 * 0.474077 + 0.1 * 0.974077),
+    (SimPOSettings(loss_type="hinge", label_smoothing=0.1), -1.0, -1.5, 0.5),
+    (SimPOSettings(loss_type="hinge"), -1.0, -2.0, 0.0),
+    (SimPOSettings(gamma_beta_ratio=0.0), -3.0, -3.0, 0.693147),
+    (SimPOSettings(beta=10.0), -200.0, -1.0, 1992.5),  # far out, no overflow
+    (SimPOSettings(beta=10.0), -1.0, -200.0, 0.0),
   ],
 )
 def test_simpo_loss_by_hand(simpo, chosen, rejected, expected):

@@ -16,7 +16,7 @@ from simpo_jax.program.compile_count import compile_count
 from simpo_jax.program.state import state_sharding
 from simpo_jax.run import run
 from simpo_jax.runtime import resolve
-from simpo_jax.train.fsdp import REMAT
+from simpo_jax.settings.train import REMAT
 from simpo_jax.train.step import evaluate_step
 from support.simpo_reference import check_close, gradient_of_step
 
@@ -29,7 +29,7 @@ def config(**changes):
   c.train.batch_size, c.data.embedded_pairs = 4, 64
   c.data.max_length, c.data.max_prompt_length = 256, 128
   c.update_from_flattened_dict(changes)
-  return c
+  return validate(c)
 
 
 def start(resolved, seed=0):

@@ -6,12 +6,11 @@ import pytest
 import transformers
 from tokenizers import pre_tokenizers
 
-from simpo_jax.config import default_config
 from simpo_jax.data.packing import pack, pair_length
 from simpo_jax.data.pairs import load_pairs
+from simpo_jax.settings import DataSettings, SimPOSettings
 from simpo_jax.tokenizer.load import load_tokenizer
 from simpo_jax.train.batch import batch_shape
-from simpo_jax.train.loss import SimPOConfig
 from support.hf_models import hf_smollm2, load
 from support.real_data import data_file, preference_data, prompt_messages
 from support.real_model import smollm2_gguf
@@ -35,8 +34,7 @@ TOLERANCE = 2e-5
 @functools.cache
 def _pairs():
   """All pairs of the file, uncut, by our pipeline."""
-  data = default_config().data
-  data.max_length, data.max_prompt_length = 8192, 4096
+  data = DataSettings(max_length=8192, max_prompt_length=4096)
   pairs, report = load_pairs(data, load_tokenizer(str(smollm2_gguf())), (str(data_file()),), seed=0)
   assert report.kept == len(preference_data()) and not any(report.truncated.values())
   return pairs
@@ -75,7 +73,7 @@ def test_step_equals_torch():
   print([tuple(map(len, pair[1:])) for pair in pairs])
   shape = batch_shape(PAIRS, row_length=384, slots=4, rows=1)
   assert pack(pairs, shape).num_micro == 2, "rows are shared, and there are several"
-  simpo = SimPOConfig(sft_weight=0.1)
+  simpo = SimPOSettings(sft_weight=0.1)
   expected = reference(hf_smollm2().double(), pairs, **simpo._asdict())
   cfg, params = load(smollm2_gguf())
   grads, metrics = gradient_of_step(step_config(cfg, simpo, shape), params, pairs, shape)

@@ -12,10 +12,10 @@ import time
 
 import pytest
 
-from simpo_jax.config import default_config
 from simpo_jax.errors import UserError
 from simpo_jax.program.ledger import Mode
 from simpo_jax.runtime.launch_schedule import evaluates, generates, launches_after
+from simpo_jax.settings import EvaluateSettings, GenerateSettings, Settings, TrainSettings
 from simpo_jax.tokenizer.byte_vocab import decode
 from simpo_jax.workdir.files import fresh_name, make_workdir, write_json, write_rows
 from support.folders import ROOT
@@ -345,11 +345,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 def schedule(steps=10, at_steps=(), every=0, evaluate_every=0, at_end=False, at_start=()):
   """{step: modes} of the steps after which something is launched; 0: before the first."""
-  c = default_config()
-  c.train.steps = steps
-  c.generate.at_steps, c.generate.every = at_steps, every
-  c.evaluate.every, c.evaluate.at_end = evaluate_every, at_end
-  c.generate.at_start, c.evaluate.at_start = "generate" in at_start, "evaluate" in at_start
+  c = Settings(
+    train=TrainSettings(steps=steps),
+    generate=GenerateSettings(at_steps=at_steps, every=every, at_start="generate" in at_start),
+    evaluate=EvaluateSettings(every=evaluate_every, at_end=at_end, at_start="evaluate" in at_start),
+  )
   all_steps = {step: launches_after(step, c) for step in range(steps + 1)}
   generating = [step for step, modes in all_steps.items() if Mode.GENERATE in modes]
   assert generates(c) == bool(generating)
