@@ -9,6 +9,7 @@ Training and evaluation add (x A) B to x W; generation merges once, where the we
 laid out for decoding anyway. Names and files are those of the `peft` package.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,12 +41,11 @@ class Lora(NamedTuple):
     return tuple(target.removesuffix("_proj") for target in self.targets)
 
 
-def make_lora(train) -> Lora | None:
-  """The adapters that `config.train` asks for, if any."""
-  if not train.lora_rank:
+def make_lora(rank: int, alpha: float, targets: Sequence[str]) -> Lora | None:
+  """The adapters of a run, their targets in the order of TARGETS; rank 0: none."""
+  if not rank:
     return None
-  targets = tuple(target for target in TARGETS if target in train.lora_targets)
-  return Lora(train.lora_rank, train.lora_alpha, targets)
+  return Lora(rank, alpha, tuple(target for target in TARGETS if target in targets))
 
 
 def all_tensors(cfg: ModelConfig, lora: Lora | None = None) -> dict[str, Any]:

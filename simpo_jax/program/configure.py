@@ -88,7 +88,9 @@ def _step_config(config, mesh: Mesh, model: ModelConfig) -> tuple[StepConfig, st
   platform = mesh.devices.flat[0].platform
   dtype = compute_dtype(config, platform)
   row = round_up(row_length(config.data), LANES)
-  lora, window = make_lora(config.train), longest_window(model, config.data.max_length)
+  train = config.train
+  lora = make_lora(train.lora_rank, train.lora_alpha, train.lora_targets)
+  window = longest_window(model, config.data.max_length)
   attention, note = _training_attention(config, platform, model, row, dtype, window)
   step = StepConfig(
     model=model,

@@ -20,7 +20,7 @@ from simpo_jax.errors import UserError
 from simpo_jax.export.adapter import export_adapter
 from simpo_jax.models.config import EMBEDDED
 from simpo_jax.models.hf_weights import open_checkpoint
-from simpo_jax.models.lora import all_tensors, make_lora
+from simpo_jax.models.lora import TARGETS, Lora, all_tensors
 from simpo_jax.models.weights import open_model
 from simpo_jax.runtime.profiling import Profiler
 from simpo_jax.runtime.resolve import resolve
@@ -188,9 +188,7 @@ def test_what_the_watchdog_saw(monkeypatch, capfd):
 
 
 def test_adapters():
-  train = default_config().train
-  train.lora_rank = 4
-  lora = make_lora(train)
+  lora = Lora(4, 16.0, TARGETS)
   values = {
     name: jax.numpy.full(tensor.shape, 2.0)
     for name, tensor in all_tensors(EMBEDDED, lora)["lora"].items()
