@@ -27,7 +27,7 @@ def check_path(field: str, text: str) -> None:
     raise UserError(f"{field}={shown(text)} can be no path ({reason}); name another") from error
 
 
-def plain(name: str | os.PathLike) -> pathlib.Path:
+def plain(name: str | os.PathLike[str]) -> pathlib.Path:
   """A local path, absolute and without `~`, `.` and `..`; all that users name go through here.
 
   TensorStore, by which checkpoints are read and written, refuses a path with `..`. It leads to
