@@ -15,7 +15,7 @@ import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from simpo_jax.errors import UserError
@@ -82,7 +82,7 @@ def load_params(
 
   Args:
     model: from `open_model`.
-    shardings: a NamedSharding for every weight, in the tree of `lora.all_tensors`.
+    shardings: a Sharding for every weight, in the tree of `lora.all_tensors`.
     dtype: of the placed weights, such as "float32"; adapters are float32.
     seed: of random weights, which depend on it and on nothing else: not on shardings.
     lora: the adapters to make beside the weights.
@@ -94,7 +94,7 @@ def load_params(
   if seed < 0:
     raise UserError(f"--config.seed={seed} cannot be negative")
 
-  def place(tensor: Tensor, sharding: NamedSharding) -> jax.Array:
+  def place(tensor: Tensor, sharding: Sharding) -> jax.Array:
     kept = np.dtype(np.float32) if tensor.adapter else weight_dtype
     return _place(tensor.shape, sharding, lambda b: _read_shard(model, tensor, b, kept, seed))
 
@@ -112,7 +112,7 @@ def load_decode_params(
   """
   weight_dtype = jnp.dtype(dtype)
 
-  def place(tensor: Tensor, sharding: NamedSharding, layer: int = 0) -> jax.Array:
+  def place(tensor: Tensor, sharding: Sharding, layer: int = 0) -> jax.Array:
     def read(bounds: Bounds) -> np.ndarray:
       index = tuple(slice(*b) for b in bounds)
       return np.asarray(_read_layer(model, tensor, layer, index, seed), weight_dtype, order="C")
@@ -133,7 +133,7 @@ def load_decode_params(
 
 
 def _place(
-  shape: tuple[int, ...], sharding: NamedSharding, read: Callable[[Bounds], np.ndarray]
+  shape: tuple[int, ...], sharding: Sharding, read: Callable[[Bounds], np.ndarray]
 ) -> jax.Array:
   """An array of shards, each read once."""
   shards: dict[Bounds, np.ndarray] = {}  # replicas on one host share a buffer
