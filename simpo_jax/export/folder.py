@@ -81,7 +81,8 @@ def write_folder(
       folder cannot be written or holds something else.
   """
   options = export.config.export
-  lora = make_lora(export.config.train)
+  train = export.config.train
+  lora = make_lora(train)
   weights = open_checkpoint(export.checkpoint, export.model.config, lora, options.average)
   dtype = np.dtype(jnp.dtype(weights.dtype if options.dtype == "auto" else options.dtype))
   files = plan_files(weights.shapes, dtype.itemsize, int(options.shard_gb * _GB))
