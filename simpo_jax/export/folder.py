@@ -81,8 +81,7 @@ def write_folder(
       folder cannot be written or holds something else.
   """
   options = export.config.export
-  train = export.config.train
-  lora = make_lora(train)
+  lora = make_lora(export.config.train)
   weights = open_checkpoint(export.checkpoint, export.model.config, lora, options.average)
   dtype = np.dtype(jnp.dtype(weights.dtype if options.dtype == "auto" else options.dtype))
   files = plan_files(weights.shapes, dtype.itemsize, int(options.shard_gb * _GB))
