@@ -37,7 +37,7 @@ from simpo_jax.generate.requests import make_requests, pack_requests
 from simpo_jax.generate.sizing import shape_for
 from simpo_jax.generate.stop_automaton import stop_automaton
 from simpo_jax.generate.types import Requests
-from simpo_jax.kernels.paged_attention import select_impl
+from simpo_jax.kernels.paged_attention import Shape, select_impl
 from simpo_jax.models import llama, sharding
 from simpo_jax.models.weights import load_params, open_model
 from simpo_jax.settings import GenerateSettings
@@ -155,7 +155,7 @@ class _Ours:
     self.requests = make_requests(prompts, settings)
     assignments = round_robin(self.requests, 1)
     shape = shape_for(self.requests, assignments, settings, 1, jax.default_backend())
-    sizes = dict(
+    sizes = Shape(
       heads=cfg.num_attention_heads,
       kv_heads=cfg.num_key_value_heads,
       head_dim=cfg.head_dim,
