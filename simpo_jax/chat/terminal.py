@@ -36,10 +36,7 @@ class Terminal:
   """
 
   def __init__(
-    self,
-    stdin: TextIO | None = None,
-    stdout: TextIO | None = None,
-    stderr: TextIO | None = None,
+    self, stdin: TextIO | None = None, stdout: TextIO | None = None, stderr: TextIO | None = None
   ):
     self._in, self._out = stdin or sys.stdin, stdout or sys.stdout
     self.live = self._in.isatty() and self._out.isatty()
