@@ -135,7 +135,7 @@ def _writers(config: Settings, folder: storage.Path, size: int) -> dict[str, Cal
   if options.tensorboard and isinstance(folder, pathlib.Path):  # event files are appended to
     out["tensorboard"] = functools.partial(event_files, folder)
   for name in _SERVICES:
-    if options[name]:
+    if getattr(options, name):
       spec = importlib.util.find_spec(name)
       if spec is None or spec.origin is None:  # None, too, for a mere folder of that name
         raise UserError(
