@@ -263,12 +263,10 @@ class Chat:
     self._show_settings()
 
   def _show_settings(self) -> None:
-    engine, note = self._engine, self._terminal.note
+    engine, note, speed = self._engine, self._terminal.note, self._engine.speed
     note(listed({name: getattr(self._settings, name) for name in _CHANGEABLE}))
-    speed = (
-      "" if engine.speed is None else f"; the last answer came at {engine.speed:,.1f} tokens/s"
-    )
-    note(f"{describe_model(self._loaded)}; context of {engine.context:,} tokens{speed}")
+    last = "" if speed is None else f"; the last answer came at {speed:,.1f} tokens/s"
+    note(f"{describe_model(self._loaded)}; context of {engine.context:,} tokens{last}")
 
   def _save(self, name: str) -> None:
     if not name:
