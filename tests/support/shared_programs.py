@@ -23,7 +23,9 @@ def share_programs():
   def run_noted(config, *where):
     nonlocal config_now
     fields = {k: v for k, v in flatten(config).items() if not k.startswith("checkpoint.")}
-    config_now = json.dumps([fields, jax.config.jax_default_matmul_precision], sort_keys=True)
+    # An option that jax adds when it is imported.
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    config_now = json.dumps([fields, precision], sort_keys=True)
     return run(config, *where)
 
   def lower_once(program):

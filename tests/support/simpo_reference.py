@@ -121,7 +121,7 @@ def gradient_program(step: StepConfig):
   """`train_step` with an optimizer that moves nothing, and whose state is the gradient."""
   keep = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda grads, state, params=None: (jax.tree.map(jnp.zeros_like, grads), grads),
+    lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), updates),
   )
   run = jax.jit(lambda s, b: train_step(s, b, keep, optax.constant_schedule(0.5), step))
 
