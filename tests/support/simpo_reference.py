@@ -121,8 +121,8 @@ def step_config(cfg, simpo, shape, mesh=None, rules=sharding.TRAIN_RULES) -> Ste
 def gradient_program(step: StepConfig):
   """`train_step` with an optimizer that moves nothing, and whose state is the gradient."""
 
-  def zeros(tree):
-    return jax.tree.map(jnp.zeros_like, tree)
+  def zeros(params):
+    return jax.tree.map(jnp.zeros_like, params)
 
   def update(updates, state, params=None):
     del state, params

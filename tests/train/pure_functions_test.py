@@ -1,5 +1,8 @@
 """SimPO's loss by equation 6, and target log-probabilities next to all of them; jit or not."""
 
+from collections.abc import Callable
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,9 +11,15 @@ import numpy as np
 from simpo_jax.settings import SimPOSettings
 from simpo_jax.train.loss import simpo_loss, target_log_probs
 
+# Without `without_device`, which passes numpy: these functions take arrays of the devices.
+VARIANTS = dict(with_jit=True, without_jit=True, with_device=True)
+variants: Any = chex.variants  # whose currying loses its types
+
 
 class Loss(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True, with_device=True)
+  variant: Callable[..., Any]  # set by `chex.variants`
+
+  @variants(**VARIANTS)
   def test_simpo_loss(self):
     cfg = SimPOSettings(beta=2.0, gamma_beta_ratio=0.25)
     chosen, rejected = jnp.float32([-0.5, -1.0]), jnp.float32([-1.0, -0.25])
@@ -19,7 +28,7 @@ class Loss(chex.TestCase):
     margin = 2.0 * (chosen - rejected) - 0.5
     chex.assert_trees_all_close(out, jnp.log1p(jnp.exp(-margin)), rtol=1e-6)
 
-  @chex.variants(with_jit=True, without_jit=True, with_device=True)
+  @variants(**VARIANTS)
   def test_target_log_probs(self):
     rng = np.random.default_rng(0)
     B, S, D, U, V = 2, 16, 8, 12, 50
