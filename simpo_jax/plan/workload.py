@@ -57,7 +57,7 @@ def step_work(
     tokens=tokens,
     targets=int(per_row.sum()),
     rows=int(np.sum(batch.pair[..., 0] < shape.pairs)),
-    keys=_seen(batch.k_end - batch.k_start, windows) - padding,
+    keys=_seen(np.asarray(batch.k_end - batch.k_start), windows) - padding,
     chunks=float(np.mean(np.ceil(per_row[:used].max(axis=-1) / chunk))) if used else 0.0,
   )
 

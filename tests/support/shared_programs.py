@@ -23,9 +23,7 @@ def share_programs():
   def run_noted(config, *where):
     nonlocal config_now
     fields = {k: v for k, v in flatten(config).items() if not k.startswith("checkpoint.")}
-    # An option that jax adds when it is imported.
-    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    config_now = json.dumps([fields, precision], sort_keys=True)
+    config_now = json.dumps([fields, jax.default_matmul_precision.value], sort_keys=True)
     return run(config, *where)
 
   def lower_once(program):
