@@ -16,11 +16,11 @@ cores in all, and says what it starts them with. docs/demo.md has before and aft
            2 CPU cores that have nothing else to do.
 """
 
-from simpo_jax.config import default_config, did_you_mean
+from simpo_jax.config import Config, default_config, did_you_mean
 from simpo_jax.errors import UserError
 
 
-def get_config(variant: str = ""):
+def get_config(variant: str = "") -> Config:
   if variant not in VARIANTS:
     raise UserError(
       f"--config has no variant {variant!r}; there are {', '.join(VARIANTS)}"
@@ -32,7 +32,7 @@ def get_config(variant: str = ""):
   return c
 
 
-def fit(c):
+def fit(c: Config) -> None:
   """The language alone: the preference term has next to no weight beside the SFT term."""
   _tiny(c)
   c.simpo.beta = 1e-6
@@ -44,7 +44,7 @@ def fit(c):
   c.train.warmup_ratio = 0.05
 
 
-def prefer(c):
+def prefer(c: Config) -> None:
   """One of the styles, by the preference term alone."""
   _tiny(c)
   # What differs is a choice or two of the 45 bytes that are averaged over: a change that makes
@@ -61,7 +61,7 @@ def prefer(c):
   c.generate.num_samples = 4
 
 
-def _tiny(c):
+def _tiny(c: Config) -> None:
   c.data.max_length = 128
   c.data.max_prompt_length = 64
   c.data.row_length = 512
@@ -72,7 +72,7 @@ def _tiny(c):
   c.generate.page_size = 16
 
 
-def smollm2(c):
+def smollm2(c: Config) -> None:
   """One and a half epochs of real pairs."""
   c.model.source = "HuggingFaceTB/SmolLM2-135M-Instruct"
   c.data.train = ("dpo_en_demo.json",)  # of hiyouga/LLaMA-Factory, data/; or your own

@@ -24,11 +24,11 @@ samples/step_000002/. Variants:
   phase_a_global   phase_a with every prompt on the whole mesh (global_mesh).
 """
 
-from simpo_jax.config import default_config, did_you_mean
+from simpo_jax.config import Config, default_config, did_you_mean
 from simpo_jax.errors import UserError
 
 
-def get_config(variant: str = ""):
+def get_config(variant: str = "") -> Config:
   if variant not in VARIANTS:
     raise UserError(
       f"--config has no variant {variant!r}; there are {', '.join(VARIANTS[1:])}"
@@ -54,7 +54,7 @@ def get_config(variant: str = ""):
   return c
 
 
-def embedded(c):
+def embedded(c: Config) -> None:
   """The tiny model that needs no download."""
   c.data.max_length = 256
   c.data.max_prompt_length = 128
@@ -66,7 +66,7 @@ def embedded(c):
   c.generate.page_size = 64
 
 
-def smollm2(c):
+def smollm2(c: Config) -> None:
   """SmolLM2-135M-Instruct on a laptop."""
   c.model.source = "HuggingFaceTB/SmolLM2-135M-Instruct"
   c.data.train = ("dpo_en_demo.json",)  # of hiyouga/LLaMA-Factory, data/; or your own
@@ -81,7 +81,7 @@ def smollm2(c):
   c.generate.template = "In one sentence: what is special about the number {index}?"
 
 
-def llama3_8b_v5p32(c):
+def llama3_8b_v5p32(c: Config) -> None:
   """Llama-3-8B-Instruct on TPU v5p-32, with the paper's v0.1 settings."""
   c.model.source = "meta-llama/Meta-Llama-3-8B-Instruct"
   c.data.train = ("data/train.jsonl",)
@@ -96,24 +96,24 @@ def llama3_8b_v5p32(c):
   c.generate.ignore_eos = True
 
 
-def llama3_70b_v5p256(c):
+def llama3_70b_v5p256(c: Config) -> None:
   """Llama-3.1-70B-Instruct on TPU v5p-256: a row is computed by the four chips of a host."""
   _paper(c, "meta-llama/Llama-3.1-70B-Instruct")
   c.mesh.tensor = 4
 
 
-def llama32_1b_v5e16(c):
+def llama32_1b_v5e16(c: Config) -> None:
   """Llama-3.2-1B-Instruct on TPU v5e-16."""
   _paper(c, "meta-llama/Llama-3.2-1B-Instruct")
 
 
-def llama3_8b_v6e64(c):
+def llama3_8b_v6e64(c: Config) -> None:
   """Llama-3-8B-Instruct on TPU v6e-64: two chips a row, or a batch would not fill the rows."""
   _paper(c, "meta-llama/Meta-Llama-3-8B-Instruct")
   c.mesh.tensor = 2
 
 
-def _paper(c, source):
+def _paper(c: Config, source: str) -> None:
   """The lengths and the loss of the paper's v0.1 models."""
   llama3_8b_v5p32(c)
   c.model.source = source

@@ -9,15 +9,16 @@ llama3_8b_v6e64 (2,048 new tokens), and the phase_a shapes (2 steps, generate, 1
 here with 1,024 prompts). One compile in all, 4 x 1,024 sample rows.
 """
 
-import importlib.util
 import pathlib
+import runpy
+import types
 
-_SPEC = importlib.util.spec_from_file_location("m11", pathlib.Path(__file__).with_name("m11.py"))
-m11 = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(m11)
+from simpo_jax.config import Config
+
+m11 = types.SimpleNamespace(**runpy.run_path(str(pathlib.Path(__file__).with_name("m11.py"))))
 
 
-def get_config(variant: str = ""):
+def get_config(variant: str = "") -> Config:
   c = m11.get_config(variant)
   c.name = c.name.replace("m11", "m12")
   c.generate.count = 1024

@@ -41,12 +41,12 @@ Hardware: the authors trained on 4 H100. docs/plans.md says what gemma2_9b and q
 TPUs; any slice will do that `python -m simpo_jax.plan` finds large enough.
 """
 
-from simpo_jax.config import default_config, did_you_mean
+from simpo_jax.config import Config, default_config, did_you_mean
 from simpo_jax.errors import UserError
 from simpo_jax.import_config.fields import MISTRAL_TEMPLATE
 
 
-def get_config(variant: str = ""):
+def get_config(variant: str = "") -> Config:
   if variant not in VARIANTS:
     raise UserError(
       f"--config has no variant {variant!r}; there are {', '.join(VARIANTS)}"
@@ -59,7 +59,7 @@ def get_config(variant: str = ""):
   return c
 
 
-def published(c):
+def published(c: Config) -> None:
   """What all released models were trained with."""
   c.seed = 42
   c.data.max_length = 2048
@@ -76,14 +76,14 @@ def published(c):
   c.evaluate.every = 400
 
 
-def pairs(c, name, steps):
+def pairs(c: Config, name: str, steps: int):
   """One epoch of a prepared dataset, and the held-out pairs that belong to it."""
   c.data.train = (f"tfds:{name}:train",)
   c.data.eval = (f"tfds:{name}_held:train",)
   c.train.steps = steps
 
 
-def mistral_7b_base(c):
+def mistral_7b_base(c: Config) -> None:
   c.model.source = "alignment-handbook/zephyr-7b-sft-full"
   pairs(c, "ultrafeedback", 477)
   c.data.max_length = 1024
@@ -94,7 +94,7 @@ def mistral_7b_base(c):
   c.train.learning_rate = 3e-7
 
 
-def mistral_7b_instruct(c):
+def mistral_7b_instruct(c: Config) -> None:
   c.model.source = "mistralai/Mistral-7B-Instruct-v0.2"
   pairs(c, "mistral_ultrafeedback", 466)
   c.data.chat_template = MISTRAL_TEMPLATE
@@ -103,7 +103,7 @@ def mistral_7b_instruct(c):
   c.train.learning_rate = 5e-7
 
 
-def llama3_8b_base(c):
+def llama3_8b_base(c: Config) -> None:
   c.model.source = "princeton-nlp/Llama-3-Base-8B-SFT"
   pairs(c, "ultrafeedback", 477)
   c.data.empty_system = True
@@ -112,7 +112,7 @@ def llama3_8b_base(c):
   c.train.learning_rate = 6e-7
 
 
-def llama3_8b_instruct(c):
+def llama3_8b_instruct(c: Config) -> None:
   c.model.source = "meta-llama/Meta-Llama-3-8B-Instruct"
   pairs(c, "llama3_ultrafeedback", 467)
   c.data.empty_system = True
@@ -121,14 +121,14 @@ def llama3_8b_instruct(c):
   c.train.learning_rate = 1e-6
 
 
-def llama3_8b_instruct_v02(c):
+def llama3_8b_instruct_v02(c: Config) -> None:
   llama3_8b_instruct(c)
   pairs(c, "llama3_armorm", 467)
   c.simpo.beta = 10.0
   c.simpo.gamma_beta_ratio = 0.3
 
 
-def gemma2_9b(c):
+def gemma2_9b(c: Config) -> None:
   c.model.source = "google/gemma-2-9b-it"
   pairs(c, "gemma2_armorm", 465)
   c.simpo.beta = 10.0
@@ -136,7 +136,7 @@ def gemma2_9b(c):
   c.train.learning_rate = 8e-7
 
 
-def qwen2_5_7b(c):
+def qwen2_5_7b(c: Config) -> None:
   c.model.source = "Qwen/Qwen2.5-7B-Instruct"
   pairs(c, "ultrafeedback", 477)
   c.data.header = "prompt"
@@ -146,7 +146,7 @@ def qwen2_5_7b(c):
   c.train.learning_rate = 5e-7
 
 
-def smollm2(c):
+def smollm2(c: Config) -> None:
   qwen2_5_7b(c)
   c.model.source = "HuggingFaceTB/SmolLM2-135M-Instruct"
   c.data.max_length = 1024

@@ -1,9 +1,15 @@
 """Small arithmetic of sizes and of sequences of ids."""
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+_Number = TypeVar("_Number", int, np.ndarray, jax.Array)
 
 
-def ceil_div(a, b):
+def ceil_div(a: _Number, b: Any) -> _Number:
   """a / b, rounded up; of ints, numpy and jax arrays alike."""
   return -(-a // b)
 

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -78,7 +79,7 @@ def refuse_arguments(argv: Sequence[str], example: str) -> None:
     raise UserError(f"unexpected argument {argv[1]!r}; flags look like {example}")
 
 
-def fail(error: UserError) -> None:
+def fail(error: UserError) -> NoReturn:
   """Ends the process with one line on stderr and the error's exit code."""
   print(f"error: {one_line(error)}", file=sys.stderr)
   sys.exit(error.exit_code)

@@ -10,34 +10,26 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_collections
 
-from simpo_jax.settings import FIELDS, Settings
+from simpo_jax.settings import Settings
+
+# An ml_collections.ConfigDict, of whose fields no type checker knows.
+Config: TypeAlias = Any
 
 
-def default_config() -> ml_collections.ConfigDict:
+def default_config() -> Config:
   """The defaults: the embedded tiny model and its own pairs, nothing to download."""
-  c = ml_collections.ConfigDict()
-  for field in FIELDS.values():
-    section = c
-    for group in field.name.split(".")[:-1]:
-      if group not in section:
-        section[group] = ml_collections.ConfigDict()
-      section = section[group]
-    section[field.name.rpartition(".")[2]] = field.default
-  return c
+  return ml_collections.ConfigDict(dataclasses.asdict(Settings()))
 
 
-def flatten(
-  config: Settings | ml_collections.ConfigDict | Mapping[str, Any], prefix: str = ""
-) -> dict[str, Any]:
+def flatten(config: Settings | Config | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """{"train.steps": 7, ...}, in the order of the config."""
-  if isinstance(config, Settings):
-    config = dataclasses.asdict(config)
+  items = dataclasses.asdict(config) if isinstance(config, Settings) else config
   out: dict[str, Any] = {}
-  for key, value in config.items():
+  for key, value in items.items():
     if hasattr(value, "items"):
       out.update(flatten(value, f"{prefix}{key}."))
     else:

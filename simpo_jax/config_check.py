@@ -4,9 +4,7 @@ import math
 import sys
 from typing import Any
 
-import ml_collections
-
-from simpo_jax.config import did_you_mean, flatten, to_settings
+from simpo_jax.config import Config, did_you_mean, flatten, to_settings
 from simpo_jax.errors import UserError, shown
 from simpo_jax.models.source import path_in
 from simpo_jax.settings import FIELDS, Settings
@@ -24,7 +22,7 @@ _KINDS = {  # of fields, by their defaults: what else may stand there, and its n
 }
 
 
-def validate(config: ml_collections.ConfigDict | Settings) -> Settings:
+def validate(config: Config | Settings) -> Settings:
   """Checks every field that can be checked before anything is read.
 
   Raises:
@@ -71,15 +69,20 @@ def _check_value(field: Field, value: Any) -> None:
     )
   if field.low is not None and (problem := range_problem(field, value)):
     raise UserError(f"{name}={shown(value)} {problem}")
-  for element in value if field.element else ():
-    if not _is_of(field.element, element):
-      raise UserError(
-        f"{name}={shown(value)}: {shown(element)!r} is not {_KINDS[field.element][1]}; "
-        f"write it like {field.example}"
-      )
+  if field.element:
+    _check_elements(field, value, field.element)
   if field.is_path:
     for path in (value,) if isinstance(value, str) else value:
       check_path(name, path_in(path.removeprefix("tfds:")))
+
+
+def _check_elements(field: Field, value: tuple[Any, ...], kind: type) -> None:
+  for element in value:
+    if not _is_of(kind, element):
+      raise UserError(
+        f"--config.{field.name}={shown(value)}: {shown(element)!r} is not {_KINDS[kind][1]}; "
+        f"write it like {field.example}"
+      )
 
 
 def _check_lora(config: Settings) -> None:
@@ -156,7 +159,7 @@ def _is_of(kind: type, value: Any) -> bool:
 
 def range_problem(field: Field, value: float) -> str | None:
   """What is wrong with the value of a numeric field ("must be at least 1"), or None."""
-  low, high = field.low, field.high
+  low, high = -math.inf if field.low is None else field.low, field.high
   if isinstance(value, int) and abs(value) > (high if isinstance(high, int) else _MAX_INT):
     return f"must be between {low} and {_MAX_INT if high is None else high}"
   top = high if high is not None else _MAX_INT if isinstance(value, int) else math.inf

@@ -4,6 +4,7 @@ import ast
 import pathlib
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -94,7 +95,7 @@ def _check_file(name: str) -> None:
   raise UserError(f"--config={name}: there is no such file{near}")
 
 
-def check_config(path: str, config) -> None:
+def check_config(path: str, config: Any) -> None:
   """Raises a UserError if what a config file made is no config of this project."""
   try:
     config.items  # noqa: B018  a config that could not be read says so when it is touched
@@ -109,7 +110,7 @@ def check_config(path: str, config) -> None:
     )
 
 
-def check_schedule(path: str, config, named: set[str]) -> None:
+def check_schedule(path: str, config: Any, named: set[str]) -> None:
   """Refuses `generate.every` where steps that the config file names would win over it.
 
   Args:

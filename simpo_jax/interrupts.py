@@ -40,7 +40,8 @@ def deliver() -> None:
 
 def heard(error: KeyboardInterrupt) -> None:
   """Says that this ^C was taken note of by code that goes on after it."""
-  error.heard = True
+  if isinstance(error, _Interrupt):
+    error.heard = True
 
 
 def end() -> NoReturn:

@@ -19,7 +19,8 @@ def hide() -> None:
   be a TPU, or where one was asked for, all is as it was.
   """
   if "tpu" not in os.environ.get("JAX_PLATFORMS", "") and not _may_be_here():
-    sys.modules["libtpu"] = None  # Python refuses to import what is None
+    # Python refuses to import what is None.
+    sys.modules["libtpu"] = None  # pyright: ignore[reportArgumentType]
     _hidden.append("libtpu")
 
 

@@ -1,10 +1,10 @@
 """The run, top to bottom: resolve, compile once, load, then launch by the schedule."""
 
 import json
+import pathlib
 from collections.abc import Callable
 
 import jax
-import ml_collections
 
 from simpo_jax import distributed, storage
 from simpo_jax.checkpoint.resume import (
@@ -17,7 +17,7 @@ from simpo_jax.checkpoint.resume import (
   run_date,
 )
 from simpo_jax.checkpoint.saver import Saver, try_saving
-from simpo_jax.config import as_json
+from simpo_jax.config import Config, as_json
 from simpo_jax.config_check import validate
 from simpo_jax.data.mixture import open_stream
 from simpo_jax.data.prefetch import prefetch_batches
@@ -32,6 +32,7 @@ from simpo_jax.program.inputs import local_rows
 from simpo_jax.program.ledger import Mode, digest
 from simpo_jax.report.live import reporting
 from simpo_jax.runtime.console import Display
+from simpo_jax.runtime.context import RunContext
 from simpo_jax.runtime.fingerprint import (
   build_fields,
   data_fields,
@@ -40,7 +41,7 @@ from simpo_jax.runtime.fingerprint import (
 )
 from simpo_jax.runtime.launch_schedule import launches_after
 from simpo_jax.runtime.launcher import Launcher, StopRequested
-from simpo_jax.runtime.modes import RunContext, evaluate, generate, train
+from simpo_jax.runtime.modes import evaluate, generate, train
 from simpo_jax.runtime.profiling import Profiler
 from simpo_jax.runtime.progress import Progress
 from simpo_jax.runtime.record import RunRecord
@@ -54,7 +55,7 @@ from simpo_jax.workdir import files
 
 
 def run(
-  config: ml_collections.ConfigDict | Settings,
+  config: Config | Settings,
   workdir: str | None = None,
   into_existing: bool = False,
 ) -> tuple[TrainState, storage.Path]:
@@ -214,8 +215,10 @@ def _export(context: RunContext, state: TrainState, stopped: bool) -> None:
       run.model.name if run.model.read else None,
     )
   if config.export.at_end and not stopped:
+    checkpoint = context.saver.last
+    assert checkpoint and isinstance(folder, pathlib.Path), "as `check_at_end` has seen"
     context.display.doing("exporting")
-    context.display.say(export_at_end(config, run, folder, context.saver.last))
+    context.display.say(export_at_end(config, run, folder, checkpoint))
 
 
 def pairs_by_step(run: ResolvedRun, config: Settings) -> Callable[[int], list[PairTokens]]:

@@ -12,7 +12,7 @@ import yaml
 
 from support.folders import ROOT
 
-SCRIPTS = [".ci/common.sh", ".ci/run", ".ci/long", ".ci/release"]
+SCRIPTS = [".ci/common.sh", ".ci/check", ".ci/run", ".ci/long", ".ci/release"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 

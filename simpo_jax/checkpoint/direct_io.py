@@ -16,7 +16,7 @@ import mmap
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -49,7 +49,12 @@ class LocalArrays(ocp.type_handlers.ArrayHandler):
   def __init__(self):
     super().__init__(use_replica_parallel=False)
 
-  async def serialize(self, values, infos, args=None):
+  async def serialize(
+    self,
+    values: Sequence[jax.Array],
+    infos: Sequence[ocp.type_handlers.ParamInfo],
+    args: Sequence[ocp.SaveArgs] | None = None,
+  ) -> list[future.Future]:
     """Brings the arrays to the host and returns; their files are written in the background."""
     own = [[s for s in x.addressable_shards if s.replica_id == 0] for x in values]
     for shards in own:
@@ -78,7 +83,7 @@ def read_digests(folder: pathlib.Path) -> dict[str, str]:
   return found
 
 
-def _spec(x: jax.Array, chunk: tuple[int, ...]) -> dict:
+def _spec(x: jax.Array, chunk: tuple[int, ...]) -> dict[str, Any]:
   return {
     "driver": "zarr",
     "dtype": np.dtype(x.dtype).name,
@@ -86,7 +91,7 @@ def _spec(x: jax.Array, chunk: tuple[int, ...]) -> dict:
   }
 
 
-def _chunks(name: str, shard, shape: tuple[int, ...]) -> list[_Chunk]:
+def _chunks(name: str, shard: jax.Shard, shape: tuple[int, ...]) -> list[_Chunk]:
   """Of one shard: either all of it, or its layers."""
   data = np.asarray(shard.data)
   first = [(part.start or 0) // size for part, size in zip(shard.index, shape, strict=True)]
@@ -99,7 +104,12 @@ def _chunks(name: str, shard, shape: tuple[int, ...]) -> list[_Chunk]:
   ]
 
 
-async def _write(info, specs: dict, shardings: dict, chunks: list[_Chunk]) -> None:
+async def _write(
+  info: ocp.type_handlers.ParamInfo,
+  specs: dict[str, dict[str, Any]],
+  shardings: dict[str, jax.sharding.Sharding],
+  chunks: list[_Chunk],
+) -> None:
   await info.await_path_creation()
   folder = pathlib.Path(info.parent_dir)
   for name in specs:
@@ -154,8 +164,8 @@ def _write_bytes(path: pathlib.Path, data: np.ndarray, buffer: np.ndarray, flags
     for start in range(0, len(data), len(buffer)):
       piece = data[start : start + len(buffer)]
       np.copyto(buffer[: len(piece)], piece)
-      digest.update(buffer[: len(piece)])
-      left = memoryview(buffer[: -(-len(piece) // _BLOCK) * _BLOCK])
+      digest.update(buffer[: len(piece)].data)
+      left = buffer[: -(-len(piece) // _BLOCK) * _BLOCK].data
       while left:
         left = left[os.write(file, left) :]
     os.ftruncate(file, len(data))

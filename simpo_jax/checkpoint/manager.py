@@ -7,11 +7,11 @@ processes meet at the barriers of jax's coordination service.
 import concurrent.futures
 import contextlib
 import logging
-import math
-import mmap
 import os
+import pathlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from simpo_jax import storage
+from simpo_jax.checkpoint.cpu_copies import copied, copies_for
 from simpo_jax.checkpoint.direct_io import LocalArrays, read_digests
 from simpo_jax.checkpoint.layout import (
   METADATA,
@@ -62,13 +63,14 @@ class Checkpoints:
     self.saved: Position | None = None  # the last one begun
     self.seconds: list[dict[str, Any]] = []  # that the run waited for each
 
-  def prepare(self, state: TrainState) -> None:
+  def prepare(self, state: TrainState) -> concurrent.futures.Future:
     """Gets, in the background, the memory that saving such a state beside a step will take.
 
     Args:
       state: or its shapes and shardings.
     """
-    self._memory = self._thread.submit(_memory, _tree(state))
+    self._memory = self._thread.submit(copies_for, _tree(state))
+    return self._memory
 
   def save(self, position: Position, state: TrainState, metadata: dict[str, Any]) -> None:
     """Copies the state to the host and returns; the files are written in the background.
@@ -90,9 +92,8 @@ class Checkpoints:
         position.name,
         {**metadata, "position": position._asdict(), "arrays": arrays_of(_tree(state))},
       )
-      if not self._memory:
-        self.prepare(state)
-      tree = jax.tree.map(_apart, _tree(state), self._memory.result())
+      memory = self._memory or self.prepare(state)
+      tree = jax.tree.map(copied, _tree(state), memory.result())
       args = ocp.args.PyTreeSave(tree, save_args=by_layer(tree))
       self._thread.submit(self._orbax.save, self._folder / position.name, args=args).result()
     self.saved = position
@@ -121,7 +122,7 @@ class Checkpoints:
     assert self._pending
     name, metadata = self._pending
     folder, taken = self._folder / name, {}
-    if not storage.is_remote(folder):
+    if isinstance(self._folder, pathlib.Path):
       [folder] = self._folder.glob(f"{name}.{TEMPORARY}*")
       taken = read_digests(folder)
     found = {
@@ -188,46 +189,6 @@ def _tree(state: TrainState) -> dict[str, Any]:
   return {name: part for name, part in state._asdict().items() if part is not None}
 
 
-def _memory(tree: dict[str, Any]) -> dict[str, Any]:
-  """Host memory for the shards of every array, where `_apart` copies them: on CPU.
-
-  It is used again at every save: getting memory takes longer than copying.
-  """
-
-  def get(x):
-    if not _on_cpu(x):
-      return []
-    dtype, shape = np.dtype(x.dtype), x.sharding.shard_shape(x.shape)
-    shards = []
-    for _ in x.sharding.addressable_devices:
-      # Aligned to pages, so that jax takes it as it is; written to, so that it is there.
-      shard = np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype)
-      np.copyto(shard, 0)
-      shards.append(shard.reshape(shape))
-    return shards
-
-  return jax.tree.map(get, tree)
-
-
-def _apart(x: jax.Array, memory: list[np.ndarray]) -> jax.Array:
-  """A copy, where Orbax would else read the array's own memory: on CPU.
-
-  The next step could not update in place what is being read.
-  """
-  if not _on_cpu(x):
-    return x
-  # Shard by shard: a copy of an array of several processes would be a program.
-  shards = []
-  for copy, shard in zip(memory, x.addressable_shards, strict=True):
-    np.copyto(copy, shard.data)
-    shards.append(jax.device_put(copy, shard.device))
-  return jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
-
-
-def _on_cpu(x: jax.Array | jax.ShapeDtypeStruct) -> bool:
-  return all(d.platform == "cpu" for d in x.sharding.device_set)
-
-
 def _yield_processor() -> None:
   """Lets every other thread run before this one, where the system allows it."""
   with contextlib.suppress(AttributeError, OSError):
@@ -240,14 +201,14 @@ def by_layer(tree: dict[str, Any]) -> dict[str, Any]:
   A reader without devices (`models/hf_weights.py`) then needs one layer's in memory.
   """
 
-  def args(path, x):
+  def args(path: tuple[Any, ...], x: jax.Array) -> ocp.SaveArgs:
     stacked = path[0].key in ("params", "average") and len(x.shape) == 3
     return ocp.SaveArgs(shard_axes=(0,) if stacked else ())
 
   return jax.tree_util.tree_map_with_path(args, tree)
 
 
-def _read(folder: storage.Path, tree, partial: bool = False):
+def _read(folder: storage.Path, tree: Any, partial: bool = False) -> Any:
   args = ocp.args.PyTreeRestore(
     item=tree,
     restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
@@ -257,7 +218,9 @@ def _read(folder: storage.Path, tree, partial: bool = False):
     return checkpointer.restore(folder, args=args)
 
 
-def _checkpointer(folder: storage.Path, before_commit=None) -> ocp.AsyncCheckpointer:
+def _checkpointer(
+  folder: storage.Path, before_commit: Callable[[], None] | None = None
+) -> ocp.AsyncCheckpointer:
   # Naming the processes makes Orbax meet at the coordination service's barriers. Without,
   # it launches a collective of its own.
   processes = ocp.options.MultiprocessingOptions(

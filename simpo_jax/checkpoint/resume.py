@@ -18,7 +18,7 @@ from simpo_jax.models.weights import OpenModel, load_params
 from simpo_jax.program.config import ProgramConfig
 from simpo_jax.program.ledger import Mode
 from simpo_jax.program.state import abstract_state, init_state, state_sharding
-from simpo_jax.runtime.launch_schedule import launches_after
+from simpo_jax.runtime.launch_schedule import MAX_LAUNCHES, launches_after
 from simpo_jax.runtime.progress import Progress
 from simpo_jax.runtime.resolve import ResolvedRun
 from simpo_jax.settings import Settings
@@ -138,7 +138,8 @@ def find_resume_point(
   if not config.checkpoint.init_from:
     return ResumePoint()
   start = resolve_init_from(config)
-  check_fits(start.folder, abstract_state(program), start.weights_only)
+  if start.folder is not None:
+    check_fits(start.folder, abstract_state(program), start.weights_only)
   return start
 
 

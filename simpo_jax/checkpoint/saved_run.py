@@ -88,7 +88,7 @@ def _checkpoint(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
   if not found:
     steps = ", ".join(str(s) for s in sorted({p.step for p in there}))
     raise UserError(f"--step={step}: {workdir} has no such checkpoint; it has those of {steps}")
-  return folder / found[-1].name
+  return workdir / folder.name / found[-1].name
 
 
 def _run_config(checkpoint: pathlib.Path, metadata: dict[str, Any]) -> Settings:

@@ -1,5 +1,6 @@
 """Local copies of data that lies in a bucket: fetched once, kept under the version they are of."""
 
+import datetime
 import hashlib
 import os
 import pathlib
@@ -85,5 +86,5 @@ def _version(info: dict[str, Any]) -> str:
 def _date(path: pathlib.Path, info: dict[str, Any]) -> None:
   """A copy is as old as what it is of, whenever it was fetched."""
   changed = info.get("mtime") or info.get("LastModified")
-  if hasattr(changed, "timestamp"):
-    os.utime(path, (changed.timestamp(),) * 2)
+  if isinstance(changed, datetime.datetime):
+    os.utime(path, (changed.timestamp(), changed.timestamp()))

@@ -12,7 +12,7 @@ another one takes its position, drawn from the same stream at a place of its own
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -98,24 +98,26 @@ def indices(n: int, seed: int, start: int, count: int) -> list[int]:
   return pair_indices_for_step(n, 1, seed, start + 1, count).tolist()
 
 
-def _dataset(mixture: Mixture, tokenizer: Tokenizer, data: DataSettings, seed: int):
+def _dataset(mixture: Mixture, tokenizer: Tokenizer, data: DataSettings, seed: int) -> Any:
   """A Grain MapDataset of `Read`, endless."""
   import grain
 
-  def parts() -> Iterator[grain.MapDataset]:
+  def parts() -> Iterator[Any]:
     for source in mixture.sources:
-      yield grain.MapDataset.source(source if isinstance(source, list) else _Rows(source))
+      items: Any = source if isinstance(source, list) else _Rows(source)
+      yield grain.MapDataset.source(items)
 
-  def shuffled(dataset, number: int):
+  def shuffled(dataset: Any, number: int) -> Any:
     # The seed of an epoch is this one plus the epoch: runs of neighbouring seeds must not
     # be one epoch apart.
     own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
     return dataset.shuffle(seed=own).repeat(None)
 
-  def read(item: PairTokens | tuple) -> Read:
+  def read(item: PairTokens | tuple[str, dict[str, Any]]) -> Read:
     if isinstance(item, PairTokens):
       return Read(item.id, item, None, ())
-    return read_row(*item, tokenizer, data)
+    row_id, row = item
+    return read_row(row_id, row, tokenizer, data)
 
   if mixture.weights:
     each = [shuffled(part, number) for number, part in enumerate(parts())]
@@ -134,11 +136,11 @@ class _Rows:
   def __len__(self):
     return len(self._prepared)
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: int) -> tuple[str, dict[str, Any]]:
     return self._prepared.read(int(index))
 
 
-def _items(dataset, start: int, n: int, workers: int) -> Iterator[Read]:
+def _items(dataset: Any, start: int, n: int, workers: int) -> Iterator[Read]:
   if not workers or n < _WORTH_THREADS:
     return (dataset[i] for i in range(start, start + n))
   import grain

@@ -31,8 +31,8 @@ class Prefetcher(Generic[T]):
 
   def __init__(self, make: Callable[[int], T], depth: int):
     self._make, self._depth = make, depth
-    self._made: dict[int, tuple[T | None, BaseException | None]] = {}
-    self._asked: int | None = None
+    self._made: dict[int, tuple[T] | BaseException] = {}
+    self._asked = 0
     self._closed = False
     self._changed = threading.Condition()
     self._thread: threading.Thread | None = None
@@ -48,10 +48,10 @@ class Prefetcher(Generic[T]):
         self._thread.start()
       self._changed.notify_all()
       self._changed.wait_for(lambda: index in self._made)
-      value, error = self._made[index]
-    if error is not None:
-      raise error
-    return value
+      made = self._made[index]
+    if isinstance(made, BaseException):
+      raise made
+    return made[0]
 
   def __enter__(self):
     return self
@@ -73,13 +73,13 @@ class Prefetcher(Generic[T]):
     while True:
       with self._changed:
         self._changed.wait_for(lambda: self._closed or self._next() is not None)
-        if self._closed:
-          return
         index = self._next()
+        if self._closed or index is None:
+          return
       try:
-        made = (self._make(index), None)
+        made = (self._make(index),)
       except BaseException as error:  # the asker's to handle
-        made = (None, error)
+        made = error
       with self._changed:
         if self._wanted(index):
           self._made[index] = made

@@ -66,8 +66,7 @@ _Source = tuple[str, _Read]
 def _sources(generate: GenerateSettings) -> Iterator[_Source]:
   """Yields (where it stands, what reads its messages and its own settings)."""
   if generate.prompt_list:
-    texts = generate.prompt_list
-    for i, text in enumerate((texts,) if isinstance(texts, str) else texts):
+    for i, text in enumerate(generate.prompt_list):
       place = f"generate.prompt_list[{i}]"
       yield place, functools.partial(_only_user, text, place)
   elif generate.prompts == "synthetic":
@@ -80,7 +79,8 @@ def _synthetic(template: str, count: int) -> Iterator[_Source]:
   if count < 1:
     raise UserError(f"generate.count={count} must be at least 1 for synthetic prompts")
   try:
-    fields = [f[1:3] for f in string.Formatter().parse(template) if f[1] is not None]
+    parsed = string.Formatter().parse(template)
+    fields = [(name, how or "") for _, name, how, _ in parsed if name is not None]
     if {name for name, _ in fields} != {"index"} or any(_WIDE.search(how) for _, how in fields):
       raise ValueError
     texts = [template.format(index=i) for i in range(count)]
@@ -118,7 +118,9 @@ def _from_file(path: str, count: int) -> Iterator[_Source]:
     raise UserError(f"{path} has no prompts; write one per line")
 
 
-def _lines_of(file: pathlib.Path, path: str, of_line) -> Iterator[_Source]:
+def _lines_of(
+  file: pathlib.Path, path: str, of_line: Callable[[bytes, str], Any]
+) -> Iterator[_Source]:
   try:
     for number, line in open_lines(file):
       place = f"{file.name}:{number}"

@@ -5,6 +5,7 @@ elsewhere), so that a row id such as "dpo_en_demo.json:17" can be looked up.
 """
 
 import gzip
+import io
 import json
 import pathlib
 import zlib
@@ -85,7 +86,7 @@ def open_lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
         yield number, line
 
 
-def _lines(file) -> Iterator[bytes]:
+def _lines(file: io.BufferedIOBase) -> Iterator[bytes]:
   """Lines of an open file, the too long ones cut: a gzip of nothing unpacks to any size."""
   while line := file.readline(MAX_LINE):
     yield line

@@ -9,7 +9,7 @@ crossing token belongs to the responses: it is predicted, so it is trained. Both
 responses share one prompt, so the shorter common part counts for both.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,9 @@ class Read(NamedTuple):
 CUTS = ("prompt", "chosen", "rejected")
 
 
-def read_row(row_id: str, row, tokenizer: Tokenizer, data: DataSettings) -> Read:
+def read_row(
+  row_id: str, row: dict[str, Any] | Malformed, tokenizer: Tokenizer, data: DataSettings
+) -> Read:
   """The pair of a row, or why there is none."""
   try:
     if isinstance(row, Malformed):

@@ -15,10 +15,11 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+from jax._src import distributed
 
 from simpo_jax.distributed.peer_connection import Loss, PeerConnection
 from simpo_jax.errors import INTERRUPTED, Interrupted, Stopped, UserError, one_line
@@ -79,7 +80,7 @@ def start(options: Options) -> None:
     _join_line()
 
 
-def _explicit(options: Options, env) -> _Coordinates | None:
+def _explicit(options: Options, env: Mapping[str, str]) -> _Coordinates | None:
   """What flags and variables say, or None if they say nothing."""
   given = {
     "coordinator_address": options.coordinator_address or env.get("JAX_COORDINATOR_ADDRESS"),
@@ -104,7 +105,7 @@ def _explicit(options: Options, env) -> _Coordinates | None:
   return group
 
 
-def _number(flag: int | None, env, variable: str) -> int | None:
+def _number(flag: int | None, env: Mapping[str, str], variable: str) -> int | None:
   text = env.get(variable)
   if flag is not None or not text:
     return flag
@@ -113,7 +114,7 @@ def _number(flag: int | None, env, variable: str) -> int | None:
   return int(text)
 
 
-def _on_tpu(env) -> bool:
+def _on_tpu(env: Mapping[str, str]) -> bool:
   """Whether this is a TPU host, where jax finds the others of the slice by itself."""
   devices = any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0"))
   return "tpu" in env.get("JAX_PLATFORMS", "tpu") and (
@@ -121,7 +122,7 @@ def _on_tpu(env) -> bool:
   )
 
 
-def _refuse_lone_task(env) -> None:
+def _refuse_lone_task(env: Mapping[str, str]) -> None:
   tasks = env.get("SLURM_STEP_NUM_TASKS", "1")
   if tasks != "1":
     raise UserError(
@@ -139,7 +140,7 @@ def _join_line() -> None:
     _client().key_value_set("simpo_jax/line", f"{_peers.listen(token)} {token}")
   else:
     port, token = _client().blocking_key_value_get("simpo_jax/line", 300_000).split()
-    host = jax._src.distributed.global_state.coordinator_address.rpartition(":")[0]
+    host = str(_service().coordinator_address).rpartition(":")[0]
     try:
       _peers.connect(host.strip("[]"), int(port), token)
     except OSError as e:
@@ -150,10 +151,14 @@ def _join_line() -> None:
   _names[:] = gather("host_name", socket.gethostname())
 
 
-def _client():
-  # The one place that needs it: jax offers the service's key-value store to Orbax and
-  # others under this name only.
-  return jax._src.distributed.global_state.client
+def _service() -> Any:
+  # jax offers its coordination service to Orbax and others under this name only.
+  return distributed.global_state
+
+
+def _client() -> Any:
+  """Of the coordination service's key-value store."""
+  return _service().client
 
 
 def host_text(process: int) -> str:
@@ -244,7 +249,7 @@ def at_end(words: Callable[[str], None]) -> None:
 
 def peer_failure(doing: str) -> Interrupted | None:
   """Why a launch or exchange failed, if it is that another process was lost."""
-  if _peers and _peers.lost.wait(_GRACE):
+  if _peers and _peers.lost.wait(_GRACE) and _peers.loss:
     return Interrupted(_loss_text(_peers.loss, doing))
   return None
 
@@ -263,7 +268,8 @@ def _lost(loss: Loss) -> None:
   if loss.process != 0 or loss.code is not None:
     time.sleep(_GRACE)
     # The main thread has had the time to fail by itself, and say more.
-  end(loss.code if loss.code == UserError.exit_code else Interrupted.exit_code, _loss_text(loss))
+  code = UserError.exit_code if loss.code == UserError.exit_code else Interrupted.exit_code
+  end(code, _loss_text(loss))
 
 
 def end(code: int, error: str) -> None:

@@ -11,7 +11,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 _SILENCE = 30  # seconds after which the kernel gives up a host that no longer answers
 _PATIENCE = 5.0  # seconds that process 0 waits for the others to hear it
@@ -100,7 +100,7 @@ class PeerConnection:
       _send(line, self.loss._asdict())
     self._read(hello["process"], messages)
 
-  def _read(self, process: int, messages) -> None:
+  def _read(self, process: int, messages: TextIO) -> None:
     """Hears one line to its end."""
     for message in _messages(messages):
       if "goodbye" in message:
@@ -126,7 +126,7 @@ class PeerConnection:
         _send(line, loss._asdict())
 
 
-def _thread(target: Callable, *args) -> None:
+def _thread(target: Callable[..., None], *args: Any) -> None:
   threading.Thread(target=target, args=args, daemon=True, name="link").start()
 
 
@@ -135,7 +135,7 @@ def _send(line: socket.socket, message: dict[str, Any]) -> None:
     line.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _messages(stream) -> Iterator[dict[str, Any]]:
+def _messages(stream: TextIO) -> Iterator[dict[str, Any]]:
   """The messages of a line until it is closed, or broken off."""
   with contextlib.suppress(OSError, ValueError):
     for line in stream:

@@ -13,7 +13,7 @@ from simpo_jax.workdir.files import write_json
 def host_adapters(adapters: dict[str, jax.Array]) -> dict[str, np.ndarray]:
   """The adapters whole, from the shards that any one process holds; nothing runs on a device."""
 
-  def whole(x):
+  def whole(x: jax.Array) -> np.ndarray:
     out = np.empty(x.shape, x.dtype)
     for shard in x.addressable_shards:
       out[shard.index] = np.asarray(shard.data)

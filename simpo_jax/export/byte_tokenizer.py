@@ -16,7 +16,7 @@ def hf_byte_tokenizer():
   bytes_ = Tokenizer(models.BPE(vocab=byte_spellings(), merges=[]))
   bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   bytes_.decoder = decoders.ByteLevel()
-  names = sorted(SPECIAL_IDS, key=SPECIAL_IDS.get)  # they follow the bytes in this order
+  names = sorted(SPECIAL_IDS, key=SPECIAL_IDS.__getitem__)  # they follow the bytes in this order
   bytes_.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
   bytes_.post_processor = processors.TemplateProcessing(
     single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, SPECIAL_IDS[bos])]

@@ -132,7 +132,7 @@ def _copied(path: pathlib.Path | None) -> list[str]:
 def write_tokenizer(folder: pathlib.Path, model: OpenModel) -> None:
   """The tokenizer's files and chat template: the source's own, or such as read the same."""
   path = model.path
-  if copied := _copied(path):
+  if path is not None and (copied := _copied(path)):
     for name in copied:
       target = folder / name
       target.parent.mkdir(exist_ok=True)
@@ -146,7 +146,7 @@ def write_tokenizer(folder: pathlib.Path, model: OpenModel) -> None:
   hf.save_pretrained(folder)
   written = folder / "tokenizer_config.json"
   config = {name: value for name, value in _read_json(written).items() if name not in _FOREIGN}
-  name = config.get("tokenizer_class")
+  name = config.get("tokenizer_class", "")
   config["tokenizer_class"] = _TOKENIZER_CLASSES.get(name, name)
   written.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 

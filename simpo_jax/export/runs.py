@@ -65,7 +65,7 @@ def check_at_end(config: Settings, folder: storage.Path, shared: bool, model: Op
   """Raises a UserError before anything runs if there could be no export at the end."""
   if not config.export.at_end:
     return
-  if storage.is_remote(folder):
+  if not isinstance(folder, pathlib.Path):
     raise UserError(
       "--config.export.at_end=True writes to local disks only; leave it out, and run `python -m "
       "simpo_jax.export` on a local copy of the workdir"
@@ -86,7 +86,7 @@ def export_at_end(config: Settings, run: ResolvedRun, folder: pathlib.Path, chec
     checkpoint: the name of that of the last step.
   """
   export = Export(
-    checkpoint=checkpoints_folder(folder) / checkpoint,
+    checkpoint=folder / checkpoints_folder(folder).name / checkpoint,
     workdir=folder,
     out=folder / "export",
     step=config.train.steps,

@@ -32,8 +32,8 @@ def make_requests(prompts: list[Prompt], settings: GenerateSettings) -> list[Req
   """
   if len(prompts) * settings.num_samples > _MAX_REQUESTS:
     raise UserError(
-      f"{len(prompts)} prompts with --settings.generate.num_samples={settings.num_samples} ask for "
-      f"more than {_MAX_REQUESTS:,} answers; lower num_samples, or --settings.generate.count"
+      f"{len(prompts)} prompts with --config.generate.num_samples={settings.num_samples} ask for "
+      f"more than {_MAX_REQUESTS:,} answers; lower num_samples, or --config.generate.count"
     )
 
   def request(prompt: Prompt, sample: int) -> Request:

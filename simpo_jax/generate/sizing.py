@@ -156,7 +156,7 @@ def select_kernel(
   try:
     return select_impl(requested, platform, *args, **shape)
   except ValueError as error:
-    raise UserError(f"--settings.{field}={requested}: {error}; choose another, or auto") from error
+    raise UserError(f"--config.{field}={requested}: {error}; choose another, or auto") from error
 
 
 def prefill_chunk(settings: GenerateSettings, platform: str) -> int:

@@ -1,10 +1,11 @@
 """Messages in the words of the commands that load a model: flags in place of config fields."""
 
 import contextlib
+import dataclasses
 import re
 
-from simpo_jax.config import default_config
 from simpo_jax.errors import UserError
+from simpo_jax.settings import GenerateSettings
 
 _FLAGS = {"num_samples": "samples_per_prompt", "prompt_list": "prompt"}  # that have other names
 
@@ -22,7 +23,7 @@ def in_flag_names():
 
 def flag_names(text: str) -> str:
   """ "--config.generate.top_k=-1 ..." -> "--top_k=-1 ..."."""
-  fields = "|".join(default_config().generate)
+  fields = "|".join(field.name for field in dataclasses.fields(GenerateSettings))
   text = text.replace("--config.model.source", "--model").replace("--workdir=", "--model=")
   text = text.replace("--config.model.compute_dtype", "--dtype")
   return re.sub(

@@ -74,7 +74,8 @@ def load_model(
   if of_run:
     saved = open_run(path, step, source, force)
     config, step = saved.config, saved.step
-    weights = open_checkpoint(saved.checkpoint, saved.model.config, make_lora(config.train))
+    lora = make_lora(config.train)
+    weights = open_checkpoint(saved.checkpoint, saved.model.config, lora)
     model, tokenizer = saved.model._replace(name=name, read=weights.read), saved.tokenizer
     averaged = ", averaged over its steps" if weights.averaged else ""
     notes = [f"weights of step {step}{averaged}", "settings of the run"]

@@ -26,7 +26,7 @@ class Program(NamedTuple):
   The pool is donated. `rest` is a `State` without it.
   """
 
-  call: Callable
+  call: Callable[..., Any]
   shardings: Any  # of (params, pool, rest)
   abstract: Any  # of (pool, rest)
   seconds: float  # that it took to lower and compile
@@ -51,7 +51,9 @@ def compile_steps(
   heads, everywhere = kv_axes(cfg, mesh, MODE), NamedSharding(mesh, P())
   start = time.perf_counter()
 
-  def run(params, pool, rest, *inputs):
+  def run(
+    params: llama.Params, pool: jax.Array, rest: State, *inputs: Any
+  ) -> tuple[jax.Array, State]:
     engine = make_engine(params, cfg, mesh, heads, shape, loaded.dtype)
     out = step(engine, inputs[0], rest._replace(pool=pool), *inputs[1:])
     return out.pool, out._replace(pool=None)
@@ -84,14 +86,14 @@ def load(loaded: LoadedModel, program: Program):
   weights, pool, rest = program.shardings
   params = load_decode_params(loaded.model, weights, loaded.dtype, loaded.config.seed)
 
-  def zeros(x, sharding):
+  def zeros(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
     part = sharding.shard_shape(x.shape)
     return jax.make_array_from_callback(x.shape, sharding, lambda _: np.zeros(part, x.dtype))
 
   return params, *jax.tree.map(zeros, program.abstract, (pool, rest))
 
 
-def put(loaded: LoadedModel, values):
+def put(loaded: LoadedModel, values: Any) -> Any:
   """Places numpy arrays on every device of the mesh; what was placed stays as it is."""
   everywhere = NamedSharding(loaded.mesh, P())
   return jax.tree.map(

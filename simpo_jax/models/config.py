@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
+from jaxtyping import Float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +65,8 @@ class ModelConfig:
     return self.num_attention_heads // self.num_key_value_heads
 
 
-def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
-  """Rotary inverse frequencies, float32 `[h/2]`, radians per position.
+def rope_frequencies(cfg: ModelConfig) -> Float32[np.ndarray, " half"]:
+  """Rotary inverse frequencies, radians per position, for half of the head dim.
 
   Llama 3.1's rule keeps short wavelengths, divides long ones by `factor` and
   blends in between (Llama 3 herd of models, arXiv:2407.21783).

@@ -8,6 +8,8 @@ cut out of the bytes before it is dequantised.
 import dataclasses
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import gguf
 import numpy as np
@@ -16,7 +18,7 @@ from simpo_jax.errors import UserError, one_line
 from simpo_jax.models.config import ModelConfig, RopeScaling, rope_frequencies
 from simpo_jax.models.gguf_header import check_header
 from simpo_jax.models.hf_config import from_hf
-from simpo_jax.models.safetensors import Weights
+from simpo_jax.models.safetensors import Index, Weights
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")  # llama.cpp's names; Mistral is a llama to it
 HF_NAMES = {
@@ -67,24 +69,24 @@ def open_gguf(path: pathlib.Path) -> tuple[ModelConfig, Weights]:
         f"{path}: {name} has type {t.tensor_type.name}, which cannot be dequantised; "
         "take another quantisation of this model"
       )
-  permuted = {}
+  permuted: dict[str, int] = {}
   if _field(reader, "general.architecture") == "llama":
     for layer in range(config.num_hidden_layers):
       for which, heads in (("q", config.num_attention_heads), ("k", config.num_key_value_heads)):
         permuted[f"model.layers.{layer}.self_attn.{which}_proj.weight"] = heads
 
-  def read(name, index):
+  def read(name: str, index: Index) -> np.ndarray:
     return _read(tensors[name], index, permuted.get(name))
 
   return config, Weights({n: tuple(t.shape[::-1].tolist()) for n, t in tensors.items()}, read)
 
 
-def _read(tensor, index: tuple[slice, ...], heads: int | None) -> np.ndarray:
+def _read(tensor: gguf.ReaderTensor, index: Index, heads: int | None) -> np.ndarray:
   """A slice of a 1-D or 2-D tensor, float; rows un-permuted if it has rotary `heads`."""
   *rows, columns = index
   if heads is not None:
     # llama.cpp rotates neighbours where Hugging Face rotates halves of a head.
-    order = np.arange(tensor.data.shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+    order: np.ndarray = np.arange(len(tensor.data)).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
     rows = [order[rows[0]]]
   if tensor.data.dtype != np.uint8:
     return np.array(tensor.data[(*rows, columns)])  # not a view that keeps the file mapped
@@ -95,7 +97,7 @@ def _read(tensor, index: tuple[slice, ...], heads: int | None) -> np.ndarray:
   return values[..., columns.start - first * block : columns.stop - first * block]
 
 
-def _readable(kind) -> bool:
+def _readable(kind: gguf.GGMLQuantizationType) -> bool:
   """Whether the gguf package can dequantise this type: asked with one block of zeros."""
   try:
     gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
@@ -112,18 +114,23 @@ def _hf_name(name: str) -> str:
   return HF_NAMES.get(name, name)
 
 
-def _field(reader, name: str, default=None):
+def _field(reader: gguf.GGUFReader, name: str, default: Any = None) -> Any:
   field = reader.get_field(name)
   return default if field is None else field.contents()
 
 
-def _config(reader, stored, path, rope_factors) -> ModelConfig:
+def _config(
+  reader: gguf.GGUFReader,
+  stored: Mapping[str, gguf.ReaderTensor],
+  path: pathlib.Path,
+  rope_factors: np.ndarray | None,
+) -> ModelConfig:
   """The metadata as a Hugging Face config.json would say it."""
   arch = _field(reader, "general.architecture")
   if (_field(reader, "split.count") or 1) > 1:
     raise UserError(f"{path} is one part of a model; join all with llama-gguf-split --merge")
 
-  def get(name, default=None):
+  def get(name: str, default: Any = None) -> Any:
     return _field(reader, f"{arch}.{name}", default)
 
   heads, hidden = get("attention.head_count"), get("embedding_length")
@@ -139,7 +146,7 @@ def _config(reader, stored, path, rope_factors) -> ModelConfig:
   if {get("attention.value_length", head_dim), get("rope.dimension_count", head_dim)} != {head_dim}:
     raise UserError(f"{path}: heads that are rotated in part, or differ in size, are not supported")
   window = get("attention.sliding_window") or None
-  rope = {
+  rope: dict[str, Any] = {
     "rope_type": get("rope.scaling.type", "none"),
     "rope_theta": get("rope.freq_base", 10000.0),
     "factor": get("rope.scaling.factor", 1.0),
@@ -147,7 +154,7 @@ def _config(reader, stored, path, rope_factors) -> ModelConfig:
   if rope["rope_type"] == "none":
     rope["rope_type"] = "default"
   embedding = stored.get("token_embd.weight")
-  base = {
+  base: dict[str, Any] = {
     "model_type": "mistral" if arch == "llama" and window else arch,
     # The rows of the embedding count; the token list can be shorter (padding).
     "vocab_size": get("vocab_size") if embedding is None else int(embedding.shape[-1]),
@@ -169,7 +176,7 @@ def _config(reader, stored, path, rope_factors) -> ModelConfig:
   return from_hf({**base, "rope_parameters": _llama3(config, rope_factors, path)}, str(path))
 
 
-def _llama3(config: ModelConfig, factors: np.ndarray, path) -> dict:
+def _llama3(config: ModelConfig, factors: np.ndarray, path: pathlib.Path) -> dict[str, Any]:
   """The scaling rule behind a table of frequency factors.
 
   llama.cpp stores the outcome of Llama 3.1's rule, not its parameters. All released

@@ -45,7 +45,8 @@ def check_header(path: pathlib.Path) -> dict[str, str]:
 
 
 def _walk(data: mmap.mmap) -> dict[str, str]:
-  header, texts = _Cursor(data), {}
+  header = _Cursor(data)
+  texts: dict[str, str] = {}
   kept = (TOKENIZER_MODEL.encode(), TOKENIZER_SPLIT.encode())
   if data[header.skip(4) : 4] != b"GGUF":
     raise ValueError("GGUF magic invalid")

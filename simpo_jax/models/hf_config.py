@@ -145,7 +145,7 @@ def _rope(fields: _Fields) -> dict[str, Any]:
   """What is said of rotary embeddings, under the names of transformers 5."""
   hf = fields.hf
   # transformers 5 writes rope_parameters; earlier versions rope_theta and rope_scaling.
-  rope = {
+  rope: dict[str, Any] = {
     "rope_theta": hf.get("rope_theta", 10000.0),
     **(hf.get("rope_scaling") or {}),
     **(hf.get("rope_parameters") or {}),
@@ -184,7 +184,7 @@ def _shown(value: Any) -> str:
 def _rope_scaling(fields: _Fields, rope: dict[str, Any]) -> RopeScaling | None:
   kind = rope.get("rope_type", rope.get("type", "default"))
 
-  def number(name, least):
+  def number(name: str, least: float) -> float:
     return fields.number(name, rope[name], least)
 
   try:

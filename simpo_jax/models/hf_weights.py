@@ -6,7 +6,7 @@ read than is asked for (`manager.by_layer` has saved every layer's matrix by its
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from simpo_jax.errors import UserError, one_line
 from simpo_jax.models.config import ModelConfig
 from simpo_jax.models.llama import Tensor, tensors
 from simpo_jax.models.lora import Lora, all_tensors, merged_matrix
+from simpo_jax.models.safetensors import Index, Read
 
 Keys = tuple[str, ...]  # of a weight in the tree of `lora.all_tensors`
 
@@ -33,9 +34,17 @@ class CheckpointWeights(NamedTuple):
   """
 
   shapes: dict[str, tuple[int, ...]]
-  read: Callable[[str, tuple[slice, ...]], np.ndarray]
+  read: Read
   dtype: str
   averaged: bool
+
+
+class _Place(NamedTuple):
+  """Where a tensor that has a Hugging Face name of its own is: one layer of one weight."""
+
+  keys: Keys
+  tensor: Tensor
+  layer: int  # 0 if the weight is not stacked
 
 
 def open_checkpoint(
@@ -63,19 +72,19 @@ def open_checkpoint(
         f"{folder} is not of this model: {'.'.join(keys)} is {found} there, and the model's "
         f"config asks for {list(tensor.shape)}; name the source that the run had"
       )
-  table = {name: entry for name, *entry in _by_layer(cfg)}
+  table = dict(_by_layer(cfg))
 
   @functools.cache
-  def stored(*keys):
+  def stored(*keys: str) -> tensorstore.TensorStore:
     return open_array(folder, places[keys])
 
-  def part(keys, index):
+  def part(keys: Keys, index: tuple[int | slice, ...]) -> np.ndarray:
     try:
       return stored(*keys)[index].read().result()
     except ValueError as e:  # TensorStore has no other kind
       raise UserError(f"{folder} cannot be read ({one_line(e)})") from e
 
-  def read(name, index):
+  def read(name: str, index: Index) -> np.ndarray:
     keys, tensor, layer = table[name]
     index = index[::-1] if tensor.transposed else index
     value = part(keys, (layer, *index) if tensor.stacked else index)
@@ -85,7 +94,7 @@ def open_checkpoint(
       value = merged_matrix(value, a, b, lora)
     return value.T if tensor.transposed else value
 
-  shapes = {}
+  shapes: dict[str, tuple[int, ...]] = {}
   for name, (_, tensor, _) in table.items():
     shape = tensor.shape[1:] if tensor.stacked else tensor.shape
     shapes[name] = shape[::-1] if tensor.transposed else shape
@@ -98,25 +107,26 @@ def open_checkpoint(
 
 
 def _flat(tree: dict[str, Any], before: Keys = ()) -> list[tuple[Keys, Tensor]]:
-  out = []
+  out: list[tuple[Keys, Tensor]] = []
   for name, part in tree.items():
-    out += _flat(part, (*before, name)) if isinstance(part, dict) else [((*before, name), part)]
+    keys = (*before, name)
+    out += [(keys, part)] if isinstance(part, Tensor) else _flat(part, keys)
   return out
 
 
-def _by_layer(cfg: ModelConfig):
-  """Yields (Hugging Face name, keys, tensor, layer): the whole first layer before the second."""
+def _by_layer(cfg: ModelConfig) -> Iterator[tuple[str, _Place]]:
+  """Yields Hugging Face names and their places: the whole first layer before the second."""
   table = tensors(cfg)
   for name, part in table.items():
     if name != "layers":
-      yield part.hf_name, (name,), part, 0
+      yield part.hf_name, _Place((name,), part, 0)
       continue
     for layer in range(cfg.num_hidden_layers):
       for key, tensor in part.items():
-        yield tensor.hf_name.format(layer), (name, key), tensor, layer
+        yield tensor.hf_name.format(layer), _Place((name, key), tensor, layer)
 
 
-def _place(keys: Keys, arrays: dict[str, list], average: bool) -> Keys:
+def _place(keys: Keys, arrays: Mapping[str, Any], average: bool) -> Keys:
   """Where in the train state a weight is taken from."""
   averaged = ("average", *keys)
   return averaged if average and _path(averaged) in arrays else ("params", *keys)
@@ -127,9 +137,9 @@ def _path(keys: Keys) -> str:
   return "".join(f"[{key!r}]" for key in keys)
 
 
-def open_array(folder: pathlib.Path, place: Keys):
+def open_array(folder: pathlib.Path, place: Keys) -> tensorstore.TensorStore:
   """An array as Orbax stores it: zarr under its dotted path, from a bucket within OCDBT."""
-  kvstore = {"driver": "file", "path": f"{folder}/"}
+  kvstore: dict[str, Any] = {"driver": "file", "path": f"{folder}/"}
   if (folder / "manifest.ocdbt").exists():
     kvstore = {"driver": "ocdbt", "base": kvstore}
   return tensorstore.open(

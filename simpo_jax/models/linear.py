@@ -4,48 +4,62 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 
-@jax.custom_vjp
-def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-  """`x [B, T, D] @ w [D, F]`, in their dtype.
+def matmul(
+  x: Float[Array, "B T inputs"], w: Float[Array, "inputs outputs"]
+) -> Float[Array, "B T outputs"]:
+  """x @ w, in their dtype.
 
   The gradient of `w` sums over one axis, of all tokens: for a sum over two, XLA for CPU
   makes a transposed copy of a factor, and with it computes anew whatever the factor is
   made of, one number at a time.
   """
+  return _matmul(x, w)
+
+
+# In the form with arguments; of the plain one, pyright cannot tell what it returns.
+@functools.partial(jax.custom_vjp, nondiff_argnums=())
+def _matmul(x: Array, w: Array) -> Array:
   return x @ w
 
 
-def _matmul_forward(x, w):
+def _matmul_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
   return x @ w, (x, w)
 
 
-def _matmul_backward(residuals, d_y):
+def _matmul_backward(residuals: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
   x, w = residuals
   d_w = x.reshape(-1, x.shape[-1]).T @ d_y.reshape(-1, d_y.shape[-1])
   return d_y @ w.T, d_w
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def rms_norm(
+  x: Float[Array, "... width"], scale: Float[Array, " width"], eps: float
+) -> Float[Array, "... width"]:
+  """x / rms(x) * scale over the last axis, in float32 (arXiv:1910.07467)."""
+  return _rms_norm(x, scale, eps)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-  """x / rms(x) * scale over the last axis, in float32 (arXiv:1910.07467)."""
+def _rms_norm(x: Array, scale: Array, eps: float) -> Array:
   y = x.astype(jnp.float32)
   return (y * _inverse_rms(y, eps) * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def _inverse_rms(x, eps):
+def _inverse_rms(x: Float32[Array, "... width"], eps: float) -> Float32[Array, "... 1"]:
   return jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
 
 
-def _norm_forward(x, scale, eps):
-  return rms_norm(x, scale, eps), (x, scale)
+def _norm_forward(x: Array, scale: Array, eps: float) -> tuple[Array, tuple[Array, Array]]:
+  return _rms_norm(x, scale, eps), (x, scale)
 
 
-def _norm_backward(eps, residuals, d_y):
+def _norm_backward(eps: float, residuals: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
   x, scale = residuals
   y, d_y = x.astype(jnp.float32), d_y.astype(jnp.float32)
   r = _inverse_rms(y, eps)
@@ -56,4 +70,4 @@ def _norm_backward(eps, residuals, d_y):
   return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
 
 
-rms_norm.defvjp(_norm_forward, _norm_backward)
+_rms_norm.defvjp(_norm_forward, _norm_backward)

@@ -14,17 +14,26 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int32
 
 from simpo_jax.models.config import ModelConfig, rope_frequencies
 from simpo_jax.models.linear import matmul, rms_norm
 
 Params = dict[str, Any]
-# attend(q [B,T,H,h], k [B,T,K,h], v [B,T,K,h]) -> (out [B,T,H,h], anything to carry on)
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+Query = Float[Array, "B T H h"]
+KeyValue = Float[Array, "B T K h"]
+Angles = tuple[Float32[Array, "B T 1 half"], Float32[Array, "B T 1 half"]]  # cos, sin
+Carry = TypeVar("Carry")
+# attend(q, k, v) -> (out, what to carry on, such as the KV pool)
+Attend = Callable[[Query, KeyValue, KeyValue], tuple[Query, Carry]]
+# The same for the whole of a stack: the layer's own window comes last.
+WindowedAttend = Callable[[Query, KeyValue, KeyValue, Array | None], tuple[Query, Any]]
+_ScannedLayer = Callable[[Array, tuple[Params, Array | None]], tuple[Array, None]]
 _ACTIVATIONS = {
   "silu": jax.nn.silu,
   "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -59,13 +68,13 @@ def tensors(cfg: ModelConfig) -> dict[str, Any]:
 
   one = "zeros" if cfg.norm_plus_one else "ones"  # the weight of a norm that only norms
 
-  def norm(name, width=D):
+  def norm(name: str, width: int = D) -> Tensor:
     return Tensor((L, width), ("layers", "norm"), f"model.layers.{{}}.{name}.weight", init=one)
 
-  def linear(name, n_in, n_out, axes):
+  def linear(name: str, n_in: int, n_out: int, axes: tuple[str, str]) -> Tensor:
     return Tensor((L, n_in, n_out), ("layers", *axes), f"model.layers.{{}}.{name}.weight", True)
 
-  def bias(name, width, axis):
+  def bias(name: str, width: int, axis: str) -> Tensor:
     return Tensor((L, width), ("layers", axis), f"model.layers.{{}}.{name}.bias", init="zeros")
 
   layers = {
@@ -100,9 +109,13 @@ def tensors(cfg: ModelConfig) -> dict[str, Any]:
   return table
 
 
-def abstract_params(cfg: ModelConfig, dtype) -> Params:
+def abstract_params(cfg: ModelConfig, dtype: DTypeLike) -> Params:
   """Shapes and dtypes of the weights, without values."""
-  return jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, dtype), tensors(cfg))
+
+  def abstract(tensor: Tensor) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tensor.shape, dtype)
+
+  return jax.tree.map(abstract, tensors(cfg))
 
 
 def count_params(cfg: ModelConfig) -> int:
@@ -110,30 +123,36 @@ def count_params(cfg: ModelConfig) -> int:
   return sum(x.size for x in jax.tree.leaves(abstract_params(cfg, jnp.float32)))
 
 
-def rope_angles(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
-  """cos and sin, float32 `[B, T, 1, h/2]`, of positions `[B, T]` (arXiv:2104.09864)."""
+def rope_angles(positions: Int32[Array, "B T"], cfg: ModelConfig) -> Angles:
+  """cos and sin of the rotary angles at `positions` (arXiv:2104.09864)."""
   angles = positions[..., None, None].astype(jnp.float32) * rope_frequencies(cfg)
   return jnp.cos(angles), jnp.sin(angles)
 
 
-def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-  """Rotates `[B, T, heads, h]`, halves paired as Hugging Face pairs them."""
+def rope(
+  x: Float[Array, "B T heads h"],
+  cos: Float32[Array, "B T 1 h//2"],
+  sin: Float32[Array, "B T 1 h//2"],
+) -> Float[Array, "B T heads h"]:
+  """Rotates each head of `x`, halves paired as Hugging Face pairs them."""
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def norm(x: jax.Array, weight: jax.Array, cfg: ModelConfig) -> jax.Array:
+def norm(
+  x: Float[Array, "... width"], weight: Float[Array, " width"], cfg: ModelConfig
+) -> Float[Array, "... width"]:
   """The model's RMS norm over the last axis, computed in float32."""
   scale = 1.0 + weight.astype(jnp.float32) if cfg.norm_plus_one else weight
   return rms_norm(x, scale, cfg.rms_norm_eps)
 
 
-def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
   """cap * tanh(x / cap): nearly x where it is small, and never beyond the cap."""
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def linear(p: Params, name: str, x: jax.Array) -> jax.Array:
+def linear(p: Params, name: str, x: Float[Array, "B T inputs"]) -> Float[Array, "B T outputs"]:
   """x W, and (x A) B where the weight has an adapter, its B scaled (arXiv:2106.09685)."""
   y = matmul(x, p[name])
   if f"{name}_lora_a" in p:
@@ -143,16 +162,23 @@ def linear(p: Params, name: str, x: jax.Array) -> jax.Array:
 
 def layer(
   p: Params,
-  x: jax.Array,
-  angles,
-  attend: Attend,
+  x: Float[Array, "B T D"],
+  angles: Angles,
+  attend: Attend[Carry],
   cfg: ModelConfig,
-  all_reduce: Callable[[jax.Array], jax.Array] = lambda x: x,
-):
-  """One transformer layer on `x [B, T, D]`: training rows and paged decoding share it.
+  all_reduce: Callable[[Array], Array] = lambda x: x,
+) -> tuple[Float[Array, "B T D"], Carry]:
+  """One transformer layer: training rows and paged decoding share it.
 
-  `p` may have some of the heads and of the MLP's channels alone; `all_reduce` sums over those
-  who have the others. Returns the new `x` and what `attend` carries on (the KV pool, or None).
+  Args:
+    p: the layer's weights. They may be those of some heads and some of the MLP's channels.
+    x: hidden states.
+    angles: from `rope_angles`.
+    attend: attention, closed over its mask or its cache.
+    all_reduce: sums over the devices that hold the other heads and channels.
+
+  Returns:
+    The new hidden states, and what `attend` carries on (the KV pool, or None).
   """
   B, T, _ = x.shape
   with jax.named_scope("attention"):
@@ -176,26 +202,28 @@ def layer(
   return x, carry
 
 
-def embed(params: Params, tokens: jax.Array, dtype, cfg: ModelConfig) -> jax.Array:
-  """Token embeddings: int32 `[B, T]` to `[B, T, D]`."""
+def embed(
+  params: Params, tokens: Int32[Array, "B T"], dtype: DTypeLike, cfg: ModelConfig
+) -> Float[Array, "B T D"]:
+  """Token embeddings in `dtype`, as the first layer takes them."""
   return scale_embeddings(params["embed"][tokens].astype(dtype), cfg)
 
 
-def scale_embeddings(x: jax.Array, cfg: ModelConfig) -> jax.Array:
-  """Rows of the embedding `[..., D]` as the first layer takes them."""
+def scale_embeddings(x: Float[Array, "... D"], cfg: ModelConfig) -> Float[Array, "... D"]:
+  """Rows of the embedding as the first layer takes them."""
   if not cfg.scaled_embedding:
     return x
   # Gemma was trained with a root that is rounded to the compute dtype.
   return x * jnp.asarray(math.sqrt(cfg.hidden_size), x.dtype)
 
 
-def unembed_matrix(params: Params) -> jax.Array:
-  """The output embedding `[V, D]`: `lm_head`, or the input embedding when tied."""
+def unembed_matrix(params: Params) -> Float[Array, "V D"]:
+  """The output embedding: `lm_head`, or the input embedding when tied."""
   return params.get("lm_head", params["embed"])
 
 
-def unembed(params: Params, x: jax.Array, cfg: ModelConfig) -> jax.Array:
-  """Logits, float32 `[..., V]`, of final hidden states `[..., D]`."""
+def unembed(params: Params, x: Float[Array, "... D"], cfg: ModelConfig) -> Float32[Array, "... V"]:
+  """Logits of final hidden states."""
   w = unembed_matrix(params).astype(x.dtype)
   logits = jnp.einsum("...d,vd->...v", x, w, preferred_element_type=jnp.float32)
   return soft_cap(logits, cfg.final_logit_softcapping)
@@ -203,33 +231,36 @@ def unembed(params: Params, x: jax.Array, cfg: ModelConfig) -> jax.Array:
 
 def forward(
   params: Params,
-  x: jax.Array,
-  positions: jax.Array,
-  attend: Callable[..., tuple[jax.Array, Any]],
+  x: Float[Array, "B T D"],
+  positions: Int32[Array, "B T"],
+  attend: WindowedAttend,
   cfg: ModelConfig,
   gather: Callable[[Params], Params],
-  all_reduce: Callable[[jax.Array], jax.Array] = lambda x: x,
-  remat: Callable = lambda f: f,
-  windows: jax.Array | None = None,
-) -> jax.Array:
-  """Final hidden states `[B, T, D]` of whole rows (training and evaluation).
+  all_reduce: Callable[[Array], Array] = lambda x: x,
+  remat: Callable[[_ScannedLayer], _ScannedLayer] = lambda f: f,
+  windows: Int32[Array, " L"] | None = None,
+) -> Float[Array, "B T D"]:
+  """Final hidden states of whole rows (training and evaluation).
 
   Args:
     params: the weights, layers stacked.
-    x: `[B, T, D]`, the token embeddings.
-    positions: int32 `[B, T]`, the rotary position of each token.
-    attend: attention over the row, closed over its mask: an `Attend` that also takes `window`,
-      the layer's own of `windows`.
+    x: the token embeddings.
+    positions: the rotary position of each token.
+    attend: attention over the row, closed over its mask: `attend(q, k, v, window)`, the window
+      being the layer's own of `windows`.
     gather: makes one layer's weights ready for use, in x's dtype.
     all_reduce: see `layer`.
     remat: wraps the function of one layer, to say what the backward pass computes again.
-    windows: int32 `[L]`, how many of the newest tokens each layer sees; None: all.
+    windows: how many of the newest tokens each layer sees; None: all.
   """
   angles = rope_angles(positions, cfg)
 
-  def body(x, inputs):
+  def body(x: Array, inputs: tuple[Params, Array | None]) -> tuple[Array, None]:
     p, window = inputs
-    within = functools.partial(attend, window=window)
+
+    def within(q: Query, k: KeyValue, v: KeyValue) -> tuple[Query, Any]:
+      return attend(q, k, v, window)
+
     return layer(gather(p), x, angles, within, cfg, all_reduce)[0], None
 
   x, _ = jax.lax.scan(remat(body), x, (params["layers"], windows))
@@ -239,7 +270,7 @@ def forward(
 def unstack(
   params: Params,
   cfg: ModelConfig,
-  dtype,
+  dtype: DTypeLike,
   merge_lora: Callable[[Params], Params] = lambda p: p,
 ) -> Params:
   """The weights for decoding: cast, and the layers as a list.
@@ -247,8 +278,12 @@ def unstack(
   Done once per generation: slicing a stacked weight inside the decode loop would
   copy that slice at every token. `merge_lora` makes a layer's weights of what lies stacked.
   """
+
+  def cast(weight: Array) -> Array:
+    return weight.astype(dtype)
+
   layers = [
     merge_lora({name: w[i] for name, w in params["layers"].items()})
     for i in range(cfg.num_hidden_layers)
   ]
-  return jax.tree.map(lambda w: w.astype(dtype), {**params, "layers": layers})
+  return jax.tree.map(cast, {**params, "layers": layers})

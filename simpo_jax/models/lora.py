@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
 
 from simpo_jax.models.config import ModelConfig
 from simpo_jax.models.llama import Params, Tensor, tensors
@@ -55,13 +57,15 @@ def all_tensors(cfg: ModelConfig, lora: Lora | None = None) -> dict[str, Any]:
 
 
 def _adapters(layers: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
-  def factor(of: Tensor, shape, axes, part, init):
+  def factor(
+    of: Tensor, shape: tuple[int, int], axes: tuple[str, str], part: str, init: str
+  ) -> Tensor:
     # Names that no rule maps are never cut: the rank, and the axis that FSDP cuts in a weight.
-    axes = ("layers", *("adapter" if axis == "embed" else axis for axis in axes))
+    logical = ("layers", *("adapter" if axis == "embed" else axis for axis in axes))
     name = f"base_model.model.{of.hf_name.removesuffix('.weight')}.{part}.weight"
-    return Tensor((of.shape[0], *shape), axes, name, True, init, adapter=True)
+    return Tensor((of.shape[0], *shape), logical, name, True, init, adapter=True)
 
-  out = {}
+  out: dict[str, Tensor] = {}
   for name in lora.matrices:
     weight = layers[name]
     (_, n_in, n_out), (_, axis_in, axis_out) = weight.shape, weight.axes
@@ -71,12 +75,13 @@ def _adapters(layers: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
   return out
 
 
-def abstract_weights(cfg: ModelConfig, dtype, lora: Lora | None = None) -> Params:
+def abstract_weights(cfg: ModelConfig, dtype: DTypeLike, lora: Lora | None = None) -> Params:
   """Shapes and dtypes of the weights, in `dtype`, and of the adapters, in float32."""
-  return jax.tree.map(
-    lambda t: jax.ShapeDtypeStruct(t.shape, jnp.float32 if t.adapter else dtype),
-    all_tensors(cfg, lora),
-  )
+
+  def abstract(tensor: Tensor) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tensor.shape, jnp.float32 if tensor.adapter else dtype)
+
+  return jax.tree.map(abstract, all_tensors(cfg, lora))
 
 
 def beside_weights(tree: Params) -> Params:
@@ -87,6 +92,8 @@ def beside_weights(tree: Params) -> Params:
 
 def scaled(p: Params, lora: Lora | None) -> Params:
   """A layer's weights and adapters as `llama.linear` takes them: alpha / rank is in B."""
+  if lora is None:
+    return p
   return {name: w * lora.scale if name.endswith("_lora_b") else w for name, w in p.items()}
 
 
@@ -102,7 +109,7 @@ def merge(p: Params, lora: Lora | None, shardings: Params) -> Params:
   if lora is None:
     return p
 
-  def merged(name):
+  def merged(name: str) -> Float32[Array, "inputs outputs"]:
     a, b = p[f"{name}_lora_a"], p[f"{name}_lora_b"] * lora.scale
     # TPUs and GPUs would round the factors to fewer bits otherwise.
     sum_ = p[name].astype(jnp.float32) + jnp.matmul(a, b, precision="highest")
@@ -113,6 +120,11 @@ def merge(p: Params, lora: Lora | None, shardings: Params) -> Params:
   return {**plain, **{name: merged(name) for name in lora.matrices}}
 
 
-def merged_matrix(weight: np.ndarray, a: np.ndarray, b: np.ndarray, lora: Lora) -> np.ndarray:
-  """One layer's matrix `[D, H*h]` with its adapter in it, float32; numpy."""
+def merged_matrix(
+  weight: Float[np.ndarray, "inputs outputs"],
+  a: Float32[np.ndarray, "inputs rank"],
+  b: Float32[np.ndarray, "rank outputs"],
+  lora: Lora,
+) -> Float32[np.ndarray, "inputs outputs"]:
+  """One layer's matrix, or a slice of it, with its adapter in it; on the host."""
   return weight.astype(np.float32) + np.float32(lora.scale) * (a @ b)

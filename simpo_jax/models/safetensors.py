@@ -3,7 +3,7 @@
 import json
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -14,6 +14,8 @@ from simpo_jax.storage.paths import escapes_folder
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _MAX_HEADER = 2**25  # bytes; 100,000 tensors take a third of it
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+Index = tuple[slice, ...]
+Read = Callable[[str, Index], np.ndarray]  # of a tensor's name and a slice of it
 
 
 class Weights(NamedTuple):
@@ -25,7 +27,24 @@ class Weights(NamedTuple):
   """
 
   shapes: dict[str, tuple[int, ...]]
-  read: Callable[[str, tuple[slice, ...]], np.ndarray]
+  read: Read
+
+
+@runtime_checkable
+class _Slice(Protocol):
+  """A tensor that is read where it is indexed."""
+
+  def get_dtype(self) -> str: ...
+  def get_shape(self) -> list[int]: ...
+  def __getitem__(self, index: Index) -> np.ndarray: ...
+
+
+@runtime_checkable
+class _File(Protocol):
+  """What `safe_open` opens; the library's own stubs have no types."""
+
+  def keys(self) -> list[str]: ...
+  def get_slice(self, name: str) -> _Slice: ...
 
 
 def open_folder(folder: pathlib.Path) -> Weights:
@@ -34,15 +53,14 @@ def open_folder(folder: pathlib.Path) -> Weights:
   Raises:
     UserError: no such file, a shard that is missing or damaged, or quantised tensors.
   """
-  files = {}
+  files: dict[str, _File] = {}
   for path in _paths(folder):
     try:
-      _check_header(path)
-      handle = safe_open(path, framework="numpy")
+      handle = _open(path)
     except (SafetensorError, ValueError, OSError) as e:
       raise UserError(f"{path} is damaged or cut short ({one_line(e)}); get it again") from e
-    files |= {name: handle for name in handle.keys()}
-  shapes = {}
+    files |= dict.fromkeys(handle.keys(), handle)
+  shapes: dict[str, tuple[int, ...]] = {}
   for name, handle in files.items():
     view = handle.get_slice(name)
     if view.get_dtype() not in _DTYPES:
@@ -51,15 +69,20 @@ def open_folder(folder: pathlib.Path) -> Weights:
         f"({', '.join(_DTYPES)}) are read"
       )
     shapes[name] = tuple(view.get_shape())
-  return Weights(shapes, lambda name, index: files[name].get_slice(name)[index])
+
+  def read(name: str, index: Index) -> np.ndarray:
+    return files[name].get_slice(name)[index]
+
+  return Weights(shapes, read)
 
 
-def _check_header(path: pathlib.Path) -> None:
-  """The library reads any header that the file holds, and makes objects of all of it."""
+def _open(path: pathlib.Path) -> _File:
+  """Opens a file whose header has no more than a model's; the library would read any."""
   with path.open("rb") as file:
     size = int.from_bytes(file.read(8), "little")
   if size > _MAX_HEADER:
     raise ValueError(f"it claims a header of {size} bytes")
+  return safe_open(path, framework="numpy")
 
 
 def _paths(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -7,6 +7,8 @@ hosts. Two small tables say how weights lie in training and in each inference mo
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from simpo_jax.errors import UserError
 from simpo_jax.models.config import ModelConfig
+from simpo_jax.models.llama import Params, Tensor
 from simpo_jax.models.lora import Lora, all_tensors
 
 AXES = ("host", "data", "fsdp", "tensor")
@@ -43,8 +46,21 @@ def train_rules(over_hosts: bool) -> dict[str, tuple[str, ...]]:
   return {axis: tuple(a for a in axes if a != "host") for axis, axes in TRAIN_RULES.items()}
 
 
+@runtime_checkable
+class Device(Protocol):
+  """What makes a place in the mesh of a `jax.Device`, of which jaxlib has no stubs."""
+
+  id: int
+  process_index: int
+
+
 def make_mesh(
-  devices=None, hosts: int | None = None, *, data: int = 1, fsdp: int = 0, tensor: int = 1
+  devices: Sequence[Device] | None = None,
+  hosts: int | None = None,
+  *,
+  data: int = 1,
+  fsdp: int = 0,
+  tensor: int = 1,
 ) -> Mesh:
   """The mesh `(host, data, fsdp, tensor)` over all devices.
 
@@ -56,25 +72,25 @@ def make_mesh(
   Raises:
     UserError: the devices cannot be laid out so.
   """
-  devices = jax.devices() if devices is None else devices
-  devices = sorted(devices, key=lambda d: (d.process_index, d.id))
+  devices = cast(Sequence[Device], jax.devices()) if devices is None else devices
+  ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
   hosts = jax.process_count() if hosts is None else hosts
-  if len(devices) % hosts:
-    counts = Counter(d.process_index for d in devices)
+  if len(ordered) % hosts:
+    counts = Counter(d.process_index for d in ordered)
     raise UserError(f"the hosts have different numbers of devices: {dict(counts)}")
-  own = len(devices) // hosts
+  own = len(ordered) // hosts
   fsdp = fsdp or max(1, own // (data * tensor))
   if data * fsdp * tensor != own:
     raise UserError(
       f"--config.mesh.data={data} x --config.mesh.fsdp={fsdp} x --config.mesh.tensor={tensor} are "
       f"not the {own} devices of a host; choose factors of that number (fsdp=0 takes the rest)"
     )
-  return Mesh(np.asarray(devices).reshape(hosts, data, fsdp, tensor), AXES)
+  return Mesh(np.asarray(ordered).reshape(hosts, data, fsdp, tensor), AXES)
 
 
 def param_specs(
-  cfg: ModelConfig, mesh: Mesh, rules: dict[str, tuple[str, ...]], lora: Lora | None = None
-):
+  cfg: ModelConfig, mesh: Mesh, rules: Mapping[str, tuple[str, ...]], lora: Lora | None = None
+) -> Params:
   """A PartitionSpec for every weight, from its logical axes.
 
   An axis takes the longest run of its mesh axes that divides its unit count: a
@@ -88,18 +104,25 @@ def param_specs(
     "vocab": cfg.vocab_size,
   }
 
-  def mesh_axes(axis):
+  def mesh_axes(axis: str) -> tuple[str, ...] | None:
     axes = rules.get(axis, ())
     while axes and units[axis] % math.prod(mesh.shape[a] for a in axes):
       axes = axes[:-1]
     return axes or None
 
-  return jax.tree.map(lambda t: P(*(mesh_axes(a) for a in t.axes)), all_tensors(cfg, lora))
+  def spec(tensor: Tensor) -> P:
+    return P(*(mesh_axes(axis) for axis in tensor.axes))
+
+  return jax.tree.map(spec, all_tensors(cfg, lora))
 
 
-def named(mesh: Mesh, specs):
+def named(mesh: Mesh, specs: Any) -> Any:
   """NamedShardings of a tree of PartitionSpecs."""
-  return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
+
+  def on_mesh(spec: P) -> NamedSharding:
+    return NamedSharding(mesh, spec)
+
+  return jax.tree.map(on_mesh, specs, is_leaf=lambda s: isinstance(s, P))
 
 
 def device_put(value: np.ndarray, sharding: NamedSharding) -> jax.Array:

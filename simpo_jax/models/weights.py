@@ -15,6 +15,8 @@ import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
 
 from simpo_jax.errors import UserError
 from simpo_jax.models import gguf, safetensors
@@ -22,13 +24,14 @@ from simpo_jax.models.config import EMBEDDED, ModelConfig
 from simpo_jax.models.hf_config import from_hf
 from simpo_jax.models.llama import Params, Tensor, tensors
 from simpo_jax.models.lora import Lora, all_tensors
+from simpo_jax.models.safetensors import Index, Read
 from simpo_jax.models.source import Kind, parse_source
 
 INIT_STD = 0.02
 # Weights of other formats and of other frameworks in the same repository stay there.
 _HUB_FILES = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
 _SHOWN = 3  # names listed in one message
-Index = tuple[slice, ...]
+Bounds = tuple[tuple[int, int], ...]  # of a shard: (start, stop) along every axis
 
 
 class OpenModel(NamedTuple):
@@ -45,7 +48,7 @@ class OpenModel(NamedTuple):
   name: str
   config: ModelConfig
   path: pathlib.Path | None
-  read: Callable[[str, Index], np.ndarray] | None
+  read: Read | None
 
 
 def open_model(source: str) -> OpenModel:
@@ -58,12 +61,12 @@ def open_model(source: str) -> OpenModel:
   kind, path = parse_source(source)
   if kind is Kind.EMBEDDED:
     return OpenModel(source, EMBEDDED, None, None)
+  path = path or _fetched(source)
   if kind is Kind.RANDOM:
     return OpenModel(source, read_config(path), path, None)
   if kind is Kind.GGUF:
     config, weights = gguf.open_gguf(path)
   else:
-    path = path or _fetched(source)
     if not (path / "config.json").is_file() and (ggufs := sorted(path.glob("*.gguf"))):
       raise UserError(f"{path} holds GGUF files: name one, such as {ggufs[0]}")
     config = read_config(path)
@@ -73,13 +76,13 @@ def open_model(source: str) -> OpenModel:
 
 
 def load_params(
-  model: OpenModel, shardings: Params, dtype, seed: int = 0, lora: Lora | None = None
+  model: OpenModel, shardings: Params, dtype: DTypeLike, seed: int = 0, lora: Lora | None = None
 ) -> Params:
   """Places every weight, each process its own shards; nothing compiles or runs.
 
   Args:
     model: from `open_model`.
-    shardings: a NamedSharding for every weight, in the tree of `lora.all_tensors`.
+    shardings: a Sharding for every weight, in the tree of `lora.all_tensors`.
     dtype: of the placed weights, such as "float32"; adapters are float32.
     seed: of random weights, which depend on it and on nothing else: not on shardings.
     lora: the adapters to make beside the weights.
@@ -87,30 +90,32 @@ def load_params(
   Returns:
     The weights as global arrays, in the tree of `lora.all_tensors`.
   """
-  dtype = jnp.dtype(dtype)
+  weight_dtype = jnp.dtype(dtype)
   if seed < 0:
     raise UserError(f"--config.seed={seed} cannot be negative")
 
-  def place(tensor, sharding):
-    kept = np.dtype(np.float32) if tensor.adapter else dtype
+  def place(tensor: Tensor, sharding: Sharding) -> jax.Array:
+    kept = np.dtype(np.float32) if tensor.adapter else weight_dtype
     return _place(tensor.shape, sharding, lambda b: _read_shard(model, tensor, b, kept, seed))
 
   return jax.tree.map(place, all_tensors(model.config, lora), shardings)
 
 
-def load_decode_params(model: OpenModel, shardings: Params, dtype, seed: int = 0) -> Params:
+def load_decode_params(
+  model: OpenModel, shardings: Params, dtype: DTypeLike, seed: int = 0
+) -> Params:
   """Places the weights as decoding has them (`llama.unstack`): each layer by itself.
 
   Args:
     shardings: in that form.
     dtype, seed: as for `load_params`.
   """
-  dtype = jnp.dtype(dtype)
+  weight_dtype = jnp.dtype(dtype)
 
-  def place(tensor, sharding, layer=0):
-    def read(bounds):
+  def place(tensor: Tensor, sharding: Sharding, layer: int = 0) -> jax.Array:
+    def read(bounds: Bounds) -> np.ndarray:
       index = tuple(slice(*b) for b in bounds)
-      return np.asarray(_read_layer(model, tensor, layer, index, seed), dtype, order="C")
+      return np.asarray(_read_layer(model, tensor, layer, index, seed), weight_dtype, order="C")
 
     shape = tensor.shape[1:] if tensor.stacked else tensor.shape
     return _place(shape, sharding, read)
@@ -127,23 +132,31 @@ def load_decode_params(model: OpenModel, shardings: Params, dtype, seed: int = 0
   }
 
 
-def _place(shape: tuple[int, ...], sharding, read) -> jax.Array:
-  """An array of shards, each read once: `read` takes their (start, stop) along every axis."""
-  shards = {}  # replicas on one host share a buffer
+def _place(
+  shape: tuple[int, ...], sharding: Sharding, read: Callable[[Bounds], np.ndarray]
+) -> jax.Array:
+  """An array of shards, each read once."""
+  shards: dict[Bounds, np.ndarray] = {}  # replicas on one host share a buffer
 
-  def shard(index):
+  def shard(index: Index) -> np.ndarray:
     bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
     if bounds not in shards:
       shards[bounds] = read(bounds)
     return shards[bounds]
 
-  array = jax.make_array_from_callback(shape, sharding, shard)
+  array = jax.make_array_from_callback(
+    shape,
+    sharding,
+    shard,  # pyright: ignore[reportArgumentType]  # its index is never None
+  )
   # Transfers are asynchronous: waiting frees this tensor's buffers before the next.
   return array.block_until_ready()
 
 
-def _read_shard(model: OpenModel, tensor: Tensor, bounds, dtype, seed: int) -> np.ndarray:
-  """One shard, layer by layer; `bounds` are its (start, stop) along every axis."""
+def _read_shard(
+  model: OpenModel, tensor: Tensor, bounds: Bounds, dtype: np.dtype, seed: int
+) -> np.ndarray:
+  """One shard, layer by layer."""
   index = tuple(slice(*b) for b in bounds)
   if not tensor.stacked:  # the embeddings are the largest tensors: no copy if the dtype is right
     return np.asarray(_read_layer(model, tensor, 0, index, seed), dtype, order="C")
@@ -153,7 +166,9 @@ def _read_shard(model: OpenModel, tensor: Tensor, bounds, dtype, seed: int) -> n
   return out
 
 
-def _read_layer(model: OpenModel, tensor: Tensor, layer: int, index: Index, seed: int):
+def _read_layer(
+  model: OpenModel, tensor: Tensor, layer: int, index: Index, seed: int
+) -> np.ndarray:
   if model.read is None or tensor.adapter:
     return _random_layer(tensor, layer, seed)[index]
   name = tensor.hf_name.format(layer)
@@ -171,10 +186,11 @@ def _random_layer(tensor: Tensor, layer: int, seed: int) -> np.ndarray:
   return rng.standard_normal(shape, np.float32) * np.float32(INIT_STD)
 
 
-def _check(config: ModelConfig, found: dict[str, tuple[int, ...]], path: pathlib.Path):
+def _check(config: ModelConfig, found: dict[str, tuple[int, ...]], path: pathlib.Path) -> None:
   """The tensors of a file must be those of its config, shapes included."""
-  expected = {}
-  for tensor in jax.tree.leaves(tensors(config)):
+  expected: dict[str, tuple[int, ...]] = {}
+  declared: list[Tensor] = jax.tree.leaves(tensors(config))
+  for tensor in declared:
     shape = tensor.shape[1:] if tensor.stacked else tensor.shape
     shape = shape[::-1] if tensor.transposed else shape
     for layer in range(config.num_hidden_layers if tensor.stacked else 1):
@@ -188,7 +204,7 @@ def _check(config: ModelConfig, found: dict[str, tuple[int, ...]], path: pathlib
         "use the config that belongs to these weights"
       )
 
-  def harmless(name):  # a buffer of old checkpoints; a copy of the tied embedding
+  def harmless(name: str) -> bool:  # a buffer of old checkpoints; a copy of the tied embedding
     return name.endswith("rotary_emb.inv_freq") or (
       name == "lm_head.weight" and config.tie_word_embeddings
     )
@@ -219,7 +235,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
 def _fetched(source: str) -> pathlib.Path:
   """The folder of a hub id: downloaded, or in the hub's local cache."""
   try:
-    return pathlib.Path(huggingface_hub.snapshot_download(source, allow_patterns=_HUB_FILES))
+    return pathlib.Path(huggingface_hub.snapshot_download(source, allow_patterns=list(_HUB_FILES)))
   except Exception as e:  # offline, no such name, no permission: many types, one remedy
     raise UserError(
       f"--config.model.source: there is no folder {source}, and the hub did not give it "

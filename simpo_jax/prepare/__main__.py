@@ -20,6 +20,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -153,7 +154,7 @@ def _progress():
     yield lambda done, total, pairs: bar.update(task, completed=done, total=total, pairs=pairs)
 
 
-def _report(record, target, new: bool, seconds: float) -> None:
+def _report(record: dict[str, Any], target: Any, new: bool, seconds: float) -> None:
   from rich.console import Console
   from rich.table import Table
 

@@ -1,13 +1,14 @@
 """What becomes of a training step whose loss or gradient is not finite."""
 
 from simpo_jax.errors import UserError
+from simpo_jax.runtime.context import RunContext
 from simpo_jax.runtime.progress import Progress
 from simpo_jax.train.step import Metrics, TrainState
 from simpo_jax.workdir import files
 
 
 def leave_out(
-  context,
+  context: RunContext,
   step: int,
   progress: Progress,
   state: TrainState,
@@ -18,7 +19,6 @@ def leave_out(
   """Leaves out a training step that was not finite, if that is allowed.
 
   Args:
-    context: a `modes.RunContext`.
     progress: before the step.
     state: after the step, which has changed nothing of it.
     bad: ids of the pairs.

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from simpo_jax import storage
 from simpo_jax.checkpoint.resume import ResumePoint
 from simpo_jax.data.skip_report import SkipReport
 from simpo_jax.generate.on_mesh import page_bytes
@@ -73,7 +74,9 @@ class Display:
     """What the next launch does, beside the bar."""
     self._progress.update(self._task, description=what)
 
-  def banner(self, run: ResolvedRun, skips: Mapping[str, SkipReport], params: int, workdir) -> None:
+  def banner(
+    self, run: ResolvedRun, skips: Mapping[str, SkipReport], params: int, workdir: storage.Path
+  ) -> None:
     """What is about to run, before the compiler starts.
 
     Args:
@@ -177,7 +180,7 @@ class Display:
       f"margin {row['rewards/margins']:+.4f}  accuracy {row['rewards/accuracies']:.3f}"
     )
 
-  def closing(self, record: dict[str, Any], workdir) -> None:
+  def closing(self, record: dict[str, Any], workdir: storage.Path) -> None:
     """The table at the end: what was launched, how long it took, where it all is."""
     table = Table(title=None, show_edge=False, pad_edge=False)
     for name in ("launches", "count", "seconds", "seconds each"):

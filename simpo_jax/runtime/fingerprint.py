@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -154,7 +155,7 @@ def model_fields(model: OpenModel, tokenizer: Tokenizer) -> dict[str, str]:
   }
 
 
-def named(value) -> str:
+def named(value: Any) -> str:
   """A model's config as text, which stays the same for a model when fields are added.
 
   Those of the first checkpoints (`_FIRST`), then others that are not at their defaults, by name.

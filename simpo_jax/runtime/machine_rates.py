@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def better(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
   return {**best, "source": a["source"] if a["flops"] >= b["flops"] else b["source"]}
 
 
-def _best(f) -> float:
+def _best(f: Callable[[], Any]) -> float:
   times = []
   for _ in range(_RUNS):
     start = time.perf_counter()

@@ -6,31 +6,24 @@ the launch has changed nothing, and `StopRequested` leaves the function before a
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
-from simpo_jax import storage
 from simpo_jax.checkpoint.layout import Position
-from simpo_jax.checkpoint.saver import Saver
 from simpo_jax.data.packing import pack, pair_contents, pair_length
-from simpo_jax.data.prefetch import StepBatch
 from simpo_jax.data.skip_report import add_reports, check_read_so_far
 from simpo_jax.errors import UserError
 from simpo_jax.generate.results import sample_rows, summarize
 from simpo_jax.generate.types import FINISH_REASONS
 from simpo_jax.program.ledger import Mode
 from simpo_jax.runtime.bad_steps import leave_out
-from simpo_jax.runtime.console import Display, skips_text
-from simpo_jax.runtime.launcher import Launcher
+from simpo_jax.runtime.console import skips_text
+from simpo_jax.runtime.context import RunContext
 from simpo_jax.runtime.progress import Progress
-from simpo_jax.runtime.resolve import ResolvedRun
-from simpo_jax.runtime.signals import StopSignal
-from simpo_jax.settings import Settings
 from simpo_jax.trackers.rows import of_generation
-from simpo_jax.trackers.tracker import Tracking
 from simpo_jax.train.metrics import (
   all_pairs,
   evaluation_metrics,
@@ -40,26 +33,6 @@ from simpo_jax.train.metrics import (
 )
 from simpo_jax.train.step import TrainState
 from simpo_jax.workdir import files
-
-
-class RunContext(NamedTuple):
-  """What every launch of the run loop needs; none of it changes from launch to launch."""
-
-  run: ResolvedRun
-  config: Settings
-  launch: Launcher
-  folder: storage.Path
-  display: Display
-  stop: StopSignal
-  batch_of: Callable[[int], StepBatch]  # a training step's
-  rows: range  # of each micro-batch, those that lie on this process's devices
-  saver: Saver
-  track: Tracking
-
-  @property
-  def writes(self) -> bool:
-    """Whether this process writes the shared files."""
-    return jax.process_index() == 0
 
 
 def train(
@@ -112,7 +85,7 @@ def generate(context: RunContext, step: int, state: TrainState) -> TrainState:
   results = summarize(report.generated, run.assignments)
   process, processes = jax.process_index(), jax.process_count()
 
-  def rows(numbers, logprobs):
+  def rows(numbers: Iterable[int], logprobs: bool) -> Iterator[dict[str, Any]]:
     return sample_rows(
       numbers,
       run.requests,

@@ -14,12 +14,11 @@ class Profiler:
   A context manager: a run that ends early leaves a trace of what there was.
   """
 
-  def __init__(self, steps: tuple[int, int] | tuple[()], folder: storage.Path):
+  def __init__(self, steps: tuple[int, ...], folder: storage.Path):
     """`steps`: the first and the last, from 1; () for none. Writes under `folder`/profile."""
     self._first, self._last = steps or (0, 0)
     self._folder = folder / "profile"
-    self._here = self._folder  # the profiler writes to local disks only
-    self._running = False
+    self._here: pathlib.Path | None = None  # where the profiler writes: a local disk
 
   def __enter__(self):
     return self
@@ -32,10 +31,10 @@ class Profiler:
     if step == self._first:
       options = jax.profiler.ProfileOptions()
       options.python_tracer_level = 0  # a call of every Python function drowns the rest
-      if storage.is_remote(self._folder):
-        self._here = pathlib.Path(tempfile.mkdtemp())
-      jax.profiler.start_trace(self._here, profiler_options=options)
-      self._running = True
+      folder = self._folder
+      here = folder if isinstance(folder, pathlib.Path) else pathlib.Path(tempfile.mkdtemp())
+      jax.profiler.start_trace(here, profiler_options=options)
+      self._here = here
 
   def after(self, step: int) -> None:
     """To be called when a step and what follows it are done."""
@@ -43,9 +42,9 @@ class Profiler:
       self._stop()
 
   def _stop(self) -> None:
-    if self._running:
-      self._running = False
+    here, self._here = self._here, None
+    if here:
       jax.profiler.stop_trace()
-      if self._here != self._folder:
-        storage.upload(self._here, self._folder)
-        storage.remove_tree(self._here)
+      if here != self._folder:
+        storage.upload(here, self._folder)
+        storage.remove_tree(here)

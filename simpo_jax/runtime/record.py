@@ -26,6 +26,7 @@ from simpo_jax.runtime.launcher import Launcher
 from simpo_jax.runtime.machine_rates import better, measured_rates
 from simpo_jax.runtime.progress import Progress
 from simpo_jax.runtime.resolve import ResolvedRun
+from simpo_jax.settings import Settings
 from simpo_jax.trackers.tracker import Tracking
 from simpo_jax.workdir import files
 
@@ -44,7 +45,7 @@ class RunRecord:
     self,
     folder: storage.Path,
     run: ResolvedRun,
-    config,
+    config: Settings,
     writes: bool,
     start: ResumePoint,
     progress: Progress,
@@ -157,7 +158,7 @@ class RunRecord:
   def failures(self):
     """Notes whatever ends the run before its time."""
 
-    def note(error):
+    def note(error: str) -> None:
       with contextlib.suppress(UserError):  # where this cannot be written, little can
         self.save("failed", error)
 

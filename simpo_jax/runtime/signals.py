@@ -18,7 +18,7 @@ class StopSignal:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def _handle(self, number, _):
+  def _handle(self, number: int, _: object) -> None:
     self.requested = True
     print(
       f"{signal.Signals(number).name}: stopping after the launch in progress; "

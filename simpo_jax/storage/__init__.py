@@ -87,6 +87,7 @@ def _filesystem(scheme: str, what: str = "") -> Any:
   package, extra = _EXTRAS[scheme]
   try:
     import fsspec
+    import fsspec.config
 
     # Others write and remove: TensorStore, other hosts, earlier runs.
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
@@ -123,7 +124,7 @@ def names(folder: Path) -> list[str]:
 
 def sizes(folder: Path) -> dict[str, int]:
   """Bytes of every file in a folder and below, by its name relative to it."""
-  if not is_remote(folder):
+  if isinstance(folder, pathlib.Path):
     found = sorted(p for p in folder.rglob("*") if p.is_file())
     return {p.relative_to(folder).as_posix(): p.stat().st_size for p in found}
   return {name: info["size"] for name, info in infos(folder).items()}
@@ -153,7 +154,7 @@ def infos(folder: Path) -> dict[str, dict[str, Any]]:
 def write(path: Path, data: str | bytes) -> None:
   """Writes a file whole, or not at all."""
   data = data.encode() if isinstance(data, str) else data
-  if is_remote(path):
+  if not isinstance(path, pathlib.Path):
     filesystem(path).pipe_file(str(path), data)
     return
   with temporary.replacing(path) as file:
@@ -199,7 +200,7 @@ def flush(path: Path, now: bool = True) -> None:
 
 def size(path: Path) -> int:
   """Bytes of a file, what was appended included and from now on there; 0 if it is not there."""
-  if is_remote(path):
+  if not isinstance(path, pathlib.Path):
     flush(path)
     return len(_grown(path).content)
   return path.stat().st_size if path.exists() else 0
@@ -236,7 +237,7 @@ def _grown(path: Path) -> _Growing:
 
 def remove_tree(folder: Path) -> None:
   """Removes a folder and all in it, if it is there."""
-  if not is_remote(folder):
+  if isinstance(folder, pathlib.Path):
     if folder.exists():
       shutil.rmtree(folder)
     return

@@ -50,7 +50,7 @@ class Lease:
     """Gives the claim up."""
     self._ended.set()
     self._thread.join()
-    with contextlib.suppress(storage.failures()):
+    with contextlib.suppress(*storage.failures()):
       self.check()
       self._path.unlink()
 

@@ -41,7 +41,7 @@ def _digest(path: storage.Path, info: dict[str, Any], like: str | None) -> str:
   if like is None and said:
     return next(iter(said.values()))
   kind = like.partition(":")[0] if like and ":" in like else "sha256"
-  if kind not in ("sha256", "md5"):
+  if like and kind not in ("sha256", "md5"):
     return said.get(kind, like)
   if kind in said:
     return said[kind]
@@ -49,9 +49,10 @@ def _digest(path: storage.Path, info: dict[str, Any], like: str | None) -> str:
   return digest.hexdigest() if kind == "sha256" else f"md5:{_base64(digest.digest())}"
 
 
-def _hashed(path: storage.Path, kind: str):
-  with path.open("rb") as f:
-    return hashlib.file_digest(f, kind)
+def _hashed(path: storage.Path, kind: str) -> Any:
+  file: Any = path.open("rb")
+  with file:
+    return hashlib.file_digest(file, kind)
 
 
 def _base64(data: bytes) -> str:

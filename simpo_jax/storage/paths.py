@@ -6,6 +6,8 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from etils import epath
+
 from simpo_jax.errors import UserError, one_line, shown
 
 
@@ -27,7 +29,7 @@ def check_path(field: str, text: str) -> None:
     raise UserError(f"{field}={shown(text)} can be no path ({reason}); name another") from error
 
 
-def plain(name: str | os.PathLike) -> pathlib.Path:
+def plain(name: str | os.PathLike[str]) -> pathlib.Path:
   """A local path, absolute and without `~`, `.` and `..`; all that users name go through here.
 
   TensorStore, by which checkpoints are read and written, refuses a path with `..`. It leads to
@@ -51,7 +53,7 @@ def plain(name: str | os.PathLike) -> pathlib.Path:
   return out
 
 
-def brief(path: os.PathLike) -> str:
+def brief(path: str | os.PathLike[str]) -> str:
   """A path as it is shown: from the current folder on, if it lies there."""
   try:
     return str(pathlib.Path(path).relative_to(pathlib.Path.cwd()))
@@ -66,7 +68,7 @@ def nearest_files(file: pathlib.Path) -> str:
   return nearest_names(file, [p.name for p in file.parent.iterdir()])
 
 
-def nearest_names(file, names: Sequence[str]) -> str:
+def nearest_names(file: pathlib.Path | epath.Path, names: Sequence[str]) -> str:
   """ "; did you mean ...?" for the names in a missing file's folder that are close to its own.
 
   Args:
@@ -76,7 +78,7 @@ def nearest_names(file, names: Sequence[str]) -> str:
   return f"; did you mean {', '.join(brief(file.parent / c) for c in close)}?" if close else ""
 
 
-def escapes_folder(folder: pathlib.Path, name: str) -> bool:
+def escapes_folder(folder: pathlib.Path | epath.Path, name: str) -> bool:
   """Whether a name in a list that came with a folder leads out of it, by itself or by a link.
 
   The links of the Hugging Face cache, from a snapshot to the blobs beside it, do not count.
@@ -84,7 +86,7 @@ def escapes_folder(folder: pathlib.Path, name: str) -> bool:
   path = pathlib.PurePosixPath(name)
   if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
     return True
-  if "://" in str(folder):  # buckets have no links
+  if not isinstance(folder, pathlib.Path):  # buckets have no links
     return False
   try:
     home, target = folder.resolve(), (folder / name).resolve()

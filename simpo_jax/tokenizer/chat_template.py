@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import IO, Any
 
 from simpo_jax.errors import UserError
 from simpo_jax.tokenizer.chat_template_worker import CPU_SECONDS, MAX_CHARACTERS, MEMORY_BYTES
 
 _WORKER = pathlib.Path(__file__).with_name("chat_template_worker.py")
-_worker: subprocess.Popen | None = None  # one for the whole process, started when needed
+_worker: subprocess.Popen[bytes] | None = None  # one for the whole process, started when needed
 _lock = threading.Lock()
 
 
@@ -60,20 +60,27 @@ def _ask(line: bytes) -> tuple[str, bytes]:
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
     )
+  stdin, stdout = _pipes(_worker)
   try:
-    _worker.stdin.write(line)
-    _worker.stdin.flush()
-    status, size = _worker.stdout.readline().split()
-    return status.decode(), _worker.stdout.read(int(size))
+    stdin.write(line)
+    stdin.flush()
+    status, size = stdout.readline().split()
+    return status.decode(), stdout.read(int(size))
   except (BrokenPipeError, ValueError):  # ValueError: the end of its output
     code, _worker = _end(_worker), None
     return "limit", b"time" if code == -signal.SIGPROF else f"it ended with code {code}".encode()
 
 
-def _end(worker: subprocess.Popen) -> int:
-  worker.stdout.close()
+def _pipes(worker: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+  assert worker.stdin and worker.stdout
+  return worker.stdin, worker.stdout
+
+
+def _end(worker: subprocess.Popen[bytes]) -> int:
+  stdin, stdout = _pipes(worker)
+  stdout.close()
   try:
-    worker.stdin.close()
+    stdin.close()
   except BrokenPipeError:
     pass
   return worker.wait()

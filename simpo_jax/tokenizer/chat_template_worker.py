@@ -14,10 +14,13 @@ import json
 import resource
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
 from jinja2 import nodes
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 CPU_SECONDS = 5
@@ -34,26 +37,26 @@ class _Generation(jinja2.ext.Extension):
 
   tags = {"generation"}
 
-  def parse(self, parser):
+  def parse(self, parser: Parser) -> nodes.Node:
     line = next(parser.stream).lineno
-    body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+    body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
     return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
 
-  def _body(self, caller):
+  def _body(self, caller: Callable[[], str]) -> str:
     return caller()
 
 
 class _Namespace(jinja2.utils.Namespace):
   """Holds no names with an underscore in front, which lead to Python's internals."""
 
-  def __init__(*args, **kwargs):  # a field may be called self
+  def __init__(*args: Any, **kwargs: Any):  # a field may be called self
     self, *rest = args
     fields = dict(*rest, **kwargs)
     for name in fields:
       _check_name(name)
     jinja2.utils.Namespace.__init__(self, fields)
 
-  def __setitem__(self, name, value):
+  def __setitem__(self, name: str, value: Any) -> None:
     _check_name(name)
     super().__setitem__(name, value)
 
@@ -61,23 +64,29 @@ class _Namespace(jinja2.utils.Namespace):
 class _Dict:
   """`dict` without the attributes of a type."""
 
-  def __call__(self, *args, **kwargs):
+  def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
     return dict(*args, **kwargs)
 
-  def fromkeys(self, *args, **kwargs):
+  def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
     return dict.fromkeys(*args, **kwargs)
 
 
-def _check_name(name):
+def _check_name(name: Any) -> None:
   if isinstance(name, str) and name.startswith("_"):
     raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
 
 
-def _raise(message):
+def _raise(message: str) -> NoReturn:
   raise jinja2.exceptions.TemplateError(message)
 
 
-def _to_json(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+def _to_json(
+  x: Any,
+  ensure_ascii: bool = False,
+  indent: int | str | None = None,
+  separators: tuple[str, str] | None = None,
+  sort_keys: bool = False,
+) -> str:
   return json.dumps(
     x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
   )
@@ -96,7 +105,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
   return environment
 
 
-def _render(template: jinja2.Template, variables: dict, date: str) -> str:
+def _render(template: jinja2.Template, variables: dict[str, Any], date: str) -> str:
   now = datetime.datetime.fromisoformat(date)
   pieces, size = [], 0
   for piece in template.generate({**variables, "strftime_now": lambda form: now.strftime(form)}):
@@ -107,7 +116,7 @@ def _render(template: jinja2.Template, variables: dict, date: str) -> str:
   return "".join(pieces)
 
 
-def _answer(compiled, line: bytes) -> tuple[str, bytes]:
+def _answer(compiled: Callable[[str], jinja2.Template], line: bytes) -> tuple[str, bytes]:
   try:
     request = json.loads(line)
     text = _render(compiled(request["template"]), request["variables"], request["date"])

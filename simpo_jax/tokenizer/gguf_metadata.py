@@ -25,10 +25,9 @@ def without_torch() -> Iterator[None]:
     return
   # "PyTorch was not found": it is not missed here.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-  from transformers import modeling_gguf_pytorch_utils as utils
-
+  utils: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
   reader = types.ModuleType(_READER)
-  reader.read_gguf_metadata = read_metadata
+  vars(reader)["read_gguf_metadata"] = read_metadata
   asks = utils.is_torch_available
   sys.modules[_READER], utils.is_torch_available = reader, lambda: True
   try:

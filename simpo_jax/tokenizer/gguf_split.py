@@ -5,7 +5,7 @@ Another split gives other ids, which decode to the same text: nothing but this n
 """
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simpo_jax.errors import UserError
 from simpo_jax.models.gguf_header import TOKENIZER_MODEL, TOKENIZER_SPLIT
@@ -96,7 +96,7 @@ def split_named(path: pathlib.Path, names: dict[str, str]) -> Split | None:
   )
 
 
-def apply_split(hf, split: Split) -> None:
+def apply_split(hf: Any, split: Split) -> None:
   """Makes a transformers tokenizer of a GGUF split text so; its ids stay."""
   from tokenizers import Regex, normalizers, pre_tokenizers
 

@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from simpo_jax.data.row_formats import Message
 from simpo_jax.errors import UserError, first_line
@@ -82,7 +83,7 @@ def _hub_generation_config(name: str) -> pathlib.Path | None:
     return None
 
 
-def auto_tokenizer(origin: str, gguf_file: str | None = None):
+def auto_tokenizer(origin: str, gguf_file: str | None = None) -> Any:
   """The tokenizer of a folder or a hub id, as transformers has it, or of a GGUF file in a folder.
 
   Raises:
@@ -107,7 +108,7 @@ def encode_unsplit(path: pathlib.Path) -> Callable[[str], list[int]]:
   return lambda text: list(hf.encode(text, add_special_tokens=False))
 
 
-def _as_transformers_has_it(origin: str, **options):
+def _as_transformers_has_it(origin: str, **options: Any) -> Any:
   import transformers
 
   # Without the False, a repository with code of its own would ask on the terminal.
@@ -117,7 +118,7 @@ def _as_transformers_has_it(origin: str, **options):
 
 
 def _from_hf(
-  hf, generation_eos: list[int], origin: str, date: str, template: str | None
+  hf: Any, generation_eos: list[int], origin: str, date: str, template: str | None
 ) -> Tokenizer:
   template = hf.chat_template if template is None else template
   if isinstance(template, dict):
@@ -188,7 +189,7 @@ def _panics_as_errors(origin: str):
     ) from error
 
 
-def _token_bytes(hf, vocab_size: int) -> list[bytes]:
+def _token_bytes(hf: Any, vocab_size: int) -> list[bytes]:
   byte_level = "ByteLevel" in hf.backend_tokenizer.to_str()
   added = hf.added_tokens_decoder  # these are written as they are
   return [

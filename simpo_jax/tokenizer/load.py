@@ -39,12 +39,12 @@ def load_tokenizer(source: str, date: str = "", template: str | None = None) -> 
   """
   kind, path = parse_source(source)
   date = date or datetime.datetime.now().isoformat(timespec="seconds")
-  if kind is Kind.EMBEDDED or (kind is Kind.RANDOM and not has_tokenizer(path)):
+  if kind is Kind.HUB:
+    return load_hub(source, date, template)
+  if path is None or (kind is Kind.RANDOM and not has_tokenizer(path)):
     return _own_template(template)
   if kind is Kind.GGUF:
     return load_local(path.parent, path.name, date, template)
-  if kind is Kind.HUB:
-    return load_hub(source, date, template)
   return load_local(path, None, date, template)
 
 

@@ -64,7 +64,7 @@ def make_workdir(
   try:
     if folder.is_file():
       raise UserError(f"--workdir={brief(folder)} is a file; choose a folder")
-    if not storage.is_remote(folder):
+    if isinstance(folder, pathlib.Path):
       folder.mkdir(parents=True, exist_ok=True)
       refuse_symlinks(folder)
     if process:
@@ -267,7 +267,7 @@ def _why(error: Exception) -> str:
   return getattr(error, "strerror", None) or one_line(error)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
   if isinstance(value, np.generic):
     return value.item()
   if isinstance(value, np.ndarray):

@@ -107,7 +107,7 @@ def test_llama3_rope_factors(factor, tmp_path):
   )
   factors = config.rope_frequencies(plain) / config.rope_frequencies(wanted)
   cfg, _ = weights_gguf.open_gguf(write_gguf(tmp_path / "m.gguf", net, "llama", factors=factors))
-  assert cfg.rope_scaling.kind == "llama3"
+  assert cfg.rope_scaling and cfg.rope_scaling.kind == "llama3"
   np.testing.assert_allclose(
     config.rope_frequencies(cfg), config.rope_frequencies(wanted), rtol=1e-6
   )

@@ -102,7 +102,7 @@ def test_gemma2_in_bfloat16_rounds_its_root_as_transformers_does(gemma2):
   cfg = dataclasses.replace(gemma2[0], hidden_size=3584)  # Gemma-2-9B: 59.87, in bfloat16 59.75
   ours = llama.scale_embeddings(jnp.ones((1,), jnp.bfloat16), cfg)
   embedding = transformers.models.gemma2.modeling_gemma2.Gemma2TextScaledWordEmbedding
-  theirs = embedding(1, 1, None, embed_scale=3584**0.5).to(torch.bfloat16)
+  theirs = embedding(1, 1, 0, embed_scale=3584**0.5).to(torch.bfloat16)
   theirs.weight.data.fill_(1.0)
   assert float(ours[0]) == theirs(torch.tensor(0)).item() != 3584**0.5
 

@@ -71,7 +71,7 @@ def _step(cfg, simpo, shape, lora, mesh=None) -> StepConfig:
     LORA_MODELS["llama_all"],
     pytest.param(LORA_MODELS["qwen2_some"], marks=pytest.mark.slow),
   ],
-  ids=LORA_MODELS,
+  ids=list(LORA_MODELS),
 )
 def pair(request, tmp_path_factory):
   """A model with peft's adapters, the same in our arrays, and tokens to try it on."""
@@ -267,9 +267,7 @@ def test_two_processes_train_and_export_the_same(trained, tmp_path):
     safetensors.numpy.load_file(path / "adapter" / "adapter_model.safetensors")
     for path in (tmp_path / "run", folder)
   )
-  assert ours.keys() == expected.keys()
-  for name, value in expected.items():
-    np.testing.assert_allclose(ours[name], value, atol=2e-4, err_msg=name)
+  chex.assert_trees_all_close(ours, expected, atol=2e-4, rtol=0)
   for one, other in zip(_rows(tmp_path / "run"), _rows(folder), strict=True):
     assert one["mode"] == other["mode"]
     if one["mode"] != "generate":

@@ -54,9 +54,7 @@ def test_random_weights(dtype):
   np.testing.assert_array_equal(np.asarray(first["final_norm"]), 1)
   assert abs(np.asarray(first["embed"], np.float32).std() - weights.INIT_STD) < 1e-3
   declared = llama.abstract_params(EMBEDDED, jnp.dtype(dtype))
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), first) == jax.tree.map(
-    lambda x: (x.shape, x.dtype), declared
-  )
+  chex.assert_trees_all_equal_shapes_and_dtypes(first, declared)
 
 
 def _load(source, devices, hosts, tensor, rules, dtype="float32", seed=0):
@@ -69,7 +67,7 @@ def _load(source, devices, hosts, tensor, rules, dtype="float32", seed=0):
 def _check_layouts(folder):
   compiled = []
   jax.monitoring.register_event_duration_secs_listener(
-    lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+    lambda event, duration_secs, **_: compiled.append(event) if "backend_compile" in event else None
   )
   checked = 0
   for source in (folder, f"random:{folder}", "embedded"):

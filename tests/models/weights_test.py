@@ -152,7 +152,7 @@ def test_gemma2_defaults_are_those_of_transformers(folder):
     "final_logit_softcapping",
   ):
     assert getattr(ours, name) == getattr(theirs, name), name
-  windowed = [kind == "sliding_attention" for kind in theirs.layer_types]
+  windowed = [kind == "sliding_attention" for kind in theirs.layer_types or ()]
   assert [window is not None for window in ours.windows] == windowed == [True, False]
   for off in ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"):
     change_config(folder, **{off: None})
@@ -217,4 +217,4 @@ def test_sharded_index(tmp_path):
 
 def test_negative_seed():
   with pytest.raises(UserError, match="seed=-1"):
-    weights.load_params(weights.open_model("embedded"), None, "float32", -1)
+    weights.load_params(weights.open_model("embedded"), {}, "float32", -1)

@@ -4,6 +4,7 @@ Where torch is not installed, as by `.[test]`, tests that ask for one of its mod
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +33,15 @@ _SIZES = dict(
 )
 
 
-GEMMA2 = dict(  # caps and a window that matter for a model so small; heads wider than D / H
-  num_hidden_layers=4,
-  head_dim=32,
-  query_pre_attn_scalar=24,
-  sliding_window=7,
-  attn_logit_softcapping=1.5,
-  final_logit_softcapping=3.0,
+GEMMA2: dict[str, Any] = (
+  dict(  # caps and a window that matter for a model so small; heads wider than D / H
+    num_hidden_layers=4,
+    head_dim=32,
+    query_pre_attn_scalar=24,
+    sliding_window=7,
+    attn_logit_softcapping=1.5,
+    final_logit_softcapping=3.0,
+  )
 )
 
 LLAMA3 = {  # rotary scaling that matters for rows so short
@@ -75,12 +78,11 @@ def hf_model(kind: str, seed: int = 0, **changes):
 
 def save_llama(folder, **changes):
   """A model folder as `hf_model("Llama")` saves one, other weights of that kind; without torch."""
-  config = transformers.LlamaConfig(
-    **{**_SIZES, **changes}, architectures=["LlamaForCausalLM"], dtype="float32"
-  )
+  sizes = {**_SIZES, **changes}
+  config = transformers.LlamaConfig(**sizes, architectures=["LlamaForCausalLM"], dtype="float32")
   config.save_pretrained(folder)
   D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
-  H, K = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+  H, K = (sizes[f"num_{of}_heads"] * sizes["head_dim"] for of in ("attention", "key_value"))
   attention = {"q": (H, D), "k": (K, D), "v": (K, D), "o": (D, H)}
   mlp = {"gate": (F, D), "up": (F, D), "down": (D, F)}
   shapes = {"model.embed_tokens": (V, D), "model.norm": (D,), "lm_head": (V, D)}

@@ -46,7 +46,7 @@ def merged_weights(params, lora):
   """
   layers = dict(params["layers"])
   for name in lora.matrices:
-    factors = (params["lora"][f"{name}_lora_{part}"] for part in "ab")
-    each = [merged_matrix(*one, lora) for one in zip(layers[name], *factors, strict=True)]
+    a, b = (params["lora"][f"{name}_lora_{part}"] for part in "ab")
+    each = [merged_matrix(*one, lora) for one in zip(layers[name], a, b, strict=True)]
     layers[name] = np.stack(each).astype(layers[name].dtype)
   return {**{name: part for name, part in params.items() if name != "lora"}, "layers": layers}

@@ -7,6 +7,7 @@ file, and its tokenizer. No library of these formats is needed, and none is impo
 import json
 import math
 import struct
+from typing import Any
 
 D, F, V = 32, 32, 40  # model, ffn, vocabulary; two heads of 16 share one key/value head
 CONFIG = {
@@ -61,7 +62,8 @@ SHAPES = {
 
 def _header(shapes):
   """(the header of a file of these tensors, bytes of the tensors)."""
-  header, end = {"__metadata__": {"format": "pt"}}, 0
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  end = 0
   for name, shape in shapes.items():
     size = 2 * math.prod(shape)
     header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + size]}

@@ -65,9 +65,8 @@ class PreferencePairs(dataset_builder.FileReaderBuilder, skip_registration=True)
 
   url_infos = {}  # nothing is downloaded; TFDS would look for their checksums beside this file
 
-  def __init__(self, target: Target, out: pathlib.Path, write: Callable):
-    self.name = target.name
-    self.VERSION = tfds_version.Version(target.version)
+  def __init__(self, target: Target, out: pathlib.Path, write: Callable[[pathlib.Path], Any]):
+    vars(self).update(name=target.name, VERSION=tfds_version.Version(target.version))
     self._write = write
     super().__init__(data_dir=str(out), file_format=file_adapters.FileFormat.ARRAY_RECORD)
 
@@ -76,7 +75,7 @@ class PreferencePairs(dataset_builder.FileReaderBuilder, skip_registration=True)
       builder=self, description=DESCRIPTION, features=features(), disable_shuffling=True
     )
 
-  def _download_and_prepare(self, dl_manager, download_config=None):
+  def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
     del dl_manager, download_config
     folder = pathlib.Path(self.data_dir)
     infos = []
@@ -143,7 +142,7 @@ def build(
       _check(report, bool(record["pairs"].get(TRAIN)), max_skip_fraction)
       return record["shards"]
 
-    here = None if storage.is_remote(target.out) else target.out
+    here = target.out if isinstance(target.out, pathlib.Path) else None
     try:
       with temporary.folder_for(here / target.name) if here else _private_folder() as scratch:
         builder = PreferencePairs(target, scratch, write)
@@ -235,11 +234,17 @@ def _same(target: Target, source: dict[str, Any]) -> dict[str, Any]:
   return record
 
 
-def _write_all(chunks: Sequence[Chunk], folder, eval_fraction, workers, progress) -> list[Written]:
+def _write_all(
+  chunks: Sequence[Chunk],
+  folder: pathlib.Path,
+  eval_fraction: float,
+  workers: int,
+  progress: Callable[[int, int, int], None],
+) -> list[Written]:
   """Writes the shards of every chunk; the results in the order of the chunks."""
   jobs = [(chunk, str(folder / f"part{i}"), eval_fraction) for i, chunk in enumerate(chunks)]
   total, done, pairs = sum(c.size for c in chunks), 0, 0
-  results: list[Written | None] = [None] * len(jobs)
+  results: dict[int, Written] = {}
   with contextlib.ExitStack() as stack:
     if min(workers, len(jobs)) > 1:
       pool = concurrent.futures.ProcessPoolExecutor(
@@ -255,13 +260,13 @@ def _write_all(chunks: Sequence[Chunk], folder, eval_fraction, workers, progress
       done += chunks[index].size
       pairs += sum(s["pairs"] for s in written.shards.values())
       progress(done, total, pairs)
-  return results
+  return [results[index] for index in range(len(jobs))]
 
 
 def _end_with_parent() -> None:
   # A worker whose parent was killed would wait for work for ever.
-  parent = multiprocessing.parent_process()
-  threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+  if parent := multiprocessing.parent_process():
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _summary(

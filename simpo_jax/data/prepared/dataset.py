@@ -88,7 +88,8 @@ def open_prepared(spec: str, data_dir: str = "", split: str = TRAIN) -> Prepared
   check_sizes(folder, record)
   _check_types(folder)
   try:
-    builder = _builder(_fetched(folder, record) if storage.is_remote(folder) else folder, folder)
+    here = folder if isinstance(folder, pathlib.Path) else _fetched(folder, record)
+    builder = _builder(here, folder)
     source = builder.as_data_source(split=split)
     name, count = builder.info.full_name, len(source)
   except UserError:
@@ -154,7 +155,7 @@ def _check_types(folder: storage.Path) -> None:
   """TFDS imports whatever module features.json names; only its own features may be named."""
   path, known = folder / "features.json", "tensorflow_datasets.core.features."
 
-  def walk(value):
+  def walk(value: dict[str, Any] | list[Any]) -> None:
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
       if key in _CLASS_NAMES and isinstance(inner, str) and "." in inner:
         if not inner.startswith(known):
@@ -170,7 +171,7 @@ def _check_types(folder: storage.Path) -> None:
     raise UserError(_corrupt(folder, path.name, one_line(error))) from error
 
 
-def _builder(here: pathlib.Path, folder: storage.Path):
+def _builder(here: pathlib.Path, folder: storage.Path) -> Any:
   """TFDS's builder of a dataset that lies `here`, and came from `folder`."""
   import tensorflow_datasets as tfds
 
@@ -185,7 +186,7 @@ def _builder(here: pathlib.Path, folder: storage.Path):
   return builder
 
 
-def _listed(here: pathlib.Path, builder) -> list[str]:
+def _listed(here: pathlib.Path, builder: Any) -> list[str]:
   """The shards that dataset_info.json names."""
   splits = builder.info.splits.values()
   return [os.path.relpath(path, here) for split in splits for path in split.filepaths]
@@ -211,7 +212,7 @@ def _fetched(folder: storage.Path, record: dict[str, Any]) -> pathlib.Path:
     raise UserError(f"{folder} cannot be read ({one_line(error)})") from error
 
 
-def _corrupt(folder, shard: str, why: str) -> str:
+def _corrupt(folder: str | storage.Path, shard: str, why: str) -> str:
   path = storage.open_path(folder, "data")
   out, name, version = path.parent.parent, path.parent.name, path.name
   return (

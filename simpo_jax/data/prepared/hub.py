@@ -31,10 +31,11 @@ def download(source: str) -> tuple[list[File], str]:
   import huggingface_hub
 
   match = _ID.fullmatch(source)
+  assert match, "`is_hub_id` has said so"
   name, pattern = match[1], match[2]
   try:
     info = huggingface_hub.HfApi().dataset_info(name)
-    names = [s.rfilename for s in info.siblings]
+    names = [s.rfilename for s in info.siblings or ()]
     chosen = choose(source, names, pattern)
     paths = [
       huggingface_hub.hf_hub_download(name, n, repo_type="dataset", revision=info.sha)
@@ -48,7 +49,7 @@ def download(source: str) -> tuple[list[File], str]:
       f"{source} is neither on this machine nor a dataset that can be fetched "
       f"({one_line(error)}); check the name, or download it and give the folder"
     ) from error
-  return [File(p, n) for p, n in zip(paths, chosen, strict=True)], info.sha
+  return [File(p, n) for p, n in zip(paths, chosen, strict=True)], info.sha or ""
 
 
 def choose(source: str, names: Sequence[str], pattern: str | None) -> list[str]:

@@ -39,7 +39,7 @@ def serializer() -> Callable[[dict[str, Any]], bytes]:
   """The function from a record to its bytes as TFDS reads them, always the same for a record."""
   from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-  types = features()
+  types: Any = features()
   example = ExampleSerializer(types.get_serialized_info()).get_tf_example
   # TFDS's own serialize_example leaves the order of the fields to protobuf's hashes.
   return lambda r: example(types.encode_example(r)).SerializeToString(deterministic=True)
@@ -68,7 +68,7 @@ def to_row(record: Mapping[str, Any]) -> dict[str, Any]:
   return {**row, "prompt": messages} if messages else row
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
   if isinstance(value, bytes):
     return value.decode("utf-8", errors="replace")
   if isinstance(value, Mapping):
