@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Int32
 
 from simpo_jax.generate import kv_pages
 from simpo_jax.generate.engine import generate_group
@@ -166,16 +166,16 @@ def paged_attend(model: ModelConfig, shape: GenerateShape) -> PagedAttend:
   """Attention over the pages of one device, with the kernel that `shape` names."""
 
   def attend(
-    q: Float[Array, "B T H h"],
-    k: Float[Array, "B T K h"],
-    v: Float[Array, "B T K h"],
+    q: llama.Query,
+    k: llama.KeyValue,
+    v: llama.KeyValue,
     pool: KVPool,
     page_ids: Int32[Array, "B pages_per_seq"],
     start: Int32[Array, " B"],
     count: Int32[Array, " B"],
     *,
     window: int | None,
-  ) -> tuple[Float[Array, "B T H h"], KVPool]:
+  ) -> tuple[llama.Query, KVPool]:
     pool = kv_pages.write(pool, page_ids, start, count, k, v)
     out = paged_prefill(
       q,

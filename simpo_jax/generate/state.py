@@ -53,9 +53,9 @@ class PagedAttend(Protocol):
 
   def __call__(
     self,
-    q: Float[Array, "B T H h"],
-    k: Float[Array, "B T K h"],
-    v: Float[Array, "B T K h"],
+    q: llama.Query,
+    k: llama.KeyValue,
+    v: llama.KeyValue,
     pool: KVPool,
     page_ids: Int32[Array, "B pages_per_seq"],
     start: Int32[Array, " B"],
@@ -63,7 +63,7 @@ class PagedAttend(Protocol):
     /,
     *,
     window: int | None,
-  ) -> tuple[Float[Array, "B T H h"], KVPool]: ...
+  ) -> tuple[llama.Query, KVPool]: ...
 
 
 class Engine(NamedTuple):
@@ -147,13 +147,13 @@ def forward(
     ids = kv_pages.layer_pages(table, index, engine.shape.num_pages, cfg.num_hidden_layers)
 
     def attend(
-      q: Array,
-      k: Array,
-      v: Array,
+      q: llama.Query,
+      k: llama.KeyValue,
+      v: llama.KeyValue,
       pool: KVPool = pool,
       ids: Array = ids,
       window: int | None = cfg.windows[index],
-    ) -> tuple[Array, KVPool]:
+    ) -> tuple[llama.Query, KVPool]:
       return engine.attend(q, k, v, pool, ids, start, count, window=window)
 
     x, pool = llama.layer(weights, x, angles, attend, cfg)

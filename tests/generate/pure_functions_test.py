@@ -15,7 +15,7 @@ from simpo_jax.train.loss import simpo_loss, target_log_probs
 N, V = 5, 300
 # Without `without_device`, which passes numpy: these functions take arrays of the devices.
 VARIANTS = dict(with_jit=True, without_jit=True, with_device=True)
-variants: Callable[..., Callable[[Callable[..., None]], Any]] = chex.variants  # curried: untyped
+variants: Any = chex.variants  # whose currying loses its types
 
 
 def settings(temperature=1.0):
