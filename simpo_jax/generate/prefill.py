@@ -57,7 +57,7 @@ def see(
   tokens: Int32[Array, "slots prompt_tokens"],
   length: Int32[Array, " slots"],
 ) -> Bool[Array, "slots V"]:
-  """`seen`, where the slots in `new` have the first `length` of their `tokens` and no others."""
+  """Sets what the slots in `new` have seen to the first `length` of their `tokens`."""
   real = new[:, None] & (jnp.arange(tokens.shape[1]) < length[:, None])
   row = jnp.arange(seen.shape[0])[:, None]
   before = seen & ~new[:, None]
@@ -72,7 +72,7 @@ def prefill(
   todo: Int32[Array, " slots"],
   done: Int32[Array, " slots"] | None = None,
 ) -> KVPool:
-  """Caches `todo[i]` prompt tokens of slot i, from the first on or after its first `done[i]`.
+  """Caches `todo[i]` prompt tokens of slot i, from the first on, or after its first `done[i]`.
 
   Chunks of all prompts form one list; each pass processes the next `prefill_rows` of
   them. Several may be of one prompt: a pass writes all its keys and values before it

@@ -49,22 +49,23 @@ def make_requests(prompts: list[Prompt], settings: GenerateSettings) -> list[Req
 def empty_requests(shape: GenerateShape, vocab_size: int) -> Requests:
   """Numpy arrays of the right sizes, with no request in them."""
 
-  def zeros(dtype: DTypeLike, *sizes: int) -> Any:  # of the host, in place of the devices' Array
+  def zeros(dtype: DTypeLike, *sizes: int) -> Any:  # numpy, where `Requests` says Array
     return np.zeros(sizes, dtype)
 
-  def ints() -> Any:
-    return zeros(np.int32, shape.groups, shape.requests)
-
-  def floats() -> Any:
-    return zeros(np.float32, shape.groups, shape.requests)
-
+  size = (shape.groups, shape.requests)
   each = RequestArrays(
-    tokens=zeros(np.int32, shape.groups, shape.requests, shape.prompt_tokens),
-    length=ints(),
-    budget=ints(),
-    prompt=ints(),
-    sample=ints(),
-    sampling=Sampling(floats(), ints(), floats(), floats(), floats()),
+    tokens=zeros(np.int32, *size, shape.prompt_tokens),
+    length=zeros(np.int32, *size),
+    budget=zeros(np.int32, *size),
+    prompt=zeros(np.int32, *size),
+    sample=zeros(np.int32, *size),
+    sampling=Sampling(
+      temperature=zeros(np.float32, *size),
+      top_k=zeros(np.int32, *size),
+      top_p=zeros(np.float32, *size),
+      min_p=zeros(np.float32, *size),
+      repetition_penalty=zeros(np.float32, *size),
+    ),
   )
   stops = zeros(np.int16, shape.stop_states, vocab_size)
   return Requests(each, stops, seed=zeros(np.uint32, 2))

@@ -57,8 +57,9 @@ def pending(queue: Queue, work: Work) -> Int32[Array, ""]:
 def wants_refill(queue: Queue, work: Work, rows: int) -> Bool[Array, ""]:
   """Whether it is time to admit.
 
-  If requests wait, it is when nothing runs; else when as many sequences have finished as
-  a prefill pass has `rows`, or an eighth of those that were running, whichever is less.
+  Never unless requests wait. Then it is when nothing runs, or when as many sequences have
+  finished as a prefill pass has `rows`, or an eighth of those that were running, whichever
+  is less.
   """
   running = jnp.sum(queue.running, dtype=jnp.int32)
   finished = jnp.sum(queue.request < work.length.shape[0], dtype=jnp.int32) - running

@@ -1,5 +1,6 @@
 """Page allocation: no page is ever lost, shared by accident, or given twice."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +11,12 @@ from simpo_jax.generate import kv_pages
 
 def _check(pages, held):
   """`held[slot]` is the list of pages a slot should hold, in order."""
-  total = pages.refs.shape[0]
+  total, width = pages.refs.shape[0], pages.table.shape[1]
   counts = np.bincount([p for row in held for p in row], minlength=total)
-  np.testing.assert_array_equal(pages.refs, counts)
-  for row, expected in zip(np.asarray(pages.table), held, strict=True):
-    assert row.tolist() == [*expected, *[total] * (len(row) - len(expected))]
+  rows = [[*row, *[total] * (width - len(row))] for row in held]
+  expected = kv_pages.Pages(jnp.asarray(counts, jnp.int32), jnp.asarray(rows, jnp.int32))
+  chex.assert_trees_all_equal(pages, expected)
+  chex.assert_trees_all_equal_dtypes(pages, expected)
   assert int(kv_pages.num_free(pages)) == (counts == 0).sum()
 
 

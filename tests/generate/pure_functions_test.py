@@ -113,7 +113,7 @@ class Pages(chex.TestCase):
 class Loss(chex.TestCase):
   """SimPO's loss by equation 6, and target log-probabilities next to all of them."""
 
-  @variants(**VARIANTS)
+  @chex.variants(**VARIANTS)
   def test_simpo_loss(self):
     cfg = SimPOSettings(beta=2.0, gamma_beta_ratio=0.25)
     chosen, rejected = np.float32([-0.5, -1.0]), np.float32([-1.0, -0.25])
@@ -122,7 +122,7 @@ class Loss(chex.TestCase):
     margin = 2.0 * (chosen - rejected) - 0.5
     chex.assert_trees_all_close(np.asarray(out), np.log1p(np.exp(-margin)), rtol=1e-6)
 
-  @variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True, without_jit=True)
   def test_target_log_probs(self):
     rng = np.random.default_rng(0)
     B, S, D, U, V = 2, 16, 8, 12, 50
