@@ -9,10 +9,14 @@ def round_robin(requests: list[Request], groups: int, processes: int = 1) -> lis
   The samples of a prompt stay together, to share its pages, unless there are fewer
   prompts than groups. In the global mesh (one group) every process has every answer
   and each writes its part.
+
+  Returns:
+    An assignment for each request, in their order.
   """
   prompts = list(dict.fromkeys(r.prompt.index for r in requests))
   ordinal = {index: i for i, index in enumerate(prompts)}
-  filled, assignments = [0] * groups, []
+  filled = [0] * groups
+  assignments: list[Assignment] = []
   for number, request in enumerate(requests):
     turn = ordinal[request.prompt.index] if len(prompts) >= groups else number
     group = turn % groups

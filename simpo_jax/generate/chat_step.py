@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int32
 
 from simpo_jax.generate import kv_pages
 from simpo_jax.generate.decode import decode
@@ -17,12 +18,12 @@ from simpo_jax.generate.types import Requests
 
 
 class ChatStep(NamedTuple):
-  """What one launch does; int32 [], but for `begins`."""
+  """What one launch does."""
 
-  cached: jax.Array  # tokens of the conversation that are in the cache
-  until: jax.Array  # tokens of it that shall be; when an answer begins, all but the last
-  begins: jax.Array  # bool [], an answer begins
-  steps: jax.Array  # decode steps, at most; 0 until all is cached
+  cached: Int32[Array, ""]  # tokens of the conversation that are in the cache
+  until: Int32[Array, ""]  # tokens of it that shall be; when an answer begins, all but the last
+  begins: Bool[Array, ""]  # whether an answer begins
+  steps: Int32[Array, ""]  # decode steps, at most; 0 until all is cached
 
 
 def chat_step(engine: Engine, requests: Requests, s: State, turn: ChatStep) -> State:
@@ -33,6 +34,7 @@ def chat_step(engine: Engine, requests: Requests, s: State, turn: ChatStep) -> S
 
   Args:
     engine: of one slot and one request.
+    requests: that one, without a leading group axis.
     s: what the last call has returned; the first one reads nothing of it.
   """
   arrays, P = requests.each, engine.shape.num_pages
@@ -52,11 +54,11 @@ def chat_step(engine: Engine, requests: Requests, s: State, turn: ChatStep) -> S
     todo, done = (turn.until - turn.cached)[None], turn.cached[None]
     s = s._replace(pool=prefill(engine, s.pool, queue, arrays, todo, done))
 
-  def wanted(carry):
+  def wanted(carry: tuple[State, Array]) -> Bool[Array, ""]:
     s, left = carry
     return s.queue.running[0] & (left > 0)
 
-  def step(carry):
+  def step(carry: tuple[State, Array]) -> tuple[State, Array]:
     s, left = carry
     return decode(engine, s, requests, 1), left - 1
 

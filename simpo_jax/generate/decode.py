@@ -1,7 +1,10 @@
 """One decode step: a token for every running slot."""
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from simpo_jax.generate.sampling import choose, uniforms
 from simpo_jax.generate.state import Engine, Slots, State, forward
@@ -10,15 +13,23 @@ from simpo_jax.models import llama
 
 
 def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
-  """One token for every running slot; at most `width` of them run."""
+  """One token for every running slot.
+
+  Args:
+    requests: of the engine's own group, without a leading axis.
+    width: rows of the step; no more slots than that may run.
+  """
   cfg, shape, arrays, queue = engine.cfg, engine.shape, requests.each, s.queue
   # Pinned: the key must not depend on the environment's default generator.
-  key = jax.random.wrap_key_data(requests.seed, impl="threefry2x32")
+  key = cast(Array, jax.random.wrap_key_data(requests.seed, impl="threefry2x32"))
   # Running slots are sorted first, so that the step is only as wide as needed.
   slot = jnp.argsort(~queue.running, stable=True)[:width].astype(jnp.int32)
   alive = queue.running[slot]
   request = jnp.where(alive, queue.request[slot], shape.requests)
-  gather_by_request = lambda x: x.at[request].get(mode="fill", fill_value=0)  # noqa: E731
+
+  def gather_by_request(x: Array) -> Array:
+    return x.at[request].get(mode="fill", fill_value=0)
+
   token, position, stop = (x[slot] for x in s.slots)
 
   table = jnp.where(alive[:, None], queue.pages.table[slot], shape.num_pages)
@@ -47,14 +58,14 @@ def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
       finish=s.out.finish.at[request].set(finish, mode="drop"),
       logprob=s.out.logprob.at[request].add(logprob, mode="drop"),
     )
+
+    def update(all_: Array, now: Array) -> Array:
+      return all_.at[slot].set(now)
+
     return State(
       pool=pool,
       queue=queue._replace(running=queue.running.at[slot].set(alive & (finish == RUNNING))),
-      slots=jax.tree.map(
-        lambda all_, now: all_.at[slot].set(now),
-        s.slots,
-        Slots(token, position + 1, jnp.maximum(stop, 0)),
-      ),
+      slots=jax.tree.map(update, s.slots, Slots(token, position + 1, jnp.maximum(stop, 0))),
       seen=None if s.seen is None else s.seen.at[slot, token].set(True),
       out=out,
       tally=s.tally,

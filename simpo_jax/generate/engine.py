@@ -9,6 +9,7 @@ through a `lax.cond`, whose untouched branch would copy it on some backends.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int32
 
 from simpo_jax.generate import scheduler
 from simpo_jax.generate.decode import decode
@@ -17,22 +18,28 @@ from simpo_jax.generate.scheduler import Work
 from simpo_jax.generate.state import Engine, LoopCounters, State, initial, select_state
 from simpo_jax.generate.types import Generated, Requests
 
+Carry = tuple[State, Int32[Array, ""] | None]  # and the decode steps that are left, if limited
+
 
 def generate_group(engine: Engine, requests: Requests) -> Generated:
-  """Answers one group's requests, without a leading group axis: `[N]` in request order."""
+  """Answers one group's requests; they and the answers have no leading group axis."""
   work = _work(requests)
   return _rounds(engine, requests, work, _tallied(engine, initial(engine), work)).out
 
 
 def generate_some(
-  engine: Engine, requests: Requests, s: State, first: jax.Array, steps: jax.Array
+  engine: Engine,
+  requests: Requests,
+  s: State,
+  first: Bool[Array, ""],
+  steps: Int32[Array, ""],
 ) -> State:
   """Like `generate_group`, but returns to the host after a number of decode steps.
 
   Args:
     s: what the last call has returned; the first one reads nothing of it.
-    first: bool [].
-    steps: int32 [], at most.
+    first: whether this call is the first.
+    steps: decode steps, at most.
   """
   work = _work(requests)
   s = select_state(first, initial(engine, s.pool), s)
@@ -44,22 +51,24 @@ def _work(requests: Requests) -> Work:
   return Work(arrays.length, arrays.budget, arrays.prompt)
 
 
-def _rounds(engine: Engine, requests: Requests, work: Work, s: State, left=None) -> State:
+def _rounds(
+  engine: Engine, requests: Requests, work: Work, s: State, left: Array | None = None
+) -> State:
   """Refills and decodes until every request is done, or for `left` decode steps."""
   shape, arrays = engine.shape, requests.each
 
-  def rounds(carry):
+  def rounds(carry: Carry) -> Carry:
     s, left = carry
     s = _tallied(engine, refill(engine, s, arrays, work), work)
     carry = s, left
     for width, lower in zip(shape.widths, (*shape.widths[1:], 0), strict=True):
 
-      def step(carry, width=width):
+      def step(carry: Carry, width: int = width) -> Carry:
         s, left = carry
         s = _tallied(engine, decode(engine, s, requests, width), work)
         return s, None if left is None else left - 1
 
-      def enough(carry, lower=lower):
+      def enough(carry: Carry, lower: int = lower) -> Bool[Array, ""]:
         s, left = carry
         return _and_left((s.tally.running > lower) & (s.tally.refill == 0), left)
 
@@ -67,14 +76,14 @@ def _rounds(engine: Engine, requests: Requests, work: Work, s: State, left=None)
         carry = jax.lax.while_loop(enough, step, carry)
     return carry
 
-  def unanswered(carry):
+  def unanswered(carry: Carry) -> Bool[Array, ""]:
     s, left = carry
     return _and_left((s.tally.running > 0) | (s.tally.pending > 0), left)
 
   return jax.lax.while_loop(unanswered, rounds, (s, left))[0]
 
 
-def _and_left(wanted, left):
+def _and_left(wanted: Bool[Array, ""], left: Int32[Array, ""] | None) -> Bool[Array, ""]:
   return wanted if left is None else wanted & (left > 0)
 
 

@@ -9,23 +9,28 @@ A page is free when no slot holds it; samples of one prompt hold its full pages
 together. Everything is vectorised over slots and pages.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
 
 from simpo_jax.arith import ceil_div
+from simpo_jax.kernels.loops import fori_loop
+
+# The pages of all layers, `[L * P, page, 2 * K * h]`.
+KVPool = Float[Array, "pages page lanes"]
+Tokens = TypeVar("Tokens", int, Array)
 
 
 class Pages(NamedTuple):
   """Page table and reference counts of P pages, numbered 0 .. P-1; P means no page."""
 
-  refs: jax.Array  # int32 [P], how many slots hold the page; 0 is free
-  table: jax.Array  # int32 [slots, pages_per_seq], a slot's pages from the left, then P
+  refs: Int32[Array, " P"]  # how many slots hold the page; 0 is free
+  table: Int32[Array, "slots pages_per_seq"]  # a slot's pages from the left, then P
 
 
-def pages_needed(tokens, page_size: int):
-  """Pages that hold `tokens` tokens."""
+def pages_needed(tokens: Tokens, page_size: int) -> Tokens:
+  """How many pages hold so many tokens."""
   return ceil_div(tokens, page_size)
 
 
@@ -37,18 +42,18 @@ def init_pages(num_pages: int, slots: int, pages_per_seq: int) -> Pages:
   )
 
 
-def num_free(pages: Pages) -> jax.Array:
-  """int32 []."""
+def num_free(pages: Pages) -> Int32[Array, ""]:
+  """How many pages no slot holds."""
   return jnp.sum(pages.refs == 0, dtype=jnp.int32)
 
 
-def allocate(pages: Pages, skip: jax.Array, need: jax.Array) -> Pages:
+def allocate(pages: Pages, skip: Int32[Array, " slots"], need: Int32[Array, " slots"]) -> Pages:
   """Allocates `need[i]` free pages to slot i, in its columns from `skip[i]` on.
 
   Args:
     pages: a slot that gets pages must hold none in those columns (see `release`).
-    skip: int32 `[slots]`, columns left for pages shared with another slot.
-    need: int32 `[slots]`, 0 to leave a slot alone. The caller has checked that
+    skip: columns left for pages shared with another slot.
+    need: in pages; 0 leaves a slot alone. The caller has checked that
       `sum(need) <= num_free`: admission reserves the worst case, so running out
       in the middle of a sequence cannot happen.
   """
@@ -64,8 +69,8 @@ def allocate(pages: Pages, skip: jax.Array, need: jax.Array) -> Pages:
   )
 
 
-def share(pages: Pages, donor: jax.Array, count: jax.Array) -> Pages:
-  """Shares the first `count[i]` pages of slot `donor[i]` with slot i; both int32 `[slots]`."""
+def share(pages: Pages, donor: Int32[Array, " slots"], count: Int32[Array, " slots"]) -> Pages:
+  """Shares the first `count[i]` pages of slot `donor[i]` with slot i."""
   P = pages.refs.shape[0]
   column = jnp.arange(pages.table.shape[1], dtype=jnp.int32)
   shared = jnp.where(column < count[:, None], pages.table[donor], P)
@@ -75,8 +80,8 @@ def share(pages: Pages, donor: jax.Array, count: jax.Array) -> Pages:
   )
 
 
-def release(pages: Pages, slots: jax.Array) -> Pages:
-  """Releases all pages of the slots marked in bool `[slots]`."""
+def release(pages: Pages, slots: Bool[Array, " slots"]) -> Pages:
+  """Releases all pages of the marked slots."""
   P = pages.refs.shape[0]
   held = jnp.where(slots[:, None], pages.table, P)
   return Pages(
@@ -85,20 +90,29 @@ def release(pages: Pages, slots: jax.Array) -> Pages:
   )
 
 
-def layer_pages(page_ids: jax.Array, layer, num_pages: int, layers: int) -> jax.Array:
+def layer_pages(
+  page_ids: Int32[Array, "..."], layer: int | Int32[Array, ""], num_pages: int, layers: int
+) -> Int32[Array, "..."]:
   """Page ids offset into one layer of the pool; "none" stays out of range."""
   return jnp.where(page_ids < num_pages, page_ids + layer * num_pages, layers * num_pages)
 
 
-def write(pool: jax.Array, page_ids: jax.Array, start, count, k: jax.Array, v: jax.Array):
+def write(
+  pool: KVPool,
+  page_ids: Int32[Array, "B pages_per_seq"],
+  start: Int32[Array, " B"],
+  count: Int32[Array, " B"],
+  k: Float[Array, "B T K h"],
+  v: Float[Array, "B T K h"],
+) -> KVPool:
   """Writes new keys and values into the pool, in place when the pool is a loop carry.
 
   Args:
-    pool: `[L * P, page, 2Kh]`.
-    page_ids: int32 `[B, pages_per_seq]`, offset for the layer.
-    start: int32 `[B]`, the index of the first new token in its sequence.
-    count: int32 `[B]`, how many of the T tokens are real; the rest writes nothing.
-    k, v: `[B, T, K, h]`.
+    pool: of the heads that k and v have, in any dtype.
+    page_ids: the pages of each row's sequence, offset for the layer (see `layer_pages`).
+    start: the index of the first new token in its sequence.
+    count: how many of the T tokens are real; the rest writes nothing.
+    k, v: keys, already rotated, and values.
   """
   size = pool.shape[1]
   B, T, K, h = k.shape
@@ -111,14 +125,20 @@ def write(pool: jax.Array, page_ids: jax.Array, start, count, k: jax.Array, v: j
   return pool.at[ids, position % size].set(kv, mode="drop")
 
 
-def copy_pages(pool: jax.Array, source: jax.Array, target: jax.Array, layers, num_pages: int):
-  """Copies page `source[i]` to page `target[i]`, int32 `[n]`, in the first `layers` layers.
+def copy_pages(
+  pool: KVPool,
+  source: Int32[Array, " copies"],
+  target: Int32[Array, " copies"],
+  layers: int | Int32[Array, ""],
+  num_pages: int,
+) -> KVPool:
+  """Copies page `source[i]` to page `target[i]` in the first `layers` layers.
 
   A target of P copies nothing. `layers` may be a traced 0 to skip it all.
   """
 
-  def layer(index, pool):
+  def layer(index: Int32[Array, ""], pool: KVPool) -> KVPool:
     ids = layer_pages(target, index, num_pages, pool.shape[0] // num_pages)
     return pool.at[ids].set(pool.at[source + index * num_pages].get(mode="clip"), mode="drop")
 
-  return jax.lax.fori_loop(0, layers, layer, pool)
+  return fori_loop(0, layers, layer, pool)

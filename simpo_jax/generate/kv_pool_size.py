@@ -2,7 +2,8 @@
 
 import os
 import pathlib
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -19,6 +20,18 @@ class NoRoom(UserError):
   def __init__(self, message: str, pages: int):
     super().__init__(message)
     self.pages = pages  # that it takes
+
+
+@runtime_checkable
+class Device(Protocol):
+  """What tells the memory of a `jax.Device`, of which jaxlib has no stubs."""
+
+  platform: str
+  device_kind: str
+
+  def memory_stats(self) -> Mapping[str, Any]:
+    """The backend's own numbers; raises if it has none."""
+    ...
 
 
 class Pool(NamedTuple):
@@ -50,7 +63,7 @@ def pool_size(requested: int, worst: int, largest: int, page_bytes: int, room: i
         f"{takes}, and --config.generate.num_pages={requested}; set it to at least {largest}, "
         "lower --config.generate.max_new_tokens, or shorten the prompts"
       )
-    if room <= 0:
+    if room is not None and room <= 0:
       raise NoRoom(
         "train state and the weights for decoding take all memory of a device, and leave none for "
         "KV pages; use more devices, or see what would fit: python -m simpo_jax.plan",
@@ -70,14 +83,17 @@ def pool_size(requested: int, worst: int, largest: int, page_bytes: int, room: i
   return Pool(pages, reason)
 
 
-def free_bytes(device: jax.Device, taken: int) -> int | None:
-  """Bytes of device memory left for the pool after `taken`; None if unknown."""
+def free_bytes(device: Device, taken: int) -> int | None:
+  """Bytes of device memory left for the pool after `taken` bytes; None if unknown.
+
+  A part of the memory (`HEADROOM`) is kept for temporaries; the result may be negative.
+  """
   total = device_bytes(device)
   return None if total is None else int(total * (1 - HEADROOM)) - taken
 
 
-def device_bytes(device: jax.Device) -> int | None:
-  """Memory of one device; CPU devices split the free memory of the machine."""
+def device_bytes(device: Device) -> int | None:
+  """Bytes of memory of one device, None if unknown; CPU devices split what the machine has free."""
   if device.platform == "cpu":
     return _free_memory() // (jax.local_device_count() * distributed.processes_here())
   try:

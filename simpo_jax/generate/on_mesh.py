@@ -11,12 +11,16 @@ import math
 from collections.abc import Callable
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int32
 
 from simpo_jax.generate import kv_pages
 from simpo_jax.generate.engine import generate_group
-from simpo_jax.generate.state import Engine
+from simpo_jax.generate.kv_pages import KVPool
+from simpo_jax.generate.state import Engine, PagedAttend
 from simpo_jax.generate.types import Generated, GenerateShape, Requests
 from simpo_jax.kernels.paged_attention import paged_prefill
 from simpo_jax.models import llama
@@ -25,10 +29,14 @@ from simpo_jax.models.lora import beside_weights
 from simpo_jax.models.sharding import INFERENCE_RULES, named, param_specs
 
 
-def decode_specs(model: ModelConfig, mesh: Mesh, mode: str):
+def decode_specs(model: ModelConfig, mesh: Mesh, mode: str) -> llama.Params:
   """PartitionSpecs of the decode weights, layers unstacked."""
   specs = param_specs(model, mesh, INFERENCE_RULES[mode])
-  layer = jax.tree.map(lambda spec: P(*spec[1:]), specs["layers"])
+
+  def unstacked(spec: P) -> P:
+    return P(*spec[1:])
+
+  layer = jax.tree.map(unstacked, specs["layers"])
   return {**specs, "layers": [layer] * model.num_hidden_layers}
 
 
@@ -43,19 +51,21 @@ def head_shards(model: ModelConfig, mesh: Mesh, mode: str) -> int:
   return math.prod(mesh.shape[axis] for axis in kv_axes(model, mesh, mode))
 
 
-def page_bytes(model: ModelConfig, mesh: Mesh, mode: str, page_size: int, dtype) -> int:
+def page_bytes(model: ModelConfig, mesh: Mesh, mode: str, page_size: int, dtype: np.dtype) -> int:
   """Bytes of one page on one device, in all layers."""
   tokens = model.num_hidden_layers * page_size
   heads = model.num_key_value_heads // head_shards(model, mesh, mode)
   return tokens * 2 * heads * model.head_dim * dtype.itemsize
 
 
-def weight_bytes(model: ModelConfig, mesh: Mesh, mode: str, dtype) -> int:
+def weight_bytes(model: ModelConfig, mesh: Mesh, mode: str, dtype: np.dtype) -> int:
   """Bytes of the decode weights on one device."""
   shardings = named(mesh, param_specs(model, mesh, INFERENCE_RULES[mode]))
-  sizes = jax.tree.map(
-    lambda x, s: math.prod(s.shard_shape(x.shape)), llama.abstract_params(model, dtype), shardings
-  )
+
+  def size(weight: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
+    return math.prod(sharding.shard_shape(weight.shape))
+
+  sizes = jax.tree.map(size, llama.abstract_params(model, dtype), shardings)
   return sum(jax.tree.leaves(sizes)) * dtype.itemsize
 
 
@@ -66,35 +76,44 @@ def generate(
   mesh: Mesh,
   mode: str,
   shape: GenerateShape,
-  dtype,
+  dtype: DTypeLike,
   merge_lora: Callable[[llama.Params], llama.Params] = lambda p: p,
 ) -> Generated:
   """Casts and reshards the training weights for decoding, then answers all requests.
 
   Args:
     params: as in training, layers stacked.
-    requests: arrays `[groups, N]`.
+    requests: of all groups.
+    mode: a key of `INFERENCE_RULES`.
+    dtype: of computation, and of the KV pool.
     merge_lora: merges a layer's adapters into its weights, if there are any.
+
+  Returns:
+    The answers of all groups. Each host has those of its own requests, if there are several.
   """
   specs = named(mesh, decode_specs(model, mesh, mode))
   params = llama.unstack(beside_weights(params), model, dtype, merge_lora)
   params = jax.lax.with_sharding_constraint(params, specs)
 
-  def group(params, requests, axis=None):
+  def first(x: Array) -> Array:
+    return x[0]
+
+  def with_group(x: Array) -> Array:
+    return x[None]
+
+  def group(params: llama.Params, requests: Requests, axis: str | None = None) -> Generated:
     # Inside shard_map the mesh in context knows which axes are manual already.
     context = jax.sharding.get_abstract_mesh() if axis else mesh
     engine = make_engine(params, model, context, kv_axes(model, mesh, mode), shape, dtype, axis)
-    out = generate_group(
-      engine, requests._replace(each=jax.tree.map(lambda x: x[0], requests.each))
-    )
-    return jax.tree.map(lambda x: x[None], out)
+    own = requests._replace(each=jax.tree.map(first, requests.each))
+    return jax.tree.map(with_group, generate_group(engine, own))
 
   if shape.groups == 1:
     return group(params, requests)
   return jax.shard_map(
-    lambda p, r: group(p, r, "host"),
+    functools.partial(group, axis="host"),
     mesh=mesh,
-    in_specs=(P(), Requests(P("host"), stops=P(), seed=P())),
+    in_specs=(P(), requests._replace(each=P("host"), stops=P(), seed=P())),
     out_specs=P("host"),
     axis_names={"host"},
     check_vma=False,
@@ -104,28 +123,37 @@ def generate(
 def make_engine(
   params: llama.Params,
   model: ModelConfig,
-  mesh: Mesh,
+  mesh: Mesh | AbstractMesh,
   heads: tuple[str, ...],
   shape: GenerateShape,
-  dtype,
+  dtype: DTypeLike,
   axis: str | None = None,
 ) -> Engine:
   """The engine on a mesh.
 
   Args:
     params: the decode weights, as `decode_specs` lays them out.
+    mesh: inside `jax.shard_map`, the abstract one of the context.
     heads: the mesh axes that shard the KV cache, from `kv_axes`.
+    dtype: of computation, and of the KV pool.
     axis: the manual axis of the groups, if there are several.
   """
   pool = NamedSharding(mesh, pool_spec(heads))
+
+  def place_pool(x: KVPool) -> KVPool:
+    return jax.lax.with_sharding_constraint(x, pool)
+
+  def max_over_groups(x: Array) -> Array:
+    return jax.lax.pmax(x, axis) if axis else x
+
   return Engine(
     params,
     model,
     shape,
     dtype,
-    attend=_paged_attend(model, shape, mesh, heads, {axis}),
-    place_pool=lambda x: jax.lax.with_sharding_constraint(x, pool),
-    max_over_groups=(lambda x: jax.lax.pmax(x, axis)) if axis else (lambda x: x),
+    attend=_paged_attend(model, shape, mesh, heads, axis),
+    place_pool=place_pool,
+    max_over_groups=max_over_groups,
   )
 
 
@@ -134,10 +162,20 @@ def pool_spec(heads: tuple[str, ...]) -> P:
   return P(None, None, heads or None)
 
 
-def paged_attend(model: ModelConfig, shape: GenerateShape):
-  """Writes a chunk's keys and values to the pool, then attends; see `state.PagedAttend`."""
+def paged_attend(model: ModelConfig, shape: GenerateShape) -> PagedAttend:
+  """Attention over the pages of one device, with the kernel that `shape` names."""
 
-  def attend(q, k, v, pool, page_ids, start, count, *, window):
+  def attend(
+    q: llama.Query,
+    k: llama.KeyValue,
+    v: llama.KeyValue,
+    pool: KVPool,
+    page_ids: Int32[Array, "B pages_per_seq"],
+    start: Int32[Array, " B"],
+    count: Int32[Array, " B"],
+    *,
+    window: int | None,
+  ) -> tuple[llama.Query, KVPool]:
     pool = kv_pages.write(pool, page_ids, start, count, k, v)
     out = paged_prefill(
       q,
@@ -154,15 +192,21 @@ def paged_attend(model: ModelConfig, shape: GenerateShape):
   return attend
 
 
-def _paged_attend(model, shape, mesh, heads, manual):
+def _paged_attend(
+  model: ModelConfig,
+  shape: GenerateShape,
+  mesh: Mesh | AbstractMesh,
+  heads: tuple[str, ...],
+  manual: str | None,
+) -> PagedAttend:
   """`paged_attend` on a mesh: each device reads and writes its local heads only."""
   attend = paged_attend(model, shape)
-  axes = set(mesh.axis_names) - manual
+  axes = set(mesh.axis_names) - {manual}
   if math.prod(mesh.shape[axis] for axis in axes) == 1:
     return attend
   by_head, pool = P(None, None, heads or None), pool_spec(heads)
 
-  def on_mesh(*args, window):
+  def on_mesh(*args: Array, window: int | None) -> tuple[Array, KVPool]:
     return jax.shard_map(
       functools.partial(attend, window=window),
       mesh=mesh,

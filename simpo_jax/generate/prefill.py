@@ -2,32 +2,41 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int32
 
 from simpo_jax.arith import ceil_div
 from simpo_jax.generate import kv_pages, scheduler
+from simpo_jax.generate.kv_pages import KVPool
 from simpo_jax.generate.scheduler import Queue, Work
 from simpo_jax.generate.state import Engine, Slots, State, forward
 from simpo_jax.generate.types import RequestArrays
+from simpo_jax.kernels.loops import fori_loop
 
 
 def refill(engine: Engine, s: State, arrays: RequestArrays, work: Work) -> State:
   """Frees finished slots, admits the next requests and caches their prompts.
 
   All prompt tokens but the last are cached; the last one is the first input of decoding.
+
+  Args:
+    arrays, work: of the requests of the engine's own group, without a leading axis.
   """
   shape = engine.shape
   with jax.named_scope("admit"):
     queue = scheduler.retire(s.queue, work)
     queue, admitted = scheduler.admit(queue, work, shape.page_size)
-    gather_by_request = lambda x: x.at[queue.request].get(mode="fill", fill_value=0)  # noqa: E731
+
+    def gather_by_request(x: Array) -> Array:
+      return x.at[queue.request].get(mode="fill", fill_value=0)
+
     length, new = gather_by_request(arrays.length), admitted.new
     last = jnp.maximum(length - 1, 0)
     token = arrays.tokens.at[queue.request, last].get(mode="fill", fill_value=0)
-    slots = jax.tree.map(
-      lambda now, before: jnp.where(new, now, before),
-      Slots(token, last, jnp.zeros_like(last)),
-      s.slots,
-    )
+
+    def where_new(now: Array, before: Array) -> Array:
+      return jnp.where(new, now, before)
+
+    slots: Slots = jax.tree.map(where_new, Slots(token, last, jnp.zeros_like(last)), s.slots)
     seen = s.seen
     if seen is not None:
       seen = see(seen, new, gather_by_request(arrays.tokens), length)
@@ -42,8 +51,13 @@ def refill(engine: Engine, s: State, arrays: RequestArrays, work: Work) -> State
   return s._replace(pool=pool, queue=queue, slots=slots, seen=seen)
 
 
-def see(seen, new, tokens, length):
-  """`seen`, reset to the prompt for the slots in `new`."""
+def see(
+  seen: Bool[Array, "slots V"],
+  new: Bool[Array, " slots"],
+  tokens: Int32[Array, "slots prompt_tokens"],
+  length: Int32[Array, " slots"],
+) -> Bool[Array, "slots V"]:
+  """Sets what the slots in `new` have seen to the first `length` of their `tokens`."""
   real = new[:, None] & (jnp.arange(tokens.shape[1]) < length[:, None])
   row = jnp.arange(seen.shape[0])[:, None]
   before = seen & ~new[:, None]
@@ -51,9 +65,14 @@ def see(seen, new, tokens, length):
 
 
 def prefill(
-  engine: Engine, pool, queue: Queue, arrays: RequestArrays, todo, done=None
-) -> jax.Array:
-  """Caches the first `todo[i]` prompt tokens of slot i, or those after its first `done[i]`.
+  engine: Engine,
+  pool: KVPool,
+  queue: Queue,
+  arrays: RequestArrays,
+  todo: Int32[Array, " slots"],
+  done: Int32[Array, " slots"] | None = None,
+) -> KVPool:
+  """Caches `todo[i]` prompt tokens of slot i, from the first on, or after its first `done[i]`.
 
   Chunks of all prompts form one list; each pass processes the next `prefill_rows` of
   them. Several may be of one prompt: a pass writes all its keys and values before it
@@ -63,18 +82,20 @@ def prefill(
   chunks = ceil_div(todo, shape.chunk)  # of each slot
   behind = jnp.cumsum(chunks)  # where each slot's chunks end in the list
 
-  def one_pass(index, pool):
+  def of_slot(x: Array, slot: Array, none: int) -> Array:
+    return x.at[slot].get(mode="fill", fill_value=none)
+
+  def one_pass(index: Int32[Array, ""], pool: KVPool) -> KVPool:
     place = index * shape.prefill_rows + jnp.arange(shape.prefill_rows, dtype=jnp.int32)
     slot = jnp.sum(place[:, None] >= behind, axis=1, dtype=jnp.int32)  # past the last: no slot
-    of_slot = lambda x, none: x.at[slot].get(mode="fill", fill_value=none)  # noqa: E731
-    before = (place - of_slot(behind - chunks, 0)) * shape.chunk
-    start = before if done is None else of_slot(done, 0) + before
+    before = (place - of_slot(behind - chunks, slot, 0)) * shape.chunk
+    start = before if done is None else of_slot(done, slot, 0) + before
     token = jnp.arange(shape.chunk, dtype=jnp.int32)
-    request = of_slot(queue.request, shape.requests)[:, None]
+    request = of_slot(queue.request, slot, shape.requests)[:, None]
     tokens = arrays.tokens.at[request, start[:, None] + token].get(mode="fill", fill_value=0)
-    count = jnp.clip(of_slot(todo, 0) - before, 0, shape.chunk)
-    table = of_slot(queue.pages.table, shape.num_pages)
+    count = jnp.clip(of_slot(todo, slot, 0) - before, 0, shape.chunk)
+    table = of_slot(queue.pages.table, slot, shape.num_pages)
     return forward(engine, pool, table, tokens, start, count)[1]
 
   passes = engine.max_over_groups(ceil_div(behind[-1], shape.prefill_rows))
-  return jax.lax.fori_loop(0, passes, one_pass, pool)
+  return fori_loop(0, passes, one_pass, pool)

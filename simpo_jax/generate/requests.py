@@ -1,7 +1,10 @@
 """Generation requests, and their arrays for the program."""
 
-import jax
+from typing import Any
+
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Int16
 
 from simpo_jax.data.types import Prompt
 from simpo_jax.errors import UserError
@@ -20,10 +23,12 @@ _MAX_REQUESTS = 1_000_000
 
 
 def make_requests(prompts: list[Prompt], settings: GenerateSettings) -> list[Request]:
-  """Every sample of every prompt, in prompt order; `config` is `settings.generate`.
+  """A request for each sample of each prompt, in prompt order.
+
+  What a prompt's own settings name takes precedence over `settings`.
 
   Raises:
-    UserError: too many requests to hold in memory.
+    UserError: more than a million requests, too many to hold in memory.
   """
   if len(prompts) * settings.num_samples > _MAX_REQUESTS:
     raise UserError(
@@ -31,8 +36,10 @@ def make_requests(prompts: list[Prompt], settings: GenerateSettings) -> list[Req
       f"more than {_MAX_REQUESTS:,} answers; lower num_samples, or --config.generate.count"
     )
 
-  def request(prompt, sample):
-    setting = lambda name: prompt.settings.get(name, getattr(settings, name))  # noqa: E731
+  def request(prompt: Prompt, sample: int) -> Request:
+    def setting(name: str) -> Any:
+      return prompt.settings.get(name, getattr(settings, name))
+
     sampling = Sampling(*map(setting, Sampling._fields))
     return Request(prompt, sample, sampling, setting("max_new_tokens"))
 
@@ -41,29 +48,44 @@ def make_requests(prompts: list[Prompt], settings: GenerateSettings) -> list[Req
 
 def empty_requests(shape: GenerateShape, vocab_size: int) -> Requests:
   """Numpy arrays of the right sizes, with no request in them."""
+
+  def zeros(dtype: DTypeLike, *sizes: int) -> Any:  # numpy, where `Requests` says Array
+    return np.zeros(sizes, dtype)
+
   size = (shape.groups, shape.requests)
-  ints, floats = np.zeros(size, np.int32), np.zeros(size, np.float32)
-  arrays = RequestArrays(
-    tokens=np.zeros((*size, shape.prompt_tokens), np.int32),
-    length=ints,
-    budget=ints,
-    prompt=ints,
-    sample=ints,
-    sampling=Sampling(floats, ints, floats, floats, floats),
+  each = RequestArrays(
+    tokens=zeros(np.int32, *size, shape.prompt_tokens),
+    length=zeros(np.int32, *size),
+    budget=zeros(np.int32, *size),
+    prompt=zeros(np.int32, *size),
+    sample=zeros(np.int32, *size),
+    sampling=Sampling(
+      temperature=zeros(np.float32, *size),
+      top_k=zeros(np.int32, *size),
+      top_p=zeros(np.float32, *size),
+      min_p=zeros(np.float32, *size),
+      repetition_penalty=zeros(np.float32, *size),
+    ),
   )
-  arrays = jax.tree.map(np.copy, arrays)
-  stops = np.zeros((shape.stop_states, vocab_size), np.int16)
-  return Requests(arrays, stops, np.zeros(2, np.uint32))
+  stops = zeros(np.int16, shape.stop_states, vocab_size)
+  return Requests(each, stops, seed=zeros(np.uint32, 2))
 
 
 def pack_requests(
   requests: list[Request],
   assignments: list[Assignment],
   shape: GenerateShape,
-  stops: np.ndarray,
+  stops: Int16[np.ndarray, "stop_states V"],
   seed: int,
 ) -> Requests:
-  """The requests as numpy arrays `[groups, N]`; `stops` is the stop automaton."""
+  """The requests of all groups as numpy arrays.
+
+  Args:
+    assignments: of each request, from `round_robin`.
+    shape: holds all of them; from `shape_for`.
+    stops: the stop automaton.
+    seed: of the draws, below 2**32.
+  """
   out = empty_requests(shape, stops.shape[1])
   arrays = out.each
   for request, assignment in zip(requests, assignments, strict=True):
@@ -89,11 +111,11 @@ def request_contents(requests: Requests) -> Contents:
   """
   arrays, stops = requests.each, [requests.stops, requests.seed]
 
-  def item(at):
+  def item(at: tuple[int, ...]) -> tuple[str, list[np.ndarray]]:
     tokens = arrays.tokens[at][: arrays.length[at]]
     numbers = [np.asarray(x[at]) for x in (arrays.budget, arrays.prompt, arrays.sample)]
     name = f"prompt {arrays.prompt[at]}, sample {arrays.sample[at]}"
-    return name, [tokens, *numbers, *(np.asarray(x[at]) for x in arrays.sampling)]
+    return name, [np.asarray(tokens), *numbers, *(np.asarray(x[at]) for x in arrays.sampling)]
 
   filled = [at for at in np.ndindex(arrays.length.shape) if arrays.length[at]]
   return contents([("stop tokens and seed", stops), *map(item, filled)])

@@ -1,10 +1,14 @@
 """Generated answers as rows of the samples files."""
 
-from collections.abc import Iterable, Iterator
+# A field is called `count`, like a method of tuples, which nothing here uses.
+# pyright: reportIncompatibleMethodOverride=false
+
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from simpo_jax.errors import UserError
 from simpo_jax.generate.types import (
@@ -18,9 +22,9 @@ from simpo_jax.generate.types import (
 class Summary(NamedTuple):
   """Every request's result, in request order; small, and known to every process."""
 
-  count: np.ndarray  # int32 [requests]
-  finish: np.ndarray  # int32 [requests]
-  logprob: np.ndarray  # float32 [requests]
+  count: Int32[np.ndarray, " requests"]  # tokens generated
+  finish: Int32[np.ndarray, " requests"]  # a key of `FINISH_REASONS`
+  logprob: Float32[np.ndarray, " requests"]  # sum of the tokens' log-probabilities
 
 
 def summarize(generated: Generated, assignments: list[Assignment]) -> Summary:
@@ -41,8 +45,15 @@ def summarize(generated: Generated, assignments: list[Assignment]) -> Summary:
   return out
 
 
-def check_finite(logprob: np.ndarray) -> None:
-  """Raises a UserError if the model's logits were not finite for some request."""
+def check_finite(logprob: Float32[np.ndarray, " requests"]) -> None:
+  """Checks that the model's logits were finite for every request.
+
+  Args:
+    logprob: of each request's answer.
+
+  Raises:
+    UserError: names the requests for which they were not.
+  """
   bad = np.flatnonzero(~np.isfinite(logprob))
   if bad.size:
     raise UserError(
@@ -58,7 +69,7 @@ def sample_rows(
   assignments: list[Assignment],
   generated: Generated,
   summary: Summary,
-  decode,
+  decode: Callable[[list[int]], str],
   step: int,
   processes: int,
   logprobs: bool,
@@ -67,8 +78,10 @@ def sample_rows(
 
   Args:
     numbers: of the wanted requests.
-    assignments: of all requests.
-    decode: ids -> text.
+    requests, assignments, summary: of all requests.
+    decode: gives the text of token ids.
+    step: of training, after which these were generated.
+    processes: of the run.
     logprobs: also the log-probability of every token, which only the process that
       answers the request has.
   """
@@ -76,7 +89,7 @@ def sample_rows(
   for number in numbers:
     request, assignment, count = requests[number], assignments[number], summary.count[number]
     ids = tokens[assignment.group, assignment.index, :count].tolist()
-    row = {
+    row: dict[str, Any] = {
       "step": step,
       "process_index": assignment.process,
       "process_count": processes,
@@ -99,9 +112,10 @@ def local_groups(array: jax.Array | np.ndarray) -> dict[int, np.ndarray]:
   """The leading-axis entries that this process holds, as numpy."""
   if isinstance(array, np.ndarray):
     return dict(enumerate(array))
-  out = {}
+  out: dict[int, np.ndarray] = {}
   for shard in array.addressable_shards:
     start = shard.index[0].start or 0
-    for offset, value in enumerate(np.asarray(shard.data)):
+    values: np.ndarray = np.asarray(shard.data)
+    for offset, value in enumerate(values):
       out.setdefault(start + offset, value)
   return out

@@ -8,8 +8,8 @@ cached takes that prompt's full pages from it.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int32
 
 from simpo_jax.generate import kv_pages
 from simpo_jax.generate.kv_pages import Pages
@@ -19,24 +19,24 @@ class Queue(NamedTuple):
   """Scheduler state. The N requests are numbered from 0 in queue order; N means no request."""
 
   pages: Pages
-  next: jax.Array  # int32 [], the first request not yet admitted
-  request: jax.Array  # int32 [slots], the request of each slot, N if it is free
-  running: jax.Array  # bool [slots]; a slot that has finished keeps its request until `retire`
+  next: Int32[Array, ""]  # the first request not yet admitted
+  request: Int32[Array, " slots"]  # the request of each slot, N if it is free
+  running: Bool[Array, " slots"]  # a slot that has finished keeps its request until `retire`
 
 
 class Work(NamedTuple):
-  """What all requests need, int32 `[N]`; unused entries have length 0 and come last."""
+  """What all requests need; unused entries have length 0 and come last."""
 
-  length: jax.Array  # prompt tokens
-  budget: jax.Array  # tokens it may generate
-  prompt: jax.Array  # requests with the same number have the same prompt
+  length: Int32[Array, " N"]  # prompt tokens
+  budget: Int32[Array, " N"]  # tokens it may generate
+  prompt: Int32[Array, " N"]  # requests with the same number have the same prompt
 
 
 class Admitted(NamedTuple):
-  """The slots that got a request, `[slots]`."""
+  """The slots that got a request."""
 
-  new: jax.Array  # bool
-  donor: jax.Array  # int32, the slot that has the same prompt cached; itself if none
+  new: Bool[Array, " slots"]
+  donor: Int32[Array, " slots"]  # the slot that has the same prompt cached; itself if none
 
 
 def init_queue(requests: int, num_pages: int, slots: int, pages_per_seq: int) -> Queue:
@@ -49,16 +49,17 @@ def init_queue(requests: int, num_pages: int, slots: int, pages_per_seq: int) ->
   )
 
 
-def pending(queue: Queue, work: Work) -> jax.Array:
-  """int32 [], requests that have not been admitted."""
+def pending(queue: Queue, work: Work) -> Int32[Array, ""]:
+  """How many requests have not been admitted."""
   return jnp.sum(work.length > 0, dtype=jnp.int32) - queue.next
 
 
-def wants_refill(queue: Queue, work: Work, rows: int) -> jax.Array:
-  """bool []: is it time to admit?
+def wants_refill(queue: Queue, work: Work, rows: int) -> Bool[Array, ""]:
+  """Whether it is time to admit.
 
-  Yes when nothing runs; else when as many sequences have finished as a prefill pass has
-  rows, or an eighth of those that were running, whichever is less.
+  Never unless requests wait. Then it is when nothing runs, or when as many sequences have
+  finished as a prefill pass has `rows`, or an eighth of those that were running, whichever
+  is less.
   """
   running = jnp.sum(queue.running, dtype=jnp.int32)
   finished = jnp.sum(queue.request < work.length.shape[0], dtype=jnp.int32) - running
@@ -111,9 +112,18 @@ def admit(queue: Queue, work: Work, page_size: int) -> tuple[Queue, Admitted]:
   return queue, Admitted(new, jnp.where(new, donor, itself))
 
 
-def tail_copies(queue: Queue, work: Work, admitted: Admitted, page_size: int):
-  """Pages to copy, int32 `[slots]` (source, target): the partly filled last page of a
-  prompt that another slot has cached. The target is P where there is nothing to copy."""
+def tail_copies(
+  queue: Queue, work: Work, admitted: Admitted, page_size: int
+) -> tuple[Int32[Array, " slots"], Int32[Array, " slots"]]:
+  """Pages to copy to each slot: the partly filled last page of a prompt cached elsewhere.
+
+  Args:
+    queue, admitted: as `admit` returns them.
+
+  Returns:
+    Source and target, for `kv_pages.copy_pages`. The target is P where there is nothing
+    to copy.
+  """
   P = queue.pages.refs.shape[0]
   cached = work.length.at[queue.request].get(mode="fill", fill_value=1) - 1
   shares = admitted.donor != jnp.arange(queue.request.shape[0])

@@ -1,7 +1,9 @@
 """The fixed sizes of a generation, chosen in this one place: slots, chunks, KV pool and kernel."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Concatenate, NamedTuple, ParamSpec
 
+import numpy as np
 from jax.sharding import Mesh
 
 from simpo_jax.arith import ceil_div
@@ -13,6 +15,8 @@ from simpo_jax.generate.types import Assignment, GenerateShape, Request
 from simpo_jax.kernels import paged_attention
 from simpo_jax.models.config import ModelConfig
 from simpo_jax.settings import GenerateSettings
+
+KernelShape = ParamSpec("KernelShape")
 
 
 def shape_for(
@@ -28,6 +32,7 @@ def shape_for(
   Args:
     assignments: of the requests to the groups.
     platform: of the devices; decides what makes a good batch.
+    stop_states: of the stop automaton.
   """
   per_group = 1 + max(a.index for a in assignments)
   slots = min(settings.max_slots or per_group, per_group)
@@ -69,16 +74,19 @@ def fit(
   model: ModelConfig,
   mesh: Mesh,
   mode: str,
-  dtype,
+  dtype: np.dtype,
   room: int | None,
 ) -> Sizes:
   """Chooses the KV pool that memory allows, and the kernel, for a shape of `shape_for`.
 
   Args:
+    mode: a key of `INFERENCE_RULES`.
+    dtype: of computation, and of the pool.
     room: bytes that one device has left for the pool; None if unknown.
 
   Raises:
-    UserError: the largest request does not fit, or the kernel that is asked for cannot be.
+    UserError: the pool cannot hold the largest request (`NoRoom` where memory is what it
+      lacks), or the kernel asked for by name does not support these sizes.
   """
   pool = pool_size(
     settings.num_pages,
@@ -93,12 +101,15 @@ def fit(
 
 
 def select_paged_attention(
-  requested: str, model: ModelConfig, mesh: Mesh, mode: str, shape: GenerateShape, dtype
+  requested: str, model: ModelConfig, mesh: Mesh, mode: str, shape: GenerateShape, dtype: np.dtype
 ) -> tuple[str, str | None]:
   """Selects the paged-attention implementation for the per-device shapes of decode and prefill.
 
   Returns:
     Its name, and why it is not the platform's own kernel (None if it is).
+
+  Raises:
+    UserError: the kernel requested by name does not support these shapes.
   """
   parts = head_shards(model, mesh, mode)
   heads, kv_heads = model.num_attention_heads // parts, model.num_key_value_heads // parts
@@ -123,15 +134,27 @@ def select_paged_attention(
 
 
 def select_kernel(
-  field: str, requested: str, select_impl, platform: str, **shape
+  field: str,
+  requested: str,
+  select_impl: Callable[Concatenate[str, str, KernelShape], tuple[str, str | None]],
+  platform: str,
+  *args: KernelShape.args,
+  **shape: KernelShape.kwargs,
 ) -> tuple[str, str | None]:
   """Calls a kernel package's `select_impl`: returns the implementation and a note on the choice.
+
+  Args:
+    field: the setting that requests an implementation, for messages.
+    requested: its value.
+    select_impl: of `simpo_jax.kernels.paged_attention`, or of `range_attention`.
+    platform: of the devices.
+    **shape: what the kernel will be called with, as `select_impl` takes it.
 
   Raises:
     UserError: the implementation requested in `field` does not support these sizes.
   """
   try:
-    return select_impl(requested, platform, **shape)
+    return select_impl(requested, platform, *args, **shape)
   except ValueError as error:
     raise UserError(f"--config.{field}={requested}: {error}; choose another, or auto") from error
 

@@ -1,12 +1,15 @@
 """The state of a generation on the device, and what stays the same over all of it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int32
 
 from simpo_jax.generate import kv_pages, scheduler
+from simpo_jax.generate.kv_pages import KVPool
 from simpo_jax.generate.scheduler import Queue
 from simpo_jax.generate.types import RUNNING, Generated, GenerateShape
 from simpo_jax.models import llama
@@ -14,34 +17,53 @@ from simpo_jax.models.config import ModelConfig
 
 
 class Slots(NamedTuple):
-  """The sequences being decoded, int32 `[slots]`."""
+  """The sequences being decoded."""
 
-  token: jax.Array  # the newest token, not yet in the cache
-  position: jax.Array  # its index in the sequence
-  stop: jax.Array  # state of the stop automaton
+  token: Int32[Array, " slots"]  # the newest token, not yet in the cache
+  position: Int32[Array, " slots"]  # its index in the sequence
+  stop: Int32[Array, " slots"]  # state of the stop automaton
 
 
 class LoopCounters(NamedTuple):
   """Loop counters, max-reduced over groups, so that all hosts run as many iterations."""
 
-  running: jax.Array  # int32, most running slots of any group
-  pending: jax.Array  # int32, most requests that wait in any group
-  refill: jax.Array  # int32, 1 if any group wants to admit
+  running: Int32[Array, ""]  # most running slots of any group
+  pending: Int32[Array, ""]  # most requests that wait in any group
+  refill: Int32[Array, ""]  # 1 if any group wants to admit
 
 
 class State(NamedTuple):
   """The carry of all loops."""
 
-  pool: jax.Array  # [L * P, page, 2Kh]
+  pool: KVPool
   queue: Queue
   slots: Slots
-  seen: jax.Array | None  # bool [slots, V], tokens of prompt and answer, if penalised
+  seen: Bool[Array, "slots V"] | None  # tokens of prompt and answer, if penalised
   out: Generated
   tally: LoopCounters
 
 
-# attend(q [B,T,H,h], k, v [B,T,K,h], pool, page_ids, start, count, window=) -> (out like q, pool)
-PagedAttend = Callable[..., tuple[jax.Array, jax.Array]]
+@runtime_checkable
+class PagedAttend(Protocol):
+  """Writes a chunk's keys and values to the pool, then attends to all that its rows have there.
+
+  `page_ids`, `start` and `count` are as in `kv_pages.write`; a query sees the `window`
+  newest tokens, or all if that is None. Returns the attention, and the pool.
+  """
+
+  def __call__(
+    self,
+    q: llama.Query,
+    k: llama.KeyValue,
+    v: llama.KeyValue,
+    pool: KVPool,
+    page_ids: Int32[Array, "B pages_per_seq"],
+    start: Int32[Array, " B"],
+    count: Int32[Array, " B"],
+    /,
+    *,
+    window: int | None,
+  ) -> tuple[llama.Query, KVPool]: ...
 
 
 class Engine(NamedTuple):
@@ -50,27 +72,33 @@ class Engine(NamedTuple):
   params: llama.Params  # decode weights, layers unstacked
   cfg: ModelConfig
   shape: GenerateShape
-  dtype: Any
-  attend: PagedAttend  # writes new keys and values to the pool, then attends to it
-  place_pool: Callable[[jax.Array], jax.Array] = lambda pool: pool  # constrains its sharding
+  dtype: DTypeLike  # of computation, and of the KV pool
+  attend: PagedAttend
+  place_pool: Callable[[KVPool], KVPool] = lambda pool: pool  # constrains its sharding
   # Maximum over all groups, whose loops run in step with this one's.
-  max_over_groups: Callable[[jax.Array], jax.Array] = lambda x: x
+  max_over_groups: Callable[[Array], Array] = lambda x: x
 
 
-def select_state(first, fresh: State, s: State) -> State:
-  """`fresh` or `s`, whose pool is the same: what lies in it matters only where it was written."""
-  pool = s.pool
-  fresh, s = fresh._replace(pool=None), s._replace(pool=None)
-  return jax.tree.map(lambda a, b: jnp.where(first, a, b), fresh, s)._replace(pool=pool)
+def select_state(first: Bool[Array, ""], fresh: State, s: State) -> State:
+  """`fresh` if it is the `first` launch, else `s`; the pool is always that of `s`.
+
+  What lies in a pool matters only where a sequence has written it.
+  """
+
+  def select(a: Array, b: Array) -> Array:
+    return jnp.where(first, a, b)
+
+  rest: State = jax.tree.map(select, fresh._replace(pool=None), s._replace(pool=None))
+  return rest._replace(pool=s.pool)
 
 
 def pool_shape(cfg: ModelConfig, shape: GenerateShape) -> tuple[int, int, int]:
-  """`[L * P, page, 2Kh]`."""
+  """`[L * P, page, 2 * K * h]`."""
   lanes = 2 * cfg.num_key_value_heads * cfg.head_dim
   return cfg.num_hidden_layers * shape.num_pages, shape.page_size, lanes
 
 
-def initial(engine: Engine, pool: jax.Array | None = None) -> State:
+def initial(engine: Engine, pool: KVPool | None = None) -> State:
   """Before the first request; makes a pool if it is given none."""
   shape, cfg = engine.shape, engine.cfg
   N, slots = shape.requests, shape.slots
@@ -93,11 +121,23 @@ def initial(engine: Engine, pool: jax.Array | None = None) -> State:
   )
 
 
-def forward(engine: Engine, pool, table, tokens, start, count):
-  """Runs `tokens [B, T]` through all layers, writing and reading the cache.
+def forward(
+  engine: Engine,
+  pool: KVPool,
+  table: Int32[Array, "B pages_per_seq"],
+  tokens: Int32[Array, "B T"],
+  start: Int32[Array, " B"],
+  count: Int32[Array, " B"],
+) -> tuple[Float[Array, "B T D"], KVPool]:
+  """Runs `tokens` through all layers, writing and reading the cache.
 
-  Row b has `count[b]` tokens, at `start[b]` and after in its sequence; `table` is the
-  page table of these rows.
+  Args:
+    pool: the cache of all layers.
+    table: the page table of these rows.
+    tokens: row b has `count[b]` of them, at `start[b]` and after in its sequence.
+
+  Returns:
+    Hidden states before the final norm, and the pool.
   """
   cfg = engine.cfg
   positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
@@ -106,7 +146,14 @@ def forward(engine: Engine, pool, table, tokens, start, count):
   for index, weights in enumerate(engine.params["layers"]):
     ids = kv_pages.layer_pages(table, index, engine.shape.num_pages, cfg.num_hidden_layers)
 
-    def attend(q, k, v, pool=pool, ids=ids, window=cfg.windows[index]):
+    def attend(
+      q: llama.Query,
+      k: llama.KeyValue,
+      v: llama.KeyValue,
+      pool: KVPool = pool,
+      ids: Array = ids,
+      window: int | None = cfg.windows[index],
+    ) -> tuple[llama.Query, KVPool]:
       return engine.attend(q, k, v, pool, ids, start, count, window=window)
 
     x, pool = llama.layer(weights, x, angles, attend, cfg)

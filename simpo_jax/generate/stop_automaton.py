@@ -6,7 +6,10 @@ doi:10.1145/360825.360855), and each token a step of it: `stops[state, token]` i
 next state, or -1 when the answer ends with this token. Exact for every spelling.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import Int16
 
 from simpo_jax.errors import UserError
 
@@ -16,19 +19,22 @@ STOPPED = -1
 
 def stop_automaton(
   vocab_size: int,
-  end_ids: tuple[int, ...] = (),
-  strings: tuple[str, ...] = (),
-  token_bytes: list[bytes] | None = None,
-) -> np.ndarray:
-  """The table `stops`, int16 `[states, V]`; an answer starts in state 0.
+  end_ids: Sequence[int] = (),
+  strings: Sequence[str] = (),
+  token_bytes: Sequence[bytes] | None = None,
+) -> Int16[np.ndarray, "stop_states V"]:
+  """The table `stops`; an answer starts in state 0.
 
   Args:
-    end_ids: tokens that end an answer in every state.
+    vocab_size: V.
+    end_ids: tokens that end an answer in every state; those outside the vocabulary are ignored.
     strings: an answer ends with the token that completes one of them.
     token_bytes: the bytes that each token stands for; needed for strings.
 
   Raises:
-    UserError: a string is empty or no Unicode, or they are too long together.
+    UserError: a string is empty or has a lone surrogate, or together they have more than
+      `MAX_BYTES` bytes in UTF-8.
+    ValueError: there are strings, but no `token_bytes`.
   """
   try:
     encoded = [s.encode() for s in strings]
@@ -40,25 +46,28 @@ def stop_automaton(
   states = len(by_byte)
   table = np.repeat(np.arange(states, dtype=np.int16)[:, None], vocab_size, axis=1)
   if strings:
+    if token_bytes is None:
+      raise ValueError("stop strings need token_bytes")
     lengths = np.asarray([len(b) for b in token_bytes])
     for place in range(lengths.max()):
       tokens = np.flatnonzero(lengths > place)
-      byte = np.asarray([token_bytes[t][place] for t in tokens])
+      byte = np.asarray([token_bytes[t][place] for t in tokens.tolist()])
       now = table[:, tokens]
       table[:, tokens] = np.where(now == STOPPED, STOPPED, by_byte[now, byte])
   table[:, [i for i in end_ids if i < vocab_size]] = STOPPED
   return table
 
 
-def _byte_automaton(strings: list[bytes]) -> np.ndarray:
-  """int16 `[states, 256]`, the next state after a byte, -1 where a string is complete."""
+def _byte_automaton(strings: list[bytes]) -> Int16[np.ndarray, "stop_states 256"]:
+  """The next state after each byte, `STOPPED` where a string is complete."""
   if not all(strings):
     raise UserError("--config.generate.stop has an empty string, which would stop at once")
   if sum(map(len, strings)) > MAX_BYTES:
     raise UserError(
       f"--config.generate.stop: the strings have more than {MAX_BYTES} bytes together"
     )
-  children, final = [{}], [False]
+  children: list[dict[int, int]] = [{}]
+  final = [False]
   for string in strings:
     state = 0
     for byte in string:

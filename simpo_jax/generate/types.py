@@ -1,8 +1,15 @@
-"""Types of generation: requests, shapes and answers."""
+"""Types of generation: requests, shapes and answers.
+
+Trees of arrays are annotated as the program has them on the devices. The host packs the
+same trees of numpy arrays, and shardings and specs stand in the places of arrays too.
+"""
+
+# Fields are called `count` and `index`, like methods of tuples, which nothing here uses.
+# pyright: reportIncompatibleMethodOverride=false
 
 from typing import NamedTuple
 
-import jax
+from jaxtyping import Array, Float32, Int16, Int32, UInt32
 
 from simpo_jax.data.types import Prompt
 from simpo_jax.generate.kv_pages import pages_needed
@@ -54,13 +61,13 @@ class Assignment(NamedTuple):
 
 
 class RequestArrays(NamedTuple):
-  """What each request asks for: arrays `[groups, N]`, N requests per group."""
+  """What each request asks for, N requests per group; without a leading axis, of one group."""
 
-  tokens: jax.Array  # int32 [groups, N, T], the prompt, padded on the right
-  length: jax.Array  # int32, prompt tokens; 0 for an unused entry, which come last
-  budget: jax.Array  # int32, tokens it may generate, at most `max_new_tokens`
-  prompt: jax.Array  # int32, global prompt index
-  sample: jax.Array  # int32, sample index of that prompt
+  tokens: Int32[Array, "*groups N prompt_tokens"]  # the prompt, padded on the right
+  length: Int32[Array, "*groups N"]  # prompt tokens; 0 for an unused entry, which come last
+  budget: Int32[Array, "*groups N"]  # tokens it may generate, at most `max_new_tokens`
+  prompt: Int32[Array, "*groups N"]  # index of the prompt, over all groups
+  sample: Int32[Array, "*groups N"]  # index among the samples of that prompt
   sampling: Sampling
 
 
@@ -68,15 +75,18 @@ class Requests(NamedTuple):
   """What to generate."""
 
   each: RequestArrays
-  stops: jax.Array  # int16 [states, V], the stop automaton (`stop_automaton.py`)
-  seed: jax.Array  # uint32 [2], key data
+  stops: Int16[Array, "stop_states V"]  # the stop automaton (`stop_automaton.py`)
+  seed: UInt32[Array, "2"]  # key data
 
 
 class Generated(NamedTuple):
-  """The answers, in request order: `[groups, N]`, or `[groups, N, max_new_tokens]`."""
+  """The answers, in request order; without a leading axis, of one group.
 
-  tokens: jax.Array  # int32, a stop token included; -1 past the end
-  logprobs: jax.Array  # float32, the model's log-probability of each token; 0 past the end
-  count: jax.Array  # int32, tokens generated
-  finish: jax.Array  # int32: STOP, LENGTH, or RUNNING for an unused entry
-  logprob: jax.Array  # float32, sum of `logprobs`
+  Log-probabilities are natural logarithms, under the model itself (see `sampling.choose`).
+  """
+
+  tokens: Int32[Array, "*groups N max_new_tokens"]  # a stop token included; -1 past the end
+  logprobs: Float32[Array, "*groups N max_new_tokens"]  # of each token; 0 past the end
+  count: Int32[Array, "*groups N"]  # tokens generated
+  finish: Int32[Array, "*groups N"]  # STOP, LENGTH, or RUNNING for an unused entry
+  logprob: Float32[Array, "*groups N"]  # sum of `logprobs`

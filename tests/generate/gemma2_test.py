@@ -1,9 +1,10 @@
 """Gemma 2 generates what transformers does, through windows shorter than the sequences."""
 
+import chex
 import numpy as np
 import pytest
 
-from support.generation import Generation, random_prompts, settings, tokens_of
+from support.generation import Generation, logprobs_of, random_prompts, settings, tokens_of
 from support.hf_models import GEMMA2, VOCAB, hf_model, load
 from support.tiers import sweep
 
@@ -68,5 +69,4 @@ def test_chunks_slots_and_kernel_do_not_matter(models, greedy, changes):
   shape = changes.pop("shape", {})
   answers = Generation(cfg, PROMPTS, settings(**changes), **shape)(params)
   assert tokens_of(answers) == tokens_of(greedy)
-  for key, (_, _, logprobs) in greedy.items():
-    np.testing.assert_allclose(answers[key][2], logprobs, atol=2e-5)
+  chex.assert_trees_all_close(logprobs_of(answers), logprobs_of(greedy), atol=2e-5)

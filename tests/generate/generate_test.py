@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.model
 CFG = dataclasses.replace(EMBEDDED, vocab_size=97, num_key_value_heads=2, num_hidden_layers=2)
 NEW = 12
 PROMPTS = random_prompts([1, 5, 8, 17, 3, 16, 9], CFG.vocab_size)
-HOT = dict(temperature=0.8, top_k=40, top_p=0.95, num_samples=2)
+HOT: dict[str, Any] = dict(temperature=0.8, top_k=40, top_p=0.95, num_samples=2)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_samples_share_the_pages_of_their_prompt(params):
   """With sharing, samples get what they get alone, also from a pool that is much too
   small for all. 17 prompt tokens make two full pages of 8 and none copied, 24 two and 7."""
   prompts = random_prompts([17, 16, 24, 18], CFG.vocab_size)
-  hot = dict(temperature=1.0, num_samples=5, max_new_tokens=6)
+  hot: dict[str, Any] = dict(temperature=1.0, num_samples=5, max_new_tokens=6)
   base = tokens_of(_generate(params, prompts=prompts, shape=dict(shared_prompts=True), **hot))
   alone = {}
   for p in prompts:
@@ -182,5 +183,5 @@ def test_the_pool_is_never_copied(params, attention, samples):
   text = g.run.lower(params, g.packed).compile().as_text()
   lanes = 2 * CFG.num_key_value_heads * CFG.head_dim
   pool = f"f32[{CFG.num_hidden_layers * g.shape.num_pages},{g.shape.page_size},{lanes}]"
-  assert re.search(rf"{re.escape(pool)}.*scatter", text)
+  assert text and re.search(rf"{re.escape(pool)}.*scatter", text)
   assert not copies(text, pool)

@@ -1,4 +1,7 @@
-"""Pure device functions give the same with jit and without, on device and host values."""
+"""Pure device functions give the same with jit and without, wherever their arrays are."""
+
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -8,50 +11,70 @@ import numpy as np
 from simpo_jax.generate import kv_pages, sampling
 
 N, V = 5, 300
-VARIANTS = dict(with_jit=True, without_jit=True, with_device=True, without_device=True)
+# Without `without_device`, which passes numpy: these functions take arrays of the devices.
+VARIANTS = dict(with_jit=True, without_jit=True, with_device=True)
+variants: Any = chex.variants  # whose currying loses its types
 
 
-def settings(**changes):
-  values = dict(temperature=1.0, top_k=40, top_p=0.9, min_p=0.0, repetition_penalty=1.3)
-  kinds = dict(top_k=np.int32)
+def settings(temperature=1.0):
   return sampling.Sampling(
-    **{k: np.full(N, v, kinds.get(k, np.float32)) for k, v in {**values, **changes}.items()}
+    temperature=jnp.full(N, temperature, jnp.float32),
+    top_k=jnp.full(N, 40, jnp.int32),
+    top_p=jnp.full(N, 0.9, jnp.float32),
+    min_p=jnp.zeros(N, jnp.float32),
+    repetition_penalty=jnp.full(N, 1.3, jnp.float32),
   )
 
 
 class Sampling(chex.TestCase):
-  """Shapes and dtypes as the docstrings give them, and values by hand."""
+  """Shapes and dtypes as the annotations give them, and values by hand."""
+
+  variant: Callable[..., Any]  # set by `chex.variants`
 
   def setUp(self):
     super().setUp()
     rng = np.random.default_rng(0)
-    self.logits = rng.normal(size=(N, V)).astype(np.float32)
-    self.seen = rng.random((N, V)) < 0.1
-    self.u = rng.random(N).astype(np.float32)
+    self.logits = jnp.asarray(rng.normal(size=(N, V)), jnp.float32)
+    self.seen = jnp.asarray(rng.random((N, V)) < 0.1)
+    self.u = jnp.asarray(rng.random(N), jnp.float32)
 
-  @chex.variants(**VARIANTS)
+  @variants(**VARIANTS)
   def test_choose(self):
     choose = self.variant(sampling.choose)
     tokens, logprobs = choose(self.logits, settings(), self.u, self.seen)
     chex.assert_shape([tokens, logprobs], (N,))
     chex.assert_type([tokens, logprobs], [jnp.int32, jnp.float32])
     whole = jax.nn.log_softmax(self.logits)
-    expected = np.take_along_axis(np.asarray(whole), np.asarray(tokens)[:, None], axis=1)[:, 0]
-    chex.assert_trees_all_close(np.asarray(logprobs), expected, atol=1e-5)
+    expected = jnp.take_along_axis(whole, tokens[:, None], axis=1)[:, 0]
+    chex.assert_trees_all_close(logprobs, expected, atol=1e-5)
 
-  @chex.variants(**VARIANTS)
+  @variants(**VARIANTS)
   def test_greedy(self):
     greedy = self.variant(sampling.choose)
     tokens, _ = greedy(self.logits, settings(temperature=0.0), self.u)
-    chex.assert_trees_all_equal(np.asarray(tokens), self.logits.argmax(-1).astype(np.int32))
+    chex.assert_type(tokens, jnp.int32)
+    chex.assert_trees_all_equal(tokens, self.logits.argmax(-1))
 
-  @chex.variants(**VARIANTS)
+  @variants(**VARIANTS)
   def test_penalise(self):
-    out = self.variant(sampling.penalise)(self.logits, self.seen, np.full(N, 2.0, np.float32))
-    halved = np.where(self.logits > 0, self.logits / 2, self.logits * 2)
-    chex.assert_trees_all_equal(np.asarray(out), np.where(self.seen, halved, self.logits))
+    out = self.variant(sampling.penalise)(self.logits, self.seen, jnp.full(N, 2.0))
+    chex.assert_shape(out, (N, V))
+    chex.assert_type(out, jnp.float32)
+    halved = jnp.where(self.logits > 0, self.logits / 2, self.logits * 2)
+    chex.assert_trees_all_equal(out, jnp.where(self.seen, halved, self.logits))
 
-  @chex.variants(with_jit=True, without_jit=True)
+  @variants(**VARIANTS)
+  def test_truncated_weights_and_inverse_cdf(self):
+    weights = self.variant(sampling.truncated_weights)(self.logits, settings())
+    chex.assert_shape(weights, (N, V))
+    chex.assert_type(weights, jnp.float32)
+    tokens = self.variant(sampling.inverse_cdf)(weights, self.u)
+    chex.assert_shape(tokens, (N,))
+    chex.assert_type(tokens, jnp.int32)
+    drawn = jnp.take_along_axis(weights, tokens[:, None], axis=1)
+    chex.assert_trees_all_equal(drawn > 0, jnp.ones((N, 1), bool))
+
+  @variants(with_jit=True, without_jit=True)
   def test_uniforms(self):
     draw = self.variant(sampling.uniforms)
     key, index = jax.random.key(3), jnp.arange(N, dtype=jnp.int32)
@@ -64,24 +87,22 @@ class Sampling(chex.TestCase):
 class Pages(chex.TestCase):
   """See kv_pages_test for what they promise; here, that jit changes nothing."""
 
-  @chex.variants(with_jit=True, without_jit=True, with_device=True)
+  variant: Callable[..., Any]  # set by `chex.variants`
+
+  @variants(**VARIANTS)
   def test_allocate_share_release(self):
     allocate, share, release = map(
       self.variant, (kv_pages.allocate, kv_pages.share, kv_pages.release)
     )
-    none = np.zeros(3, np.int32)
-    pages = allocate(kv_pages.init_pages(8, 3, 4), none, np.asarray([3, 0, 2], np.int32))
-    pages = share(pages, np.asarray([0, 0, 2], np.int32), np.asarray([0, 2, 0], np.int32))
+    none = jnp.zeros(3, jnp.int32)
+    pages = allocate(kv_pages.init_pages(8, 3, 4), none, jnp.asarray([3, 0, 2]))
+    pages = share(pages, jnp.asarray([0, 0, 2]), jnp.asarray([0, 2, 0]))
     chex.assert_shape([pages.refs, pages.table], [(8,), (3, 4)])
     chex.assert_type([pages.refs, pages.table], jnp.int32)
-    chex.assert_trees_all_equal(
-      tuple(map(np.asarray, pages)),
-      (
-        np.asarray([2, 2, 1, 1, 1, 0, 0, 0], np.int32),
-        np.asarray([[0, 1, 2, 8], [0, 1, 8, 8], [3, 4, 8, 8]], np.int32),
-      ),
+    expected = kv_pages.Pages(
+      refs=jnp.asarray([2, 2, 1, 1, 1, 0, 0, 0]),
+      table=jnp.asarray([[0, 1, 2, 8], [0, 1, 8, 8], [3, 4, 8, 8]]),
     )
-    empty = release(pages, np.ones(3, bool))
-    chex.assert_trees_all_equal(
-      tuple(map(np.asarray, empty)), tuple(map(np.asarray, kv_pages.init_pages(8, 3, 4)))
-    )
+    chex.assert_trees_all_equal(pages, expected)
+    empty = release(pages, jnp.ones(3, bool))
+    chex.assert_trees_all_equal(empty, kv_pages.init_pages(8, 3, 4))

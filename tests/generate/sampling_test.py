@@ -20,11 +20,12 @@ def _logits(rows, vocab, seed=0, spread=3.0):
   return (np.random.default_rng(seed).normal(size=(rows, vocab)) * spread).astype(np.float32)
 
 
-def _settings(n, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0):
-  values = (temperature, top_k, top_p, min_p, repetition_penalty)
-  kinds = (np.float32, np.int32, np.float32, np.float32, np.float32)
+def _settings(n, **changes):
+  """Those of n rows, each a number for all or a list of n."""
+  values = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0) | changes
+  kinds = dict.fromkeys(values, jnp.float32) | dict(top_k=jnp.int32)
   return Sampling(
-    *[np.broadcast_to(np.asarray(v, k), n) for v, k in zip(values, kinds, strict=True)]
+    **{name: jnp.broadcast_to(jnp.asarray(v, kinds[name]), (n,)) for name, v in values.items()}
   )
 
 
@@ -57,7 +58,8 @@ def _kept(logits, k, p, min_p):
 def test_truncation_equals_sorting(k, p, min_p):
   logits = _logits(6, 777)
   n = logits.shape[0]
-  out = np.asarray(jax.jit(truncated_weights)(logits, _settings(n, top_k=k, top_p=p, min_p=min_p)))
+  settings = _settings(n, top_k=k, top_p=p, min_p=min_p)
+  out = np.asarray(jax.jit(truncated_weights)(jnp.asarray(logits), settings))
   for row in range(n):
     kept = _kept(logits[row], k, p, min_p)
     assert set(np.flatnonzero(out[row])) == kept
@@ -71,7 +73,7 @@ def test_dominant_and_uniform_rows_keep_something():
   dominant[0, 123] = 50.0
   flat = np.zeros((1, 300), np.float32)
   for logits, count in ((dominant, 1), (flat, 300)):
-    out = truncated_weights(logits, _settings(1, top_p=0.5))
+    out = truncated_weights(jnp.asarray(logits), _settings(1, top_p=0.5))
     assert np.count_nonzero(np.asarray(out)) == count
 
 
@@ -82,7 +84,7 @@ def test_inverse_cdf_equals_a_running_sum(vocab):
   weights[:, vocab // 2] += 0.01
   u = rng.random(200).astype(np.float32)
   u[:3] = 0.0, 0.5, np.nextafter(np.float32(1), np.float32(0))
-  out = np.asarray(jax.jit(inverse_cdf)(weights, u))
+  out = np.asarray(jax.jit(inverse_cdf)(jnp.asarray(weights), jnp.asarray(u)))
   running = np.cumsum(weights.astype(np.float64), axis=1)
   for row in range(200):
     assert weights[row, out[row]] > 0
@@ -100,7 +102,7 @@ def test_rounding_at_a_block_border_never_draws_a_weightless_token():
   for _ in range(8):  # a few steps of float32 to either side of the border
     border = np.nextafter(border, np.float32(0))
   for _ in range(16):
-    [token] = np.asarray(inverse_cdf(weights, np.asarray([border], np.float32)))
+    [token] = np.asarray(inverse_cdf(jnp.asarray(weights), jnp.asarray([border])))
     assert weights[0, token] > 0, (border, token)
     border = np.nextafter(border, np.float32(1))
 
@@ -121,7 +123,7 @@ def test_frequencies_follow_the_distribution():
 def test_greedy_and_sampled_rows_mix():
   logits = _logits(4, 50)
   settings = _settings(4, temperature=[0, 1, 0, 1], top_k=[0, 1, 0, 0])
-  tokens, _ = choose(logits, settings, np.full(4, 0.999, np.float32))
+  tokens, _ = choose(jnp.asarray(logits), settings, jnp.full(4, 0.999))
   best = logits.argmax(axis=1)
   np.testing.assert_array_equal(np.asarray(tokens)[:3], best[:3])  # top_k=1 is greedy too
 
@@ -134,12 +136,15 @@ def test_the_repetition_penalty_equals_transformers_and_leaves_the_log_probabili
   seen = np.zeros(logits.shape, bool)
   np.put_along_axis(seen, ids, True, axis=1)
   tokens, logprob = choose(
-    logits, _settings(5, temperature=0.0, repetition_penalty=penalties), np.zeros(5), seen
+    jnp.asarray(logits),
+    _settings(5, temperature=0.0, repetition_penalty=penalties),
+    jnp.zeros(5),
+    jnp.asarray(seen),
   )
   for row, penalty in enumerate(penalties):
     processor = transformers.RepetitionPenaltyLogitsProcessor(penalty)
     theirs = processor(torch.tensor(ids[row][None]), torch.tensor(logits[row][None])).numpy()[0]
-    mine = penalise(logits[row][None], seen[row][None], np.asarray([penalty], np.float32))[0]
+    mine = penalise(*(jnp.asarray(x)[None] for x in (logits[row], seen[row], penalty)))[0]
     np.testing.assert_allclose(mine, theirs, rtol=1e-6)
     assert tokens[row] == theirs.argmax()
   model = np.asarray(jax.nn.log_softmax(logits))[np.arange(5), tokens]

@@ -81,8 +81,7 @@ def _simulate(work, slots, pages, rows, seed):
         {int(work.prompt[queue.request[d]]) for d in admitted.donor[queue.running]}
       )
     _check_pages(queue, work)
-    finished = np.asarray(queue.running) & (rng.random(slots) < 0.3)
-    queue = queue._replace(running=np.asarray(queue.running) & ~finished)
+    queue = queue._replace(running=queue.running & (rng.random(slots) >= 0.3))
   queue = retire(queue, work)
   assert (np.asarray(queue.request) == len(work.length)).all()
   assert not np.asarray(queue.pages.refs).any(), "every page came back"
@@ -150,13 +149,13 @@ def test_the_partly_filled_page_of_a_shared_prompt_is_copied():
 def test_a_prompt_is_shared_with_a_sample_that_runs_already():
   work = _work([9, 3, 9], [4, 4, 4], [5, 6, 5])
   queue, _ = admit(_queue(work, 2, 40), work, PAGE)
-  queue = queue._replace(running=np.asarray([True, False]))
+  queue = queue._replace(running=jnp.asarray([True, False]))
   queue, admitted = admit(retire(queue, work), work, PAGE)
   assert np.asarray(queue.request).tolist() == [0, 2]
   assert np.asarray(admitted.donor).tolist() == [0, 0]
   np.testing.assert_array_equal(queue.pages.table[1, :2], queue.pages.table[0, :2])
   # The donor finishes first: its pages stay with who shares them.
-  queue = retire(queue._replace(running=np.asarray([False, True])), work)
+  queue = retire(queue._replace(running=jnp.asarray([False, True])), work)
   assert (np.asarray(queue.pages.refs)[queue.pages.table[1, :3]] == 1).all()
   _check_pages(queue, work)
 
@@ -169,6 +168,6 @@ def test_refill_waits_for_a_pass_worth_of_free_slots(running, finished, rows, wa
   slots = running + finished
   work = _work([2] * (slots + 1), [2] * (slots + 1))
   queue, _ = admit(_queue(work, slots, 2 * slots), work, PAGE)
-  queue = queue._replace(running=np.arange(slots) < running)
+  queue = queue._replace(running=jnp.arange(slots) < running)
   assert bool(wants_refill(queue, work, rows)) == wanted
-  assert not scheduler.wants_refill(queue._replace(next=np.int32(slots + 1)), work, rows)
+  assert not scheduler.wants_refill(queue._replace(next=jnp.int32(slots + 1)), work, rows)

@@ -87,7 +87,8 @@ def _is_tie(model, prompt, mine, theirs, logits):
   """Whether the first tokens that differ are the best two in both, as good as equal."""
   at = next(i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b)
   context = np.asarray([[*prompt.tokens, *mine[:at]]], np.int32)
-  our = our_logits(*model, context)[0, -1]
+  cfg, params = model
+  our = our_logits(cfg, params, context)[0, -1]
   their = logits[at].numpy()
   print(f"prompt {prompt.index} parts at token {at}")
   best = [mine[at], theirs[at]]

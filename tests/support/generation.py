@@ -100,3 +100,7 @@ class Generation:
 
 def tokens_of(answers):
   return {key: answer[0] for key, answer in answers.items()}
+
+
+def logprobs_of(answers):
+  return {key: answer[2] for key, answer in answers.items()}
