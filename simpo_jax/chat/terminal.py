@@ -55,7 +55,7 @@ class Terminal:
       except KeyboardInterrupt as e:
         if not self.live:
           raise
-        interrupts.heard(e)
+        interrupts.acknowledge(e)
         before = ""
         self.write("\n")  # the prompt stands there
         yield None

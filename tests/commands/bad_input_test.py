@@ -121,7 +121,12 @@ def cases():
     (
       "every_beside_the_files_steps",
       [M11, "--config.generate.every=10"],
-      ["--config.generate.every=10", "(2,) of", "wins", '--config.generate.at_steps="()"'],
+      [
+        "--config.generate.every=10",
+        "(2,) of",
+        "takes precedence",
+        '--config.generate.at_steps="()"',
+      ],
     ),
     (
       "fewer_steps_than_the_file_names",

@@ -245,6 +245,6 @@ def test_lists_by_others_lead_nowhere(shelf, cache):
 @pytest.mark.parametrize("name", ("../x", "/x", "a/../../x", ".."))
 def test_no_name_is_fetched_that_leads_elsewhere(shelf, tmp_path, name):
   before = tree(tmp_path)
-  with pytest.raises(UserError, match="which as a file would lie outside of it"):
+  with pytest.raises(UserError, match="which as a file would be outside of it"):
     download.fetch(storage.open_path(f"{shelf}/rows", "data"), ["a.jsonl", name])
   assert tree(tmp_path) == before
