@@ -46,7 +46,7 @@ def parse_flags(argv: Sequence[str], allowed: Sequence[str] = PROGRAM_FLAGS) -> 
     print(help_text(allowed))
     sys.exit(0)
   try:
-    return _parse_and_check(argv, allowed)
+    return _parse(argv, allowed)
   except UserError as e:
     if any(a in ("--debug", "--debug=true", "-debug") for a in argv):
       raise
@@ -107,7 +107,7 @@ def help_text(allowed: Sequence[str] = PROGRAM_FLAGS) -> str:
   return "\n".join(lines)
 
 
-def _parse_and_check(argv: Sequence[str], allowed: Sequence[str]) -> Sequence[str]:
+def _parse(argv: Sequence[str], allowed: Sequence[str]) -> Sequence[str]:
   path = check_arguments(argv, allowed)
   try:
     with _current_folder_importable() if path else contextlib.nullcontext():

@@ -1,4 +1,4 @@
-"""Settings of the model and of preference data."""
+"""Settings of the model and of the preference data."""
 
 import dataclasses
 

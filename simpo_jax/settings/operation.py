@@ -1,4 +1,4 @@
-"""Settings of what surrounds a run: checkpoints, export, mesh, watchdog, trackers, report."""
+"""Settings of a run's operation: checkpoints, export, mesh, watchdog, trackers, report."""
 
 import dataclasses
 

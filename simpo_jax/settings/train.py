@@ -1,4 +1,4 @@
-"""Settings of a training step."""
+"""Settings of training: optimizer, training step and SimPO loss."""
 
 import dataclasses
 

@@ -123,7 +123,7 @@ def test_a_dataset_is_what_it_is_on_a_disk(bucket, out, tmp_path, capsys):
   capsys.readouterr()
   os.rename(download.cache_folder(), tmp_path / "old")
   prepared(out, eval_fraction=0.2)
-  assert "was there already" in capsys.readouterr().out
+  assert "exists already" in capsys.readouterr().out
   with pytest.raises(UserError, match="holds a dataset of another source"):
     prepared(out, eval_fraction=0.3)
   prepared(out, eval_fraction=0.5, force=True)

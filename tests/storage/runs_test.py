@@ -236,9 +236,7 @@ def test_a_run_that_has_lost_its_claim_ends_and_writes_nothing(
   monkeypatch,
 ):
   # A process that was suspended for long sends no heartbeats.
-  monkeypatch.setattr(
-    bucket_lock, "HEARTBEAT_SECONDS", 3600
-  )  # it was stopped for long, and does not beat
+  monkeypatch.setattr(bucket_lock, "HEARTBEAT_SECONDS", 3600)
   folder = f"{BUCKET}/lost_claim"
   theirs = json.dumps({"holder": "host-7:42", "count": 1})
   taken = lambda: put(f"{folder}/.lock", theirs.encode())  # noqa: E731
