@@ -71,7 +71,7 @@ def changed_fields(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
   """Returns the names of fields that differ between two flat configs that were read from JSON.
 
   A field that is missing in one of them, because an earlier version wrote it, counts as having its
-  default. A field that this version does not know always counts as different, since this version
+  default. A field that this version does not know counts as different, since this version
   cannot do what it requests.
   """
   defaults, absent = flatten(as_json(Settings())), object()

@@ -21,13 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
-from tensorflow_datasets.core import (
-  dataset_builder,
-  dataset_info,
-  file_adapters,
-  naming,
-  splits,
-)
+from tensorflow_datasets.core import dataset_builder, dataset_info, file_adapters, naming, splits
 from tensorflow_datasets.core.utils import version as tfds_version
 
 from simpo_jax import storage
