@@ -1,4 +1,4 @@
-"""Small arithmetic of sizes and of sequences of ids."""
+"""Integer arithmetic and sequence helpers."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -10,17 +10,17 @@ _Number = TypeVar("_Number", int, np.ndarray, jax.Array)
 
 
 def ceil_div(a: _Number, b: Any) -> _Number:
-  """a / b, rounded up; of ints, numpy and jax arrays alike."""
+  """Returns a / b rounded up, for ints, NumPy arrays and JAX arrays."""
   return -(-a // b)
 
 
 def round_up(a: int, multiple: int) -> int:
-  """The smallest multiple that is at least a."""
+  """Returns the smallest multiple of `multiple` that is at least `a`."""
   return ceil_div(a, multiple) * multiple
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-  """How many first items two sequences have in common."""
+  """Returns the length of the longest common prefix."""
   for i, (x, y) in enumerate(zip(a, b, strict=False)):
     if x != y:
       return i

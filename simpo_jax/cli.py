@@ -1,4 +1,4 @@
-"""Command-line parsing whose mistakes are one line with the fix in it."""
+"""Command-line parsing; a user error is reported as one line that contains the fix."""
 
 import contextlib
 import sys
@@ -34,10 +34,13 @@ PROGRAM_FLAGS = (
 
 
 def parse_flags(argv: Sequence[str], allowed: Sequence[str] = PROGRAM_FLAGS) -> Sequence[str]:
-  """An absl `flags_parser` that explains itself: exit code 0 after --help, 2 after a mistake.
+  """An absl `flags_parser` with helpful errors; exits with 0 after --help, 2 after a user error.
 
   Args:
-    allowed: the program's flags beside those of the config.
+    allowed: the program's own flags, in addition to the --config.* overrides.
+
+  Returns:
+    The positional arguments, with argv[0] first.
   """
   if any(a in HELP_FLAGS for a in argv[1:]):
     print(help_text(allowed))
@@ -47,46 +50,51 @@ def parse_flags(argv: Sequence[str], allowed: Sequence[str] = PROGRAM_FLAGS) -> 
   except UserError as e:
     if any(a in ("--debug", "--debug=true", "-debug") for a in argv):
       raise
-    fail(e)
+    exit_with_error(e)
 
 
-def answering(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
-  """Runs a command; a user's mistake ends it with one line, or with --debug its stack trace."""
+def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+  """Runs a command's `main(argv)`.
+
+  A UserError ends the process with one line on stderr, or with its stack trace under --debug.
+  """
   logging.set_verbosity(logging.ERROR)
-  interrupts.deliver()
+  interrupts.install_handler()
   try:
     main(argv)
   except KeyboardInterrupt:
-    interrupts.end()
+    interrupts.exit_now()
   except UserError as e:
     if flags.FLAGS.debug:
       raise
-    fail(e)
+    exit_with_error(e)
 
 
 def run_program(main: Callable[[Sequence[str]], None], allowed: Sequence[str]) -> None:
-  """What `python -m` runs: `main(argv)` with its flags parsed; see `parse_flags`, `answering`."""
-  app.run(lambda argv: answering(main, argv), flags_parser=lambda argv: parse_flags(argv, allowed))
+  """Parses the flags and runs `main(argv)`; the entry point of `python -m simpo_jax.COMMAND`."""
+  app.run(
+    lambda argv: run_command(main, argv), flags_parser=lambda argv: parse_flags(argv, allowed)
+  )
 
 
 def refuse_arguments(argv: Sequence[str], example: str) -> None:
-  """Raises a UserError if anything is there but flags.
+  """Raises a UserError if there are positional arguments.
 
   Args:
-    example: of a flag, as it would be typed.
+    example: a flag as it would be typed, for the message.
   """
   if len(argv) > 1:
     raise UserError(f"unexpected argument {argv[1]!r}; flags look like {example}")
 
 
-def fail(error: UserError) -> NoReturn:
-  """Ends the process with one line on stderr and the error's exit code."""
+def exit_with_error(error: UserError) -> NoReturn:
+  """Prints an error as one line on stderr and exits with its exit code."""
   print(f"error: {one_line(error)}", file=sys.stderr)
   sys.exit(error.exit_code)
 
 
 def help_text(allowed: Sequence[str] = PROGRAM_FLAGS) -> str:
-  """What --help prints: the program's docstring, its flags, and every field of a config."""
+  """Returns the text of --help: the program's docstring, its flags, and all config fields."""
   lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
   lines += [f"  --{name}: {flags.FLAGS[name].help}" for name in allowed if name in flags.FLAGS]
   if "config" not in allowed:
@@ -102,14 +110,14 @@ def help_text(allowed: Sequence[str] = PROGRAM_FLAGS) -> str:
 def _parse(argv: Sequence[str], allowed: Sequence[str]) -> Sequence[str]:
   path = check_arguments(argv, allowed)
   try:
-    with _importing_from_here() if path else contextlib.nullcontext():
+    with _current_folder_importable() if path else contextlib.nullcontext():
       rest = flags.FLAGS(list(argv))
   except UserError:
     raise
   except flags.UnrecognizedFlagError as e:
     near = did_you_mean(e.flagname, allowed) or "; --help lists them all"
     raise UserError(f"--{e.flagname}: there is no such flag{near}") from e
-  except Exception as e:  # absl's own errors, and whatever the code in the config file raises
+  except Exception as e:  # absl's errors, and any that the code of the config file raises
     raise config_error(path, e) or UserError(f"{one_line(e)}; see --help") from e
   if path is not None:
     check_config(path, flags.FLAGS["config"].value)
@@ -120,10 +128,10 @@ def _parse(argv: Sequence[str], allowed: Sequence[str]) -> Sequence[str]:
 
 
 @contextlib.contextmanager
-def _importing_from_here():
-  """Lets a config file import what lies in the current folder and is not installed.
+def _current_folder_importable():
+  """Puts the current folder on the import path, so that a config file can import modules there.
 
-  For the commands themselves that folder is not on the path (`simpo_jax/__init__.py`).
+  It is not on the path otherwise; see `simpo_jax/__init__.py`.
   """
   here = str(plain("."))
   if here in sys.path:

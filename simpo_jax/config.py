@@ -1,9 +1,8 @@
-"""A run's config, made of the table in `settings/`.
+"""A run's config as a ConfigDict, generated from the dataclasses in `settings/`.
 
-A config file (`configs/*.py`) calls `default_config()`, changes what it needs
-and returns it; the command line overrides single fields with
-`--config.train.steps=10`. Sequences are tuples, because lists cannot be
-overridden by flags. `config_check.validate` makes `Settings` of it.
+A config file (`configs/*.py`) calls `default_config()`, changes fields and returns it; the command
+line overrides single fields, as in `--config.train.steps=10`. Sequences are tuples, because
+ml_collections' flags cannot override lists. `config_check.validate` converts it to `Settings`.
 """
 
 import dataclasses
@@ -16,17 +15,17 @@ import ml_collections
 
 from simpo_jax.settings import Settings
 
-# An ml_collections.ConfigDict, of whose fields no type checker knows.
+# An ml_collections.ConfigDict, whose fields are unknown to type checkers.
 Config: TypeAlias = Any
 
 
 def default_config() -> Config:
-  """The defaults: the embedded tiny model and its own pairs, nothing to download."""
+  """Returns the defaults: the embedded tiny model and embedded pairs, with nothing to download."""
   return ml_collections.ConfigDict(dataclasses.asdict(Settings()))
 
 
 def flatten(config: Settings | Config | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """{"train.steps": 7, ...}, in the order of the config."""
+  """Returns {"train.steps": 7, ...}, in the order of the config."""
   items = dataclasses.asdict(config) if isinstance(config, Settings) else config
   out: dict[str, Any] = {}
   for key, value in items.items():
@@ -38,16 +37,16 @@ def flatten(config: Settings | Config | Mapping[str, Any], prefix: str = "") -> 
 
 
 def to_settings(fields: Mapping[str, Any]) -> Settings:
-  """The settings of a config that is flat and has every field; an int becomes the float it is."""
-  return _group(Settings, fields, "")
+  """Converts a complete flat config to Settings; ints in float fields become floats."""
+  return _build_group(Settings, fields, "")
 
 
-def _group(kind: type, fields: Mapping[str, Any], prefix: str) -> Any:
+def _build_group(kind: type, fields: Mapping[str, Any], prefix: str) -> Any:
   values = {}
   for field in dataclasses.fields(kind):
     name = prefix + field.name
     if isinstance(field.default_factory, type):
-      values[field.name] = _group(field.default_factory, fields, f"{name}.")
+      values[field.name] = _build_group(field.default_factory, fields, f"{name}.")
     else:
       value = fields[name]
       values[field.name] = float(value) if isinstance(field.default, float) else value
@@ -55,20 +54,25 @@ def _group(kind: type, fields: Mapping[str, Any], prefix: str) -> Any:
 
 
 def replace_fields(settings: Settings, changes: Mapping[str, Any]) -> Settings:
-  """Settings with other values of some fields, named like "train.steps"."""
+  """Returns a copy of the settings with some fields replaced.
+
+  Args:
+    changes: new values by flat name, such as "train.steps".
+  """
   return to_settings({**flatten(settings), **changes})
 
 
 def as_json(settings: Settings) -> dict[str, Any]:
-  """The settings as they are out of JSON: tuples are lists."""
+  """Returns the settings as nested dicts after a round trip through JSON: tuples become lists."""
   return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
-def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-  """The fields in which two configs, flat and out of JSON, are not the same.
+def changed_fields(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+  """Returns the names of fields that differ between two flat configs that were read from JSON.
 
-  A field that the version which wrote a config did not have is at its default there. One that
-  this version does not have is another in a config that has it: what it asked for is not done.
+  A field that is missing in one of them, because an earlier version wrote it, counts as having its
+  default. A field that this version does not know counts as different, since this version
+  cannot do what it requests.
   """
   defaults, absent = flatten(as_json(Settings())), object()
   before, now = {**defaults, **before}, {**defaults, **now}
@@ -76,6 +80,6 @@ def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-  """ "; did you mean 'x'?", or nothing if no known name is near."""
+  """Returns "; did you mean 'x'?" with the most similar known name, or "" if none is similar."""
   near = difflib.get_close_matches(name, list(known), n=1)
   return f"; did you mean {near[0]!r}?" if near else ""

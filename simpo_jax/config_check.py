@@ -1,4 +1,4 @@
-"""Which values the fields of a config take: all that can be checked before anything is read."""
+"""Validation of a config: all checks that need no file and no device."""
 
 import math
 import sys
@@ -13,7 +13,7 @@ from simpo_jax.settings.train import LORA_TARGETS
 from simpo_jax.storage.paths import check_path
 
 _MAX_INT = 2**31 - 1  # counts are int32 on the devices
-_KINDS = {  # of fields, by their defaults: what else may stand there, and its name
+_FIELD_TYPES = {  # type of the default: (accepted types, description for messages)
   bool: ((bool,), "True or False"),
   int: ((int,), "a whole number"),
   float: ((int, float), "a finite number"),
@@ -23,11 +23,11 @@ _KINDS = {  # of fields, by their defaults: what else may stand there, and its n
 
 
 def validate(config: Config | Settings) -> Settings:
-  """Checks every field that can be checked before anything is read.
+  """Validates a config without reading any file, and returns it as Settings.
 
   Raises:
-    UserError: names the field as it is written on the command line, and the values
-      that it takes.
+    UserError: a field is invalid; the message names it as on the command line, and the values
+      that it accepts.
   """
   fields = flatten(config)
   _check_names(fields)
@@ -50,7 +50,7 @@ def _check_names(fields: dict[str, Any]) -> None:
 
 
 def _check_values(fields: dict[str, Any]) -> None:
-  """Every value by what its field declares: first all types, then the rest."""
+  """Checks values against the declarations of their fields: all types first, then limits."""
   for field in FIELDS.values():
     if problem := kind_problem(field, fields[field.name]):
       raise UserError(f"--config.{field.name}={shown(fields[field.name])} {problem}")
@@ -78,9 +78,9 @@ def _check_value(field: Field, value: Any) -> None:
 
 def _check_elements(field: Field, value: tuple[Any, ...], kind: type) -> None:
   for element in value:
-    if not _is_of(kind, element):
+    if not _has_type(kind, element):
       raise UserError(
-        f"--config.{field.name}={shown(value)}: {shown(element)!r} is not {_KINDS[kind][1]}; "
+        f"--config.{field.name}={shown(value)}: {shown(element)!r} is not {_FIELD_TYPES[kind][1]}; "
         f"write it like {field.example}"
       )
 
@@ -100,8 +100,8 @@ def _check_lora(config: Settings) -> None:
   if config.model.param_dtype != "float32" and not config.train.lora_rank:
     raise UserError(
       f"--config.model.param_dtype={config.model.param_dtype} would train almost nothing: most "
-      "updates are smaller than the steps between its numbers; keep float32 and compute in "
-      "bfloat16 (--config.model.compute_dtype=bfloat16), or train adapters beside frozen weights "
+      "updates are smaller than its rounding error; keep float32 and compute in bfloat16 "
+      "(--config.model.compute_dtype=bfloat16), or train adapters on top of frozen weights "
       "(--config.train.lora_rank=16)"
     )
 
@@ -144,21 +144,21 @@ def _check_steps(config: Settings) -> None:
 
 
 def kind_problem(field: Field, value: Any) -> str | None:
-  """What is wrong with the type of a field's value ("must be a whole number, ..."), or None."""
-  if _is_of(type(field.default), value):
+  """Returns what is wrong with the type of a value ("must be a whole number, ..."), or None."""
+  if _has_type(type(field.default), value):
     return None
-  what = _KINDS[type(field.default)][1]
+  what = _FIELD_TYPES[type(field.default)][1]
   return f"must be {what}, such as {field.example or repr(field.default)}"
 
 
-def _is_of(kind: type, value: Any) -> bool:
-  kinds, _ = _KINDS[kind]
-  good = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-  return good and (float not in kinds or abs(value) <= sys.float_info.max)  # false for NaN, too
+def _has_type(kind: type, value: Any) -> bool:
+  kinds, _ = _FIELD_TYPES[kind]
+  valid = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+  return valid and (float not in kinds or abs(value) <= sys.float_info.max)  # False for NaN, too
 
 
 def range_problem(field: Field, value: float) -> str | None:
-  """What is wrong with the value of a numeric field ("must be at least 1"), or None."""
+  """Returns what is wrong with a numeric value ("must be at least 1"), or None."""
   low, high = -math.inf if field.low is None else field.low, field.high
   if isinstance(value, int) and abs(value) > (high if isinstance(high, int) else _MAX_INT):
     return f"must be between {low} and {_MAX_INT if high is None else high}"

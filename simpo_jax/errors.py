@@ -1,46 +1,46 @@
-"""The errors that a user is meant to see, and the exit codes they end a process with."""
+"""Errors that are reported to the user without a stack trace, and their exit codes."""
 
 import reprlib
 from typing import Any
 
-INTERRUPTED = 130  # the exit code of a shell for SIGINT: a ^C where there was no step to end first
+INTERRUPTED = 130  # 128 + SIGINT, as in a shell: ^C before there was anything to save
 
-_MOST = 4000  # characters of a message, which may quote a file that nobody wrote
-_SHOWN = 80  # characters of a value in it
+_MAX_MESSAGE = 4000  # characters; a message may quote a damaged file
+_MAX_VALUE = 80  # characters of a value quoted in a message
 
 
 class UserError(Exception):
-  """Something the user can fix; the message is one line and says how.
+  """An error that the user can fix; the message is one line and says how.
 
-  `main` prints the message alone and exits with code 2 (`--debug` shows the
-  stack trace). Anything else that escapes is a bug and keeps its trace. What the
-  message quotes, such as a name in a damaged file, comes out printable and short.
+  `main` prints only the message and exits with code 2 (`--debug` adds the stack trace). Any other
+  exception that escapes is a bug and keeps its stack trace. The message is made printable and is
+  shortened, since it may quote a damaged file.
   """
 
   exit_code = 2
 
   def __init__(self, message: str):
     text = one_line(message)
-    if len(text) > _MOST:  # where it went wrong stands at the beginning, the fix at the end
-      text = f"{text[: _MOST // 2]} ... {text[-_MOST // 2 :]}"
+    if len(text) > _MAX_MESSAGE:  # the place is at the beginning, the fix at the end
+      text = f"{text[: _MAX_MESSAGE // 2]} ... {text[-_MAX_MESSAGE // 2 :]}"
     super().__init__(text)
 
 
 class Interrupted(UserError):
-  """Nothing is wrong with the run itself: a host was lost, or a launch hangs.
+  """The run was interrupted by something outside it: a host was lost, or a launch hangs.
 
-  Exit code 75 (EX_TEMPFAIL of sysexits.h) tells a launcher to start the run again.
+  Exit code 75 (EX_TEMPFAIL of sysexits.h) tells a launcher to restart the run.
   """
 
   exit_code = 75
 
 
 class Stopped(Interrupted):
-  """The run was asked to stop, and has: its checkpoint is written on all hosts."""
+  """The run stopped on request, after all hosts have written its checkpoint."""
 
 
 def one_line(error: BaseException | str) -> str:
-  """An error's message without its line breaks; no character of it moves a terminal's cursor."""
+  """Returns an error's message on one line, with unprintable characters escaped."""
   text = " ".join(str(error).split()) or type(error).__name__
   if text.isprintable():
     return text
@@ -48,21 +48,21 @@ def one_line(error: BaseException | str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-  """Of an error's message: where libraries add paragraphs of advice, it says what went wrong."""
+  """Returns the first line of an error's message, without the advice that libraries append."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def shown(value: Any) -> str:
-  """A value as it is written on a command line, cut if it is long."""
+  """Returns a value as it is written on the command line, shortened if it is long."""
   if isinstance(value, str):
-    middle = _SHOWN // 2
-    return value if len(value) <= _SHOWN else f"{value[:middle]}...{value[-middle:]}"
+    middle = _MAX_VALUE // 2
+    return value if len(value) <= _MAX_VALUE else f"{value[:middle]}...{value[-middle:]}"
   try:
-    return _SHORT.repr(value)
-  except ValueError:  # Python refuses to write so many digits
+    return _SHORT_REPR.repr(value)
+  except ValueError:  # sys.get_int_max_str_digits()
     return "(a number of thousands of digits)"
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxtuple = _SHORT.maxlist = 12
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _SHOWN
+_SHORT_REPR = reprlib.Repr()
+_SHORT_REPR.maxtuple = _SHORT_REPR.maxlist = 12
+_SHORT_REPR.maxstring = _SHORT_REPR.maxother = _SHORT_REPR.maxlong = _MAX_VALUE

@@ -1,4 +1,4 @@
-"""Command-line arguments and config files, checked before absl reads them: errors with the fix."""
+"""Checks of flags and config files ahead of absl, for better error messages than absl's."""
 
 import ast
 import pathlib
@@ -19,7 +19,11 @@ HELP_FLAGS = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull")
 
 
 def check_arguments(argv: Sequence[str], allowed: Sequence[str]) -> str | None:
-  """Finds typos and values of the wrong type; returns the config's FILE[:VARIANT]."""
+  """Raises a UserError for typos and values of the wrong type.
+
+  Returns:
+    The value of --config, FILE[:VARIANT], or None if it was not given.
+  """
   path = None
   for name, value in arguments(argv, allowed):
     if name == "config":
@@ -33,7 +37,7 @@ def check_arguments(argv: Sequence[str], allowed: Sequence[str]) -> str | None:
 
 
 def arguments(argv: Sequence[str], allowed: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-  """Yields (name, value) of every flag, as absl reads them: a value may follow its flag."""
+  """Yields (name, value) of every flag, as in absl: --name=value or --name value."""
   rest = iter(argv[1:])
   for argument in rest:
     if argument == "--" or not argument.startswith("-"):
@@ -65,7 +69,7 @@ def _check_override(name: str, value: str | None) -> None:
     parsed = ast.literal_eval(value.capitalize() if kind is bool else value)
   except (ValueError, SyntaxError):
     parsed = (value,) if kind is tuple else None  # a bare word is a tuple of one
-  except (TypeError, RecursionError, MemoryError):  # a key that cannot be one; nested too deeply
+  except (TypeError, RecursionError, MemoryError):  # an unhashable key; nested too deeply
     parsed = None
   if kind is tuple and isinstance(parsed, (str, int)):
     parsed = (parsed,)
@@ -96,9 +100,14 @@ def _check_file(name: str) -> None:
 
 
 def check_config(path: str, config: Any) -> None:
-  """Raises a UserError if what a config file made is no config of this project."""
+  """Raises a UserError if a config file did not return a ConfigDict.
+
+  Args:
+    path: its FILE[:VARIANT], for the message.
+    config: what its get_config() returned.
+  """
   try:
-    config.items  # noqa: B018  a config that could not be read says so when it is touched
+    config.items  # noqa: B018  ml_collections defers a failure to read the file to first access
   except OSError as e:
     raise config_error(path, e) or UserError(f"--config={path}: {one_line(e)}") from e
   except AttributeError:
@@ -111,22 +120,31 @@ def check_config(path: str, config: Any) -> None:
 
 
 def check_schedule(path: str, config: Any, named: set[str]) -> None:
-  """Refuses `generate.every` where steps that the config file names would win over it.
+  """Raises a UserError if generate.at_steps of the config file overrides a generate.every flag.
 
   Args:
-    named: the flags of the command line.
+    path: FILE[:VARIANT] of the config, for the message.
+    named: names of the flags on the command line.
   """
   at_steps, given = config.generate.get("at_steps"), "config.generate.every" in named
   if given and at_steps and "config.generate.at_steps" not in named:
     raise UserError(
       f"--config.generate.every={shown(config.generate.every)} would do nothing: "
-      f"generate.at_steps={shown(at_steps)} of {path} wins over it; clear that with "
+      f"generate.at_steps={shown(at_steps)} of {path} takes precedence over it; clear that with "
       '--config.generate.at_steps="()"'
     )
 
 
 def config_error(path: str | None, error: BaseException) -> UserError | None:
-  """The error that the code of the config file raised, with its line; None if it is not that."""
+  """Returns a UserError that names the line of the config file where an error was raised.
+
+  Args:
+    path: FILE[:VARIANT] of the config.
+    error: an exception, with its causes.
+
+  Returns:
+    None if the error does not come from the config file.
+  """
   if path is None:
     return None
   file, _, variant = path.partition(":")
@@ -145,7 +163,7 @@ def config_error(path: str | None, error: BaseException) -> UserError | None:
       )
     text = str(cause)
     if text.endswith("has no attribute 'get_config'"):
-      return UserError(f"{file} is no config: it must define get_config(); see configs/m11.py")
+      return UserError(f"{file} is not a config: it must define get_config(); see configs/m11.py")
     if isinstance(cause, TypeError) and text.startswith("get_config() takes 0 "):
       return UserError(f"{file} has no variants; drop {':' + variant!r}")
     if isinstance(cause, TypeError) and text.startswith("get_config() missing "):

@@ -1,7 +1,7 @@
-"""A ^C is not lost: one whose KeyboardInterrupt other code has dropped is raised again.
+"""Makes ^C reliable: a KeyboardInterrupt that other code swallows is raised again.
 
-Python drops what is raised in a finalizer or in a callback of the garbage collector, of which jax
-has one, and compiled modules that compilation goes through clear errors that they do not expect.
+Python discards exceptions raised in finalizers and in callbacks of the garbage collector (JAX has
+one), and some extension modules that run during compilation clear exceptions of other code.
 """
 
 import os
@@ -12,40 +12,40 @@ from typing import NoReturn
 
 from simpo_jax.errors import INTERRUPTED
 
-_PAUSE = 0.01  # seconds until it is raised again: at once it would be in the place that drops it
+_RETRY_SECONDS = 0.01  # raised at once, it would still be in the code that swallows it
 
 
 class _Interrupt(KeyboardInterrupt):
-  """Comes again if nobody has taken note of it when it goes."""
+  """Sends SIGINT again when it is deleted without having been acknowledged."""
 
-  heard = False
+  acknowledged = False
 
   def __del__(self):
-    if not self.heard and not sys.is_finalizing():
+    if not self.acknowledged and not sys.is_finalizing():
       main = threading.main_thread().ident
-      again = threading.Timer(_PAUSE, signal.pthread_kill, (main, signal.SIGINT))
-      again.daemon = True
-      again.start()
+      retry = threading.Timer(_RETRY_SECONDS, signal.pthread_kill, (main, signal.SIGINT))
+      retry.daemon = True
+      retry.start()
 
 
-def deliver() -> None:
-  """From here on a ^C is raised until `heard` or `end`, unless the process ignores it."""
+def install_handler() -> None:
+  """Makes each ^C raise until `acknowledge` or `exit_now`, unless the process ignores SIGINT."""
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _raise)
-  drop = sys.unraisablehook
+  hook = sys.unraisablehook
   sys.unraisablehook = lambda dropped: (
-    None if issubclass(dropped.exc_type, _Interrupt) else drop(dropped)
+    None if issubclass(dropped.exc_type, _Interrupt) else hook(dropped)
   )
 
 
-def heard(error: KeyboardInterrupt) -> None:
-  """Says that this ^C was taken note of by code that goes on after it."""
+def acknowledge(error: KeyboardInterrupt) -> None:
+  """Marks a ^C as handled; for code that catches it and continues."""
   if isinstance(error, _Interrupt):
-    error.heard = True
+    error.acknowledged = True
 
 
-def end() -> NoReturn:
-  """Ends the process after a ^C, at once: a compilation in progress would not survive its exit."""
+def exit_now() -> NoReturn:
+  """Ends the process after a ^C without cleanup, which can crash during a compilation."""
   print("stopped by ^C", file=sys.stderr)
   sys.stdout.flush()
   sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The former name of `python -m simpo_jax.compare`; it goes with the next release."""
+"""The former name of `python -m simpo_jax.compare`; to be removed in the next release."""
 
 import sys
 

@@ -1,40 +1,40 @@
-"""The TPU's library, where it is installed and there is no TPU: left alone, since it complains."""
+"""Hides an installed libtpu on machines without a TPU, where it prints warnings."""
 
 import glob
 import os
 import pathlib
 import sys
 
-_GOOGLE = "0x1ae0"  # vendor of PCI devices
-_OTHERS = ("0x01", "0x02")  # classes of theirs that are in any of their machines: disks, network
-_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
+_GOOGLE_VENDOR = "0x1ae0"  # PCI vendor id
+_NON_TPU_CLASSES = ("0x01", "0x02")  # PCI classes of disks and network cards in any Google VM
+_DEVICE_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 _hidden: list[str] = []  # modules that `hide` has hidden
-_TOLD = ("TPU_LIBRARY_PATH", "TPU_NAME", "TPU_WORKER_HOSTNAMES", "JAX_FORCE_TPU_INIT")
+_TPU_VARIABLES = ("TPU_LIBRARY_PATH", "TPU_NAME", "TPU_WORKER_HOSTNAMES", "JAX_FORCE_TPU_INIT")
 
 
 def hide() -> None:
-  """Makes it count as not installed on a machine without a TPU; jax must not be imported yet.
+  """Makes libtpu unimportable on a machine without a TPU; must run before JAX is imported.
 
-  Else jax asks it for devices, and it tells in three lines that it has found none. Where there may
-  be a TPU, or where one was asked for, all is as it was.
+  Otherwise JAX initializes it, and it logs three lines about missing devices. Does nothing where
+  there may be a TPU or JAX_PLATFORMS names it.
   """
-  if "tpu" not in os.environ.get("JAX_PLATFORMS", "") and not _may_be_here():
-    # Python refuses to import what is None.
+  if "tpu" not in os.environ.get("JAX_PLATFORMS", "") and not _may_have_tpu():
+    # Importing a module whose entry is None raises ModuleNotFoundError.
     sys.modules["libtpu"] = None  # pyright: ignore[reportArgumentType]
     _hidden.append("libtpu")
 
 
 def show() -> None:
-  """Takes `hide` back: its compiler needs no TPU."""
+  """Undoes `hide`, to use libtpu's compiler, which needs no TPU."""
   while _hidden:
     sys.modules.pop(_hidden.pop(), None)
 
 
-def _may_be_here() -> bool:
-  if any(map(os.environ.get, _TOLD)) or any(map(glob.glob, _DEVICES)):
+def _may_have_tpu() -> bool:
+  if any(map(os.environ.get, _TPU_VARIABLES)) or any(map(glob.glob, _DEVICE_FILES)):
     return True
   return any(
-    (device / "vendor").read_text().strip() == _GOOGLE
-    and not (device / "class").read_text().startswith(_OTHERS)
+    (device / "vendor").read_text().strip() == _GOOGLE_VENDOR
+    and not (device / "class").read_text().startswith(_NON_TPU_CLASSES)
     for device in pathlib.Path("/sys/bus/pci/devices").glob("*")
   )

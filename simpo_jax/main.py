@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from simpo_jax import distributed, interrupts
-from simpo_jax.cli import fail, parse_flags, refuse_arguments
+from simpo_jax.cli import exit_with_error, parse_flags, refuse_arguments
 from simpo_jax.config_check import validate
 from simpo_jax.errors import Stopped, UserError
 from simpo_jax.storage.paths import check_path
@@ -56,11 +56,11 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the config; exit code 0 only when its whole schedule was done."""
+  """Runs the config; returns only when its whole schedule is complete."""
   refuse_arguments(argv, "--config=configs/m11.py")
   if _CONFIG.value is None:
     raise UserError("name a config: --config=configs/m11.py (see --help)")
-  settings = validate(_CONFIG.value)  # before any device is asked for: typos answer at once
+  settings = validate(_CONFIG.value)  # before devices are initialized, which takes a while
   check_path("--workdir", _WORKDIR.value or "")
   distributed.start(
     distributed.Options(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.WARNING)
-  interrupts.deliver()
+  interrupts.install_handler()
   try:
     with distributed.ending_together():
       main(argv)
@@ -81,11 +81,11 @@ def _main(argv: Sequence[str]) -> None:
     print(e)
     sys.exit(e.exit_code)
   except KeyboardInterrupt:
-    interrupts.end()
+    interrupts.exit_now()
   except UserError as e:
     if _DEBUG.value:
       raise
-    fail(e)
+    exit_with_error(e)
 
 
 if __name__ == "__main__":

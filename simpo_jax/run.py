@@ -1,4 +1,4 @@
-"""The run, top to bottom: resolve, compile once, load, then launch by the schedule."""
+"""A run from start to end: resolve the config, compile once, load, then launch the schedule."""
 
 import json
 import pathlib
@@ -59,20 +59,20 @@ def run(
   workdir: str | None = None,
   into_existing: bool = False,
 ) -> tuple[TrainState, storage.Path]:
-  """Runs the whole schedule of `config`.
+  """Runs the whole schedule of `config`, or resumes the unfinished run in `workdir`.
 
   Args:
-    config: a `config.default_config()` with its changes.
-    workdir: the folder to fill; None for a fresh dated one under runs/.
-    into_existing: whether it may be one that holds other files and no run; they stay there.
+    config: a `config.default_config()` with changed fields.
+    workdir: the output folder; None: a new dated one under runs/.
+    into_existing: accept a workdir that has other files and no run; they are left alone.
 
   Returns:
     The final state and the workdir.
 
   Raises:
-    Stopped: SIGTERM or ^C on any host has ended the run early, after the launch in
-      progress; it is saved, and run.json says so.
-    UserError: anything the user can fix, the hosts disagreeing, or a non-finite step.
+    Stopped: SIGTERM or ^C on any host ended the run early, after the launch in progress; a
+      checkpoint is saved, and run.json records the stop.
+    UserError: anything the user can fix, a disagreement between hosts, or a non-finite step.
   """
   config = validate(config)
   distributed.agree("settings", settings_fields(config))
@@ -113,7 +113,7 @@ def _in_folder(
     compiled = _compile(resolved, start, display, record)
     display.doing("loading weights")
     state = load_state(start, program, resolved.model, config.seed)
-    # The first launch connects the hosts, and waits only so long for one that still compiles.
+    # The first launch connects the hosts, with a timeout that a host still compiling would exceed.
     distributed.gather("readiness", "")
     launch = Launcher(
       program,
@@ -143,7 +143,7 @@ def _in_folder(
   if stopped:
     raise Stopped(
       f"stopped after step {progress.step} of {config.train.steps}; start the same command "
-      f"again with --workdir={folder} to go on"
+      f"again with --workdir={folder} to resume"
     )
   return state, folder
 
@@ -151,7 +151,7 @@ def _in_folder(
 def _compile(
   resolved: ResolvedRun, start: ResumePoint, display: Display, record: RunRecord
 ) -> Compiled:
-  """The one compilation of the run, of a program whose text all hosts have compared."""
+  """Lowers the program, compares its text between hosts, and compiles it: once per run."""
   program = resolved.program
   display.doing("compiling")
   lowered, options = lower_program(program), str(compiler_options(program.mesh))
@@ -171,7 +171,7 @@ def _loop(
   profiler: Profiler,
   record: RunRecord,
 ) -> tuple[Progress, TrainState, bool]:
-  """All launches from `progress` on; returns where they ended, and whether a stop ended them."""
+  """Runs all launches from `progress` on; returns (progress, state, stopped on request)."""
   config, display, saver, stopped = context.config, context.display, context.saver, False
   try:
     for step in range(progress.step, config.train.steps + 1):
@@ -203,7 +203,7 @@ def _loop(
 
 
 def _export(context: RunContext, state: TrainState, stopped: bool) -> None:
-  """The adapters of a LoRA run, and the model's folder if the config asks for it at the end."""
+  """Exports the adapter of a LoRA run, and the model if export.at_end is set."""
   run, config, folder = context.run, context.config, context.folder
   lora = run.program.step.lora
   if lora and context.writes:
@@ -216,19 +216,19 @@ def _export(context: RunContext, state: TrainState, stopped: bool) -> None:
     )
   if config.export.at_end and not stopped:
     checkpoint = context.saver.last
-    assert checkpoint and isinstance(folder, pathlib.Path), "as `check_at_end` has seen"
+    assert checkpoint and isinstance(folder, pathlib.Path), "checked by `check_at_end`"
     context.display.doing("exporting")
     context.display.say(export_at_end(config, run, folder, checkpoint))
 
 
 def pairs_by_step(run: ResolvedRun, config: Settings) -> Callable[[int], list[PairTokens]]:
-  """The function from a training step to its pairs; see `step_source`."""
+  """Returns a function from a training step (from 1) to its pairs; see `step_source`."""
   source = step_source(windows_of(run, config), config.data.lookahead)
   return lambda step: source(step)[0]
 
 
 def windows_of(run: ResolvedRun, config: Settings) -> Callable[[int], Window]:
-  """The function from a window of steps to their pairs; see `window_source`."""
+  """Returns a function from a window's number (from 0) to its steps; see `window_source`."""
   shape, data = run.program.batch, config.data
   read = open_stream(run.train_pairs, run.tokenizer, data, shape.pairs, config.seed)
   return window_source(

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from simpo_jax.cli import answering, parse_flags
+from simpo_jax.cli import parse_flags, run_command
 from simpo_jax.loaded_model import flags as model_flags
 
 _PROGRAM_FLAGS = (*model_flags.MODEL, "system", "context", *model_flags.SETTINGS, "debug")
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _main(argv: Sequence[str]) -> None:
   try:
-    answering(main, argv)
+    run_command(main, argv)
   except BrokenPipeError:  # whoever read the answers has left
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -59,7 +59,7 @@ class Terminal:
       except KeyboardInterrupt as e:
         if not self.live:
           raise
-        interrupts.heard(e)
+        interrupts.acknowledge(e)
         before = ""
         self.write("\n")  # the prompt stands there
         yield None

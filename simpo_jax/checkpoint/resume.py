@@ -60,7 +60,7 @@ def is_shared(folder: storage.Path) -> bool:
   """Whether all processes see the same folder; all must ask."""
   if jax.process_count() == 1:
     return True
-  name = temporary.name_for("shared")
+  name = temporary.unique_name("shared")
   if jax.process_index() == 0:
     storage.write(folder / name, name)
   name = distributed.gather("shared workdir", name)[0]

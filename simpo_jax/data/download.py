@@ -1,4 +1,4 @@
-"""Local copies of data that lies in a bucket: fetched once, kept under the version they are of."""
+"""A local cache of data in buckets; its keys include the version of each object."""
 
 import datetime
 import hashlib
@@ -14,9 +14,8 @@ from simpo_jax.storage.paths import escapes_folder, plain
 
 
 def cache_folder() -> pathlib.Path:
-  """Where copies of data from buckets are kept; all of it may be removed at any time."""
-  named = os.environ.get("SIMPO_JAX_CACHE")
-  return plain(named or "~/.cache/simpo_jax")
+  """Returns the cache folder, SIMPO_JAX_CACHE or ~/.cache/simpo_jax; it may be deleted any time."""
+  return plain(os.environ.get("SIMPO_JAX_CACHE") or "~/.cache/simpo_jax")
 
 
 def fetch(
@@ -24,21 +23,22 @@ def fetch(
   names: Sequence[str] = (),
   check: Callable[[pathlib.Path], None] = lambda copy: None,
 ) -> pathlib.Path:
-  """A local copy of an object, or of some of a folder's; fetched unless it is there already.
+  """Returns a local copy of an object, or of files of a folder; downloads it if it is not cached.
 
   Args:
-    path: of the object or the folder.
-    names: of a folder's files; they come to lie in one folder.
-    check: is shown a copy before it is kept; what it raises is raised.
+    path: the object or the folder, in a bucket.
+    names: files of the folder to fetch; empty: `path` is an object.
+    check: called with a new copy before it is added to the cache; its exceptions propagate.
 
   Raises:
-    FileNotFoundError: it is not there.
+    FileNotFoundError: the object or a named file does not exist.
+    IsADirectoryError: `path` is a folder and no names are given.
     UserError: a name leads out of the folder, or the copy cannot be written.
   """
   for name in (path.name, *names):
     if name in ("", ".") or escapes_folder(path, name):
       raise UserError(
-        f"{path} names {name!r}, which as a file would lie outside of it; get the data from "
+        f"{path} names {name!r}, which as a file would be outside of it; get the data from "
         "somebody you trust; nothing was fetched"
       )
   fs = storage.filesystem(path)
@@ -65,12 +65,12 @@ def fetch(
       for name, info in infos.items():
         if (here / name).stat().st_size != info["size"]:
           raise OSError(f"{path}/{name} changed while it was fetched")
-        _date(here / name, info)
+        _copy_mtime(here / name, info)
       check(here)
       if not copy.exists():
         here.rename(copy)
   except OSError as e:
-    if copy.exists():  # another process was faster
+    if copy.exists():  # another process has fetched it
       return copy
     raise UserError(
       f"{path} could not be fetched into {cache_folder()} ({one_line(e)}); free space there, or "
@@ -83,8 +83,8 @@ def _version(info: dict[str, Any]) -> str:
   return str(next((info[k] for k in ("generation", "ETag", "etag", "mtime") if k in info), ""))
 
 
-def _date(path: pathlib.Path, info: dict[str, Any]) -> None:
-  """A copy is as old as what it is of, whenever it was fetched."""
+def _copy_mtime(path: pathlib.Path, info: dict[str, Any]) -> None:
+  """Sets the modification time of a copy to that of the object, so that stamps stay the same."""
   changed = info.get("mtime") or info.get("LastModified")
   if isinstance(changed, datetime.datetime):
     os.utime(path, (changed.timestamp(), changed.timestamp()))

@@ -1,7 +1,7 @@
-"""Preference pairs that the project writes itself, so that a run needs no download.
+"""Synthetic preference pairs, generated on the fly, so that a run needs no download.
 
-The chosen answer is right and polite; the rejected one is wrong, curt or
-rambling. A tiny byte model learns the difference within a few steps.
+The chosen answer is correct and polite; the rejected one is wrong and rude. A tiny byte-level model
+learns the difference within a few steps.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ _THINGS = (
     ("clean snow", "white"), ("coal", "black"), ("a ripe tomato", "red"), ("milk", "white"),
     ("a carrot", "orange"), ("a raven", "black"), ("a lemon", "yellow"),
 )  # fmt: skip
-_COLOURS = ("yellow", "green", "blue", "white", "black", "red", "orange")
+_COLORS = ("yellow", "green", "blue", "white", "black", "red", "orange")
 _OPENINGS = ("", "Please help me. ", "A quick question: ", "Hello! ")
 _POLITE = ("Sure! ", "Gladly. ", "Of course: ")
 _RUDE = ("No idea, maybe ", "Ugh. It is ", "Who cares? Say ", "Well, well, well, ")
@@ -28,10 +28,12 @@ _MAX_PAIRS = 100_000
 
 
 def embedded_pairs(count: int, seed: int) -> list[dict[str, Any]]:
-  """`count` distinct rows {prompt, chosen, rejected} of messages, the same for a seed.
+  """Generates `count` distinct rows {prompt, chosen, rejected} of messages; deterministic.
 
-  Prompts are about 20 to 60 bytes, responses about 10 to 60. Raises UserError
-  for a count outside [1, 100000].
+  Prompts have about 20 to 60 bytes, responses about 10 to 60.
+
+  Raises:
+    UserError: the count is outside [1, 100000].
   """
   if not 1 <= count <= _MAX_PAIRS:
     raise UserError(f"data.embedded_pairs must be 1 to {_MAX_PAIRS}, not {count}")
@@ -61,10 +63,10 @@ def _spell(rng: np.random.Generator) -> tuple[str, str, str]:
   return question, f"It is {'-'.join(word)}", f"{word[0]}{word[2:]}, {word[0]}{word[2:]}, whatever"
 
 
-def _colour(rng: np.random.Generator) -> tuple[str, str, str]:
-  thing, colour = _pick(rng, _THINGS)
-  wrong = _pick(rng, tuple(c for c in _COLOURS if c != colour))
-  return f"What colour is {thing}?", f"The colour of {thing} is {colour}", wrong
+def _color(rng: np.random.Generator) -> tuple[str, str, str]:
+  thing, color = _pick(rng, _THINGS)
+  wrong = _pick(rng, tuple(c for c in _COLORS if c != color))
+  return f"What colour is {thing}?", f"The colour of {thing} is {color}", wrong
 
 
 def _count(rng: np.random.Generator) -> tuple[str, str, str]:
@@ -73,7 +75,7 @@ def _count(rng: np.random.Generator) -> tuple[str, str, str]:
   return question, f"The word {word} has {len(word)} letters", f"{len(word) + 2} or so, or none"
 
 
-_TASKS = (_add, _spell, _colour, _count)
+_TASKS = (_add, _spell, _color, _count)
 
 
 def _draw(rng: np.random.Generator, n: int) -> int:

@@ -1,6 +1,6 @@
-"""Sources of preference rows cut into parts that can be read side by side, each once.
+"""Splits files of preference rows into chunks that can be read in parallel.
 
-The cuts depend on the files alone, never on the number of readers.
+The boundaries depend only on the files, not on the number of readers.
 """
 
 import os
@@ -22,23 +22,24 @@ from simpo_jax.data.row_files import (
 from simpo_jax.errors import UserError
 
 CHUNK_BYTES = 32 * 2**20
-_BLOCK = 2**22
+_READ_BYTES = 2**22
 
 
 class File(NamedTuple):
-  """A file of rows. name: what row ids begin with."""
+  """A file of rows. name: the prefix of its row ids."""
 
   path: str
   name: str
 
 
 class Chunk(NamedTuple):
-  """A part of a file that one process reads from front to back.
+  """A contiguous part of a file that is read sequentially.
 
-  start, stop: bytes of a .jsonl file, row groups of a .parquet file; stop is 0 for the
-    kinds that can only be read whole.
-  first: the number of its first row (of a .jsonl file: line).
-  size: bytes, about.
+  Attributes:
+    start, stop: byte offsets in a .jsonl file, row groups in a .parquet file; stop is 0 for
+      formats that can only be read in full.
+    first: the number of its first row (in a .jsonl file: line), from 1.
+    size: approximate size in bytes.
   """
 
   file: File
@@ -49,12 +50,10 @@ class Chunk(NamedTuple):
 
 
 def find_files(source: str) -> list[File]:
-  """The files of a source: one file, or all of a folder, in the order of their names.
-
-  Those in a bucket are fetched.
+  """Returns the files of a source, one file or a folder, sorted by name; downloads from buckets.
 
   Raises:
-    UserError: there is no such file or folder, or no file of a known kind in it.
+    UserError: there is no such file or folder, or the folder has no file of a supported format.
   """
   folder = storage.open_path(source, "--source")
   if not folder.is_dir():
@@ -64,7 +63,7 @@ def find_files(source: str) -> list[File]:
     name
     for name in storage.sizes(folder)
     if name.lower().endswith(EXTENSIONS)
-    # What a download or an editor keeps beside the data.
+    # Hidden files and folders of downloads and editors.
     and not any(part.startswith(".") for part in name.split("/"))
   ]
   if not names:
@@ -74,15 +73,15 @@ def find_files(source: str) -> list[File]:
   return [File(str(folder / name), name) for name in names]
 
 
-def cut(files: Sequence[File], chunk_bytes: int = CHUNK_BYTES) -> list[Chunk]:
-  """All rows of the files, in order, in parts of about `chunk_bytes` where a kind allows it."""
-  return [chunk for file in files for chunk in _cut(file, chunk_bytes)]
+def split_into_chunks(files: Sequence[File], chunk_bytes: int = CHUNK_BYTES) -> list[Chunk]:
+  """Splits files into chunks of about `chunk_bytes`, in order, where the format allows it."""
+  return [chunk for file in files for chunk in _split_file(file, chunk_bytes)]
 
 
 def read_chunk(chunk: Chunk) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
-  """Yields (row id, row) as `read_rows` does for the whole file; flat in memory.
+  """Yields (row id, row) like `read_rows`, with constant memory.
 
-  A .json list (not .jsonl) is one object to its parser, and is held as a whole.
+  A .json list (not .jsonl) is parsed in one piece, and is held in memory in full.
   """
   file, name = pathlib.Path(chunk.file.path), chunk.file.name
   if not chunk.stop:
@@ -97,7 +96,7 @@ def read_chunk(chunk: Chunk) -> Iterator[tuple[str, dict[str, Any] | Malformed]]
     yield f"{name}:{number}", row
 
 
-def _cut(file: File, chunk_bytes: int) -> Iterator[Chunk]:
+def _split_file(file: File, chunk_bytes: int) -> Iterator[Chunk]:
   path = pathlib.Path(find_file(file.path))
   name = path.name.lower()
   if not name.endswith(EXTENSIONS):
@@ -106,23 +105,23 @@ def _cut(file: File, chunk_bytes: int) -> Iterator[Chunk]:
   if not size:
     raise UserError(f"{path} has no rows; give a file with at least one preference pair")
   if name.endswith(".jsonl"):
-    return _cut_lines(file, path, chunk_bytes)
+    return _split_lines(file, path, chunk_bytes)
   if name.endswith(".parquet"):
-    return _cut_row_groups(file, path, chunk_bytes)
+    return _split_row_groups(file, path, chunk_bytes)
   return iter([Chunk(file, 0, 0, 1, size)])
 
 
-def _cut_lines(file: File, path: pathlib.Path, chunk_bytes: int) -> Iterator[Chunk]:
+def _split_lines(file: File, path: pathlib.Path, chunk_bytes: int) -> Iterator[Chunk]:
   start, first, lines = 0, 1, 0
   position = 0
   with open(path, "rb") as f:
-    while block := f.read(min(_BLOCK, chunk_bytes)):
+    while block := f.read(min(_READ_BYTES, chunk_bytes)):
       lines += block.count(b"\n")
       position += len(block)
       if position - start < chunk_bytes:
         continue
-      # The rest of the line, however long it is.
-      while (rest := f.readline(_BLOCK)) and not rest.endswith(b"\n"):
+      # The chunk ends with the line, however long that is.
+      while (rest := f.readline(_READ_BYTES)) and not rest.endswith(b"\n"):
         position += len(rest)
       lines += rest.endswith(b"\n")
       position += len(rest)
@@ -132,7 +131,7 @@ def _cut_lines(file: File, path: pathlib.Path, chunk_bytes: int) -> Iterator[Chu
     yield Chunk(file, start, position, first, position - start)
 
 
-def _cut_row_groups(file: File, path: pathlib.Path, chunk_bytes: int) -> Iterator[Chunk]:
+def _split_row_groups(file: File, path: pathlib.Path, chunk_bytes: int) -> Iterator[Chunk]:
   import pyarrow as pa
   import pyarrow.parquet as pq
 
@@ -159,7 +158,7 @@ def _read_lines(file: pathlib.Path, chunk: Chunk):
     while position < chunk.stop and (line := f.readline(MAX_LINE)):
       position += len(line)
       if len(line) == MAX_LINE and not line.endswith(b"\n"):
-        # Nothing that a model is trained on: its rest is passed over, not held.
+        # An overlong line becomes a malformed row; its rest is skipped in pieces.
         while (rest := f.readline(MAX_LINE)) and not rest.endswith(b"\n"):
           position += len(rest)
         position += len(rest)
@@ -171,7 +170,7 @@ def _read_lines(file: pathlib.Path, chunk: Chunk):
       number += 1
 
 
-def stamp(files: Sequence[File]) -> list[list]:
-  """[name, bytes, time of change] of every file: whether a source is what it was."""
+def file_stamps(files: Sequence[File]) -> list[list]:
+  """Returns [name, bytes, mtime in ns] of each file, to detect whether a source has changed."""
   stats = [(f.name, os.stat(f.path)) for f in files]
   return [[name, s.st_size, s.st_mtime_ns] for name, s in stats]

@@ -1,4 +1,4 @@
-"""The data that a config names: what is held in memory, and what is read as it is needed."""
+"""Loads the data of a config: files into memory, prepared datasets lazily."""
 
 import math
 
@@ -12,7 +12,7 @@ from simpo_jax.data.prepared.dataset import (
 )
 from simpo_jax.data.prepared.records import HELD_OUT
 from simpo_jax.data.shuffle import split_pairs
-from simpo_jax.data.skip_report import SkipReport, no_rows
+from simpo_jax.data.skip_report import SkipReport, empty_report
 from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import UserError
 from simpo_jax.settings import DataSettings, Settings
@@ -22,20 +22,20 @@ from simpo_jax.tokenizer.tokenizer import Tokenizer
 def load_data(
   config: Settings, tokenizer: Tokenizer, evaluates: bool
 ) -> tuple[list[PairTokens] | Mixture, list[PairTokens], dict[str, SkipReport]]:
-  """(training pairs, held-out pairs, reports by name).
+  """Returns (training pairs, held-out pairs, {source: skip report}).
 
   Args:
     evaluates: whether the run needs held-out pairs.
 
   Raises:
-    UserError: data that cannot be used, and what to change.
+    UserError: data is unusable or too small, or settings contradict each other.
   """
   data = config.data
   pairs, held_out, skips = _training(config, tokenizer, evaluates and not data.eval)
   if data.eval:
     held_out, skips["eval"] = load_pairs(data, tokenizer, data.eval, config.seed + 1)
   if len(pairs) < config.train.batch_size:
-    held = f" beside {len(held_out)} held out (data.eval_fraction)" if held_out else ""
+    held = f" after holding out {len(held_out)} (data.eval_fraction)" if held_out else ""
     raise UserError(
       f"--config.train.batch_size={config.train.batch_size} needs at least that many "
       f"training pairs, and there are {len(pairs)}{held}; lower it or add data"
@@ -58,7 +58,7 @@ def _training(
   if not weights and not any(map(is_prepared, entries)):
     pairs, report = load_pairs(data, tokenizer, entries, config.seed)
     return *split_pairs(pairs, fraction, config.seed), {"train": report}
-  sources, held_out, skips = [], [], {"train": no_rows()}
+  sources, held_out, skips = [], [], {"train": empty_report()}
   for entry in entries:
     if is_prepared(entry):
       sources.append(open_prepared(entry, data.dir))

@@ -1,12 +1,12 @@
-"""The endless sequence of training pairs that the steps of a run take, position by position.
+"""The infinite, randomly accessible stream of training pairs of a run.
 
-What lies at a position is a pure function of the seed: every host, every number of
-workers, and a run that starts again at any step see the same. Pairs held in memory are
-walked through epoch by epoch. Prepared datasets are read through Grain: its index shuffle
-needs no table of a dataset's rows, its mixing no more than the weights.
+The pair at a position is a pure function of the data and the seed, so that it is the same on every
+host, for any number of workers, and after a resume at any step. Pairs in memory are visited epoch
+by epoch. Prepared datasets are read through Grain, whose shuffling and mixing are functions of the
+index and need no permutation table.
 
-A row that cannot be used (it was prepared without knowing the tokenizer) is counted, and
-another one takes its position, drawn from the same stream at a place of its own.
+A row of a prepared dataset may turn out to be unusable with the run's tokenizer. It is counted, and
+replaced by the row at a far position of the same stream.
 """
 
 import json
@@ -18,27 +18,27 @@ import numpy as np
 
 from simpo_jax.data.prepared.dataset import Prepared
 from simpo_jax.data.shuffle import pair_indices_for_step
-from simpo_jax.data.skip_report import SkipReport, add_row, no_rows, why
-from simpo_jax.data.tokenize_pairs import Read, read_row
+from simpo_jax.data.skip_report import SkipReport, add_row, describe_reasons, empty_report
+from simpo_jax.data.tokenize_pairs import RowResult, read_row
 from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import UserError
 from simpo_jax.settings import DataSettings
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
-# (first position, how many) -> the pairs there, all usable, and what was met on the way.
+# (first position, count) -> (usable pairs, report on the rows read; None for pairs in memory).
 ReadPairs = Callable[[int, int], tuple[list[PairTokens], SkipReport | None]]
 
-# Positions from a row that cannot be used to its substitute. A prime: in a dataset of 2**n
-# rows, 2**40 leads to the same row of the same order again.
-_ASIDE = 2**40 + 15
-_TRIES = 100
-_WORTH_THREADS = 16  # rows
+# Distance from an unusable row to its substitute, a prime: in a dataset of 2**n rows, a distance of
+# 2**40 would lead to the same row of an identically shuffled epoch.
+_SUBSTITUTE_OFFSET = 2**40 + 15
+_MAX_TRIES = 100
+_MIN_ROWS_FOR_THREADS = 16
 
 
 class Mixture(NamedTuple):
-  """Training data of which at least a part is read as it is needed.
+  """Training data of several sources, of which prepared datasets are read lazily.
 
-  weights: of the sources, in their order; () for as many pairs from each as it has.
+  weights: mixture weights, one per source; (): proportional to the sizes of the sources.
   """
 
   sources: tuple[list[PairTokens] | Prepared, ...]
@@ -49,7 +49,7 @@ class Mixture(NamedTuple):
 
   @property
   def identity(self) -> str | tuple:
-    """What tells this data from any other, without reading it."""
+    """Identifies the data without reading it; compared on resume."""
     parts = [s.identity if isinstance(s, Prepared) else s for s in self.sources]
     return (json.dumps(self.weights), parts)
 
@@ -61,61 +61,62 @@ def open_stream(
   batch_size: int,
   seed: int,
 ) -> ReadPairs:
-  """The function that reads the stream of these pairs.
+  """Returns the function that reads the stream of training pairs.
 
   Raises:
-    UserError: fewer pairs than a batch holds; later, from the function: a corrupt shard,
-      or no usable row among many.
+    UserError: there are fewer pairs than a batch holds. The returned function raises it for a
+      corrupt shard, or if it finds no usable row in 100 tries.
   """
   if len(pairs) < batch_size:
     raise UserError(
       f"{len(pairs)} pairs do not fill a batch of {batch_size}; lower train.batch_size or add data"
     )
   if not isinstance(pairs, Mixture):
-    return lambda start, n: ([pairs[i] for i in indices(len(pairs), seed, start, n)], None)
-  dataset = _dataset(pairs, tokenizer, data, seed)
+    return lambda start, n: ([pairs[i] for i in pair_indices(len(pairs), seed, start, n)], None)
+  dataset = _grain_dataset(pairs, tokenizer, data, seed)
 
   def read(start: int, n: int) -> tuple[list[PairTokens], SkipReport]:
-    found, report = [], no_rows()
-    for position, item in enumerate(_items(dataset, start, n, data.workers), start=start):
-      report = add_row(report, item.id, item.skipped, item.cut)
-      for _ in range(_TRIES):
+    found, report = [], empty_report()
+    for position, item in enumerate(_read_items(dataset, start, n, data.workers), start=start):
+      report = add_row(report, item.id, item.skipped, item.truncated)
+      for _ in range(_MAX_TRIES):
         if item.pair is not None:
           break
-        position += _ASIDE
+        position += _SUBSTITUTE_OFFSET
         item = dataset[position]
-        report = add_row(report, item.id, item.skipped, item.cut)
+        report = add_row(report, item.id, item.skipped, item.truncated)
       else:
-        raise UserError(f"no usable pair in {_TRIES} rows: {why(report)}; fix the data")
+        reasons = describe_reasons(report)
+        raise UserError(f"no usable pair in {_MAX_TRIES} rows: {reasons}; fix the data")
       found.append(item.pair)
     return found, report
 
   return read
 
 
-def indices(n: int, seed: int, start: int, count: int) -> list[int]:
-  """Of the pairs at these positions of the walk through n pairs, epoch by epoch."""
+def pair_indices(n: int, seed: int, start: int, count: int) -> list[int]:
+  """Returns the indices of `count` pairs from stream position `start` (from 0); n pairs in all."""
   return pair_indices_for_step(n, 1, seed, start + 1, count).tolist()
 
 
-def _dataset(mixture: Mixture, tokenizer: Tokenizer, data: DataSettings, seed: int) -> Any:
-  """A Grain MapDataset of `Read`, endless."""
+def _grain_dataset(mixture: Mixture, tokenizer: Tokenizer, data: DataSettings, seed: int) -> Any:
+  """An infinite Grain MapDataset of `RowResult`."""
   import grain
 
   def parts() -> Iterator[Any]:
     for source in mixture.sources:
-      items: Any = source if isinstance(source, list) else _Rows(source)
+      items: Any = source if isinstance(source, list) else _PreparedSource(source)
       yield grain.MapDataset.source(items)
 
   def shuffled(dataset: Any, number: int) -> Any:
-    # The seed of an epoch is this one plus the epoch: runs of neighbouring seeds must not
-    # be one epoch apart.
-    own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-    return dataset.shuffle(seed=own).repeat(None)
+    # Grain's seed of an epoch is this one plus the epoch, so that runs with adjacent seeds would be
+    # one epoch apart if the seed were not hashed.
+    hashed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    return dataset.shuffle(seed=hashed).repeat(None)
 
-  def read(item: PairTokens | tuple[str, dict[str, Any]]) -> Read:
+  def read(item: PairTokens | tuple[str, dict[str, Any]]) -> RowResult:
     if isinstance(item, PairTokens):
-      return Read(item.id, item, None, ())
+      return RowResult(item.id, item, None, ())
     row_id, row = item
     return read_row(row_id, row, tokenizer, data)
 
@@ -127,8 +128,8 @@ def _dataset(mixture: Mixture, tokenizer: Tokenizer, data: DataSettings, seed: i
   return mixed.map(read)
 
 
-class _Rows:
-  """A prepared dataset as Grain wants it."""
+class _PreparedSource:
+  """A prepared dataset as a Grain RandomAccessDataSource."""
 
   def __init__(self, prepared: Prepared):
     self._prepared = prepared
@@ -140,8 +141,8 @@ class _Rows:
     return self._prepared.read(int(index))
 
 
-def _items(dataset: Any, start: int, n: int, workers: int) -> Iterator[Read]:
-  if not workers or n < _WORTH_THREADS:
+def _read_items(dataset: Any, start: int, n: int, workers: int) -> Iterator[RowResult]:
+  if not workers or n < _MIN_ROWS_FOR_THREADS:
     return (dataset[i] for i in range(start, start + n))
   import grain
 

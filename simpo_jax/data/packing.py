@@ -1,9 +1,9 @@
-"""Packs the pairs of one step into rows that share each pair's prompt.
+"""Packs the pairs of one step into rows in which both responses share the prompt.
 
-A pair lies in its row as `[chosen reversed | prompt | rejected]`, with explicit
-rotary positions. Then every token sees one contiguous range of keys: chosen token
-i sees [itself, end of prompt), prompt and rejected tokens see [start of prompt,
-themselves]. A mask is two integers per token, whatever shares the row.
+A pair is laid out as `[chosen reversed | prompt | rejected]`, with explicit rotary positions, so
+that every token attends to one contiguous range of keys: a chosen token to [itself, end of prompt),
+prompt and rejected tokens to [start of prompt, themselves]. The attention mask is two integers per
+token, however many pairs share the row.
 """
 
 import bisect
@@ -17,16 +17,19 @@ from simpo_jax.train.batch import Batch, BatchShape, empty_batch
 
 
 def pack(pairs: list[PairTokens], shape: BatchShape, local: range | None = None) -> Batch:
-  """Packs up to `shape.pairs` pairs; see `assign_rows` and `lay_out`."""
+  """Packs up to `shape.pairs` pairs into a batch; see `row_members` and `lay_out`."""
   return lay_out(pairs, row_members(pairs, shape), shape, local)
 
 
 def row_members(pairs: list[PairTokens], shape: BatchShape) -> list[list[int]]:
-  """Which pairs share each row of a step; the same on every host, from lengths alone.
+  """Assigns pairs to rows by their lengths alone, so that all hosts agree.
+
+  Returns:
+    For each row, its pairs as indices into `pairs`.
 
   Raises:
-    ValueError: a pair longer than a row, or more pairs than the shape holds
-      (both are ruled out when data is loaded).
+    ValueError: a pair is longer than a row, or there are more pairs than the shape holds; data
+      loading prevents both.
   """
   if len(pairs) > shape.pairs:
     raise ValueError(f"{len(pairs)} pairs for a batch of {shape.pairs}")
@@ -36,11 +39,11 @@ def row_members(pairs: list[PairTokens], shape: BatchShape) -> list[list[int]]:
 def lay_out(
   pairs: list[PairTokens], rows: list[list[int]], shape: BatchShape, local: range | None = None
 ) -> Batch:
-  """The batch of these rows. Pair numbers are positions in `pairs`.
+  """Builds the batch (numpy arrays); its pair numbers are indices into `pairs`.
 
   Args:
     rows: from `row_members`.
-    local: the rows of each micro-batch to fill, those of this host; None for all.
+    local: the rows of each micro-batch that this host holds; None: all.
   """
   batch = empty_batch(shape, local)
   local = range(shape.rows) if local is None else local
@@ -57,32 +60,41 @@ def lay_out(
 
 
 def pair_length(pair: PairTokens) -> int:
-  """Row tokens that a pair takes: its prompt once, and both responses."""
+  """Returns the tokens that a pair occupies in a row: its prompt once and both responses."""
   return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
 
 
 def pair_contents(pairs: Sequence[PairTokens]) -> Contents:
-  """What a batch of these pairs has in it; see `Contents`."""
+  """Returns the digests of the pairs for the ledger; see `Contents`."""
   return contents((f"pair {pair.id}", pair) for pair in pairs)
 
 
 def assign_rows(lengths: list[int], row_length: int, slots: int) -> list[list[int]]:
-  """Best-fit decreasing: the members of each row, as indices into `lengths`; deterministic."""
+  """Bin packing by best-fit decreasing; deterministic.
+
+  Args:
+    lengths: tokens of each pair.
+    row_length: tokens of a row.
+    slots: maximum pairs per row.
+
+  Returns:
+    The members of each row, as indices into `lengths`.
+  """
   rows: list[list[int]] = []
-  open_rows: list[tuple[int, int]] = []  # (room, row) of those that may take more, in order
+  open_rows: list[tuple[int, int]] = []  # sorted (free tokens, row)
   for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
     length = lengths[index]
     if length > row_length:
       raise ValueError(f"a pair of {length} tokens for rows of {row_length}")
     position = bisect.bisect_left(open_rows, (length, 0))
     if position < len(open_rows):
-      room, row = open_rows.pop(position)
+      free, row = open_rows.pop(position)
     else:
-      room, row = row_length, len(rows)
+      free, row = row_length, len(rows)
       rows.append([])
     rows[row].append(index)
     if len(rows[row]) < slots:
-      bisect.insort(open_rows, (room - length, row))
+      bisect.insort(open_rows, (free - length, row))
   return rows
 
 
@@ -112,8 +124,8 @@ def _lay_out(
   batch.k_start[span] = np.where(is_chosen, here, prompt)
   batch.k_end[span] = np.where(is_chosen, rejected, here + 1)
 
-  # The first token of either response is predicted from the prompt's last one,
-  # each later one from its predecessor: to the right of it in the reversed part.
+  # The first token of each response is predicted at the prompt's last position, later ones at
+  # their predecessor's, which is to the right in the reversed part.
   last = rejected - 1
   predictors = ([last, *range(prompt - 1, start, -1)], [last, *range(rejected, end - 1)])
   for side, (ids, where) in enumerate(zip((pair.chosen, pair.rejected), predictors, strict=True)):

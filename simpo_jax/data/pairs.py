@@ -1,4 +1,4 @@
-"""All usable pairs of files that are read into memory."""
+"""Loads all usable pairs of files into memory."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from simpo_jax.data.prepared.dataset import is_prepared, open_prepared
 from simpo_jax.data.prepared.records import HELD_OUT
 from simpo_jax.data.row_files import read_rows
 from simpo_jax.data.skip_report import SkipReport, add_row, check_limit
-from simpo_jax.data.tokenize_pairs import CUTS, read_row
+from simpo_jax.data.tokenize_pairs import PAIR_PARTS, read_row
 from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import UserError
 from simpo_jax.settings import DataSettings
@@ -17,28 +17,27 @@ from simpo_jax.tokenizer.tokenizer import Tokenizer
 def load_pairs(
   data: DataSettings, tokenizer: Tokenizer, paths: Sequence[str], seed: int
 ) -> tuple[list[PairTokens], SkipReport]:
-  """Every usable pair of the files, in order, and the count of the others.
+  """Loads the usable pairs of all files, in order, with a report on the other rows.
 
   Args:
-    tokenizer: for the rows' text.
-    paths: files, prepared datasets (their split "test" if none is named), or "embedded"
-      for `data.embedded_pairs` generated ones.
-    seed: for the generated ones.
+    paths: files, prepared datasets (the split "test" if none is named), or "embedded" for
+      `data.embedded_pairs` synthetic pairs.
+    seed: seed of the synthetic pairs.
 
   Raises:
-    UserError: a file or setting is wrong, no row can be used, or more than
-      `data.max_skip_fraction` of them cannot.
+    UserError: a file or setting is wrong, no row is usable, or more than
+      `data.max_skip_fraction` of the rows are unusable.
   """
   paths = (paths,) if isinstance(paths, str) else tuple(paths)
   if not paths:
     raise UserError('no preference data; set data.train to files or to ("embedded",)')
-  pairs, report = [], SkipReport(0, 0, {}, dict.fromkeys(CUTS, 0), {})
+  pairs, report = [], SkipReport(0, 0, {}, dict.fromkeys(PAIR_PARTS, 0), {})
   for path in paths:
     for row_id, row in _rows(path, data, seed):
-      read = read_row(row_id, row, tokenizer, data)
-      report = add_row(report, read.id, read.skipped, read.cut)
-      if read.pair is not None:
-        pairs.append(read.pair)
+      result = read_row(row_id, row, tokenizer, data)
+      report = add_row(report, result.id, result.skipped, result.truncated)
+      if result.pair is not None:
+        pairs.append(result.pair)
   check_limit(
     report, data.max_skip_fraction, "data.max_skip_fraction", f"rows of {', '.join(paths)}"
   )

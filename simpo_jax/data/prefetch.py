@@ -1,4 +1,4 @@
-"""Each step's packed batch, made in threads while the devices work on the steps before."""
+"""Prefetches packed batches in threads while the devices run earlier steps."""
 
 import contextlib
 import threading
@@ -14,25 +14,25 @@ from simpo_jax.train.batch import Batch, BatchShape
 
 T = TypeVar("T")
 
-_BATCHES = 2  # steps whose batches are ready beyond the one in use
-_WINDOWS = 1  # windows that are read and tokenised beyond the one in use
+_READY_BATCHES = 2  # batches to prepare ahead of the current step
+_READY_WINDOWS = 1  # windows to read and tokenize ahead of the current one
 
 
 class Prefetcher(Generic[T]):
-  """`make(index)`, called in a thread for the indices that follow the one asked for last.
+  """Computes `make(index)` in a thread for the indices after the last requested one.
 
-  Asking for any index is right at any time; only the next ones are quick. What `make`
-  raises is raised to whoever asks for its index. Used as a context, the thread ends with it.
+  Any index may be requested at any time, but only the following ones are fast. An exception of
+  `make` is raised to the caller who requests its index. As a context manager, it ends the thread.
 
   Args:
-    make: a pure function of the index; never called by two threads at once.
-    depth: how many indices beyond the last one asked for are made and kept.
+    make: a pure function of the index; never called concurrently.
+    depth: how many indices after the last requested one are computed and kept.
   """
 
   def __init__(self, make: Callable[[int], T], depth: int):
     self._make, self._depth = make, depth
-    self._made: dict[int, tuple[T] | BaseException] = {}
-    self._asked = 0
+    self._results: dict[int, tuple[T] | BaseException] = {}
+    self._requested = 0
     self._closed = False
     self._changed = threading.Condition()
     self._thread: threading.Thread | None = None
@@ -40,18 +40,18 @@ class Prefetcher(Generic[T]):
   def __call__(self, index: int) -> T:
     with self._changed:
       if self._closed:
-        raise RuntimeError("asked after its end")
-      self._asked = index
-      self._made = {i: made for i, made in self._made.items() if self._wanted(i)}
+        raise RuntimeError("called after the end of its context")
+      self._requested = index
+      self._results = {i: result for i, result in self._results.items() if self._in_range(i)}
       if self._thread is None:
-        self._thread = threading.Thread(target=self._work, name="ahead", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
         self._thread.start()
       self._changed.notify_all()
-      self._changed.wait_for(lambda: index in self._made)
-      made = self._made[index]
-    if isinstance(made, BaseException):
-      raise made
-    return made[0]
+      self._changed.wait_for(lambda: index in self._results)
+      result = self._results[index]
+    if isinstance(result, BaseException):
+      raise result
+    return result[0]
 
   def __enter__(self):
     return self
@@ -61,53 +61,53 @@ class Prefetcher(Generic[T]):
       self._closed = True
       self._changed.notify_all()
 
-  def _wanted(self, index: int) -> bool:
-    return self._asked <= index <= self._asked + self._depth
+  def _in_range(self, index: int) -> bool:
+    return self._requested <= index <= self._requested + self._depth
 
-  def _next(self) -> int | None:
-    """The first wanted index that is not made yet."""
-    wanted = range(self._asked, self._asked + self._depth + 1)
-    return next((i for i in wanted if i not in self._made), None)
+  def _next_missing(self) -> int | None:
+    """The first index in range that has not been computed."""
+    in_range = range(self._requested, self._requested + self._depth + 1)
+    return next((i for i in in_range if i not in self._results), None)
 
   def _work(self) -> None:
     while True:
       with self._changed:
-        self._changed.wait_for(lambda: self._closed or self._next() is not None)
-        index = self._next()
+        self._changed.wait_for(lambda: self._closed or self._next_missing() is not None)
+        index = self._next_missing()
         if self._closed or index is None:
           return
       try:
-        made = (self._make(index),)
-      except BaseException as error:  # the asker's to handle
-        made = error
+        result = (self._make(index),)
+      except BaseException as error:  # raised in `__call__`
+        result = error
       with self._changed:
-        if self._wanted(index):
-          self._made[index] = made
+        if self._in_range(index):
+          self._results[index] = result
           self._changed.notify_all()
 
 
 class StepBatch(NamedTuple):
-  """A step's pairs, and their rows as the program takes them."""
+  """The pairs of a step, and the packed batch of the local rows."""
 
   pairs: list[PairTokens]
-  rows: int  # packed rows in use
+  rows: int  # packed rows in use, over all hosts
   batch: Batch
-  contents: Contents  # of the pairs, for the ledger
-  report: SkipReport | None  # of the rows read for the window that this step begins
+  contents: Contents  # digests of the pairs, for the ledger
+  report: SkipReport | None  # on the rows read for a window; only for the window's first step
 
 
 @contextlib.contextmanager
 def prefetch_batches(
   window: Callable[[int], Window], lookahead: int, shape: BatchShape, local: range
 ) -> Iterator[Callable[[int], StepBatch]]:
-  """The function from a step (from 1) to its batch, any step at any time, while in the context.
+  """Yields a function from a step (from 1) to its batch, valid inside the context.
 
   Args:
     window: from `steps.window_source`.
-    lookahead: as it was given there.
-    local: the rows of each micro-batch that lie on this process's devices.
+    lookahead: the same as in `steps.window_source`.
+    local: the rows of each micro-batch on this process's devices.
   """
-  with Prefetcher(window, _WINDOWS) as windows:
+  with Prefetcher(window, _READY_WINDOWS) as windows:
     pairs_of = step_source(windows, lookahead)
 
     def make(step: int) -> StepBatch:
@@ -116,5 +116,5 @@ def prefetch_batches(
       batch = lay_out(pairs, rows, shape, local)
       return StepBatch(pairs, len(rows), batch, pair_contents(pairs), report)
 
-    with Prefetcher(make, _BATCHES) as batches:
+    with Prefetcher(make, _READY_BATCHES) as batches:
       yield batches

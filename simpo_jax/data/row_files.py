@@ -1,7 +1,7 @@
-"""Files of preference rows: what lies on disk, before anyone asks what it means.
+"""Reads rows from JSON, JSON-lines and Parquet files, without interpreting their fields.
 
-Rows are numbered from 1 (the line in a JSON-lines file, the position
-elsewhere), so that a row id such as "dpo_en_demo.json:17" can be looked up.
+Rows are numbered from 1 (by line in a JSON-lines file, by position in others), so that a row id
+such as "dpo_en_demo.json:17" can be looked up.
 """
 
 import gzip
@@ -18,24 +18,24 @@ from simpo_jax.errors import UserError, first_line, one_line
 from simpo_jax.storage.paths import nearest_files, nearest_names, plain
 
 EXTENSIONS = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".parquet")
-MAX_LINE = 64 * 2**20  # bytes; a longer line is cut, which no JSON survives
-_MAX_UNPACKED = 2**30  # bytes of a .json.gz, which is parsed as a whole
-_PARQUET_BATCH = 256
+MAX_LINE = 64 * 2**20  # bytes; a longer line is truncated, and so becomes malformed JSON
+_MAX_UNPACKED = 2**30  # uncompressed bytes of a .json.gz, which is parsed in one piece
+_PARQUET_BATCH = 256  # rows
 
 
 class Malformed(NamedTuple):
-  """Stands in for a row that cannot be read; `reason` is its skip reason."""
+  """Replaces a row that cannot be parsed; `reason` is its skip reason."""
 
   reason: str
 
 
 def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
-  """Yields (row id, row) for every row of a file, in order.
+  """Yields (row id, row) for all rows of a file, in order.
 
-  A broken row comes as a `Malformed`, so that the caller can count it.
+  A row that cannot be parsed is yielded as `Malformed`, so that the caller can count it.
 
   Raises:
-    UserError: the file is missing, of an unknown kind, unreadable or empty.
+    UserError: the file is missing, unreadable, empty, or of an unsupported format.
   """
   file = find_file(path)
   read = _reader(file)
@@ -51,9 +51,13 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
 
 
 def find_file(path: str) -> pathlib.Path:
-  """The file at `path`, of a bucket a copy, or a UserError that names its nearest neighbours."""
+  """Returns the local file at `path`, downloading it from a bucket.
+
+  Raises:
+    UserError: it does not exist (the message names similar files) or is a folder.
+  """
   if storage.is_remote(path):
-    return _fetched(path)
+    return _fetch_copy(path)
   file = plain(path)
   if file.is_dir():
     raise UserError(f"{path} is a folder; name a file in it")
@@ -62,7 +66,7 @@ def find_file(path: str) -> pathlib.Path:
   return file
 
 
-def _fetched(name: str) -> pathlib.Path:
+def _fetch_copy(name: str) -> pathlib.Path:
   path = storage.open_path(name, "data")
   try:
     return download.fetch(path)
@@ -76,7 +80,7 @@ def _fetched(name: str) -> pathlib.Path:
 
 
 def open_lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-  """Yields (line number from 1, line) of a plain or gzipped file, blank lines left out."""
+  """Yields (line number from 1, line) of a plain or gzipped file, without blank lines."""
   opener = gzip.open if file.name.endswith(".gz") else open
   with opener(file, "rb") as f:
     for number, line in enumerate(_lines(f), start=1):
@@ -87,7 +91,7 @@ def open_lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _lines(file: io.BufferedIOBase) -> Iterator[bytes]:
-  """Lines of an open file, the too long ones cut: a gzip of nothing unpacks to any size."""
+  """Lines of an open file, truncated to MAX_LINE, since a small gzip may expand to any size."""
   while line := file.readline(MAX_LINE):
     yield line
     while len(line) == MAX_LINE and not line.endswith(b"\n"):
@@ -95,12 +99,12 @@ def _lines(file: io.BufferedIOBase) -> Iterator[bytes]:
 
 
 def parse_line(line: bytes) -> dict[str, Any] | Malformed:
-  """The JSON object on a line."""
+  """Parses a line as a JSON object; returns `Malformed` if it is not one."""
   try:
     row = json.loads(line.decode("utf-8"))
   except UnicodeDecodeError:
     return Malformed("not_utf8")
-  # A few thousand nested brackets exhaust the parser's stack.
+  # RecursionError: thousands of nested brackets.
   except (ValueError, RecursionError):
     row = None
   return row if isinstance(row, dict) else Malformed("malformed_json")
@@ -109,7 +113,12 @@ def parse_line(line: bytes) -> dict[str, Any] | Malformed:
 def read_parquet(
   file: pathlib.Path, groups: Sequence[int] | None = None, first: int = 1
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields (number, row) of these row groups (None: of all), numbered from `first`."""
+  """Yields (number, row) of a Parquet file.
+
+  Args:
+    groups: row groups to read; None: all.
+    first: the number of the first row.
+  """
   import pyarrow as pa
   import pyarrow.parquet as pq
 
@@ -142,10 +151,10 @@ def _read_json_lines(file: pathlib.Path):
 
 
 def _read_json_list(file: pathlib.Path):
-  packed = file.name.endswith(".gz")
-  with (gzip.open if packed else open)(file, "rb") as f:
-    data = f.read(_MAX_UNPACKED + 1 if packed else -1)
-  if packed and len(data) > _MAX_UNPACKED:
+  compressed = file.name.endswith(".gz")
+  with (gzip.open if compressed else open)(file, "rb") as f:
+    data = f.read(_MAX_UNPACKED + 1 if compressed else -1)
+  if compressed and len(data) > _MAX_UNPACKED:
     raise UserError(
       f"{file} unpacks to more than {_MAX_UNPACKED >> 20} MiB; write one object per line and name "
       "it .jsonl.gz, or unpack it"

@@ -1,17 +1,17 @@
-"""The forms in which people keep preference pairs, turned into one.
+"""Converts the common formats of preference pairs to `Conversation`.
 
-Recognised, in this order:
-  * ShareGPT: `conversations` (from/value), `chosen`, `rejected`, maybe `system`.
-  * TRL, message lists: `prompt`, `chosen`, `rejected`; or without `prompt`,
-    where chosen and rejected repeat the whole conversation.
-  * UltraFeedback-binarized: a string `prompt`, and whole conversations in
-    chosen and rejected; the conversation wins over the string.
+Supported, in order of precedence:
+  * ShareGPT: `conversations` (from/value), `chosen`, `rejected`, optionally `system`.
+  * TRL, conversational: message lists `prompt`, `chosen`, `rejected`; or with an implicit prompt,
+    where chosen and rejected contain the full conversation.
+  * UltraFeedback-binarized: a string `prompt`, and full conversations in chosen and rejected; the
+    conversations take precedence over the string.
   * HH-RLHF: strings "\\n\\nHuman: ...\\n\\nAssistant: ...", which become messages.
-  * TRL, plain strings: `prompt`, `chosen`, `rejected`. They stay plain text and
-    never see a chat template, as in TRL.
+  * TRL, standard: strings `prompt`, `chosen`, `rejected`. They stay plain text without a chat
+    template, as in TRL.
 
-Two strings without a prompt are refused unless in HH-RLHF's form: splitting
-them where their characters part would move half a word into the prompt.
+Strings with an implicit prompt are rejected unless they have HH-RLHF's format: splitting them at
+the first different character could move part of a word into the prompt.
 """
 
 import re
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 Message = dict[str, str]
 
-# Every reason for which a row may be left out, and what to tell its owner.
+# {reason for skipping a row: explanation for the user}
 REASONS = {
   "malformed_json": "not a JSON object; a file that is one list of them is named .json",
-  "not_utf8": "the bytes are no UTF-8; convert the file",
+  "not_utf8": "the bytes are not valid UTF-8; convert the file",
   "missing_field": "needs prompt (or conversations), chosen and rejected",
   "not_a_string": "a text is not a string",
   "not_unicode": "a text has a lone surrogate",
@@ -53,7 +53,7 @@ _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 class SkipRow(Exception):
-  """A row that cannot be used; `reason` is a key of REASONS."""
+  """A row is unusable; `reason` is a key of REASONS."""
 
   def __init__(self, reason: str):
     super().__init__(reason)
@@ -61,11 +61,12 @@ class SkipRow(Exception):
 
 
 class Conversation(NamedTuple):
-  """A prompt with two answers.
+  """A prompt with two responses.
 
-  prompt: messages ({"role", "content"}; the last is not the assistant's) for the
-    chat template, or a string, which is plain text without one.
-  chosen, rejected: the text of the two answers, without any template.
+  Attributes:
+    prompt: messages ({"role", "content"}; the last is not the assistant's) for the chat template,
+      or a string, which is plain text without a template.
+    chosen, rejected: the text of the two responses, without a template.
   """
 
   prompt: tuple[Message, ...] | str
@@ -74,27 +75,27 @@ class Conversation(NamedTuple):
 
 
 def to_conversation(row: dict[str, Any]) -> Conversation:
-  """The pair in a row of any known form; raises SkipRow."""
+  """Converts a row of any supported format; raises SkipRow."""
   chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
   if row.get("conversations") is not None:
     messages = to_messages(row["conversations"])
     if row.get("system") and not (messages and messages[0]["role"] == "system"):
       messages = ({"role": "system", "content": _text(row["system"])}, *messages)
-    return _answered(messages, chosen, rejected)
+    return _from_prompt_and_answers(messages, chosen, rejected)
   prompt = row.get("prompt")
   if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
     return _from_strings(prompt, _text(chosen), _text(rejected))
   if isinstance(prompt, list):
-    return _answered(to_messages(prompt), chosen, rejected)
+    return _from_prompt_and_answers(to_messages(prompt), chosen, rejected)
   if isinstance(chosen, str) != isinstance(rejected, str):
     raise SkipRow("mixed_forms")
-  return _from_whole_conversations(prompt, to_messages(chosen), to_messages(rejected))
+  return _from_full_conversations(prompt, to_messages(chosen), to_messages(rejected))
 
 
 def check_texts(conversation: Conversation) -> None:
-  """Raises SkipRow unless a user's turn, or the plain prompt, and both answers have text."""
+  """Raises SkipRow if the prompt (system messages aside) or a response is blank."""
   prompt, *responses = conversation
-  texts = [prompt] if isinstance(prompt, str) else _texts_of_others(prompt)
+  texts = [prompt] if isinstance(prompt, str) else _non_system_texts(prompt)
   if not any(text.strip() for text in texts):
     raise SkipRow("empty_prompt")
   for name, response in zip(("chosen", "rejected"), responses, strict=True):
@@ -102,12 +103,12 @@ def check_texts(conversation: Conversation) -> None:
       raise SkipRow(f"empty_{name}")
 
 
-def _texts_of_others(prompt: tuple[Message, ...]) -> list[str]:
+def _non_system_texts(prompt: tuple[Message, ...]) -> list[str]:
   return [m["content"] for m in prompt if m["role"] != "system"]
 
 
 def to_messages(value: Any) -> tuple[Message, ...]:
-  """Messages from a list of {role, content} or {from, value}; raises SkipRow."""
+  """Converts a list of {role, content} or {from, value} to messages; raises SkipRow."""
   if isinstance(value, dict):
     value = [value]
   if not isinstance(value, (list, tuple)):
@@ -118,7 +119,7 @@ def to_messages(value: Any) -> tuple[Message, ...]:
 def _message(m: Any) -> Message:
   if not isinstance(m, dict):
     raise SkipRow("not_a_message")
-  # Columnar files fill the keys that a message does not have with None.
+  # Columnar files fill missing keys with None.
   role = m.get("role") if m.get("role") is not None else m.get("from")
   content = m.get("content") if m.get("content") is not None else m.get("value")
   if role is None or content is None:
@@ -130,7 +131,7 @@ def _message(m: Any) -> Message:
 
 def _from_strings(prompt: Any, chosen: str, rejected: str) -> Conversation:
   if chosen.startswith(_HH_START) or rejected.startswith(_HH_START):
-    return _from_whole_conversations(None, _hh_turns(chosen), _hh_turns(rejected))
+    return _from_full_conversations(None, _hh_turns(chosen), _hh_turns(rejected))
   if prompt is None:
     raise SkipRow("missing_field")
   prompt = _text(prompt)
@@ -139,7 +140,7 @@ def _from_strings(prompt: Any, chosen: str, rejected: str) -> Conversation:
   turns = _hh_turns(prompt)
   if turns[-1] == {"role": "assistant", "content": ""}:
     turns = turns[:-1]
-  return _conversation(turns, chosen.strip(), rejected.strip())
+  return _make_conversation(turns, chosen.strip(), rejected.strip())
 
 
 def _hh_turns(text: str) -> tuple[Message, ...]:
@@ -153,7 +154,7 @@ def _hh_turns(text: str) -> tuple[Message, ...]:
   )
 
 
-def _from_whole_conversations(
+def _from_full_conversations(
   prompt: Any, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
 ) -> Conversation:
   if not chosen or not rejected:
@@ -163,18 +164,20 @@ def _from_whole_conversations(
   messages = chosen[:-1]
   if not messages and prompt is not None:
     messages = ({"role": "user", "content": _text(prompt)},)
-  return _conversation(messages, _last_text(chosen), _last_text(rejected))
+  return _make_conversation(messages, _last_text(chosen), _last_text(rejected))
 
 
-def _answered(prompt: tuple[Message, ...], chosen: Any, rejected: Any) -> Conversation:
-  return _conversation(prompt, _answer(prompt, chosen), _answer(prompt, rejected))
+def _from_prompt_and_answers(
+  prompt: tuple[Message, ...], chosen: Any, rejected: Any
+) -> Conversation:
+  return _make_conversation(prompt, _answer(prompt, chosen), _answer(prompt, rejected))
 
 
 def _answer(prompt: tuple[Message, ...], value: Any) -> str:
   if isinstance(value, str):
     return _text(value)
   messages = to_messages(value)
-  # Some files give a prompt and repeat it in front of every answer.
+  # Some datasets have a prompt and also repeat it in each response.
   if len(messages) > 1 and messages[:-1] != prompt:
     raise SkipRow("prompts_differ")
   return _last_text(messages)
@@ -186,7 +189,7 @@ def _last_text(messages: tuple[Message, ...]) -> str:
   return messages[-1]["content"]
 
 
-def _conversation(messages: tuple[Message, ...], chosen: str, rejected: str) -> Conversation:
+def _make_conversation(messages: tuple[Message, ...], chosen: str, rejected: str) -> Conversation:
   if messages and messages[-1]["role"] == "assistant":
     raise SkipRow("prompt_ends_with_assistant")
   return Conversation(messages, chosen, rejected)

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: how many, for which reasons, and which."""
+"""Counts of unusable rows by reason, with examples."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,47 +6,47 @@ from typing import NamedTuple
 from simpo_jax.data.row_formats import REASONS
 from simpo_jax.errors import UserError
 
-_EXAMPLES = 3  # row ids kept of each reason
-_LENIENT = 100  # rows read so far within which every one may be bad before the limit counts
+_EXAMPLES = 3  # row ids kept per reason
+_GRACE_ROWS = 100  # for fewer rows read so far, the limit is that of this many
 
 
 class SkipReport(NamedTuple):
-  """What became of the rows. `skipped` and `examples` (the first row ids) are keyed by reason."""
+  """Counts of rows. `skipped` (counts) and `examples` (first row ids) are keyed by reason."""
 
   total: int
   kept: int
   skipped: dict[str, int]
-  truncated: dict[str, int]  # kept pairs whose "prompt", "chosen" or "rejected" was cut
+  truncated: dict[str, int]  # by "prompt", "chosen" and "rejected": kept pairs
   examples: dict[str, list[str]]
 
 
-def no_rows() -> SkipReport:
-  """The report on none."""
+def empty_report() -> SkipReport:
+  """Returns the report on no rows."""
   return SkipReport(0, 0, {}, {}, {})
 
 
 def add_row(
-  report: SkipReport, id: str, reason: str | None = None, cut: Sequence[str] = ()
+  report: SkipReport, id: str, reason: str | None = None, truncated: Sequence[str] = ()
 ) -> SkipReport:
-  """The report with one more row in it; its dicts are updated in place.
+  """Returns the report with one more row; its dicts are updated in place.
 
   Args:
-    id: of the row.
-    reason: for which it is skipped; None: it is kept.
-    cut: its parts that were cut.
+    id: the row id.
+    reason: why the row is skipped; None: it is kept.
+    truncated: the parts of the pair that were truncated.
   """
   if reason is not None:
     report.skipped[reason] = report.skipped.get(reason, 0) + 1
     examples = report.examples.setdefault(reason, [])
     if len(examples) < _EXAMPLES:
       examples.append(id)
-  for name in cut:
+  for name in truncated:
     report.truncated[name] = report.truncated.get(name, 0) + 1
   return report._replace(total=report.total + 1, kept=report.kept + (reason is None))
 
 
 def add_reports(a: SkipReport, b: SkipReport) -> SkipReport:
-  """One report on the rows of both, those of `a` first."""
+  """Returns the sum of two reports, with the examples of `a` first."""
   add = lambda x, y: {k: x.get(k, 0) + y.get(k, 0) for k in {**x, **y}}  # noqa: E731
   examples = {
     reason: [*a.examples.get(reason, ()), *b.examples.get(reason, ())][:_EXAMPLES]
@@ -61,46 +61,48 @@ def add_reports(a: SkipReport, b: SkipReport) -> SkipReport:
   )
 
 
-def commonest(report: SkipReport) -> list[tuple[str, int]]:
-  """(reason, rows), the commonest first."""
+def reasons_by_count(report: SkipReport) -> list[tuple[str, int]]:
+  """Returns [(reason, rows)], most frequent first."""
   return sorted(report.skipped.items(), key=lambda item: -item[1])
 
 
-def why(report: SkipReport) -> str:
-  """The reasons, the commonest first, each with its first rows and its meaning."""
+def describe_reasons(report: SkipReport) -> str:
+  """Describes the reasons, most frequent first, each with its first row ids and its meaning."""
   return ", ".join(
     f"{reason} {n} (first {', '.join(report.examples[reason])}: {REASONS[reason]})"
-    for reason, n in commonest(report)
+    for reason, n in reasons_by_count(report)
   )
 
 
 def check_limit(
   report: SkipReport, limit: float, field: str, rows: str = "rows", outcome: str = ""
 ) -> None:
-  """Raises a UserError if more than this fraction of all rows cannot be used, or none can.
+  """Raises a UserError if more than the fraction `limit` of rows is unusable, or none is usable.
 
   Args:
-    field: that sets the limit, for the message.
-    rows: which rows they are.
-    outcome: what came of it.
+    field: the config field or flag that sets the limit, for the message.
+    rows: what the rows are, for the message.
+    outcome: the consequence, for the message, such as ", nothing was written".
   """
   if not report.kept or report.total - report.kept > limit * report.total:
     remedy = f", or raise {field}={limit:g}" if report.kept else ""
-    raise _too_many(report, rows, outcome, remedy)
+    raise _skip_error(report, rows, outcome, remedy)
 
 
 def check_read_so_far(report: SkipReport, limit: float) -> None:
-  """`check_limit` of data that is read as it is needed: of few rows any may be bad.
+  """Like `check_limit`, for data that is read lazily; tolerant while few rows have been read.
 
   Args:
-    report: on the rows that the run has read, also before it was resumed.
+    report: on all rows that the run has read, including those before a resume.
   """
-  if report.total - report.kept > limit * max(report.total, _LENIENT):
-    raise _too_many(report, "rows read so far", "", f", or raise data.max_skip_fraction={limit:g}")
+  if report.total - report.kept > limit * max(report.total, _GRACE_ROWS):
+    remedy = f", or raise data.max_skip_fraction={limit:g}"
+    raise _skip_error(report, "rows read so far", "", remedy)
 
 
-def _too_many(report: SkipReport, rows: str, outcome: str, remedy: str) -> UserError:
+def _skip_error(report: SkipReport, rows: str, outcome: str, remedy: str) -> UserError:
   lost = report.total - report.kept
   return UserError(
-    f"{lost} of {report.total} {rows} cannot be used{outcome}: {why(report)}; fix them{remedy}"
+    f"{lost} of {report.total} {rows} cannot be used{outcome}: {describe_reasons(report)}; "
+    f"fix them{remedy}"
   )

@@ -1,10 +1,9 @@
-"""Which pairs a training step takes: a pure function of the seed, for any step at any time.
+"""Assigns pairs to training steps, as a pure function of the seed and the step.
 
-Every step has exactly `batch_size` pairs, and the steps walk through the epochs. Within a
-window of steps pairs change places so that rows are full: the window's pairs are packed
-as a whole, and its rows dealt out so that each step's pairs add up. Nothing depends on
-the number of devices or hosts. No place in the data is kept: a resumed run asks for its next
-step.
+Every step has exactly `batch_size` pairs, in the order of the stream (`mixture.py`). Within a
+window of steps, pairs are regrouped to fill rows: all pairs of the window are packed together, and
+the rows are distributed so that each step gets its number of pairs. Nothing depends on the number
+of devices or hosts. There is no iterator state to save: a resumed run requests its next step.
 """
 
 import functools
@@ -29,7 +28,14 @@ class Window(NamedTuple):
 def window_source(
   read: ReadPairs, batch_size: int, row_length: int, slots: int, lookahead: int, seed: int
 ) -> Callable[[int], Window]:
-  """The function from a window's number (from 0) to its steps; see `step_source`."""
+  """Returns a function from a window's number (from 0) to its pairs; see `step_source`.
+
+  Args:
+    read: from `mixture.open_stream`.
+    row_length, slots: see `packing.assign_rows`.
+    lookahead: steps per window; 0 or 1 keeps the order of the stream.
+    seed: seed of the regrouping.
+  """
   size = max(1, lookahead)
 
   def window(number: int) -> Window:
@@ -46,19 +52,19 @@ def window_source(
 def step_source(
   window: Callable[[int], Window], lookahead: int
 ) -> Callable[[int], tuple[list[PairTokens], SkipReport | None]]:
-  """Returns a function: step (from 1) to its pairs and, for a window's first step, its report.
+  """Returns a function from a step (from 1) to its pairs and, for a window's first step, a report.
 
   Args:
     window: from `window_source`; its last two results are cached.
-    lookahead: steps per window; 0 or 1 keeps the order of the stream.
+    lookahead: the same as in `window_source`.
   """
   size = max(1, lookahead)
-  kept = functools.lru_cache(maxsize=2)(window)
+  cached = functools.lru_cache(maxsize=2)(window)
 
   def pairs_of(step: int) -> tuple[list[PairTokens], SkipReport | None]:
     number, index = divmod(step - 1, size)
-    found = kept(number)
-    return found.steps[index], found.report if index == 0 else None
+    result = cached(number)
+    return result.steps[index], result.report if index == 0 else None
 
   return pairs_of
 
@@ -66,41 +72,41 @@ def step_source(
 def balance_steps(
   lengths: list[int], steps: int, row_length: int, slots: int, seed: tuple[int, ...]
 ) -> list[list[int]]:
-  """Deals pairs out to steps, as many to each, so that their rows are full; deterministic.
+  """Distributes pairs evenly over steps so that rows are full; deterministic.
 
   Args:
-    lengths: row tokens of the pairs; a multiple of `steps` of them.
+    lengths: tokens of each pair in a row; their number must be a multiple of `steps`.
     row_length, slots: see `assign_rows`.
-    seed: of the order in which rows of equally many pairs are dealt, and of the steps.
+    seed: seed of the order of rows with equally many pairs, and of the order of steps.
 
   Returns:
-    Places in `lengths`, by step.
+    For each step, indices into `lengths`.
   """
   rows = assign_rows(lengths, row_length, slots)
   rng = np.random.default_rng(seed)
-  waiting: dict[int, list[list[int]]] = {}  # rows by their number of pairs
+  waiting: dict[int, list[list[int]]] = {}  # {number of pairs: rows}
   for i in rng.permutation(len(rows)):
     waiting.setdefault(len(rows[i]), []).append(rows[i])
-  by_step = [
-    _take(waiting, len(lengths) // steps, round(sum(map(len, waiting.values())) / (steps - done)))
-    for done in range(steps)
-  ]
+  by_step = []
+  for done in range(steps):
+    rows_per_step = round(sum(map(len, waiting.values())) / (steps - done))
+    by_step.append(_take_rows(waiting, len(lengths) // steps, rows_per_step))
   return [by_step[i] for i in rng.permutation(steps)]
 
 
-def _take(waiting: dict[int, list[list[int]]], pairs: int, rows: int) -> list[int]:
-  """Pops about `rows` of the waiting rows, holding exactly `pairs` pairs; may split a row."""
+def _take_rows(waiting: dict[int, list[list[int]]], pairs: int, rows: int) -> list[int]:
+  """Pops about `rows` rows with exactly `pairs` pairs in all from `waiting`; may split a row."""
   taken, left = [], pairs
   while left:
-    to_come = max(1, rows)
-    most = left - to_come + 1  # at least a pair is left for each further row
-    fitting = [n for n in waiting if waiting[n] and n <= most]
+    rows_left = max(1, rows)
+    max_pairs = left - rows_left + 1  # leaves at least one pair for each further row
+    fitting = [n for n in waiting if waiting[n] and n <= max_pairs]
     if fitting:
-      row = waiting[min(fitting, key=lambda n: (abs(n - left / to_come), n))].pop()
+      row = waiting[min(fitting, key=lambda n: (abs(n - left / rows_left), n))].pop()
     else:
-      # Every row has too many: a part of one, and the rest of it for another step.
+      # All rows have too many pairs: split one, and leave the rest to another step.
       row = waiting[min(n for n in waiting if waiting[n])].pop()
-      row, rest = row[:most], row[most:]
+      row, rest = row[:max_pairs], row[max_pairs:]
       waiting.setdefault(len(rest), []).append(rest)
     taken += row
     left -= len(row)

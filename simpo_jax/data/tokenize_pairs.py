@@ -1,12 +1,10 @@
-"""From a row to token ids: tokenised, truncated, or left out for a reason.
+"""Tokenizes and truncates a row, or skips it with a reason.
 
-The boundary between prompt and response. Prompt and response are tokenised
-together, because that is the text the model sees, and the prompt is what the
-ids of the prompt alone and of both whole texts have in common. Where the
-template ends the prompt with a special token or the tokenizer splits there,
-that is exactly the prompt's own ids. Where a merge crosses the boundary, the
-crossing token belongs to the responses: it is predicted, so it is trained. Both
-responses share one prompt, so the shorter common part counts for both.
+Prompt and response are tokenized together, as the model sees them. The prompt's tokens are the
+longest common prefix of the ids of the prompt alone and of both full texts. If the template ends
+the prompt with a special token, or the tokenizer splits there, these are exactly the ids of the
+prompt. If a BPE merge crosses the boundary, the crossing token belongs to the response, and is
+trained. Both responses share one prompt, so that the shorter common prefix counts for both.
 """
 
 from typing import Any, NamedTuple
@@ -24,41 +22,44 @@ from simpo_jax.tokenizer.tokenizer import Tokenizer, encode_with_bos
 from simpo_jax.train.batch import row_length
 
 
-class Read(NamedTuple):
-  """What a row gave: a pair, of which the parts `cut` were cut, or None and the reason."""
+class RowResult(NamedTuple):
+  """The pair of a row, or None and the reason for skipping it."""
 
   id: str
   pair: PairTokens | None
-  skipped: str | None
-  cut: tuple[str, ...]
+  skipped: str | None  # a key of row_formats.REASONS
+  truncated: tuple[str, ...]  # which of PAIR_PARTS were truncated
 
 
-CUTS = ("prompt", "chosen", "rejected")
+PAIR_PARTS = ("prompt", "chosen", "rejected")
 
 
 def read_row(
   row_id: str, row: dict[str, Any] | Malformed, tokenizer: Tokenizer, data: DataSettings
-) -> Read:
-  """The pair of a row, or why there is none."""
+) -> RowResult:
+  """Tokenizes and truncates a row."""
   try:
     if isinstance(row, Malformed):
       raise SkipRow(row.reason)
-    whole = encode_pair(to_conversation(row), tokenizer, data.header, row_id)
-    pair = fit_pair(whole, tokenizer, data)
+    full = encode_pair(to_conversation(row), tokenizer, data.header, row_id)
+    pair = fit_pair(full, tokenizer, data)
   except SkipRow as skip:
-    return Read(row_id, None, skip.reason, ())
-  cut = tuple(n for n in CUTS if len(getattr(pair, n)) < len(getattr(whole, n)))
-  return Read(row_id, pair, None, cut)
+    return RowResult(row_id, None, skip.reason, ())
+  truncated = tuple(n for n in PAIR_PARTS if len(getattr(pair, n)) < len(getattr(full, n)))
+  return RowResult(row_id, pair, None, truncated)
 
 
 def encode_pair(
   conversation: Conversation, tokenizer: Tokenizer, header: str, id: str = ""
 ) -> PairTokens:
-  """The ids of a pair at full length; raises SkipRow.
+  """Tokenizes a pair at full length; raises SkipRow.
 
-  The chat template is applied once to the prompt and once to each answered
-  prompt; plain strings never see it. header: the assistant header that the
-  template writes before an answer is part of the "prompt" or of the "response".
+  The chat template is applied to the prompt, and to the prompt with each response; it is not
+  applied to plain strings.
+
+  Args:
+    header: "prompt" or "response", whichever includes the assistant header of the template.
+    id: the row id.
   """
   check_texts(conversation)
   prompt_text, *texts = _texts(conversation, tokenizer, header)
@@ -76,26 +77,26 @@ def encode_pair(
 
 
 def _texts(conversation: Conversation, tokenizer: Tokenizer, header: str) -> list[str]:
-  """The text of the prompt, and of the prompt with each answer."""
+  """The rendered prompt, and the rendered prompt with each response."""
   prompt, *responses = conversation
   if isinstance(prompt, str):
     return [tokenizer.escape(prompt + response) for response in ("", *responses)]
   try:
     start = tokenizer.render(prompt, header == "prompt")
     answers = [{"role": "assistant", "content": response} for response in responses]
-    whole = [tokenizer.render((*prompt, answer), False) for answer in answers]
+    full = [tokenizer.render((*prompt, answer), False) for answer in answers]
   except TemplateFailed as error:
     raise SkipRow("template_failed") from error
-  if not all(text.startswith(start) for text in whole):
+  if not all(text.startswith(start) for text in full):
     raise SkipRow("template_not_prefix")
-  return [start, *whole]
+  return [start, *full]
 
 
 def _end_once(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-  """The response up to the first EOS of its tail, or with one EOS appended.
+  """Truncates a response after the first EOS of its tail, or appends an EOS.
 
-  The tail is what follows the last token with visible text: templates write a
-  newline there, and some a second EOS of another kind.
+  The tail follows the last token with visible text: templates write a newline there, and some of
+  them a second, different EOS.
   """
   tail = len(ids)
   while tail and (ids[tail - 1] in tokenizer.eos_ids or _is_blank(ids[tail - 1], tokenizer)):
@@ -111,10 +112,14 @@ def _is_blank(token: int, tokenizer: Tokenizer) -> bool:
 
 
 def fit_pair(pair: PairTokens, tokenizer: Tokenizer, data: DataSettings) -> PairTokens:
-  """A pair cut to `data.max_length`; raises SkipRow if none is left."""
-  cut = PairTokens(pair.id, *truncate(*pair[1:], tokenizer.bos_id, data))
-  if np.array_equal(cut.chosen, cut.rejected):
+  """Truncates a pair to `data.max_length`.
+
+  Raises:
+    SkipRow: the responses become identical, or the pair is longer than a row.
+  """
+  truncated = PairTokens(pair.id, *truncate(*pair[1:], tokenizer.bos_id, data))
+  if np.array_equal(truncated.chosen, truncated.rejected):
     raise SkipRow("identical")
-  if sum(map(len, cut[1:])) > row_length(data):
+  if sum(map(len, truncated[1:])) > row_length(data):
     raise SkipRow("longer_than_row")
-  return cut
+  return truncated

@@ -1,4 +1,4 @@
-"""The two rules that cut a pair to `data.max_length`."""
+"""The two truncation modes of `data.truncation`."""
 
 import numpy as np
 
@@ -12,14 +12,21 @@ def truncate(
   bos_id: int | None,
   data: DataSettings,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(prompt, chosen, rejected), int32 each, such that prompt + either fits max_length.
+  """Truncates a pair so that prompt + either response fits `data.max_length` tokens.
 
-  "prompt_first": a pair that is too long loses the beginning of its prompt, down
-  to max_prompt_length, but never its BOS; then each response on its own is cut
-  to the rest. "princeton": as that paper's code does, the prompt keeps its last
-  max_prompt_length tokens; if that does not suffice, both responses are cut to
-  max_length - max_prompt_length, however short the prompt is. A response keeps
-  its beginning and at least one token; one that is cut has no EOS.
+  "prompt_first": the prompt of a pair that is too long is truncated on the left to
+  max_prompt_length tokens, keeping its BOS; then each response is truncated on the right to the
+  remaining length. "princeton", as in princeton-nlp/SimPO: the prompt keeps its last
+  max_prompt_length tokens; if the pair is still too long, both responses are truncated to
+  max_length - max_prompt_length tokens, even if the prompt is shorter. A truncated response has at
+  least one token and no EOS.
+
+  Args:
+    prompt, chosen, rejected: int32 arrays of ids, of any lengths.
+    bos_id: None if the tokenizer has no BOS.
+
+  Returns:
+    (prompt, chosen, rejected), int32.
   """
   longest = max(len(chosen), len(rejected))
   if len(prompt) + longest <= data.max_length:

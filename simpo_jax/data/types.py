@@ -1,4 +1,4 @@
-"""What data becomes, token ids of pairs and prompts. A leaf: it reads nothing."""
+"""Tokenized pairs and prompts."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class PairTokens(NamedTuple):
-  """One pair. The prompt has at least one token; responses end with an EOS unless cut."""
+  """One pair. The prompt has at least one token; responses end with EOS unless truncated."""
 
   id: str
   prompt: np.ndarray  # int32[P]
@@ -17,9 +17,9 @@ class PairTokens(NamedTuple):
 
 
 class Prompt(NamedTuple):
-  """One prompt. text: what the user wrote last, for display."""
+  """One prompt. text: the last user message, for display."""
 
   index: int
   text: str
-  tokens: np.ndarray  # int32[T], one BOS at most, ending where the answer begins
-  settings: Mapping[str, float] = MappingProxyType({})  # its own, in place of the config's
+  tokens: np.ndarray  # int32[T], with at most one BOS, up to the start of the answer
+  settings: Mapping[str, float] = MappingProxyType({})  # overrides of the config

@@ -93,7 +93,7 @@ def run_stage(stage: str, folder: pathlib.Path, seed: int) -> None:
       if not step or int(step[1]) % max(1, int(step[2]) // _SHOWN) == 0:
         print(line, end="", flush=True)
   except KeyboardInterrupt as e:
-    interrupts.heard(e)  # the run was told as well, and ends by itself
+    interrupts.acknowledge(e)  # the run was told as well, and ends by itself
   if code := process.wait():
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""Turns preference data into a prepared dataset once: checked, checksummed, read at random.
+"""Converts preference data to a prepared dataset: validated, checksummed, with random access.
 
 Examples:
   python -m simpo_jax.prepare --source=pairs.jsonl --out=data
@@ -8,7 +8,7 @@ Examples:
   python -m simpo_jax.prepare --verify=tfds:mine --out=data
 
 A source is a file (.json .jsonl .jsonl.gz .json.gz .parquet), a folder of such files, or a
-dataset of the Hugging Face hub, ORG/NAME[:PATTERN]. Files, folders and --out may lie in a
+dataset on the Hugging Face hub, ORG/NAME[:PATTERN]. Files, folders and --out may be in a
 bucket: gs://BUCKET/..., s3://BUCKET/.... A run reads the result with
 --config.data.train=tfds:NAME --config.data.dir=OUT.
 """
@@ -54,7 +54,7 @@ def _define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Prepares, or verifies; exit code 0 when the dataset is there and whole."""
+  """Prepares or verifies a dataset; returns only if it is complete."""
   from simpo_jax.cli import refuse_arguments
   from simpo_jax.data.prepared.dataset import verify
   from simpo_jax.data.prepared.find import default_dir
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     start = time.perf_counter()
     files, size = verify(values.verify, out)
     seconds = time.perf_counter() - start
-    print(f"{values.verify}: {files} shards, {size:,} bytes, all as written ({seconds:.1f} s)")
+    print(f"{values.verify}: {files} shards, {size:,} bytes, all checksums match ({seconds:.1f} s)")
     return
   if not values.source:
     raise UserError("name what to prepare: --source=pairs.jsonl (see --help)")
@@ -96,7 +96,20 @@ def prepare(
   max_skip_fraction: float = 0.1,
   force: bool = False,
 ) -> storage.Path:
-  """Prepares a dataset, shows how it goes, and returns its folder; see `builder.build`."""
+  """Prepares a dataset, shows progress, and returns its folder.
+
+  Args:
+    sources: files, folders or hub datasets (ORG/NAME[:PATTERN]).
+    out: the folder of datasets, TFDS's data_dir.
+    name: None: derived from the first source.
+    workers: number of processes.
+    eval_fraction: fraction of pairs in the split "test".
+    max_skip_fraction: the maximum fraction of unusable rows.
+    force: replace an existing dataset.
+
+  Raises:
+    UserError: see `builder.build`.
+  """
   from simpo_jax.data.file_chunks import find_files
   from simpo_jax.data.prepared import hub
   from simpo_jax.data.prepared.builder import Target, build
@@ -108,26 +121,26 @@ def prepare(
     )
   if not _VERSION.fullmatch(version):
     raise UserError(f"--version={version} must be three numbers, such as 1.0.0")
-  files, known = [], []
+  files, revisions = [], []
   for source in sources:
-    if hub.names_hub(source):
+    if hub.is_hub_source(source):
       found, revision = hub.download(source)
-      known.append(f"{source}@{revision}")
+      revisions.append(f"{source}@{revision}")
     else:
       found = find_files(source)
     files += found
-  target = Target(out, name, version, {"hub": known})
+  target = Target(out, name, version, {"hub": revisions})
   start = time.perf_counter()
-  with _progress() as told:
+  with _progress_bar() as progress:
     record, new = build(
-      files, target, eval_fraction, max_skip_fraction, workers, force, progress=told
+      files, target, eval_fraction, max_skip_fraction, workers, force, progress=progress
     )
   _report(record, target, new, time.perf_counter() - start)
   return target.folder
 
 
 def default_name(source: str) -> str:
-  """The dataset's name from that of its source: my-Pairs.v2.jsonl.gz -> my_pairs_v2."""
+  """Returns a dataset name derived from its source: my-Pairs.v2.jsonl.gz -> my_pairs_v2."""
   local = os.path.exists(source) or storage.is_remote(source)
   stem = source if local else source.split(":")[0]
   stem = re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", pathlib.Path(stem).name.lower())
@@ -136,7 +149,7 @@ def default_name(source: str) -> str:
 
 
 @contextlib.contextmanager
-def _progress():
+def _progress_bar():
   from rich.console import Console
   from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -165,8 +178,10 @@ def _report(record: dict[str, Any], target: Any, new: bool, seconds: float) -> N
   shards = sum(map(len, record["shards"].values()))
   size = sum(s["bytes"] for parts in record["shards"].values() for s in parts)
   rate = sum(record["pairs"].values()) / max(seconds, 1e-9)
-  how = f"in {seconds:.1f} s, {rate:,.0f} pairs/s" if new else "was there already, nothing done"
-  console.print(f"{target.name} {target.version}: {pairs} pairs of {record['rows']:,} rows; {how}")
+  outcome = f"in {seconds:.1f} s, {rate:,.0f} pairs/s" if new else "exists already, nothing done"
+  console.print(
+    f"{target.name} {target.version}: {pairs} pairs of {record['rows']:,} rows; {outcome}"
+  )
   if record["skipped"]:
     table = Table("skipped", "rows", "meaning", "such as", show_edge=False)
     for reason, count in record["skipped"].items():
@@ -179,7 +194,7 @@ def _report(record: dict[str, Any], target: Any, new: bool, seconds: float) -> N
 
 
 def cores() -> int:
-  """Of the processor, that this process may run on."""
+  """Returns the number of CPU cores available to this process."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -51,7 +51,7 @@ def write_report(
   """
   stream, share = is_stream(out), max_bytes // len(folders)
   runs = [collect(folder, share, known if len(folders) == 1 else None) for folder in folders]
-  with open(out, "ab") if stream else temporary.replacing(out) as f:
+  with open(out, "ab") if stream else temporary.atomic_write(out) as f:
     for piece in page(runs, labels(folders)):
       f.write(piece)
 

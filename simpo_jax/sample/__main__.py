@@ -73,7 +73,7 @@ def open_output(name: str):
   except OSError as e:
     raise UserError(f"--out={name} cannot be written ({one_line(e)}); choose another file") from e
   except KeyboardInterrupt as e:
-    interrupts.heard(e)
+    interrupts.acknowledge(e)
     print(f"stopped; the answers so far are in {partial}", file=sys.stderr)
     sys.exit(130)
 

@@ -1,7 +1,8 @@
-"""The one table of settings: a field is declared once, with its type, default, meaning and limits.
+"""All settings; each field is declared once, with its type, default, meaning and limits.
 
-`default_config()`, the checks, `--help`, docs/configuration.md and the flags of the commands that
-answer prompts derive from it. What runs is given a `Settings`, or a group of it.
+`default_config()`, the config checks, `--help`, docs/configuration.md and the flags of `chat` and
+`sample` derive from these dataclasses. The code of a run receives a `Settings` or one of its
+groups.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from simpo_jax.settings.train import SimPOSettings, TrainSettings
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """A run's config, checked and typed."""
+  """A validated, typed config."""
 
   name: str = text("default", "Run name, used in the workdir name, the banner and config.json.")
   seed: int = integer(

@@ -1,4 +1,4 @@
-"""What is declared of a setting."""
+"""Declarations of settings: dataclass fields with metadata for checks, help and docs."""
 
 import dataclasses
 from typing import Any, NamedTuple, TypeVar
@@ -10,15 +10,15 @@ class Field(NamedTuple):
   """One setting.
 
   Attributes:
-    name: with its group, such as "train.steps"; on the command line --config.train.steps.
-    default: its type is the field's, but an int may stand for a float.
-    resumable: a resumed run may change it: the numbers of the run stay the same up to rounding.
-    meaning: for --help and the reference.
-    choices: the only values; empty: any.
-    low, high: inclusive limits; None: none but those of the type.
+    name: includes the group, as in "train.steps"; on the command line --config.train.steps.
+    default: its type is the type of the field; a float field also accepts ints.
+    resumable: a resumed run may change it, since it affects the run's numbers only by rounding.
+    meaning: description for --help and docs/configuration.md.
+    choices: the allowed values; empty: any.
+    low, high: inclusive limits; None: only those of the type.
     element: the type of a tuple's elements.
     example: a tuple as it is written on the command line.
-    is_path: values must be paths that this system could have.
+    is_path: the value is a path, or a tuple of paths, and is checked by `paths.check_path`.
   """
 
   name: str
@@ -34,59 +34,59 @@ class Field(NamedTuple):
 
   @property
   def group(self) -> str:
-    """Of the name; "" for a field of none."""
+    """The part of the name before its last dot, such as "train"; "" at the top level."""
     return self.name.rpartition(".")[0]
 
 
 def text(default: str, meaning: str, path: bool = False) -> str:
-  """Any text."""
+  """Declares a string field."""
   return _declare(default, meaning, is_path=path)
 
 
 def choice(default: str, meaning: str, choices: tuple[str, ...]) -> str:
-  """One of several words."""
+  """Declares a string field with a fixed set of values."""
   return _declare(default, meaning, choices=choices)
 
 
 def flag(default: bool, meaning: str) -> bool:
-  """True or False."""
+  """Declares a bool field."""
   return _declare(default, meaning)
 
 
 def integer(
   default: int, meaning: str, low: int, high: int | None = None, resumable: bool = False
 ) -> int:
-  """A whole number from `low` to `high`."""
+  """Declares an int field with inclusive limits."""
   return _declare(default, meaning, low=low, high=high, resumable=resumable)
 
 
 def number(default: float, meaning: str, low: float, high: float | None = None) -> float:
-  """A finite number from `low` to `high`."""
+  """Declares a float field with inclusive limits; infinity and NaN are not allowed."""
   return _declare(default, meaning, low=low, high=high)
 
 
 def items(
   default: tuple[_T, ...], meaning: str, element: type[_T], example: str, path: bool = False
 ) -> tuple[_T, ...]:
-  """A tuple of `element`s, written like `example`."""
+  """Declares a tuple field."""
   return _declare(default, meaning, element=element, example=example, is_path=path)
 
 
 def group(settings: type, resumable: bool = False) -> Any:
-  """Settings of their own, which a resumed run may change if they are `resumable`."""
+  """Declares a nested group of settings; a resumed run may change a `resumable` group."""
   return dataclasses.field(default_factory=settings, metadata={"resumable": resumable})
 
 
 def declared(settings: type, prefix: str = "", resumable: bool = False) -> dict[str, Field]:
-  """The fields of a dataclass of settings, those of its groups included, by their names."""
+  """Returns {name: Field} of a settings dataclass, including those of nested groups."""
   found: dict[str, Field] = {}
   for field in dataclasses.fields(settings):
     name, metadata = prefix + field.name, dict(field.metadata)
-    free = metadata.pop("resumable") or resumable
+    inherited = metadata.pop("resumable") or resumable
     if isinstance(field.default_factory, type):
-      found |= declared(field.default_factory, f"{name}.", free)
+      found |= declared(field.default_factory, f"{name}.", inherited)
     else:
-      found[name] = Field(name, field.default, free, **metadata)
+      found[name] = Field(name, field.default, inherited, **metadata)
   return found
 
 

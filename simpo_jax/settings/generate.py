@@ -45,7 +45,7 @@ class GenerateSettings:
   )
   count: int = integer(
     128,
-    "Number of synthetic prompts, or of prompts to take from the file; 0: all of the file.",
+    "Number of synthetic prompts, or of prompts to read from the file; 0: all prompts of the file.",
     0,
     1_000_000,
   )
@@ -109,7 +109,7 @@ class GenerateSettings:
   )
   attention: str = choice(
     "auto",
-    "Paged-attention kernel; auto: the platform's own.",
+    "Paged-attention kernel; auto: the platform's default.",
     paged_attention.IMPLEMENTATIONS,
   )
 

@@ -1,4 +1,4 @@
-"""Settings of the model and of preference data."""
+"""Settings of the model and of the preference data."""
 
 import dataclasses
 
@@ -65,7 +65,7 @@ class DataSettings:
   )
   workers: int = integer(
     4,
-    "Threads that read and tokenize prepared data ahead of time; 0: one.",
+    "Threads that read and tokenize prepared data in parallel; 0: no extra threads.",
     0,
     256,
   )
@@ -79,7 +79,7 @@ class DataSettings:
   max_length: int = integer(1024, "Maximum tokens of prompt plus one response.", 2, 2**24)
   max_prompt_length: int = integer(
     512,
-    "Maximum tokens a prompt keeps when it has to be truncated.",
+    "Maximum prompt tokens to keep when a pair is truncated.",
     1,
   )
   truncation: str = choice(
@@ -104,7 +104,7 @@ class DataSettings:
   )
   max_skip_fraction: float = number(
     0.1,
-    "Fail if more than this fraction of the rows has to be skipped.",
+    "Fail if more than this fraction of rows is skipped.",
     0.0,
     1.0,
   )

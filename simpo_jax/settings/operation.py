@@ -1,4 +1,4 @@
-"""Settings of what surrounds a run: checkpoints, export, mesh, watchdog, trackers, report."""
+"""Settings of a run's operation: checkpoints, export, mesh, watchdog, trackers, report."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ class CheckpointSettings:
   init_from: str = text("", "Workdir or checkpoint folder to initialize from.", path=True)
   init_what: str = choice(
     "weights",
-    'What to take from init_from; "all" includes the optimizer state and the step.',
+    'What to load from init_from; "all" includes the optimizer state and the step.',
     ("weights", "all"),
   )
 
@@ -69,7 +69,7 @@ class MeshSettings:
   )
   fsdp: int = integer(
     0,
-    "Devices that share one copy of the weights; 0: the rest of the host.",
+    "Devices over which one copy of the weights is sharded; 0: the remaining devices of the host.",
     0,
   )
   tensor: int = integer(1, "Tensor-parallel devices per group; groups never span hosts.", 1)
@@ -85,16 +85,16 @@ class WatchdogSettings:
 
   factor: float = number(
     10.0,
-    "A launch that takes this many times longer than any before it of its mode counts as "
-    "hanging; 0: off.",
+    "A launch counts as hanging after this many times the duration of the longest earlier launch "
+    "of its mode; 0: off.",
     0.0,
   )
   least_seconds: float = number(
     600.0,
-    "Minimum seconds before a launch can count as hanging.",
+    "Minimum seconds before a launch counts as hanging.",
     0.1,
   )
-  first_seconds: float = number(7200.0, "Seconds the first launch of each mode may take.", 0.1)
+  first_seconds: float = number(7200.0, "Maximum seconds for the first launch of each mode.", 0.1)
 
 
 @dataclasses.dataclass(frozen=True)

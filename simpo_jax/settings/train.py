@@ -1,4 +1,4 @@
-"""Settings of a training step."""
+"""Settings of training: optimizer, training step and SimPO loss."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 class TrainSettings:
   """The optimizer and the training step."""
 
-  steps: int = integer(7, "Optimizer steps of the whole run, counted from 1.", 1, 10_000_000)
+  steps: int = integer(7, "Total number of optimizer steps; the first is step 1.", 1, 10_000_000)
   batch_size: int = integer(8, "Pairs per optimizer step, summed over all hosts.", 1)
   micro_batch_rows: int = integer(
     0,
@@ -46,7 +46,7 @@ class TrainSettings:
   )
   attention: str = choice(
     "auto",
-    "Attention kernel for packed rows; auto: the platform's own.",
+    "Attention kernel for packed rows; auto: the platform's default.",
     range_attention.IMPLEMENTATIONS,
   )
   logits_chunk: int = integer(

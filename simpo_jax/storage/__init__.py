@@ -1,9 +1,9 @@
-"""Files on local disks and in buckets (gs://, s3://), for those who should not have to care which.
+"""File operations that work alike on local disks and in buckets (gs://, s3://).
 
-A local path is a `pathlib.Path`, a place in a bucket an `epath.Path`; what the two have in
-common is called on the path itself. Here is the rest: what buckets cannot do as file
-systems do. They know no rename and no append, and folders are only beginnings of names;
-but an object is always written as a whole, and seen by everyone at once.
+A local path is a `pathlib.Path`, a path in a bucket an `epath.Path`. Methods that both have are
+called on the path itself; this module has the operations for which object storage differs from a
+file system: it has no rename and no append, and a folder is only a prefix of object names. Writing
+an object is atomic, and the new version is visible to all readers at once.
 """
 
 import os
@@ -22,12 +22,12 @@ from simpo_jax.storage.paths import escapes_folder, plain
 
 Path = pathlib.Path | epath.Path
 
-_EXTRAS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # package, and the extra that has it
-_PATTERN = "*?[]"  # what fsspec, asked to remove a name, would match others with
-_COMMITTED = "commit_success.txt"  # Orbax's last file of a checkpoint, where it cannot rename
-_BUFFER_EVERY = 5.0  # seconds between uploads of a file that grows, at least
-_BUFFER_SHARE = 20  # and so many times what the last one took
-_SERVICES = (  # what clients of buckets raise beside OSError: module, name
+_EXTRAS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme: (package, pip extra)
+_GLOB_CHARACTERS = "*?[]"  # fsspec expands these even when it removes a single object
+_COMMIT_MARKER = "commit_success.txt"  # Orbax writes it last, where it cannot rename
+_UPLOAD_SECONDS = 5.0  # minimum seconds between uploads of an object that is appended to,
+_UPLOAD_FACTOR = 20  # and at least this many times the duration of its last upload
+_SERVICE_ERRORS = (  # (module, name): errors of bucket clients that are not OSErrors
   ("gcsfs.retry", "HttpError"),
   ("aiohttp", "ClientError"),
   ("google.auth.exceptions", "GoogleAuthError"),
@@ -35,95 +35,98 @@ _SERVICES = (  # what clients of buckets raise beside OSError: module, name
 )
 
 
-class _Growing:
-  """What is to be in an object that grows, and when it is uploaded again."""
+class _AppendBuffer:
+  """Contents of an object that is appended to, and when the next upload is due."""
 
   def __init__(self, content: bytes):
     self.content, self.due, self.changed = bytearray(content), 0.0, False
 
 
-_growing: dict[str, _Growing] = {}
+_append_buffers: dict[str, _AppendBuffer] = {}
 
 
 def is_remote(path: str | Path) -> bool:
-  """Whether a path, or a name of one, is of a bucket."""
+  """Whether a path is in a bucket."""
   return "://" in str(path)
 
 
 def open_path(name: str | Path, field: str, schemes: Sequence[str] = ("gs", "s3")) -> Path:
-  """The path of that name; a local one is absolute and plain (`paths.plain`).
+  """Returns the path of that name; local paths are absolute and normalized (`paths.plain`).
 
   Args:
-    name: as the user wrote it.
-    field: where, for messages.
-    schemes: of buckets that may be named here.
+    name: the path as the user wrote it.
+    field: the flag or config field, for error messages.
+    schemes: URL schemes that are accepted here.
 
   Raises:
-    UserError: another scheme, no bucket, a pattern, or the package for it is not installed.
+    UserError: the scheme is not accepted, its package is not installed, the bucket is missing,
+      or the path contains glob characters.
   """
   if not is_remote(name):
     return plain(name)
   scheme, _, rest = str(name).partition("://")
-  takes = "a local folder or " + " or ".join(f"{s}://BUCKET/..." for s in schemes)
+  accepted = "a local folder or " + " or ".join(f"{s}://BUCKET/..." for s in schemes)
   if scheme not in schemes:
-    why = (
+    reason = (
       "Orbax writes checkpoints to local disks and gs:// only; s3:// is for data"
       if scheme == "s3"
       else f"{scheme}:// is not known here"
     )
-    raise UserError(f"{field}={name}: {why}; name {takes}")
+    raise UserError(f"{field}={name}: {reason}; name {accepted}")
   if not rest.partition("/")[0]:
-    raise UserError(f"{field}={name} names no bucket; name {takes}")
-  if any(c in rest for c in _PATTERN):
-    raise UserError(f"{field}={name}: a place in a bucket may not have any of {_PATTERN} in it")
+    raise UserError(f"{field}={name} names no bucket; name {accepted}")
+  if any(c in rest for c in _GLOB_CHARACTERS):
+    raise UserError(
+      f"{field}={name}: a path in a bucket must not contain any of {_GLOB_CHARACTERS}; rename it"
+    )
   _filesystem(scheme, f"{field}={name}")
   return epath.Path(name)
 
 
-def _filesystem(scheme: str, what: str = "") -> Any:
-  """fsspec's file system; what it is set to here holds for etils and Orbax, too."""
-  # As without TensorFlow: its own way into buckets has other errors.
+def _filesystem(scheme: str, context: str = "") -> Any:
+  """fsspec's file system, with settings that etils and Orbax share."""
+  # etils would otherwise use tf.io.gfile where TensorFlow is installed, which raises other errors.
   os.environ.setdefault("EPATH_USE_TF", "false")
   package, extra = _EXTRAS[scheme]
   try:
     import fsspec
     import fsspec.config
 
-    # Others write and remove: TensorStore, other hosts, earlier runs.
+    # A cached listing would miss what TensorStore and other hosts write or remove.
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
     return fsspec.filesystem(scheme)
   except ImportError as e:
     raise UserError(
-      f"{what}: {scheme}:// needs the package {package}; pip install 'simpo-jax[{extra}]'"
+      f"{context}: {scheme}:// needs the package {package}; pip install 'simpo-jax[{extra}]'"
     ) from e
 
 
 def filesystem(path: str | Path) -> Any:
-  """fsspec's file system for a path in a bucket."""
+  """Returns fsspec's file system for a path in a bucket."""
   return _filesystem(str(path).partition("://")[0])
 
 
 def failures() -> tuple[type[Exception], ...]:
-  """The errors of storage, to be caught: OSError, and those of buckets' services."""
-  found = [getattr(sys.modules[m], name) for m, name in _SERVICES if m in sys.modules]
+  """Returns the exceptions to catch around I/O: OSError and those of the bucket clients in use."""
+  found = [getattr(sys.modules[m], name) for m, name in _SERVICE_ERRORS if m in sys.modules]
   return (OSError, *found)
 
 
 def names(folder: Path) -> list[str]:
-  """Of what lies in a folder, in order; none if there is no such folder."""
+  """Returns the sorted names of a folder's entries; empty if there is no such folder."""
   try:
     if not is_remote(folder):
       return sorted(os.listdir(folder))
-    own = str(folder).partition("://")[2].strip("/")
+    marker = str(folder).partition("://")[2].strip("/")
     found = {name.rstrip("/") for name in filesystem(folder).ls(str(folder), detail=False)}
-    # Consoles leave an object of the folder's own name to mark it.
-    return sorted(name.rpartition("/")[2] for name in found if name != own)
+    # Web consoles create an empty object with the folder's name to represent it.
+    return sorted(name.rpartition("/")[2] for name in found if name != marker)
   except (FileNotFoundError, NotADirectoryError):
     return []
 
 
 def sizes(folder: Path) -> dict[str, int]:
-  """Bytes of every file in a folder and below, by its name relative to it."""
+  """Returns {path relative to the folder: bytes} of all files in it, recursively."""
   if isinstance(folder, pathlib.Path):
     found = sorted(p for p in folder.rglob("*") if p.is_file())
     return {p.relative_to(folder).as_posix(): p.stat().st_size for p in found}
@@ -131,10 +134,10 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def infos(folder: Path) -> dict[str, dict[str, Any]]:
-  """What a bucket says of every object in a folder and below, by its name relative to it.
+  """Returns {path relative to the folder: fsspec's info} of all objects in it, recursively.
 
   Raises:
-    UserError: a name is none of a file below a folder, as "../x": objects may have any.
+    UserError: an object has a name such as "../x", which as a file would escape the folder.
   """
   base = str(folder).partition("://")[2].rstrip("/") + "/"
   found = filesystem(folder).find(str(folder), detail=True)
@@ -145,38 +148,38 @@ def infos(folder: Path) -> dict[str, dict[str, Any]]:
   }
   if bad := next((name for name in inside if escapes_folder(folder, name)), None):
     raise UserError(
-      f"{folder} has an object named {bad!r}, which as a file would lie outside of it; remove the "
-      "object, or use data of somebody you trust; nothing was fetched"
+      f"{folder} has an object named {bad!r}, which as a file would be outside of it; remove the "
+      "object, or use data from somebody you trust; nothing was fetched"
     )
   return inside
 
 
 def write(path: Path, data: str | bytes) -> None:
-  """Writes a file whole, or not at all."""
+  """Writes a file atomically; text as UTF-8."""
   data = data.encode() if isinstance(data, str) else data
   if not isinstance(path, pathlib.Path):
     filesystem(path).pipe_file(str(path), data)
     return
-  with temporary.replacing(path) as file:
+  with temporary.atomic_write(path) as file:
     file.write(data)
 
 
 def try_writing(folder: Path) -> None:
-  """Raises what writing into a folder would raise; nothing stays there."""
-  probe = folder / temporary.name_for("writable")
+  """Writes and removes a small file in a folder, to raise the error that saving would raise."""
+  probe = folder / temporary.unique_name("writable")
   write(probe, "")
   probe.unlink()
 
 
 def append(path: Path, text: str) -> None:
-  """Adds to the end of a file; to an object with the next `flush`."""
+  """Appends to a file. Objects are buffered in memory until the next `flush`."""
   if not is_remote(path):
     with open(path, "a", opener=_no_symlink) as f:
       f.write(text)
     return
-  growing = _grown(path)
-  growing.content += text.encode()
-  growing.changed = True
+  buffer = _buffer_of(path)
+  buffer.content += text.encode()
+  buffer.changed = True
 
 
 def _no_symlink(path: str, flags: int) -> int:
@@ -184,36 +187,36 @@ def _no_symlink(path: str, flags: int) -> int:
 
 
 def flush(path: Path, now: bool = True) -> None:
-  """Uploads what was appended to an object, as a whole.
+  """Uploads an object that was appended to, in full; does nothing for local files.
 
   Args:
-    now: else only if the last time is some seconds ago, and more the larger it is.
+    now: False: skip it while the last upload is recent; the interval grows with its duration.
   """
-  growing = _growing.get(str(path))
-  if growing is None or not growing.changed or not (now or time.monotonic() >= growing.due):
+  buffer = _append_buffers.get(str(path))
+  if buffer is None or not buffer.changed or not (now or time.monotonic() >= buffer.due):
     return
   start = time.monotonic()
-  write(path, bytes(growing.content))
-  took = time.monotonic() - start
-  growing.due, growing.changed = start + max(_BUFFER_EVERY, _BUFFER_SHARE * took), False
+  write(path, bytes(buffer.content))
+  elapsed = time.monotonic() - start
+  buffer.due, buffer.changed = start + max(_UPLOAD_SECONDS, _UPLOAD_FACTOR * elapsed), False
 
 
 def size(path: Path) -> int:
-  """Bytes of a file, what was appended included and from now on there; 0 if it is not there."""
+  """Returns the bytes of a file, after a `flush` of what was appended; 0 if it does not exist."""
   if not isinstance(path, pathlib.Path):
     flush(path)
-    return len(_grown(path).content)
+    return len(_buffer_of(path).content)
   return path.stat().st_size if path.exists() else 0
 
 
 def truncate(path: Path, length: int) -> None:
-  """Cuts a file after so many bytes, if it is longer."""
+  """Truncates a file to `length` bytes if it is longer."""
   if size(path) <= length:
     return
   if is_remote(path):
-    growing = _grown(path)
-    del growing.content[length:]
-    growing.changed = True
+    buffer = _buffer_of(path)
+    del buffer.content[length:]
+    buffer.changed = True
     flush(path)
   else:
     with open(path, "r+b", opener=_no_symlink) as f:
@@ -221,34 +224,34 @@ def truncate(path: Path, length: int) -> None:
 
 
 def forget(path: Path) -> None:
-  """Drops what is known of an object that grows: another may write it from now on."""
-  _growing.pop(str(path), None)
+  """Drops an object's append buffer, because another process may write it from now on."""
+  _append_buffers.pop(str(path), None)
 
 
-def _grown(path: Path) -> _Growing:
-  if str(path) not in _growing:
+def _buffer_of(path: Path) -> _AppendBuffer:
+  if str(path) not in _append_buffers:
     try:
       content = filesystem(path).cat_file(str(path))
     except FileNotFoundError:
       content = b""
-    _growing[str(path)] = _Growing(content)
-  return _growing[str(path)]
+    _append_buffers[str(path)] = _AppendBuffer(content)
+  return _append_buffers[str(path)]
 
 
 def remove_tree(folder: Path) -> None:
-  """Removes a folder and all in it, if it is there."""
+  """Removes a folder and its contents, if it exists."""
   if isinstance(folder, pathlib.Path):
     if folder.exists():
       shutil.rmtree(folder)
     return
-  # What says that it is complete goes first: half of it must not pass for the whole.
-  for name in (_COMMITTED, "dataset_info.json"):
+  # The files that mark it as complete go first, so that no reader takes half of it for all.
+  for name in (_COMMIT_MARKER, "dataset_info.json"):
     (folder / name).unlink(missing_ok=True)
   folder.rmtree(missing_ok=True)
 
 
 def move(source: Path, target: Path) -> None:
-  """Renames a file or a folder; in a bucket, file by file."""
+  """Renames a file or a folder; in a bucket, copies and removes its objects one by one."""
   if not is_remote(source):
     source.rename(target)
     return
@@ -260,7 +263,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def upload(folder: pathlib.Path, target: Path, last: str = "") -> None:
-  """Copies all files of a local folder into a bucket, the one called `last` in the end."""
+  """Copies all files of a local folder into a bucket, the file named `last` after all others."""
   fs, found = filesystem(target), list(sizes(folder))
   first = [name for name in found if name != last]
   fs.put([f"{folder}/{name}" for name in first], [f"{target}/{name}" for name in first])
@@ -269,5 +272,5 @@ def upload(folder: pathlib.Path, target: Path, last: str = "") -> None:
 
 
 def committed(checkpoint: Path) -> bool:
-  """Whether a checkpoint's folder is there as a whole."""
-  return not is_remote(checkpoint) or (checkpoint / _COMMITTED).exists()
+  """Whether a checkpoint folder is complete. Local ones always are: Orbax renames them last."""
+  return not is_remote(checkpoint) or (checkpoint / _COMMIT_MARKER).exists()

@@ -1,4 +1,4 @@
-"""Paths that others wrote: on a command line, or in a file that came with data."""
+"""Validation of paths from untrusted places: the command line, and files that come with data."""
 
 import difflib
 import errno
@@ -12,38 +12,38 @@ from simpo_jax.errors import UserError, one_line, shown
 
 
 def check_path(field: str, text: str) -> None:
-  """Raises a UserError for a text that can be no path here, whatever lies there.
+  """Raises a UserError for a text that cannot be a path on this system, existing or not.
 
-  Too long a name, a null byte, the home of nobody, a disk that does not answer: each
-  would surface as another exception wherever the path is used.
+  A name that is too long, a null byte, the home of an unknown user, a disk that does not respond:
+  each would surface as a different exception where the path is used.
 
   Args:
-    field: how the message names it, such as "--workdir".
+    field: the flag or field for the error message, such as "--workdir".
   """
   try:
     os.lstat(pathlib.Path(text).expanduser())
   except (FileNotFoundError, NotADirectoryError, PermissionError):
-    pass  # for its reader to tell, who knows what was to be there
+    pass  # reported by whoever reads it and knows what is expected there
   except (OSError, ValueError, RuntimeError) as error:
     reason = error.strerror if isinstance(error, OSError) else one_line(error)
-    raise UserError(f"{field}={shown(text)} can be no path ({reason}); name another") from error
+    raise UserError(f"{field}={shown(text)} cannot be a path ({reason}); name another") from error
 
 
 def plain(name: str | os.PathLike[str]) -> pathlib.Path:
-  """A local path, absolute and without `~`, `.` and `..`; all that users name go through here.
+  """Returns a local path, absolute and without `~`, `.` and `..`; used for all paths of users.
 
-  TensorStore, by which checkpoints are read and written, refuses a path with `..`. It leads to
-  where the name leads: behind a link, `..` is the parent of what the link points to. Other links
-  stay as they are, for messages that the user recognises.
+  TensorStore, which reads and writes checkpoints, rejects paths with `..`. After a symlink, `..`
+  is the parent of the link's target, as for the operating system. Other symlinks are kept, so that
+  messages show the path that the user wrote.
 
   Raises:
-    UserError: it begins in the home of nobody, or in a current folder that is gone.
+    UserError: the path begins in the home of an unknown user, or the current folder is gone.
   """
   try:
     path = pathlib.Path.cwd() / pathlib.Path(name).expanduser()
   except (OSError, RuntimeError) as error:
     reason = error.strerror if isinstance(error, OSError) else one_line(error)
-    raise UserError(f"{shown(str(name))} can be no path ({reason}); name another") from error
+    raise UserError(f"{shown(str(name))} cannot be a path ({reason}); name another") from error
   out = pathlib.Path(os.sep)
   for part in path.parts[1:]:
     if part != "..":
@@ -54,7 +54,7 @@ def plain(name: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def brief(path: str | os.PathLike[str]) -> str:
-  """A path as it is shown: from the current folder on, if it lies there."""
+  """Returns a path for display: relative to the current folder if it is inside."""
   try:
     return str(pathlib.Path(path).relative_to(pathlib.Path.cwd()))
   except (OSError, ValueError):
@@ -62,26 +62,30 @@ def brief(path: str | os.PathLike[str]) -> str:
 
 
 def nearest_files(file: pathlib.Path) -> str:
-  """ "; did you mean ...?" for names close to a missing one, else where the search ended."""
+  """Returns a hint for a missing file: "; did you mean ...?", or that its folder is missing, too.
+
+  Empty if the folder exists and has no similar name.
+  """
   if not file.parent.is_dir():
     return f"; neither does the folder {brief(file.parent)}"
   return nearest_names(file, [p.name for p in file.parent.iterdir()])
 
 
 def nearest_names(file: pathlib.Path | epath.Path, names: Sequence[str]) -> str:
-  """ "; did you mean ...?" for the names in a missing file's folder that are close to its own.
+  """Returns "; did you mean ...?" with the most similar of `names`, or "".
 
   Args:
-    file: a path, here or in a bucket.
+    file: the missing file, local or in a bucket.
+    names: entries of its folder.
   """
   close = difflib.get_close_matches(file.name, names, n=3, cutoff=0.6)
   return f"; did you mean {', '.join(brief(file.parent / c) for c in close)}?" if close else ""
 
 
 def escapes_folder(folder: pathlib.Path | epath.Path, name: str) -> bool:
-  """Whether a name in a list that came with a folder leads out of it, by itself or by a link.
+  """Whether a file name listed by untrusted metadata leads out of its folder, also by a symlink.
 
-  The links of the Hugging Face cache, from a snapshot to the blobs beside it, do not count.
+  The symlinks of the Hugging Face cache, from snapshots/ to blobs/, are allowed.
   """
   path = pathlib.PurePosixPath(name)
   if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
@@ -92,29 +96,29 @@ def escapes_folder(folder: pathlib.Path | epath.Path, name: str) -> bool:
     home, target = folder.resolve(), (folder / name).resolve()
     if _is_loop(folder / name):
       return True
-  except (OSError, ValueError, RuntimeError):  # the last: a link to itself, before Python 3.13
+  except (OSError, ValueError, RuntimeError):  # RuntimeError: a symlink loop, before Python 3.13
     return True
   cache = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
   return not any(target.is_relative_to(place) for place in (home, *cache))
 
 
 def refuse_symlinks(workdir: pathlib.Path) -> None:
-  """Raises a UserError for a link in a run's folder, or in a folder in it.
+  """Raises a UserError for a symlink in a workdir or in one of its folders.
 
-  A workdir may be somebody else's, and what a run writes, cuts back or removes there would be
-  what the link leads to. The folder's own path may lead through links. What is neither file nor
-  folder (a pipe, a device) is refused as well: it may have no end. W&B links its newest log in
-  its own folder, where no file is ours.
+  A workdir may come from somebody else, and a run would write, truncate or remove the target of
+  the link. Symlinks in the path to the workdir are fine. Pipes and devices are refused as well,
+  since reading them may never end. W&B's folder is not searched: W&B links its latest log there,
+  and the run itself writes no file to it.
   """
   for entry in _entries(workdir):
-    looks = entry.is_dir(follow_symlinks=False) and entry.name != "wandb"
-    for found in (entry, *(_entries(entry.path) if looks else ())):
+    searched = entry.is_dir(follow_symlinks=False) and entry.name != "wandb"
+    for found in (entry, *(_entries(entry.path) if searched else ())):
       name = os.path.relpath(found.path, workdir)
       if found.is_symlink():
         raise UserError(
           f"{workdir} holds a link, {name} to {shown(os.readlink(found.path))}, and a run would "
-          "write to what it leads to; put the file or folder itself in its place (more room is "
-          "elsewhere? move the whole workdir there, and name that or a link to it)"
+          "write to its target; replace it by the file or folder itself (to use another disk, move "
+          "the whole workdir there, and name that or a link to it)"
         )
       regular = found.is_file(follow_symlinks=False) or found.is_dir(follow_symlinks=False)
       if not regular and os.path.lexists(found.path):
@@ -122,7 +126,7 @@ def refuse_symlinks(workdir: pathlib.Path) -> None:
 
 
 def _entries(folder: str | pathlib.Path) -> list[os.DirEntry]:
-  """What lies in a folder; nothing where it may not be listed, or another process has moved it."""
+  """A folder's entries by name; none if it cannot be listed or another process has moved it."""
   try:
     with os.scandir(folder) as found:
       return sorted(found, key=lambda entry: entry.name)

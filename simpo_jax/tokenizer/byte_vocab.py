@@ -1,9 +1,8 @@
-"""Bytes and six special tokens: the vocabulary of the embedded model.
+"""The vocabulary of the embedded model: 256 bytes and six special tokens.
 
-A rendered conversation is a string in which "<|end|>" means the token. User
-text may spell the same characters, so `escape` marks them: "<|" becomes
-"<" MARK "|", and encoding takes the mark out again. Nothing that a user writes
-can forge the end of a turn, and decoding gives the text back unchanged.
+In a rendered conversation, the string "<|end|>" stands for the token. User text may contain the
+same characters, so `escape` changes "<|" to "<" MARK "|", and `encode` removes the mark again. No
+user text can forge the end of a turn, and decoding restores the text unchanged.
 """
 
 import re
@@ -30,12 +29,12 @@ _SPECIAL = re.compile(f"({'|'.join(re.escape(s) for s in SPECIAL_IDS)})")
 
 
 def escape(text: str) -> str:
-  """Text that `encode` takes for plain characters, whatever it spells."""
+  """Escapes text, so that `encode` finds no special tokens in it."""
   return text.replace(_MARK, _MARK * 2).replace("<|", f"<{_MARK}|")
 
 
 def encode(text: str) -> list[int]:
-  """Ids of escaped or rendered text: its UTF-8 bytes, and the special tokens it names."""
+  """Returns the ids of escaped or rendered text: UTF-8 bytes and special tokens."""
   ids = []
   for part in _SPECIAL.split(text):
     if part in SPECIAL_IDS:
@@ -46,13 +45,13 @@ def encode(text: str) -> list[int]:
 
 
 def decode(ids: Sequence[int]) -> str:
-  """The text of ids, special tokens left out; half a character becomes U+FFFD."""
-  # Generation stops anywhere, also inside a character.
+  """Returns the text of ids, without special tokens; incomplete characters become U+FFFD."""
+  # Generation may stop inside a multi-byte character.
   return bytes(int(i) for i in ids if i < 256).decode("utf-8", errors="replace")
 
 
 def byte_functions() -> tuple[Callable, Callable, Callable, Callable]:
-  """(encode, decode, escape, render) of the byte vocabulary."""
+  """Returns (encode, decode, escape, render) of the byte vocabulary; see `Tokenizer`."""
   from jinja2.sandbox import ImmutableSandboxedEnvironment
 
   template = ImmutableSandboxedEnvironment().from_string(TEMPLATE)

@@ -1,4 +1,4 @@
-"""Chat templates of models, rendered by `chat_template_worker` within bounds of time and memory."""
+"""Renders chat templates in a worker process (`chat_template_worker`) with resource limits."""
 
 import json
 import os
@@ -13,33 +13,32 @@ from simpo_jax.errors import UserError
 from simpo_jax.tokenizer.chat_template_worker import CPU_SECONDS, MAX_CHARACTERS, MEMORY_BYTES
 
 _WORKER = pathlib.Path(__file__).with_name("chat_template_worker.py")
-_worker: subprocess.Popen[bytes] | None = None  # one for the whole process, started when needed
+_worker: subprocess.Popen[bytes] | None = None  # one per process, started on first use
 _lock = threading.Lock()
 
 
 class TemplateFailed(Exception):
-  """The chat template refused a conversation (a role it does not know, say)."""
+  """The chat template raised an error, such as for a role that it does not support."""
 
 
 def render(template: str, variables: dict[str, Any], origin: str, date: str) -> str:
-  """The text that a template makes of its variables, as transformers renders it.
+  """Renders a chat template like transformers' `apply_chat_template`.
 
   Args:
-    template: Jinja source, which need not be trusted.
-    variables: what JSON can hold.
-    origin: where the template comes from, for messages.
-    date: ISO 8601, what it takes for now.
+    template: Jinja source, which may be untrusted.
+    variables: JSON-serializable.
+    origin: the model or file that the template comes from, for error messages.
+    date: current time for the template's `strftime_now`, ISO 8601.
 
   Raises:
-    TemplateFailed: the template raised an error or is none, or the variables are larger
-      than a template may write.
-    UserError: the template went beyond the limits of `chat_template_worker`.
+    TemplateFailed: the template is invalid or raised an error, or the variables are too large.
+    UserError: the template exceeded the limits of `chat_template_worker`.
   """
   line = json.dumps({"template": template, "variables": variables, "date": date}).encode() + b"\n"
   if len(line) > 2 * MAX_CHARACTERS:
-    raise TemplateFailed(f"the conversation takes {len(line)} bytes")
+    raise TemplateFailed(f"the conversation is too long ({len(line)} bytes)")
   with _lock:
-    status, body = _ask(line)
+    status, body = _request(line)
   if status == "text":
     return body.decode()
   if status == "failed":
@@ -50,10 +49,10 @@ def render(template: str, variables: dict[str, Any], origin: str, date: str) -> 
   )
 
 
-def _ask(line: bytes) -> tuple[str, bytes]:
+def _request(line: bytes) -> tuple[str, bytes]:
   global _worker
   if _worker is None or _worker.poll() is not None:
-    # -P: the files beside it are not modules of its own.
+    # -P: the worker must not import the modules in its folder as top-level ones.
     _worker = subprocess.Popen(
       [sys.executable, "-P", str(_WORKER)],
       stdin=subprocess.PIPE,
@@ -66,8 +65,8 @@ def _ask(line: bytes) -> tuple[str, bytes]:
     stdin.flush()
     status, size = stdout.readline().split()
     return status.decode(), stdout.read(int(size))
-  except (BrokenPipeError, ValueError):  # ValueError: the end of its output
-    code, _worker = _end(_worker), None
+  except (BrokenPipeError, ValueError):  # ValueError: end of file, the worker has ended
+    code, _worker = _reap(_worker), None
     return "limit", b"time" if code == -signal.SIGPROF else f"it ended with code {code}".encode()
 
 
@@ -76,7 +75,7 @@ def _pipes(worker: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
   return worker.stdin, worker.stdout
 
 
-def _end(worker: subprocess.Popen[bytes]) -> int:
+def _reap(worker: subprocess.Popen[bytes]) -> int:
   stdin, stdout = _pipes(worker)
   stdout.close()
   try:
@@ -86,10 +85,10 @@ def _end(worker: subprocess.Popen[bytes]) -> int:
   return worker.wait()
 
 
-def _forget() -> None:
+def _reset_after_fork() -> None:
   global _worker, _lock
   _worker, _lock = None, threading.Lock()
 
 
 # A forked process must not write into its parent's pipe.
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,10 +1,10 @@
-"""Renders chat templates in a process of its own, so that the kernel bounds their time and memory.
+"""Renders chat templates in a separate process, where the OS limits their time and memory.
 
-A chat template is a program that comes with a model. The sandbox keeps it from files
-and from Python's internals, but not from loops within loops or from lists that double;
-no check of single operations finds all of these. Run as a script by `chat_template`; reads
-a JSON object per line, and answers each with a line "STATUS BYTES" and that many bytes.
-The environment is that of transformers' apply_chat_template, to which a test compares it.
+A chat template is a program that comes with a model. Jinja's sandbox denies it access to files and
+Python's internals, but does not prevent nested loops or lists that double in size, and no check of
+single operations can. `chat_template` runs this file as a script: it reads one JSON object per
+line, and responds to each with a line "STATUS SIZE" followed by SIZE bytes. The environment is
+that of transformers' `apply_chat_template`; a test compares the two.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 CPU_SECONDS = 5
-MEMORY_BYTES = 2**30  # of address space: about 50 times what a conversation takes
+MEMORY_BYTES = 2**30  # of address space: about 50 times what a conversation needs
 MAX_CHARACTERS = 2**24
 
 
@@ -33,7 +33,7 @@ class _TooLong(Exception):
 
 
 class _Generation(jinja2.ext.Extension):
-  """{% generation %} marks the assistant's text for some trainers; here it is only its body."""
+  """{% generation %}, with which some trainers mark assistant text; renders only its body."""
 
   tags = {"generation"}
 
@@ -47,9 +47,9 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Namespace(jinja2.utils.Namespace):
-  """Holds no names with an underscore in front, which lead to Python's internals."""
+  """A namespace that rejects names with a leading underscore, which expose Python's internals."""
 
-  def __init__(*args: Any, **kwargs: Any):  # a field may be called self
+  def __init__(*args: Any, **kwargs: Any):  # a field may be named self
     self, *rest = args
     fields = dict(*rest, **kwargs)
     for name in fields:
@@ -62,7 +62,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 
 class _Dict:
-  """`dict` without the attributes of a type."""
+  """`dict` without the attributes of a Python type."""
 
   def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
     return dict(*args, **kwargs)
@@ -116,7 +116,7 @@ def _render(template: jinja2.Template, variables: dict[str, Any], date: str) -> 
   return "".join(pieces)
 
 
-def _answer(compiled: Callable[[str], jinja2.Template], line: bytes) -> tuple[str, bytes]:
+def _handle_request(compiled: Callable[[str], jinja2.Template], line: bytes) -> tuple[str, bytes]:
   try:
     request = json.loads(line)
     text = _render(compiled(request["template"]), request["variables"], request["date"])
@@ -131,19 +131,19 @@ def _answer(compiled: Callable[[str], jinja2.Template], line: bytes) -> tuple[st
 
 
 def main() -> None:
-  """Answers until stdin ends, or until a limit ends the process."""
-  for number in (signal.SIGINT, signal.SIGTERM):  # these are for the run, which may go on
+  """Handles requests until stdin is closed, or until a limit ends the process."""
+  for number in (signal.SIGINT, signal.SIGTERM):  # the run handles them, and may continue
     signal.signal(number, signal.SIG_IGN)
-  signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a library may ignore it, and children inherit
-  with contextlib.suppress(ValueError, OSError):  # macOS knows no such limit
+  signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the parent may ignore it, which is inherited
+  with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   compiled = functools.lru_cache(maxsize=4)(_environment().from_string)
   while line := sys.stdin.buffer.readline():
-    # Time of the processor: a busy or a stopped machine fails no template. Nobody
-    # handles SIGPROF, so it ends the process also within one long operation.
+    # CPU time, so that no template fails on a busy or suspended machine. SIGPROF's default action
+    # ends the process, even inside one long operation.
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-    status, body = _answer(compiled, line)
+    status, body = _handle_request(compiled, line)
     signal.setitimer(signal.ITIMER_PROF, 0)
     sys.stdout.buffer.write(f"{status} {len(body)}\n".encode() + body)
     sys.stdout.buffer.flush()

@@ -1,4 +1,4 @@
-"""Which tokens end an answer: by tokenizer, generation settings and template."""
+"""End tokens: those of the tokenizer, of generation_config.json and of the chat template."""
 
 import json
 import pathlib
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from simpo_jax.errors import UserError, first_line
 
-# Tokens that end a turn in well-known templates, where `eos_token` often is another.
+# Tokens that end a turn in well-known templates, often different from `eos_token`.
 _TURN_ENDS = (
     "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>",
     "<|END_OF_TURN_TOKEN|>", "<|end_of_turn|>", "<|endoftext|>", "</s>", "<|eot|>",
@@ -14,22 +14,26 @@ _TURN_ENDS = (
 
 
 def end_tokens(
-  own: int | None, generation: Sequence[int], template: str, vocab: Mapping[str, int]
+  eos_id: int | None, generation: Sequence[int], template: str, vocab: Mapping[str, int]
 ) -> tuple[int, ...]:
-  """All of them, the tokenizer's own first.
+  """Returns the ids of all end tokens without duplicates, the tokenizer's EOS first.
 
   Args:
-    own: `eos_token_id` of the tokenizer.
-    generation: of generation_config.json; see `generation_end_tokens`.
-    template: the chat template; the tokens that end its turns count.
-    vocab: token to id.
+    eos_id: `eos_token_id` of the tokenizer.
+    generation: ids from generation_config.json; see `generation_end_tokens`.
+    template: the chat template, which is searched for known end-of-turn tokens.
+    vocab: {token: id}.
   """
   turn_ends = [vocab[t] for t in _turn_ends(template) if t in vocab]
-  return tuple(dict.fromkeys([*([] if own is None else [own]), *generation, *turn_ends]))
+  return tuple(dict.fromkeys([*([] if eos_id is None else [eos_id]), *generation, *turn_ends]))
 
 
 def generation_end_tokens(config: pathlib.Path) -> list[int]:
-  """Those of a generation_config.json, if there is one."""
+  """Returns the `eos_token_id`s of a generation_config.json; empty if the file does not exist.
+
+  Raises:
+    UserError: it is not readable JSON.
+  """
   if not config.is_file():
     return []
   try:
@@ -43,6 +47,6 @@ def generation_end_tokens(config: pathlib.Path) -> list[int]:
 
 
 def _turn_ends(template: str) -> list[str]:
-  # Where a template knows channels, <|end|> closes one of them and not the turn.
+  # In a template with channels (gpt-oss), <|end|> ends a channel, not the turn.
   channels = "<|channel|>" in template
   return [t for t in _TURN_ENDS if t in template and not (channels and t == "<|end|>")]

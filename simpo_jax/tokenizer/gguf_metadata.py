@@ -1,7 +1,7 @@
-"""A GGUF's tokenizer where torch is not installed.
+"""Loads the tokenizer of a GGUF file without PyTorch.
 
-Transformers asks for torch on the way to a tokenizer although no tensor is read. Where torch is
-missing, the two places that ask for it get what they need from the gguf package.
+Transformers requires PyTorch to load it although no tensor is read. Where PyTorch is not installed,
+the two functions that need it are replaced by ones that use the gguf package.
 """
 
 import contextlib
@@ -19,38 +19,38 @@ _READER = "transformers.integrations.gguf.reader"
 
 @contextlib.contextmanager
 def without_torch() -> Iterator[None]:
-  """Lets `AutoTokenizer.from_pretrained(..., gguf_file=...)` work where torch is not installed."""
+  """Makes `AutoTokenizer.from_pretrained(..., gguf_file=...)` work without PyTorch."""
   if importlib.util.find_spec("torch") is not None:
     yield
     return
-  # "PyTorch was not found": it is not missed here.
+  # Suppresses the warning "PyTorch was not found".
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   utils: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
   reader = types.ModuleType(_READER)
   vars(reader)["read_gguf_metadata"] = read_metadata
-  asks = utils.is_torch_available
+  original = utils.is_torch_available
   sys.modules[_READER], utils.is_torch_available = reader, lambda: True
   try:
     yield
   finally:
     del sys.modules[_READER]
-    utils.is_torch_available = asks
+    utils.is_torch_available = original
 
 
 def read_metadata(
   path: str, string_arrays: Container[str] = ()
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-  """A GGUF's fields and the names of its tensors, as transformers' function of this kind has them.
+  """Replaces transformers' `read_gguf_metadata`: returns a GGUF's fields and its tensor names.
 
   Args:
     path: a file whose header has been checked (`gguf_header.check_header`).
-    string_arrays: fields whose arrays of strings are wanted; of others the length is given.
+    string_arrays: names of string-array fields to return in full; others yield their length.
   """
   reader = gguf.GGUFReader(path)
   fields = {
     name: len(field.data) if _is_strings(field) and name not in string_arrays else field.contents()
     for name, field in reader.fields.items()
-    if not name.startswith("GGUF.")  # the header's own numbers
+    if not name.startswith("GGUF.")  # version and counts of the header
   }
   return fields, tuple(tensor.name for tensor in reader.tensors)
 

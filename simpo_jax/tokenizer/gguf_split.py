@@ -1,7 +1,8 @@
-"""How text is cut before a GGUF's merges are applied: by the name in `tokenizer.ggml.pre`.
+"""Pre-tokenization of GGUF models: the regexes that split text before BPE merges.
 
-A GGUF does not carry the split that its vocabulary was learned with, only llama.cpp's name for it.
-Another split gives other ids, which decode to the same text: nothing but this name tells.
+A GGUF file does not store these regexes, only llama.cpp's name for them in `tokenizer.ggml.pre`.
+With the wrong ones, text gets different ids that decode to the same text, so that the error would
+go unnoticed.
 """
 
 import pathlib
@@ -10,50 +11,51 @@ from typing import Any, NamedTuple
 from simpo_jax.errors import UserError
 from simpo_jax.models.gguf_header import TOKENIZER_MODEL, TOKENIZER_SPLIT
 
-_BYTE_LEVEL = "gpt2"  # of TOKENIZER_MODEL: BPE over bytes; SentencePiece's need no split
+_BYTE_LEVEL = "gpt2"  # byte-level BPE; SentencePiece models need no pre-tokenization
 
 
 class Split(NamedTuple):
-  """A way to cut text.
+  """One pre-tokenization.
 
   Attributes:
-    patterns: each cuts what those before it left, and isolates what it matches.
-    whole_first: a piece that is in the vocabulary is one token, whatever merges would make of it.
-    composed: text is brought to NFC before.
+    patterns: regexes applied in order, each to the pieces that the previous ones left; a match
+      becomes a piece ("isolated" in tokenizers).
+    ignore_merges: a piece that is in the vocabulary becomes one token without applying merges.
+    nfc: text is normalized to NFC first.
   """
 
   patterns: tuple[str, ...]
-  whole_first: bool = False
-  composed: bool = False
+  ignore_merges: bool = False
+  nfc: bool = False
 
 
 _DIGIT = r"\p{N}"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# What later patterns share: contractions in either case, a word with the one sign before it, signs
-# with the ends of their line, and blanks.
-_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_BEFORE = r"[^\r\n\p{L}\p{N}]?"
-_SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
-_BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = rf"{_SHORT}|{_BEFORE}\p{{L}}+|\p{{N}}{{1,3}}|{_SIGNS}|{_BLANKS}"
-_QWEN2 = rf"{_SHORT}|{_BEFORE}\p{{L}}+|\p{{N}}|{_SIGNS}|{_BLANKS}"
+# Common parts of later patterns: case-insensitive contractions, an optional character before a
+# word, punctuation with the line breaks after it, and whitespace.
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_PREFIX = r"[^\r\n\p{L}\p{N}]?"
+_PUNCTUATION = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_WHITESPACE = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = rf"{_CONTRACTIONS}|{_PREFIX}\p{{L}}+|\p{{N}}{{1,3}}|{_PUNCTUATION}|{_WHITESPACE}"
+_QWEN2 = rf"{_CONTRACTIONS}|{_PREFIX}\p{{L}}+|\p{{N}}|{_PUNCTUATION}|{_WHITESPACE}"
 
-# Words end where capitals begin; marks belong to letters; paths keep their slashes.
+# Words also split before capitals, combining marks count as letters, and slashes as punctuation.
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _TEKKEN = (
-  rf"{_BEFORE}{_UPPER}*{_LOWER}+|{_BEFORE}{_UPPER}+{_LOWER}*"
-  rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_BLANKS}"
+  rf"{_PREFIX}{_UPPER}*{_LOWER}+|{_PREFIX}{_UPPER}+{_LOWER}*"
+  rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_WHITESPACE}"
 )
 
-# Where it is known to differ from llama.cpp's, this is the rule that models were trained with:
-# its `tekken` knows no capitals but ASCII's, and no marks; its `qwen2` does not compose.
+# Where llama.cpp is known to differ, these are the regexes that the models were trained with:
+# llama.cpp's `tekken` ignores non-ASCII capitals and marks, and its `qwen2` does not apply NFC.
 _GPT2_SPLIT = Split((_GPT2,))
 _DIGITS_SPLIT = Split((_DIGIT, _GPT2))
-_LLAMA3_SPLIT = Split((_LLAMA3,), whole_first=True)
+_LLAMA3_SPLIT = Split((_LLAMA3,), ignore_merges=True)
 _QWEN2_SPLIT = Split((_QWEN2,))
 SPLITS = {
-  # llama.cpp's own, of files whose converter knew no better; no model was trained with it.
+  # llama.cpp's fallback, written by converters that did not know the model.
   "default": Split((r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
   **dict.fromkeys(("gpt-2", "a.x-4.0", "mellum", "trillion"), _GPT2_SPLIT),
   **dict.fromkeys(("smollm", "refact", "starcoder", "minerva-7b"), _DIGITS_SPLIT),
@@ -61,21 +63,21 @@ SPLITS = {
     ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0"), _LLAMA3_SPLIT
   ),
   **dict.fromkeys(("smaug-bpe", "dbrx"), Split((_LLAMA3,))),
-  "qwen2": _QWEN2_SPLIT._replace(composed=True),
+  "qwen2": _QWEN2_SPLIT._replace(nfc=True),
   **dict.fromkeys(("deepseek-r1-qwen", "megrez", "kormo", "f2llmv2"), _QWEN2_SPLIT),
-  "tekken": Split((_TEKKEN,), whole_first=True),
+  "tekken": Split((_TEKKEN,), ignore_merges=True),
 }
 
 
 def split_named(path: pathlib.Path, names: dict[str, str]) -> Split | None:
-  """The split of a GGUF; None: its vocabulary is of a kind that needs none.
+  """Returns the pre-tokenization of a GGUF, or None if its kind of vocabulary needs none.
 
   Args:
-    path: of the file, for messages.
-    names: what its header says of them; see `gguf_header.check_header`.
+    path: the file, for error messages.
+    names: {TOKENIZER_MODEL: ..., TOKENIZER_SPLIT: ...}, from `gguf_header.check_header`.
 
   Raises:
-    UserError: the file names no split, or one that is not known here.
+    UserError: the file does not name its pre-tokenization, or the name is not in `SPLITS`.
   """
   if names.get(TOKENIZER_MODEL) != _BYTE_LEVEL:
     return None
@@ -97,7 +99,7 @@ def split_named(path: pathlib.Path, names: dict[str, str]) -> Split | None:
 
 
 def apply_split(hf: Any, split: Split) -> None:
-  """Makes a transformers tokenizer of a GGUF split text so; its ids stay."""
+  """Replaces the pre-tokenization of a transformers tokenizer that was loaded from a GGUF."""
   from tokenizers import Regex, normalizers, pre_tokenizers
 
   backend = hf.backend_tokenizer
@@ -107,5 +109,5 @@ def apply_split(hf: Any, split: Split) -> None:
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
   )
-  backend.normalizer = normalizers.NFC() if split.composed else None
-  backend.model.ignore_merges = split.whole_first
+  backend.normalizer = normalizers.NFC() if split.nfc else None
+  backend.model.ignore_merges = split.ignore_merges

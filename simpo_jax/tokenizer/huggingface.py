@@ -1,4 +1,4 @@
-"""Hugging Face tokenizers, of a folder, a GGUF file or the hub, as ours."""
+"""Loads Hugging Face tokenizers from a folder, a GGUF file or the hub as a `Tokenizer`."""
 
 import contextlib
 import pathlib
@@ -21,34 +21,33 @@ _NO_LIMIT = int(1e30)
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:
-  """Whether a folder has a tokenizer's files."""
+  """Whether a folder contains tokenizer files."""
   return any((folder / name).exists() for name in _TOKENIZER_FILES)
 
 
 def load_local(
   folder: pathlib.Path, gguf_file: str | None, date: str, template: str | None
 ) -> Tokenizer:
-  """The tokenizer of a folder, or of a GGUF file in it.
+  """Loads the tokenizer of a folder, or of a GGUF file in it.
 
   Args:
-    folder: of the tokenizer's files.
-    gguf_file: the name of that file; None: the folder's own.
-    date: what its chat template takes for now, ISO 8601.
-    template: a chat template in place of the tokenizer's own.
+    gguf_file: the name of the GGUF file; None: the folder has tokenizer files.
+    date: current time for the chat template, ISO 8601.
+    template: replaces the tokenizer's chat template.
 
   Raises:
-    UserError: none can be read.
+    UserError: no tokenizer can be read.
   """
   origin = str(folder / (gguf_file or ""))
   try:
-    with _panics_as_errors(origin):
+    with _panic_as_user_error(origin):
       hf = auto_tokenizer(str(folder), gguf_file)
-    # A GGUF names its own end tokens; a JSON file beside it may be of another model.
+    # A GGUF stores its end tokens; a JSON file in the same folder may be of another model.
     eos = [] if gguf_file else generation_end_tokens(folder / "generation_config.json")
-    return _from_hf(hf, eos, origin, date, template)
+    return _from_transformers(hf, eos, origin, date, template)
   except UserError:
     raise
-  # Any of a dozen kinds, depending on which file is missing or broken.
+  # The type depends on which file is missing or broken.
   except Exception as error:
     raise UserError(
       f"no tokenizer can be read from {origin} ({first_line(error)});"
@@ -57,15 +56,17 @@ def load_local(
 
 
 def load_hub(name: str, date: str, template: str | None) -> Tokenizer:
-  """The tokenizer of a hub id; the rest as of `load_local`."""
+  """Loads the tokenizer of a hub id; see `load_local`."""
   try:
-    with _panics_as_errors(name):
+    with _panic_as_user_error(name):
       hf = auto_tokenizer(name)
     config = _hub_generation_config(name)
-    return _from_hf(hf, generation_end_tokens(config) if config else [], name, date, template)
+    return _from_transformers(
+      hf, generation_end_tokens(config) if config else [], name, date, template
+    )
   except UserError:
     raise
-  # No network, no such name, no permission: each library has its own kinds.
+  # No network, an unknown name, no permission: each library raises its own types.
   except Exception as error:
     raise UserError(
       f"{name} is neither a folder here nor a model that can be fetched"
@@ -84,58 +85,62 @@ def _hub_generation_config(name: str) -> pathlib.Path | None:
 
 
 def auto_tokenizer(origin: str, gguf_file: str | None = None) -> Any:
-  """The tokenizer of a folder or a hub id, as transformers has it, or of a GGUF file in a folder.
+  """Loads a transformers tokenizer, that of a GGUF file with its pre-tokenization.
+
+  Args:
+    origin: a folder or a hub id.
+    gguf_file: the name of a GGUF file in the folder.
 
   Raises:
-    UserError: it is not known how the GGUF's text is split.
-    ValueError, OSError: the GGUF is damaged; and whatever transformers raises.
+    UserError: the GGUF's pre-tokenization is missing or unknown; see `gguf_split.split_named`.
+    ValueError, OSError: the GGUF is damaged. Other errors of transformers pass through.
   """
   if gguf_file is None:
-    return _as_transformers_has_it(origin)
+    return _from_pretrained(origin)
   path = pathlib.Path(origin, gguf_file)
   split = split_named(path, check_header(path))
   with without_torch():
-    hf = _as_transformers_has_it(origin, gguf_file=gguf_file)
+    hf = _from_pretrained(origin, gguf_file=gguf_file)
   if split:
     apply_split(hf, split)
   return hf
 
 
 def encode_unsplit(path: pathlib.Path) -> Callable[[str], list[int]]:
-  """`Tokenizer.encode` of a GGUF as it was before its own split was applied."""
+  """Returns the `encode` of a GGUF without its pre-tokenization, as in earlier versions."""
   with without_torch():
-    hf = _as_transformers_has_it(str(path.parent), gguf_file=path.name)
+    hf = _from_pretrained(str(path.parent), gguf_file=path.name)
   return lambda text: list(hf.encode(text, add_special_tokens=False))
 
 
-def _as_transformers_has_it(origin: str, **options: Any) -> Any:
+def _from_pretrained(origin: str, **options: Any) -> Any:
   import transformers
 
-  # Without the False, a repository with code of its own would ask on the terminal.
+  # By default, transformers would prompt on the terminal for a repository with custom code.
   return transformers.AutoTokenizer.from_pretrained(
     origin, trust_remote_code=False, model_max_length=_NO_LIMIT, **options
   )
 
 
-def _from_hf(
+def _from_transformers(
   hf: Any, generation_eos: list[int], origin: str, date: str, template: str | None
 ) -> Tokenizer:
   template = hf.chat_template if template is None else template
   if isinstance(template, dict):
     template = template.get("default")
   if not isinstance(template, str | None):
-    raise UserError(f"the chat template of {origin} is no text; fix chat_template in it")
+    raise UserError(f"the chat template of {origin} is not a string; fix chat_template in it")
   vocab = hf.get_vocab()
   eos_ids = end_tokens(hf.eos_token_id, generation_eos, template or "", vocab)
   if not eos_ids:
     raise UserError(f"the tokenizer of {origin} has no end token; set eos_token in it")
 
   def encode(text: str) -> list[int]:
-    with _panics_as_errors(origin):
+    with _panic_as_user_error(origin):
       return list(hf.encode(text, add_special_tokens=False))
 
   def decode(ids: Sequence[int]) -> str:
-    with _panics_as_errors(origin):
+    with _panic_as_user_error(origin):
       return hf.decode(
         [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
       )
@@ -159,7 +164,7 @@ def _from_hf(
 
   bos = hf.bos_token_id
   vocab_size = max(vocab.values()) + 1  # ids may have gaps
-  with _panics_as_errors(origin):
+  with _panic_as_user_error(origin):
     with_specials = list(hf.encode("a"))
   return Tokenizer(
     encode=encode,
@@ -177,29 +182,29 @@ def _from_hf(
 
 
 @contextlib.contextmanager
-def _panics_as_errors(origin: str):
-  """The tokenizers library is Rust, whose panics are no `Exception`."""
+def _panic_as_user_error(origin: str):
+  """Converts a panic of the tokenizers library (Rust), which is not an `Exception`."""
   try:
     yield
   except BaseException as error:
     if type(error).__name__ != "PanicException":
       raise
     raise UserError(
-      f"the tokenizer of {origin} is broken ({first_line(error)}); get it again"
+      f"the tokenizer of {origin} is broken ({first_line(error)}); download it again"
     ) from error
 
 
 def _token_bytes(hf: Any, vocab_size: int) -> list[bytes]:
   byte_level = "ByteLevel" in hf.backend_tokenizer.to_str()
-  added = hf.added_tokens_decoder  # these are written as they are
+  added = hf.added_tokens_decoder  # stored as plain text, not as byte spellings
   return [
-    added[i].content.encode() if i in added else _bytes_of(token or "", byte_level)
+    added[i].content.encode() if i in added else _token_to_bytes(token or "", byte_level)
     for i, token in enumerate(hf.convert_ids_to_tokens(range(vocab_size)))
   ]
 
 
-def _bytes_of(token: str, byte_level: bool) -> bytes:
-  """The bytes of a vocabulary entry, in GPT-2's spelling of bytes or SentencePiece's."""
+def _token_to_bytes(token: str, byte_level: bool) -> bytes:
+  """Decodes a vocabulary entry, written in GPT-2's byte alphabet or in SentencePiece's."""
   if byte_level and all(c in _BYTE_OF for c in token):
     return bytes(_BYTE_OF[c] for c in token)
   if match := _HEX_BYTE.fullmatch(token):
@@ -208,7 +213,10 @@ def _bytes_of(token: str, byte_level: bool) -> bytes:
 
 
 def byte_spellings() -> dict[str, int]:
-  """GPT-2 spells a printable byte as itself, the others as the characters from 256 on."""
+  """Returns GPT-2's {character: byte}: printable bytes as themselves, others from U+0100 on.
+
+  The inverse of `bytes_to_unicode` in GPT-2's encoder.py.
+  """
   printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [b for b in range(256) if b not in printable]
   return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}

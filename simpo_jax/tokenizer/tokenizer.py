@@ -1,8 +1,7 @@
-"""One tokenizer for training and generation: functions and ids, nothing hidden.
+"""The tokenizer interface that training and generation share; `load.py` creates it.
 
-`load.py` reads it from wherever the model comes from. `encode` never
-adds a token of its own; `encode_with_bos` is the one place where a prompt gets
-its BOS, exactly once.
+`encode` never adds special tokens; `encode_with_bos` is the only place where a sequence gets its
+BOS, exactly once.
 """
 
 import dataclasses
@@ -15,20 +14,21 @@ from simpo_jax.tokenizer.chat_template import TemplateFailed
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """What the trainer and the generator need to know of a tokenizer.
+  """A tokenizer as a set of functions and ids.
 
-  encode: text -> ids. Adds no BOS or EOS; strings of special tokens become those
-    tokens, since templates write them.
-  decode: ids -> text, special tokens left out.
-  escape: user text -> text whose special-token strings `encode` takes for plain
-    characters. Hugging Face tokenizers have no such thing: there it is the
-    identity, and text that contains "<|im_end|>" ends a turn, as in transformers.
-  render: (messages, add_generation_prompt) -> text for `encode`. Raises
-    TemplateFailed, and UserError where there is no chat template or it knows no bounds.
-  bos_id: None if there is none.
-  eos_ids: every id that ends a turn or a text; the first is the tokenizer's own.
-  adds_bos: whether the tokenizer puts BOS before plain text of its own accord.
-  token_bytes: the bytes that each id stands for; for a special token, its name.
+  Attributes:
+    encode: text -> ids. Adds no BOS or EOS; the strings of special tokens become those tokens,
+      since chat templates write them.
+    decode: ids -> text, without special tokens.
+    escape: user text -> text in which `encode` finds no special tokens. Hugging Face tokenizers
+      have no such function: there it is the identity, and user text that contains "<|im_end|>"
+      ends a turn, as in transformers.
+    render: (messages, add_generation_prompt) -> text for `encode`. Raises TemplateFailed, or
+      UserError if there is no chat template or it exceeds its limits.
+    bos_id: None if the tokenizer has no BOS.
+    eos_ids: all ids that end a turn or a text; the tokenizer's EOS comes first.
+    adds_bos: whether transformers' `encode` adds BOS to plain text by default.
+    token_bytes: () -> the bytes of each id (its name for a special token).
   """
 
   encode: Callable[[str], list[int]]
@@ -45,7 +45,7 @@ class Tokenizer:
 
 
 def encode_with_bos(tokenizer: Tokenizer, text: str) -> list[int]:
-  """The ids of a text that starts a sequence: one BOS if the model knows BOS, never two."""
+  """Encodes a text that starts a sequence, with one BOS if the tokenizer adds BOS, never two."""
   ids = tokenizer.encode(text)
   bos = tokenizer.bos_id
   if bos is None:
@@ -56,10 +56,10 @@ def encode_with_bos(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def with_empty_system(tokenizer: Tokenizer) -> Tokenizer:
-  """The tokenizer, whose conversations begin with a system message, an empty one if they had none.
+  """Returns a tokenizer that adds an empty system message to conversations without one.
 
-  As princeton-nlp/SimPO does it: where the chat template speaks of a system, or is ChatML. A
-  template that refuses the message stays as it is.
+  As in princeton-nlp/SimPO, this applies to chat templates that mention a system role or are
+  ChatML. A template that rejects the message is left unchanged.
   """
   empty, template = Message(role="system", content=""), tokenizer.chat_template or ""
   if "system" not in template and "<|im_start|>" not in template:
@@ -78,9 +78,9 @@ def with_empty_system(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def byte_tokenizer() -> Tokenizer:
-  """The tokenizer of the embedded model: 256 bytes and 6 special tokens, vocabulary 262.
+  """Returns the tokenizer of the embedded model: 256 bytes and 6 special tokens; V = 262.
 
-  User text that spells "<|end|>" stays text; see `byte_vocab`.
+  User text that contains "<|end|>" stays text; see `byte_vocab`.
   """
   encode, decode, escape, render_text = byte_functions()
 

@@ -133,7 +133,7 @@ class State:
 
   def save(self, run: str, rows: int) -> None:
     self.run, self.rows = run, rows
-    with temporary.replacing(self._path) as file:
+    with temporary.atomic_write(self._path) as file:
       file.write(json.dumps({"run": run, "rows": rows}).encode())
 
 

@@ -121,7 +121,7 @@ def cases():
     (
       "every_beside_the_files_steps",
       [M11, "--config.generate.every=10"],
-      ["--config.generate.every=10", "(2,) of", "wins", '--config.generate.at_steps="()"'],
+      ["--config.generate.every=10", "(2,) of", "precedence", '--config.generate.at_steps="()"'],
     ),
     (
       "fewer_steps_than_the_file_names",
@@ -133,7 +133,7 @@ def cases():
     ("of_many_digits", [M11, "--config.seed=0x" + "f" * 5000], ["digits", "between 0 and"]),
     ("not_a_float", [M11, "--config.train.eps=0x" + "f" * 5000], ["finite number"]),
     ("name_too_long", ["--config=" + "x" * 300], ["--config=xxx", "File name too long"]),
-    ("no_ones_home", [M11, "--workdir=~nobody-here/x"], ["--workdir=~nobody-here/x", "no path"]),
+    ("no_ones_home", [M11, "--workdir=~nobody-here/x"], ["--workdir=~nobody-here/x", "be a path"]),
     ("a_path_too_long", [M11, source + "a/" * 3000 + "b"], ["--config.model.source", "too long"]),
     # --- the code of a config file ---
     ("config_raises", ["--config=raises.py"], ["raises.py, line 4", "ZeroDivisionError"]),

@@ -99,7 +99,7 @@ def test_a_new_file_has_the_mode_of_any(tmp_path, mask):
 
 def test_what_fails_leaves_nothing_and_the_old_file(tmp_path):
   (tmp_path / "a").write_text("old")
-  with pytest.raises(ZeroDivisionError), temporary.replacing(tmp_path / "a") as file:
+  with pytest.raises(ZeroDivisionError), temporary.atomic_write(tmp_path / "a") as file:
     file.write(b"new")
     assert (tmp_path / "a").read_text() == "old" and len(here(tmp_path)) == 2
     raise ZeroDivisionError
@@ -114,7 +114,7 @@ def test_what_a_killed_process_left_goes_and_what_lives_or_is_no_such_stays(tmp_
   code = (
     "import os, pathlib, signal; from simpo_jax.storage import temporary\n"
     f"path = pathlib.Path({str(tmp_path)!r}) / 'a'\n"
-    "with temporary.replacing(path) as file, temporary.folder_for(path) as folder:\n"
+    "with temporary.atomic_write(path) as file, temporary.folder_for(path) as folder:\n"
     "  file.write(b'half'); (folder / 'part').touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
   )
   assert subprocess.run([sys.executable, "-c", code]).returncode == -9
@@ -123,9 +123,12 @@ def test_what_a_killed_process_left_goes_and_what_lives_or_is_no_such_stays(tmp_
   foreign = ["a.tmp", ".a.tmp", ".b.0123456789abcdef.tmp", ".a.partial", "a.0123456789abcdef.tmp"]
   for name in foreign:
     (tmp_path / name).write_text("mine")
-  with temporary.replacing(tmp_path / "a") as one, temporary.folder_for(tmp_path / "a") as folder:
+  with (
+    temporary.atomic_write(tmp_path / "a") as one,
+    temporary.folder_for(tmp_path / "a") as folder,
+  ):
     one.write(b"one")
-    with temporary.replacing(tmp_path / "a") as other:
+    with temporary.atomic_write(tmp_path / "a") as other:
       other.write(b"other")
     assert (tmp_path / "a").read_text() == "other" and folder.is_dir()
   assert (tmp_path / "a").read_text() == "one"

@@ -85,13 +85,13 @@ def test_beyond_the_root_and_through_a_loop(here):
 
 
 def test_what_leads_nowhere_is_told(here, monkeypatch):
-  with pytest.raises(UserError, match="~nobody-of-this-name/a can be no path"):
+  with pytest.raises(UserError, match="~nobody-of-this-name/a cannot be a path"):
     plain("~nobody-of-this-name/a")
   gone = here / "gone"
   gone.mkdir()
   monkeypatch.chdir(gone)
   gone.rmdir()
-  with pytest.raises(UserError, match=r"a can be no path \(No such file or directory\)"):
+  with pytest.raises(UserError, match=r"a cannot be a path \(No such file or directory\)"):
     plain("a")
 
 

@@ -256,7 +256,7 @@ def test_what_is_no_name_of_the_hub_is_not_looked_up(asked, tmp_path, monkeypatc
   for read in (weights.open_model, load_tokenizer):
     with pytest.raises(UserError):
       read(name)
-  assert not hub.names_hub(name) and not asked
+  assert not hub.is_hub_source(name) and not asked
 
 
 OUTSIDE = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simpo_jax.data.skip_report import add_reports, add_row, no_rows, why
+from simpo_jax.data.skip_report import add_reports, add_row, describe_reasons, empty_report
 
 ROWS = [
   ("a:1", "identical", ()),
@@ -17,7 +17,7 @@ ROWS = [
 
 
 def report_on(rows):
-  report = no_rows()
+  report = empty_report()
   for row in rows:
     report = add_row(report, *row)
   return report
@@ -29,7 +29,7 @@ def test_rows_are_counted_and_the_first_of_a_reason_named():
   assert report.skipped == {"identical": 1, "malformed_json": 4}
   assert report.truncated == {"prompt": 2, "chosen": 1}
   assert report.examples == {"identical": ["a:1"], "malformed_json": ["a:3", "a:5", "a:7"]}
-  assert why(report) == (
+  assert describe_reasons(report) == (
     "malformed_json 4 (first a:3, a:5, a:7: not a JSON object; a file that is one list of "
     "them is named .json), "
     "identical 1 (first a:1: both responses are the same tokens)"

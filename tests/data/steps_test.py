@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simpo_jax.data.mixture import indices
+from simpo_jax.data.mixture import pair_indices
 from simpo_jax.data.packing import assign_rows
 from simpo_jax.data.steps import balance_steps, window_source
 from simpo_jax.data.steps import step_source as pairs_source
@@ -21,7 +21,7 @@ def step_source(lengths, batch_size, row_length, slots, lookahead, seed):
   pairs = [PairTokens(str(i), np.zeros(n, np.int32), none, none) for i, n in enumerate(lengths)]
 
   def read(start, n):
-    return [pairs[i] for i in indices(len(pairs), seed, start, n)], None
+    return [pairs[i] for i in pair_indices(len(pairs), seed, start, n)], None
 
   window = window_source(read, batch_size, row_length, slots, lookahead, seed)
   source = pairs_source(window, lookahead)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from simpo_jax.data import file_chunks
-from simpo_jax.data.file_chunks import cut, find_files, read_chunk
+from simpo_jax.data.file_chunks import find_files, read_chunk, split_into_chunks
 from simpo_jax.data.prepared import builder, hub
 from simpo_jax.data.prepared.dataset import open_prepared, verify
 from simpo_jax.data.row_files import Malformed, read_rows
@@ -109,19 +109,19 @@ def test_parts_of_a_file_are_the_file(tmp_path, chunk_bytes):
   (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n\n{"a": 2}\n'))
   files = find_files(str(tmp_path))
   assert [f.name for f in files] == ["a.jsonl", "b.parquet", "c.json", "d.jsonl.gz"]
-  read = [item for chunk in cut(files, chunk_bytes) for item in read_chunk(chunk)]
+  read = [item for chunk in split_into_chunks(files, chunk_bytes) for item in read_chunk(chunk)]
   assert read == [item for file in files for item in read_rows(file.path)]
 
 
 @pytest.mark.parametrize("chunk_bytes", (1, 100, 10**6))
 def test_a_line_without_end_is_malformed_and_not_held(tmp_path, monkeypatch, chunk_bytes):
   monkeypatch.setattr(file_chunks, "MAX_LINE", 50)
-  monkeypatch.setattr(file_chunks, "_BLOCK", 16)
+  monkeypatch.setattr(file_chunks, "_READ_BYTES", 16)
   exact = b'{"a": "' + b"x" * 40 + b'"}\n'  # 50 bytes with its end
   lines = [b'{"a": 1}\n', exact, b'{"a": "' + b"x" * 41 + b'"}\n', b"y" * 170 + b"\n", b'{"b": 2}']
   (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
   files = find_files(str(tmp_path / "a.jsonl"))
-  read = [item for chunk in cut(files, chunk_bytes) for item in read_chunk(chunk)]
+  read = [item for chunk in split_into_chunks(files, chunk_bytes) for item in read_chunk(chunk)]
   bad = Malformed("malformed_json")
   assert [row for _, row in read] == [{"a": 1}, {"a": "x" * 40}, bad, bad, {"b": 2}]
   assert [row_id for row_id, _ in read] == [f"a.jsonl:{i}" for i in range(1, 6)]
@@ -196,19 +196,19 @@ def test_the_name_comes_from_the_source():
 )
 def test_a_repository_cannot_name_files_outside_itself(bad):
   with pytest.raises(UserError, match="outside its own folder"):
-    hub.choose("org/data", ["ok.parquet", bad], None)
+    hub.select_files("org/data", ["ok.parquet", bad], None)
 
 
 def test_a_repository_of_several_splits_asks_which():
   names = ["README.md", *(f"data/{s}-0000{i}-of-00002.parquet" for s in ("train", "test")
                           for i in (0, 1))]  # fmt: skip
   with pytest.raises(UserError, match="several splits; choose one.*data/test-\\*, data/train-\\*"):
-    hub.choose("org/data", names, None)
-  assert hub.choose("org/data", names, "data/train-*") == [names[1], names[2]]
+    hub.select_files("org/data", names, None)
+  assert hub.select_files("org/data", names, "data/train-*") == [names[1], names[2]]
   with pytest.raises(UserError, match="no file matches.*data/test-00000"):
-    hub.choose("org/data", names, "nothing*")
-  assert hub.names_hub("org/data") and hub.names_hub("org/data:train-*")
-  assert not hub.names_hub("folder/pairs.jsonl") and not hub.names_hub(str(TESTS))
+    hub.select_files("org/data", names, "nothing*")
+  assert hub.is_hub_source("org/data") and hub.is_hub_source("org/data:train-*")
+  assert not hub.is_hub_source("folder/pairs.jsonl") and not hub.is_hub_source(str(TESTS))
 
 
 def _command(*flags):
@@ -336,7 +336,7 @@ def test_the_command_line_without_tensorflow(tmp_path):
   )
   for command, says in (
     (_command(f"--source={source}", out, "--eval_fraction=0.1"), "pairs/s"),
-    (_command("--verify=tfds:a", out), "all as written"),
+    (_command("--verify=tfds:a", out), "all checksums match"),
     ([sys.executable, "-c", code], ""),
   ):
     done = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -347,7 +347,7 @@ def test_the_command_line_without_tensorflow(tmp_path):
 
 def test_malformed_stands_for_a_row(tmp_path):
   (tmp_path / "a.jsonl").write_text("{\n")
-  [chunk] = cut(find_files(str(tmp_path / "a.jsonl")))
+  [chunk] = split_into_chunks(find_files(str(tmp_path / "a.jsonl")))
   assert list(read_chunk(chunk)) == [("a.jsonl:1", Malformed("malformed_json"))]
 
 

@@ -51,7 +51,7 @@ _PLACES = {
 }
 
 
-@pytest.mark.parametrize("run", ["program._main", "lambda argv: cli.answering(main, argv)"])
+@pytest.mark.parametrize("run", ["program._main", "lambda argv: cli.run_command(main, argv)"])
 @pytest.mark.parametrize("place", _PLACES)
 def test_where_it_is_dropped(place, run):
   script = _DROPPED.format(run=run, body=_PLACES[place])

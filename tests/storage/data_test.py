@@ -123,7 +123,7 @@ def test_a_dataset_is_what_it_is_on_a_disk(bucket, out, tmp_path, capsys):
   capsys.readouterr()
   os.rename(download.cache_folder(), tmp_path / "old")
   prepared(out, eval_fraction=0.2)
-  assert "was there already" in capsys.readouterr().out
+  assert "exists already" in capsys.readouterr().out
   with pytest.raises(UserError, match="holds a dataset of another source"):
     prepared(out, eval_fraction=0.3)
   prepared(out, eval_fraction=0.5, force=True)
@@ -245,6 +245,6 @@ def test_lists_by_others_lead_nowhere(shelf, cache):
 @pytest.mark.parametrize("name", ("../x", "/x", "a/../../x", ".."))
 def test_no_name_is_fetched_that_leads_elsewhere(shelf, tmp_path, name):
   before = tree(tmp_path)
-  with pytest.raises(UserError, match="which as a file would lie outside of it"):
+  with pytest.raises(UserError, match="which as a file would be outside of it"):
     download.fetch(storage.open_path(f"{shelf}/rows", "data"), ["a.jsonl", name])
   assert tree(tmp_path) == before

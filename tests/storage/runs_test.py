@@ -225,7 +225,7 @@ def test_the_claim_of_a_dead_holder_passes_on():
   path.write_text(json.dumps({"holder": "gone", "count": 7}))
   begun = time.monotonic()
   mine = bucket_lock.Lease(path)
-  assert time.monotonic() - begun >= bucket_lock.PATIENCE
+  assert time.monotonic() - begun >= bucket_lock.EXPIRY_SECONDS
   mine.check()
   mine.close()
   assert not path.exists()
@@ -236,7 +236,8 @@ def test_a_run_that_has_lost_its_claim_ends_and_writes_nothing(
   before_launch,  # noqa: F811
   monkeypatch,
 ):
-  monkeypatch.setattr(bucket_lock, "EVERY", 3600)  # it was stopped for long, and does not beat
+  # A process that was suspended for long sends no heartbeats.
+  monkeypatch.setattr(bucket_lock, "HEARTBEAT_SECONDS", 3600)
   folder = f"{BUCKET}/lost_claim"
   theirs = json.dumps({"holder": "host-7:42", "count": 1})
   taken = lambda: put(f"{folder}/.lock", theirs.encode())  # noqa: E731

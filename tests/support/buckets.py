@@ -49,8 +49,8 @@ def gcs_emulator():
     import fsspec.config
 
     patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
-    patch.setattr("simpo_jax.storage.bucket_lock.EVERY", 0.3)
-    patch.setattr("simpo_jax.storage.bucket_lock.PATIENCE", 1.0)
+    patch.setattr("simpo_jax.storage.bucket_lock.HEARTBEAT_SECONDS", 0.3)
+    patch.setattr("simpo_jax.storage.bucket_lock.EXPIRY_SECONDS", 1.0)
     yield server
   fsspec.filesystem("gs").clear_instance_cache()
   server.stop()
@@ -68,8 +68,8 @@ def s3_emulator():
     patch.setenv("AWS_ACCESS_KEY_ID", "none")
     patch.setenv("AWS_SECRET_ACCESS_KEY", "none")
     patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    patch.setattr("simpo_jax.storage.bucket_lock.EVERY", 0.3)
-    patch.setattr("simpo_jax.storage.bucket_lock.PATIENCE", 1.0)
+    patch.setattr("simpo_jax.storage.bucket_lock.HEARTBEAT_SECONDS", 0.3)
+    patch.setattr("simpo_jax.storage.bucket_lock.EXPIRY_SECONDS", 1.0)
     filesystem("s3://").mkdir("bucket")
     yield server
   filesystem("s3://").clear_instance_cache()

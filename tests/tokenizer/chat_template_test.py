@@ -28,7 +28,7 @@ def impatient(tmp_path_factory):
     patch.setattr(chat_template, "_worker", None)
     yield
     if chat_template._worker:
-      chat_template._end(chat_template._worker)
+      chat_template._reap(chat_template._worker)
 
 
 def rendered(text, **more):

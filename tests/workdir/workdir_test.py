@@ -270,7 +270,7 @@ def test_sigterm_ends_the_run_after_the_launch_in_progress(tmp_path):
   assert run["launches"] == [*["train"] * len(rows), "stop"]
   assert run["compiles"] == 1
   assert f"stop requested: ending after step {len(rows)}" in out
-  assert f"start the same command again with --workdir={workdir} to go on" in out
+  assert f"start the same command again with --workdir={workdir} to resume" in out
   assert [p.name for p in (workdir / "checkpoints").iterdir()] == [f"step_{len(rows):06d}"]
   assert not list(workdir.rglob("*.tmp"))
 

@@ -1,9 +1,9 @@
-"""Prepares preference pairs once: a TFDS dataset of ArrayRecord shards, written in parallel.
+"""Writes preference pairs as a TFDS dataset of ArrayRecord shards, in parallel.
 
-Each part of the source (`file_chunks.cut`) becomes one shard of each split, so what is written
-does not depend on the number of workers. Everything goes to a folder of its own, which is
-renamed when it is complete: readers, and whoever comes after a kill, see all or nothing.
-For a bucket that folder is a local one; what is uploaded last makes a dataset of it.
+Each chunk of the source (`file_chunks.split_into_chunks`) becomes one shard per split, so that the
+result does not depend on the number of workers. A dataset is written atomically: to a temporary
+folder that is renamed when it is complete. For a bucket, it is written locally and then uploaded;
+the file that is uploaded last makes it valid.
 """
 
 import concurrent.futures
@@ -21,49 +21,49 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
-from tensorflow_datasets.core import (
-  dataset_builder,
-  dataset_info,
-  file_adapters,
-  naming,
-  splits,
-)
+from tensorflow_datasets.core import dataset_builder, dataset_info, file_adapters, naming, splits
 from tensorflow_datasets.core.utils import version as tfds_version
 
 from simpo_jax import storage
-from simpo_jax.data.file_chunks import Chunk, File, cut, stamp
+from simpo_jax.data.file_chunks import Chunk, File, file_stamps, split_into_chunks
 from simpo_jax.data.prepared.records import DESCRIPTION, FORMAT, HELD_OUT, RECORD, TRAIN, features
-from simpo_jax.data.prepared.shards import Written, write_chunk
-from simpo_jax.data.skip_report import SkipReport, add_reports, check_limit, commonest, no_rows
+from simpo_jax.data.prepared.shards import WrittenChunk, write_chunk
+from simpo_jax.data.skip_report import (
+  SkipReport,
+  add_reports,
+  check_limit,
+  empty_report,
+  reasons_by_count,
+)
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.storage import temporary
 from simpo_jax.storage.bucket_lock import Held, Lease
 
-_LAST = "dataset_info.json"  # without it a folder is no dataset
+_COMMIT_FILE = "dataset_info.json"  # a folder without it is not a dataset
 
 
 class Target(NamedTuple):
-  """Where a dataset is prepared, and from what."""
+  """The dataset to prepare."""
 
   out: storage.Path  # TFDS's data_dir
   name: str
   version: str
-  source: dict[str, Any]  # what, when the same, gives the same dataset
+  source: dict[str, Any]  # identifies the source; recorded in prepared.json
 
   @property
   def folder(self) -> storage.Path:
     return self.out / self.name / self.version
 
   @property
-  def there(self) -> bool:
-    """Whether it is there already."""
-    return (self.folder / (_LAST if storage.is_remote(self.out) else "")).exists()
+  def exists(self) -> bool:
+    """Whether the dataset exists already."""
+    return (self.folder / (_COMMIT_FILE if storage.is_remote(self.out) else "")).exists()
 
 
 class PreferencePairs(dataset_builder.FileReaderBuilder, skip_registration=True):
-  """The TFDS builder. `tfds.builder(name, data_dir=out)` reads what it has written."""
+  """The TFDS builder; `tfds.builder(name, data_dir=out)` reads the dataset."""
 
-  url_infos = {}  # nothing is downloaded; TFDS would look for their checksums beside this file
+  url_infos = {}  # nothing is downloaded; TFDS would look for a checksums file next to this module
 
   def __init__(self, target: Target, out: pathlib.Path, write: Callable[[pathlib.Path], Any]):
     vars(self).update(name=target.name, VERSION=tfds_version.Version(target.version))
@@ -111,67 +111,69 @@ def build(
   progress: Callable[[int, int, int], None] = lambda done, total, pairs: None,
   chunk_bytes: int | None = None,
 ) -> tuple[dict[str, Any], bool]:
-  """Writes the dataset unless it is there already.
+  """Writes the dataset unless it exists already.
 
   Args:
-    files: of rows, in the order that the pairs will have.
-    eval_fraction: of the pairs go to the split "test", chosen by their ids.
-    max_skip_fraction: more rows than this that cannot be used are an error.
-    workers: processes; 1: this one.
-    force: replace what another source has left there.
-    progress: told (bytes done, bytes of all, pairs written) as it goes.
+    files: files of rows; the pairs keep their order.
+    eval_fraction: fraction of pairs for the split "test", selected by hashes of their ids.
+    max_skip_fraction: maximum fraction of unusable rows.
+    workers: number of processes; 1: this process.
+    progress: called with (bytes done, total bytes, pairs written) after each chunk.
 
   Returns:
-    (what prepared.json holds, whether it was written now).
+    (contents of prepared.json, whether it was written by this call).
 
   Raises:
-    UserError: a file cannot be read, too many rows cannot be used, another dataset or
-      another preparation is in the way.
+    UserError: a file cannot be read, too many rows are unusable, or a dataset of another source
+      exists or is being prepared under this name.
   """
-  source = {**target.source, "files": stamp(files), "eval_fraction": eval_fraction}
+  source = {**target.source, "files": file_stamps(files), "eval_fraction": eval_fraction}
   with exclusive(target):
-    if target.there and not force:
-      return _same(target, source), False
-    chunks = cut(files, chunk_bytes) if chunk_bytes else cut(files)
+    if target.exists and not force:
+      return _existing_record(target, source), False
+    chunks = split_into_chunks(files, chunk_bytes) if chunk_bytes else split_into_chunks(files)
     record: dict[str, Any] = {}
 
     def write(folder: pathlib.Path):
       written = _write_all(chunks, folder, eval_fraction, workers, progress)
-      report = functools.reduce(add_reports, (part.report for part in written), no_rows())
+      report = functools.reduce(add_reports, (part.report for part in written), empty_report())
       record.update(_summary(source, written, report))
-      _check(report, bool(record["pairs"].get(TRAIN)), max_skip_fraction)
+      _check_report(report, bool(record["pairs"].get(TRAIN)), max_skip_fraction)
       return record["shards"]
 
-    here = target.out if isinstance(target.out, pathlib.Path) else None
+    local_out = target.out if isinstance(target.out, pathlib.Path) else None
+    scratch_folder = (
+      temporary.folder_for(local_out / target.name) if local_out else _local_scratch()
+    )
     try:
-      with temporary.folder_for(here / target.name) if here else _private_folder() as scratch:
+      with scratch_folder as scratch:
         builder = PreferencePairs(target, scratch, write)
-        with contextlib.redirect_stdout(io.StringIO()):  # notices of a download of unknown size
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints that it downloads
           builder.download_and_prepare()
         done = scratch / target.name / target.version
         (done / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        _into_place(done, target, scratch)
+        _publish(done, target, scratch)
     except (OSError, RuntimeError) as error:  # array_record raises the latter
       if "no space left" not in str(error).lower():
         raise
       raise UserError(
-        f"no space is left in {here or tempfile.gettempdir()}, nothing was written; free some, or "
-        f"choose another {'--out' if here else 'TMPDIR'}"
+        f"no space is left in {local_out or tempfile.gettempdir()}, nothing was written; free "
+        f"some, or choose another {'--out' if local_out else 'TMPDIR'}"
       ) from error
   return record, True
 
 
 @contextlib.contextmanager
-def _private_folder():
+def _local_scratch():
   with tempfile.TemporaryDirectory() as name:
     yield pathlib.Path(name)
 
 
-def _into_place(done: pathlib.Path, target: Target, scratch: pathlib.Path) -> None:
+def _publish(done: pathlib.Path, target: Target, scratch: pathlib.Path) -> None:
   if storage.is_remote(target.out):
     try:
       storage.remove_tree(target.folder)
-      storage.upload(done, target.folder, last=_LAST)
+      storage.upload(done, target.folder, last=_COMMIT_FILE)
     except storage.failures() as error:
       raise UserError(
         f"--out={target.out} cannot be written ({one_line(error)}); start the same command again"
@@ -185,7 +187,7 @@ def _into_place(done: pathlib.Path, target: Target, scratch: pathlib.Path) -> No
 
 @contextlib.contextmanager
 def exclusive(target: Target):
-  """Keeps other preparations of the name out."""
+  """Locks the dataset's name against other processes; raises a UserError if it is locked."""
   if storage.is_remote(target.out):
     try:
       lease = Lease(target.out / f".{target.name}.lock")
@@ -220,8 +222,8 @@ def _being_prepared(target: Target) -> str:
   return f"{target.name} is being prepared in {target.out} right now; wait for it to end"
 
 
-def _same(target: Target, source: dict[str, Any]) -> dict[str, Any]:
-  """The record of what is there, if it came from the same source."""
+def _existing_record(target: Target, source: dict[str, Any]) -> dict[str, Any]:
+  """The prepared.json of the existing dataset; raises UserError if its source is another."""
   try:
     record = json.loads((target.folder / RECORD).read_text())
   except (*storage.failures(), ValueError):
@@ -240,15 +242,15 @@ def _write_all(
   eval_fraction: float,
   workers: int,
   progress: Callable[[int, int, int], None],
-) -> list[Written]:
-  """Writes the shards of every chunk; the results in the order of the chunks."""
+) -> list[WrittenChunk]:
+  """Writes the shards of all chunks; returns results in the order of the chunks."""
   jobs = [(chunk, str(folder / f"part{i}"), eval_fraction) for i, chunk in enumerate(chunks)]
   total, done, pairs = sum(c.size for c in chunks), 0, 0
-  results: dict[int, Written] = {}
+  results: dict[int, WrittenChunk] = {}
   with contextlib.ExitStack() as stack:
     if min(workers, len(jobs)) > 1:
       pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(jobs)), multiprocessing.get_context("spawn"), _end_with_parent
+        min(workers, len(jobs)), multiprocessing.get_context("spawn"), _exit_with_parent
       )
       stack.callback(pool.shutdown, wait=True, cancel_futures=True)
       futures = {pool.submit(write_chunk, *job): i for i, job in enumerate(jobs)}
@@ -263,14 +265,14 @@ def _write_all(
   return [results[index] for index in range(len(jobs))]
 
 
-def _end_with_parent() -> None:
-  # A worker whose parent was killed would wait for work for ever.
+def _exit_with_parent() -> None:
+  # A worker whose parent was killed would wait for work forever.
   if parent := multiprocessing.parent_process():
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _summary(
-  source: dict[str, Any], written: Sequence[Written], report: SkipReport
+  source: dict[str, Any], written: Sequence[WrittenChunk], report: SkipReport
 ) -> dict[str, Any]:
   shards: dict[str, list[dict[str, Any]]] = {}
   for part in written:
@@ -282,13 +284,13 @@ def _summary(
     "source": source,
     "rows": report.total,
     "pairs": {split: sum(s["pairs"] for s in shards[split]) for split in order},
-    "skipped": dict(commonest(report)),
+    "skipped": dict(reasons_by_count(report)),
     "examples": report.examples,
     "shards": {split: shards[split] for split in order},
   }
 
 
-def _check(report: SkipReport, trains: bool, limit: float) -> None:
+def _check_report(report: SkipReport, trains: bool, limit: float) -> None:
   if not report.total:
     raise UserError("the source has no rows; give files with at least one preference pair")
   check_limit(report, limit, "--max_skip_fraction", outcome=", nothing was written")

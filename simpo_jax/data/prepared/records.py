@@ -1,8 +1,7 @@
-"""The record of a prepared pair: text, not tokens, so that any tokenizer can be used later.
+"""Records of prepared pairs: text, not tokens, so that they work with any tokenizer.
 
-{"id", "prompt", "messages": [{"role", "content"}], "chosen", "rejected"}, all strings. A
-conversation has its turns in `messages` and no `prompt`; plain text has a `prompt` and no
-messages.
+{"id", "prompt", "messages": [{"role", "content"}], "chosen", "rejected"}, all strings. For a
+conversation, `messages` holds the turns and `prompt` is empty; for plain text it is the reverse.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,14 +9,14 @@ from typing import Any
 
 from simpo_jax.data.row_formats import Conversation
 
-RECORD = "prepared.json"  # beside the shards: their source, their checksums, the skips
-TRAIN, HELD_OUT = "train", "test"  # the splits that `prepare` makes
-FORMAT = 1  # of records and of prepared.json
+RECORD = "prepared.json"  # next to the shards: their source and checksums, and skipped rows
+TRAIN, HELD_OUT = "train", "test"  # the splits that `prepare` writes
+FORMAT = 1  # version of records and of prepared.json
 DESCRIPTION = "Preference pairs for simpo_jax: one prompt, a chosen and a rejected response."
 
 
 def features():
-  """The record's types, for TFDS."""
+  """Returns the TFDS features of a record."""
   from tensorflow_datasets import features as tfds
 
   text = tfds.Text
@@ -36,17 +35,17 @@ def features():
 
 
 def serializer() -> Callable[[dict[str, Any]], bytes]:
-  """The function from a record to its bytes as TFDS reads them, always the same for a record."""
+  """Returns a deterministic function from a record to its bytes, a tf.train.Example."""
   from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
   types: Any = features()
   example = ExampleSerializer(types.get_serialized_info()).get_tf_example
-  # TFDS's own serialize_example leaves the order of the fields to protobuf's hashes.
+  # TFDS's serialize_example does not request deterministic order of protobuf's map entries.
   return lambda r: example(types.encode_example(r)).SerializeToString(deterministic=True)
 
 
 def to_record(row_id: str, pair: Conversation) -> dict[str, Any]:
-  """The record of a pair."""
+  """Converts a pair to a record."""
   plain = isinstance(pair.prompt, str)
   return {
     "id": row_id,
@@ -58,10 +57,10 @@ def to_record(row_id: str, pair: Conversation) -> dict[str, Any]:
 
 
 def to_row(record: Mapping[str, Any]) -> dict[str, Any]:
-  """A row for `row_formats.to_conversation`, from a decoded record.
+  """Converts a decoded record to a row for `row_formats.to_conversation`.
 
-  TFDS datasets by others come through as they are: bytes become text, a sequence of
-  dicts, which TFDS keeps as a dict of arrays, becomes a list of dicts.
+  Accepts records of any TFDS dataset: bytes become text, and a sequence of dicts, which TFDS
+  decodes as a dict of arrays, becomes a list of dicts.
   """
   row = {name: _plain(value) for name, value in record.items()}
   messages = row.pop("messages", None)

@@ -1,4 +1,4 @@
-"""A part of a source as shards, one of each split: what a worker of `builder` does."""
+"""Writes a chunk of a source as one shard per split; runs in the workers of `builder`."""
 
 import contextlib
 import hashlib
@@ -9,20 +9,20 @@ from simpo_jax.data.file_chunks import Chunk, read_chunk
 from simpo_jax.data.prepared.records import HELD_OUT, TRAIN, serializer, to_record
 from simpo_jax.data.row_files import Malformed
 from simpo_jax.data.row_formats import SkipRow, check_texts, to_conversation
-from simpo_jax.data.skip_report import SkipReport, add_row, no_rows
+from simpo_jax.data.skip_report import SkipReport, add_row, empty_report
 from simpo_jax.storage.digests import sha256
 
 
-class Written(NamedTuple):
-  """What became of a chunk. `shards`: by split, {file, pairs, bytes, sha256} if it has pairs."""
+class WrittenChunk(NamedTuple):
+  """The result of a chunk. shards: {split: {file, pairs, bytes, sha256}}, for nonempty splits."""
 
   shards: dict[str, dict[str, Any]]
   report: SkipReport
 
 
-def write_chunk(chunk: Chunk, prefix: str, eval_fraction: float) -> Written:
+def write_chunk(chunk: Chunk, prefix: str, eval_fraction: float) -> WrittenChunk:
   """Writes the usable pairs of a chunk to PREFIX.train and PREFIX.test."""
-  report = no_rows()
+  report = empty_report()
   serialize = serializer()
   with contextlib.ExitStack() as stack:
     writers = {}
@@ -38,22 +38,24 @@ def write_chunk(chunk: Chunk, prefix: str, eval_fraction: float) -> Written:
         report = add_row(report, row_id, skip.reason)
         continue
       report = add_row(report, row_id)
-      split = HELD_OUT if _share(row_id) < eval_fraction else TRAIN
+      split = HELD_OUT if _hash_fraction(row_id) < eval_fraction else TRAIN
       if split not in writers:
-        writers[split] = stack.enter_context(_writer(f"{prefix}.{split}"))
+        writers[split] = stack.enter_context(_shard_writer(f"{prefix}.{split}"))
       writers[split](serialize(to_record(row_id, pair)))
-  shards = {split: {"file": os.path.basename(w.path), **w.sums()} for split, w in writers.items()}
-  return Written(shards, report)
+  shards = {
+    split: {"file": os.path.basename(w.path), **w.summary()} for split, w in writers.items()
+  }
+  return WrittenChunk(shards, report)
 
 
 class _Shard:
-  """A shard that is being written. Call it with each serialized record."""
+  """A shard that is being written; called with each serialized record."""
 
   def __init__(self, path: str):
     from array_record.python.array_record_module import ArrayRecordWriter
 
     self.path, self._pairs = path, 0
-    self._file = ArrayRecordWriter(path, "group_size:1")  # as TFDS does: one record a read
+    self._file = ArrayRecordWriter(path, "group_size:1")  # as in TFDS: a read decodes one record
 
   def __call__(self, record: bytes) -> None:
     self._file.write(record)
@@ -62,15 +64,15 @@ class _Shard:
   def close(self) -> None:
     self._file.close()
 
-  def sums(self) -> dict[str, Any]:
+  def summary(self) -> dict[str, Any]:
     size = os.path.getsize(self.path)
     return {"pairs": self._pairs, "bytes": size, "sha256": sha256(self.path)}
 
 
-def _writer(path: str):
+def _shard_writer(path: str):
   return contextlib.closing(_Shard(path))
 
 
-def _share(row_id: str) -> float:
-  """A number in [0, 1) that stands for the row, the same for ever."""
+def _hash_fraction(row_id: str) -> float:
+  """Maps a row id to a number in [0, 1); must never change, since it defines the splits."""
   return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:6], "big") / 2**48
