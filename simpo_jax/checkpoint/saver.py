@@ -128,7 +128,7 @@ class Saver:
     step, options = progress.step, self._config.checkpoint
     if (
       (options.every and step % options.every == 0)
-      or self._launch.save_asked
+      or self._launch.save_requested
       or (options.at_end and step == self._config.train.steps)
     ):
       self.save(progress, state)
