@@ -121,7 +121,7 @@ def _in_folder(
       digest(json.dumps(as_json(config)), compiled.fingerprint, list(data.values())),
       resolved.packed,
       Watchdog(config.watchdog, folder),
-      list(start.metadata["launches"]) if start.own else [],
+      list(start.metadata["launches"]) if start.is_resume else [],
     )
     windows = windows_of(resolved, config)
     lookahead, rows = config.data.lookahead, local_rows(program)

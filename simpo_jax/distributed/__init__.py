@@ -126,7 +126,7 @@ def _refuse_lone_task(env: Mapping[str, str]) -> None:
   if tasks != "1":
     raise UserError(
       f"this is one of {tasks} tasks of a Slurm step, and JAX_COORDINATOR_ADDRESS is not set: "
-      "start with launch/slurm.py, or say --distributed=off to run each task by itself"
+      "start with launch/slurm.py, or pass --distributed=off to run each task by itself"
     )
 
 

@@ -135,7 +135,7 @@ class Display:
     """
     for note in start.notes:
       self.say(note)
-    if start.own:
+    if start.is_resume:
       self.say(f"resuming after step {start.position.step} from {start.folder}")
     elif start.folder is not None:
       self.say(f"beginning with {'the weights of ' if start.weights_only else ''}{start.folder}")

@@ -83,7 +83,7 @@ class RunRecord:
     }
     if devices.flat[0].platform == "cpu" and jax.process_count() == 1:
       self.data["rates"] = measured_rates("at the start of the run")
-    if start.folder is not None and not start.own:
+    if start.folder is not None and not start.is_resume:
       self.data["began_with"] = str(start.folder)
     if writes:
       files.write_json(folder / "config.json", as_json(config))
@@ -146,7 +146,7 @@ class RunRecord:
 
   def _resumes(self, start: ResumePoint) -> list[dict[str, Any]]:
     """All resumes of the run so far, this one included."""
-    if not start.own:
+    if not start.is_resume:
       return []
     try:
       before = json.loads(self._path.read_text()).get("resumes", [])
