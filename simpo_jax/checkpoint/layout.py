@@ -101,7 +101,7 @@ def verify(folder: storage.Path, share: int = 0, shares: int = 1) -> str | None:
   sizes = storage.sizes(folder)
   for name, (size, _) in expected.items():
     if escapes_folder(folder, name):
-      return f"{name!r} lies outside of it, or is a link out of it"
+      return f"{name!r} is outside of the folder, or a link out of it"
     if name not in sizes:
       return f"{name} is missing"
     if sizes[name] != size:

@@ -50,7 +50,7 @@ class Checkpoints:
 
   Attributes:
     saved: position of the last save; it may still be in progress.
-    seconds: of each save its step, start time and the seconds for which it blocked the run.
+    seconds: for each save: its step, start time, and the seconds for which it blocked the run.
   """
 
   def __init__(self, folder: storage.Path, keep: int, keep_every: int, low_priority: bool = True):

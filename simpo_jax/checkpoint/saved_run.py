@@ -82,8 +82,8 @@ def _checkpoint(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
   available = positions(folder)
   if not available:
     raise UserError(
-      f"--workdir={workdir} holds no checkpoint; a run saves one at its end, and every so many "
-      "steps with --config.checkpoint.every"
+      f"--workdir={workdir} holds no checkpoint; a run saves one at its end, and more often "
+      "with --config.checkpoint.every"
     )
   found = [p for p in available if step in (None, p.step)]
   if not found:

@@ -115,7 +115,7 @@ class Saver:
 
   @property
   def seconds(self) -> list[dict[str, Any]]:
-    """Of each save its step, start time and the seconds for which it blocked the run."""
+    """For each save: its step, start time, and the seconds for which it blocked the run."""
     return self._checkpoints.seconds if self._checkpoints else []
 
   @property

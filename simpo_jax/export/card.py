@@ -38,7 +38,7 @@ def model_card(
   averaged: bool,
   dtype: str,
 ) -> str:
-  """Returns the text of README.md. Of paths it has only the last part.
+  """Returns the text of README.md, with paths reduced to their last part.
 
   Args:
     workdir: of the run, for metrics.jsonl and run.json.
@@ -64,7 +64,7 @@ def model_card(
     _summary(config, step, averaged, dtype, hub_id),
     _USE.format(prompt=_CHAT if chats else _TEXT),
     "## Results",
-    _results(_metrics(workdir, step)) or "No metrics were found beside the weights.",
+    _results(_metrics(workdir, step)) or "No metrics were found in the workdir.",
     "## Settings",
     _table(("setting", "value"), _settings(config)),
     _made_with(workdir),
