@@ -9,7 +9,7 @@ import re
 from setuptools import find_packages, setup
 
 _INIT = pathlib.Path(__file__).parent / "simpo_jax" / "__init__.py"
-VERSION = re.search(r'^__version__ = "(.+)"$', _INIT.read_text(), re.M)[1]  # the one place of it
+[VERSION] = re.findall(r'^__version__ = "(.+)"$', _INIT.read_text(), re.M)  # the one place of it
 
 JAX = ">=0.10.2,<0.13"
 WANDB = ["wandb>=0.25"]

@@ -12,22 +12,23 @@ import importlib.metadata
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OURS = {"pip", "setuptools", "wheel", "simpo-jax"}
 
 
-def file_of(version):
+def file_of(version: Sequence[int | str]) -> pathlib.Path:
   """The file of a Python, (major, minor, ...)."""
   return ROOT / "constraints" / f"py{version[0]}{version[1]}.txt"
 
 
-def normal(name):
+def normal(name: str) -> str:
   """A package's name as indexes compare it."""
   return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def installed():
+def installed() -> dict[str, str]:
   """{name: version} of this environment.
 
   Without the local part (+cpu): which build an index offers is the machine's business, and a
@@ -37,13 +38,13 @@ def installed():
   return {name: found[name] for name in sorted(found.keys() - OURS)}
 
 
-def parse(text):
+def parse(text: str) -> dict[str, str]:
   """{name: version} of a constraints file."""
   lines = [line.partition("#")[0].strip() for line in text.splitlines()]
   return dict(line.split("==") for line in lines if line)
 
 
-def render(found, python):
+def render(found: dict[str, str], python: str) -> str:
   """The file's text."""
   head = [
     f"# What Python {python} had installed when the quick tests passed, on Linux, x86-64.",
@@ -53,13 +54,13 @@ def render(found, python):
   return "\n".join([*head, *(f"{name}=={version}" for name, version in found.items()), ""])
 
 
-def differences(constraints, found):
+def differences(constraints: dict[str, str], found: dict[str, str]) -> list[str]:
   """One line for each package that is installed in another version, or is not constrained."""
   other = {n: v for n, v in found.items() if constraints.get(n) != v}
   return [f"{n} {v} (constraints: {constraints.get(n, 'none')})" for n, v in other.items()]
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
   """Does what the one argument says."""
   path, found = file_of(sys.version_info), installed()
   if arguments == ["write"]:

@@ -7,27 +7,28 @@ test, with the fixtures that it was the first to ask for, was at work: with `-n 
 what the clock shows. Folders below 10 seconds in all columns are summed up in one row.
 """
 
-import collections
 import pathlib
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 
 LEAST = 10  # seconds of a folder with a row of its own
 
 
-def seconds(path):
+def seconds(path: pathlib.Path) -> tuple[Counter[str], Counter[str]]:
   """({folder: seconds}, {folder: tests that ran}) of a junit file."""
-  spent, count = collections.Counter(), collections.Counter()
+  spent: Counter[str] = Counter()
+  count: Counter[str] = Counter()
   for case in ElementTree.parse(path).iter("testcase"):
     if case.find("skipped") is None:
       # Of a module that could not be imported, the name alone has the file.
-      folder = (case.get("classname") or case.get("name")).split(".")[1]
-      spent[folder] += float(case.get("time"))
+      folder = (case.get("classname") or case.get("name", "")).split(".")[1]
+      spent[folder] += float(case.get("time", 0))
       count[folder] += 1
   return spent, count
 
 
-def table(paths):
+def table(paths: list[pathlib.Path]) -> str:
   """The Markdown table."""
   columns = [seconds(path) for path in paths]
   folders = sorted(set().union(*(s for s, _ in columns)), key=lambda name: -columns[0][0][name])

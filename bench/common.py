@@ -25,7 +25,7 @@ from simpo_jax.errors import UserError
 JSON = flags.DEFINE_string("json", None, "a file for the figures, with versions and device")
 
 
-def seconds(f, *args, runs: int = 5, warm: int = 1) -> float:
+def seconds(f: Callable[..., object], *args: object, runs: int = 5, warm: int = 1) -> float:
   """Median wall time of `f(*args)`, its result awaited, after `warm` runs that do not count."""
   for _ in range(warm):
     jax.block_until_ready(f(*args))
@@ -48,10 +48,10 @@ def say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def answering(main: Callable):
+def answering(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
   """A benchmark's `main` for `app.run`; a user's mistake ends it with its message."""
 
-  def answered(argv):
+  def answered(argv: list[str]) -> None:
     try:
       main(argv)
     except UserError as e:
@@ -120,7 +120,7 @@ def result(
     smaller_is_better: as of seconds. `ratio` and `fraction_of_floor` grow with our speed.
   """
 
-  def over(a, b):
+  def over(a: float | None, b: float | None) -> float | None:
     if a is None or b is None:
       return None
     return b / a if smaller_is_better else a / b
@@ -158,7 +158,7 @@ def report(title: str, result: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
   if value is None:
     return "-"
   if isinstance(value, float | np.floating):

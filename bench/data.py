@@ -55,11 +55,12 @@ def write_pairs(path: pathlib.Path, count: int, seed: int = 0) -> None:
       f.write(json.dumps({"prompt": [message], "chosen": chosen, "rejected": rejected}) + "\n")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   """Prints tables."""
   del argv
   if _JOB.value:
-    return _work(json.loads(_JOB.value))
+    _work(json.loads(_JOB.value))
+    return
   with tempfile.TemporaryDirectory(prefix="simpo_jax_data_", dir=_SCRATCH.value) as folder:
     rows = _measure(pathlib.Path(folder))
   ours = next(row["pairs/s"] for row in rows if row["part"] == "read")

@@ -21,12 +21,14 @@ matrix products alone take (decode steps at this batch, and prompt tokens) over 
 
 import json
 import time
+from typing import Any
 
 import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from jax.sharding import Mesh
 from rich.progress import track
 
 from simpo_jax.data.row_formats import to_messages
@@ -37,12 +39,13 @@ from simpo_jax.generate.requests import make_requests, pack_requests
 from simpo_jax.generate.sizing import shape_for
 from simpo_jax.generate.stop_automaton import stop_automaton
 from simpo_jax.generate.types import Requests
-from simpo_jax.kernels.paged_attention import select_impl
+from simpo_jax.kernels.paged_attention import Shape, select_impl
 from simpo_jax.models import llama, sharding
+from simpo_jax.models.config import ModelConfig
 from simpo_jax.models.weights import load_params, open_model
 from simpo_jax.settings import GenerateSettings
 from simpo_jax.tokenizer.load import load_tokenizer
-from simpo_jax.tokenizer.tokenizer import encode_with_bos
+from simpo_jax.tokenizer.tokenizer import Tokenizer, encode_with_bos
 
 CASES = {  # prompts, slots, tokens of a prompt (0: as they are), new tokens, ends at end tokens
   "short16": (16, 16, 40, 128, False),
@@ -63,7 +66,7 @@ _RUNS = flags.DEFINE_integer("runs", 3, "timed runs of each; the median counts")
 _DTYPE = flags.DEFINE_string("dtype", None, "float32 or bfloat16; by default the platform's")
 
 
-def main(_):
+def main(_: list[str]) -> None:
   """Runs the cases and prints their table."""
   platform = jax.default_backend()
   dtype = jnp.dtype(_DTYPE.value or ("float32" if platform == "cpu" else "bfloat16"))
@@ -89,7 +92,16 @@ def main(_):
   common.report("generation", result)
 
 
-def _case(name, cfg, params, mesh, dtype, tokenizer, peer, bandwidth) -> dict:
+def _case(
+  name: str,
+  cfg: ModelConfig,
+  params: llama.Params,
+  mesh: Mesh,
+  dtype: np.dtype,
+  tokenizer: Tokenizer,
+  peer: "_Transformers | None",
+  bandwidth: float,
+) -> dict:
   count, slots, cut, new, ends = CASES[name]
   prompts = _prompts(tokenizer, count, cut)
   stop_ids = tokenizer.eos_ids if ends else ()
@@ -135,7 +147,7 @@ def _case(name, cfg, params, mesh, dtype, tokenizer, peer, bandwidth) -> dict:
   return row
 
 
-def _prompts(tokenizer, count, cut) -> list[Prompt]:
+def _prompts(tokenizer: Tokenizer, count: int, cut: int) -> list[Prompt]:
   with open(_DATA.value) as f:
     rows = json.load(f)
   messages = (to_messages(row["conversations"]) for row in rows)
@@ -149,13 +161,23 @@ def _prompts(tokenizer, count, cut) -> list[Prompt]:
 class _Ours:
   """One compiled generation, as the program's generate branch has it."""
 
-  def __init__(self, cfg, params, mesh, dtype, prompts, slots, new, stop_ids):
+  def __init__(
+    self,
+    cfg: ModelConfig,
+    params: llama.Params,
+    mesh: Mesh,
+    dtype: np.dtype,
+    prompts: list[Prompt],
+    slots: int,
+    new: int,
+    stop_ids: tuple[int, ...],
+  ):
     page = 64 if jax.default_backend() == "cpu" else 128
     settings = GenerateSettings(max_slots=slots, max_new_tokens=new, page_size=page)
     self.requests = make_requests(prompts, settings)
     assignments = round_robin(self.requests, 1)
     shape = shape_for(self.requests, assignments, settings, 1, jax.default_backend())
-    sizes = dict(
+    sizes = Shape(
       heads=cfg.num_attention_heads,
       kv_heads=cfg.num_key_value_heads,
       head_dim=cfg.head_dim,
@@ -186,11 +208,13 @@ class _Ours:
     return elapsed
 
 
-def _matmul_seconds(cfg, weights, rows, dtype, logits=True) -> float:
+def _matmul_seconds(
+  cfg: ModelConfig, weights: llama.Params, rows: int, dtype: np.dtype, logits: bool = True
+) -> float:
   """Seconds for all products of one pass with `rows` tokens, and nothing else."""
   steps = 8
 
-  def one(x, w):
+  def one(x: jax.Array, w: llama.Params) -> jax.Array:
     for p in w["layers"]:
       q, k, v = (x @ p[n] for n in "qkv")
       x = q @ p["o"] + jnp.sum(k + v) * 1e-9
@@ -208,7 +232,7 @@ def _matmul_seconds(cfg, weights, rows, dtype, logits=True) -> float:
 class _Transformers:
   """transformers' generate on the same weights, as its documentation has it."""
 
-  def __init__(self, source, dtype):
+  def __init__(self, source: str, dtype: np.dtype):
     import pathlib
 
     import torch
@@ -228,10 +252,13 @@ class _Transformers:
     else:
       net = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=kind)
     self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    self.net = net.eval().to(self.device)
+    self.net: Any = net.eval()  # its decorated methods have lost their types
+    self.net.to(self.device)
     self.net.generation_config.pad_token_id = 0
 
-  def seconds(self, prompts, batch, new, stop_ids) -> float:
+  def seconds(
+    self, prompts: list[Prompt], batch: int, new: int, stop_ids: tuple[int, ...]
+  ) -> float:
     batches = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
     self.answers = []
     start = time.perf_counter()
@@ -239,7 +266,7 @@ class _Transformers:
       self.answers += self._answers(some, new, stop_ids)
     return time.perf_counter() - start
 
-  def _answers(self, prompts, new, stop_ids):
+  def _answers(self, prompts: list[Prompt], new: int, stop_ids: tuple[int, ...]) -> list[list[int]]:
     torch = self.torch
     longest = max(len(p.tokens) for p in prompts)
     ids = torch.zeros((len(prompts), longest), dtype=torch.long)  # padded on the left

@@ -32,7 +32,7 @@ _DTYPE = flags.DEFINE_string("dtype", None, "float32 or bfloat16; by default the
 _LAYERS = flags.DEFINE_integer("layers", 4, "of the pool")
 
 
-def main(_):
+def main(_: list[str]) -> None:
   """Runs every batch with every context and prints the table."""
   bandwidth = common.read_bandwidth()
   rows = [_case(int(b), int(s), bandwidth) for b in _BATCH.value for s in _CONTEXT.value]
@@ -81,10 +81,10 @@ def _case(B: int, S: int, bandwidth: float) -> dict:
   q = jax.random.normal(key, (B, H, h), dtype)
   ids, lengths = jnp.asarray(ids), jnp.asarray(lengths, jnp.int32)
 
-  def microseconds(impl):
+  def microseconds(impl: str) -> float:
     @jax.jit
-    def run(q, pool, ids, lengths):
-      def layer(i, x):
+    def run(q: jax.Array, pool: jax.Array, ids: jax.Array, lengths: jax.Array) -> jax.Array:
+      def layer(i: jax.Array, x: jax.Array) -> jax.Array:
         return q + paged_attention(x, pool, ids + i * P, lengths, impl=impl)
 
       return jax.lax.fori_loop(0, _LAYERS.value, layer, q)

@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import common
 from absl import app, flags
@@ -33,7 +34,7 @@ _OPENS = flags.DEFINE_integer("opens", 5, "times that the page is opened")
 _SCRATCH = flags.DEFINE_string("scratch", None, "where to put the run; default: the system's")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   """Prints a table."""
   del argv
   from support.example_run import make
@@ -71,7 +72,7 @@ def _write(folder: pathlib.Path, out: pathlib.Path) -> list[dict]:
 
 def _open(path: pathlib.Path) -> list[dict]:
   try:
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import Page, expect, sync_playwright
   except ImportError as e:
     raise UserError("install playwright: pip install -e '.[dev]'") from e
   binary = shutil.which("chromium") or shutil.which("google-chrome")
@@ -85,12 +86,12 @@ def _open(path: pathlib.Path) -> list[dict]:
       page = browser.new_page()
       page.set_default_timeout(300_000)
 
-      def timed(case, act):
+      def timed(case: str, act: Callable[[], None]) -> None:
         start = time.perf_counter()
         act()
         times.setdefault(case, []).append(time.perf_counter() - start)
 
-      def opened(page=page):
+      def opened(page: Page = page) -> None:
         page.goto(path.as_uri())
         page.wait_for_selector(".answer .text")
 
@@ -98,15 +99,15 @@ def _open(path: pathlib.Path) -> list[dict]:
       paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
       times.setdefault("open: first paint", []).append(paint / 1000)
 
-      def another(page=page):
+      def another(page: Page = page) -> None:
         page.evaluate("location.hash = '#prompt-100'")
         expect(page.locator("#prompt-title")).to_have_text("Prompt 100")
 
-      def differences(page=page):
+      def differences(page: Page = page) -> None:
         page.select_option("[data-choice=base]", "before")
         page.locator(".answer").nth(len(_AT.value) - 1).locator("ins").first.wait_for()
 
-      def search(page=page):
+      def search(page: Page = page) -> None:
         page.fill("#find", "no answer says this")
         expect(page.locator(".status")).to_have_text(f"0 of {_PROMPTS.value:,} prompts")
 

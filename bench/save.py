@@ -32,7 +32,7 @@ _SAVES = flags.DEFINE_integer("saves", 3, "checkpoints", lower_bound=1)
 _SCRATCH = flags.DEFINE_string("scratch", None, "where to put the runs; default: the system's")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   """Prints a table."""
   del argv
   with tempfile.TemporaryDirectory(prefix="simpo_jax_save_", dir=_SCRATCH.value) as name:

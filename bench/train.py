@@ -41,6 +41,7 @@ from train_ours import WARM, config
 
 from simpo_jax.data.pairs import load_pairs
 from simpo_jax.data.row_files import read_rows
+from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import UserError
 from simpo_jax.prepare.__main__ import cores
 from simpo_jax.tokenizer.load import load_tokenizer
@@ -71,7 +72,7 @@ _SWEEP_PAIRS = flags.DEFINE_multi_integer("sweep_pairs", [8, 16, 32], "per step;
 _SWEEP_ROWS = flags.DEFINE_multi_integer("sweep_rows", [1, 2], "in default lengths; repeat it")
 
 
-def main(_):
+def main(_: list[str]) -> None:
   """Runs both sides, or the sweep, and prints the table."""
   options = Options(
     _MODEL.value,
@@ -109,7 +110,7 @@ def _choose_pairs(path: pathlib.Path, options: Options, least: int) -> dict[str,
   data = dataclasses.replace(data, max_length=2**20, truncation="prompt_first")
   pairs, report = load_pairs(data, load_tokenizer(options.model), (options.data,), 0)
 
-  def fits(p):
+  def fits(p: PairTokens) -> bool:
     return len(p.prompt) + max(len(p.chosen), len(p.rejected)) <= options.max_length
 
   rows = dict(read_rows(options.data))
@@ -161,7 +162,7 @@ def _side_by_side(folder: pathlib.Path, options: Options, peer: bool) -> dict[st
     "ours_steps": ours["steps"],
     "theirs_steps": theirs["steps"] if theirs else None,
     "theirs_tried": theirs["tried"] if theirs else None,
-    "first_step": _same_work(ours, theirs) if rows[1:] else None,
+    "first_step": _same_work(ours, theirs) if theirs and rows[1:] else None,
     **{k: ours[k] for k in ("dtype", "compiled_peak_bytes", "compile_seconds", "compiles")},
   }
   return {**result, "notes": _notes(result)}
@@ -202,7 +203,9 @@ def _their_row(ours: dict, theirs: dict, pairs: int) -> dict[str, Any]:
   return _row(PEER, per_pair, useful, computed, theirs)
 
 
-def _row(case, per_pair, useful, computed, side) -> dict:
+def _row(
+  case: str, per_pair: float, useful: float, computed: float, side: dict[str, Any]
+) -> dict[str, Any]:
   """A line of the table: medians over steps; loss and gradient norm of the first.
 
   Args:

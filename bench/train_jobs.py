@@ -6,6 +6,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import common
@@ -16,6 +17,10 @@ from simpo_jax.prepare.__main__ import cores
 
 HERE = pathlib.Path(__file__).resolve().parent
 PEER = "CPOTrainer"
+
+
+class OutOfMemory(UserError):
+  """A job that the system or its own allocator has ended for want of memory."""
 
 
 class Options(NamedTuple):
@@ -61,24 +66,27 @@ def run_trl(folder: pathlib.Path, options: Options, ours: dict) -> dict:
     "folder": str(folder / "trl"),
     **ours["settings"],
   }
-  tried, lived = {}, []
+  tried: dict[int, float | None] = {}
+  lived: list[dict[str, Any]] = []
   for micro in micro_sizes(options):
     common.say(f"TRL: {len(ours['tokens'])} steps of {options.pairs} pairs, {micro} at once")
     sizes = {"micro": micro, "accumulate": options.pairs // micro}
-    done = start(folder, {**job, **sizes}, "train_trl.py")
-    if done is None:
+    try:
+      done = start(folder, {**job, **sizes}, "train_trl.py")
+    except OutOfMemory:
       tried[micro] = None
       continue
     lived.append({**done, **sizes})
     tried[micro] = median(s["seconds"] for s in done["steps"][WARM:]) / options.pairs
     if options.peer_micro != "fastest":
       break
-  dead = [str(m) for m, seconds in tried.items() if seconds is None]
+  took = {m: seconds for m, seconds in tried.items() if seconds is not None}
+  dead = [str(m) for m in tried if m not in took]
   killed = f"; out of memory with {', '.join(dead)} at once" if dead else ""
   if not lived:
     return {"steps": None, "tried": tried, "text": f"{PEER}{killed}: no step done"}
-  best = min(lived, key=lambda d: tried[d["micro"]])
-  others = [f"{m} at once: {s:.3g} s" for m, s in tried.items() if s and m != best["micro"]]
+  best = min(lived, key=lambda d: took[d["micro"]])
+  others = [f"{m} at once: {s:.3g} s" for m, s in took.items() if m != best["micro"]]
   text = (
     f"{PEER}, {best['micro']} pairs at once x {best['accumulate']} accumulated, "
     f"{best['attention']} attention, checkpointing {'on' if options.peer_checkpointing else 'off'}"
@@ -99,8 +107,13 @@ def micro_sizes(options: Options) -> list[int]:
   return sizes if sizes[-1] == 1 else [*sizes, 1]
 
 
-def start(folder: pathlib.Path, job: dict, script: str = "train_ours.py") -> dict | None:
-  """Runs a job in a process of its own and returns its result; None: out of memory."""
+def start(folder: pathlib.Path, job: dict, script: str = "train_ours.py") -> dict[str, Any]:
+  """Runs a job in a process of its own and returns its result.
+
+  Raises:
+    OutOfMemory: it was killed, or says that memory did not suffice.
+    UserError: it failed otherwise.
+  """
   paths = {name: folder / name for name in ("job.json", "out.json", "log.txt")}
   paths["out.json"].unlink(missing_ok=True)
   paths["job.json"].write_text(json.dumps({**job, "out": str(paths["out.json"])}))
@@ -110,8 +123,8 @@ def start(folder: pathlib.Path, job: dict, script: str = "train_ours.py") -> dic
   env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
   with open(paths["log.txt"], "w") as log:
     code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=env).returncode
-  if code in (-9, 137) and job.get("work") == "train":
-    return None
+  if code in (-9, 137):
+    raise OutOfMemory(f"{script} {job.get('side', '')} ran out of memory")
   if code:
     print(*paths["log.txt"].read_text().splitlines()[-20:], sep="\n", file=sys.stderr)
     raise UserError(
@@ -120,6 +133,6 @@ def start(folder: pathlib.Path, job: dict, script: str = "train_ours.py") -> dic
   return json.loads(paths["out.json"].read_text())
 
 
-def median(values) -> float:
+def median(values: Iterable[float]) -> float:
   """Of any iterable."""
   return statistics.median(list(values))

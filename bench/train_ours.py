@@ -12,6 +12,7 @@ import runpy
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import common
 import jax
@@ -21,6 +22,7 @@ import numpy as np
 from simpo_jax.config import as_json
 from simpo_jax.config_check import validate
 from simpo_jax.data.packing import pack, pair_contents, pair_length
+from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import UserError
 from simpo_jax.models.sizes import layer_weights
 from simpo_jax.models.weights import load_params, open_model
@@ -34,13 +36,14 @@ from simpo_jax.run import pairs_by_step
 from simpo_jax.runtime.launcher import Launcher
 from simpo_jax.runtime.resolve import resolve
 from simpo_jax.runtime.watchdog import Watchdog
+from simpo_jax.train.step import TrainState
 
 WARM = 1  # steps that do not count
 LAYERS = 8  # of the model whose products are timed at once
 M11 = pathlib.Path(__file__).resolve().parent.parent / "configs" / "m11.py"
 
 
-def main(path: str):
+def main(path: str) -> None:
   """Does the job and writes its result to the path that it names."""
   job = json.loads(pathlib.Path(path).read_text())
   result = {"ours": _ours, "sweep": _ours, "limits": _limits}[job["side"]](job)
@@ -88,9 +91,11 @@ def _ours(job: dict) -> dict:
     "compiled_peak_bytes": compiled.memory.peak,
   }
   if job["side"] == "sweep":
-    by_length = sorted(run.train_pairs, key=pair_length)
+    pairs = run.train_pairs
+    assert isinstance(pairs, list)  # as they are of a JSON file
+    by_length = sorted(pairs, key=pair_length)
     third = len(by_length) // 3
-    cases = {"real": run.train_pairs, "short": by_length[:third], "long": by_length[-third:]}
+    cases = {"real": pairs, "short": by_length[:third], "long": by_length[-third:]}
     sources = {k: pairs_by_step(run._replace(train_pairs=v), c) for k, v in cases.items()}
     state, _ = _steps(launch, state, sources["short"], WARM)
     done = {}
@@ -118,7 +123,9 @@ def _ours(job: dict) -> dict:
   }
 
 
-def _steps(launch: Launcher, state, source: Callable[[int], list], count: int):
+def _steps(
+  launch: Launcher, state: TrainState, source: Callable[[int], list[PairTokens]], count: int
+) -> tuple[TrainState, list[dict[str, Any]]]:
   """The state after so many training steps, and a record of each."""
   program = launch.program
   model, own, out = program.step.model, local_rows(program), []
@@ -176,18 +183,18 @@ def _limits(job: dict) -> dict[str, float]:
   }
 
 
-def _rate(m: int, k: int, n: int, dtype) -> float:
+def _rate(m: int, k: int, n: int, dtype: np.dtype) -> float:
   """Flops per second of `[m, k] @ [k, n]`."""
   a, b = jnp.full((m, k), 0.5, dtype), jnp.full((k, n), 0.5, dtype)
   return 2.0 * m * k * n / common.seconds(jax.jit(jnp.matmul), a, b)
 
 
-def _products(shapes: list[tuple[int, int]], rows: int, dtype) -> float:
+def _products(shapes: list[tuple[int, int]], rows: int, dtype: np.dtype) -> float:
   """Seconds for the products of `rows` tokens with matrices of these shapes and their gradients."""
   matrices = [jnp.full(s, 1e-3, dtype) for s in shapes]
   inputs = [jnp.ones((rows, a), dtype) for a, _ in shapes]
 
-  def once(_, carry):
+  def once(_: jax.Array, carry: list[tuple[jax.Array, ...]]) -> list[tuple[jax.Array, ...]]:
     out = []
     for x, _, w in carry:
       y = x @ w  # stands in for the gradient, too
@@ -195,7 +202,7 @@ def _products(shapes: list[tuple[int, int]], rows: int, dtype) -> float:
     return out
 
   @jax.jit
-  def run(inputs, matrices):
+  def run(inputs: list[jax.Array], matrices: list[jax.Array]) -> list[tuple[jax.Array, ...]]:
     carry = [(x, w, w) for x, w in zip(inputs, matrices, strict=True)]
     return jax.lax.fori_loop(0, LAYERS, once, carry)
 

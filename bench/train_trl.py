@@ -16,6 +16,7 @@ import pathlib
 import resource
 import sys
 import time
+from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -26,7 +27,7 @@ import transformers
 OUT_OF_MEMORY = 137  # as a shell says it of a process killed by SIGKILL
 
 
-def main(path: str):
+def main(path: str) -> None:
   """Does the job and writes its result to the path that it names."""
   with contextlib.suppress(OSError):  # should memory run out, this process is the one to go
     pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
@@ -41,7 +42,7 @@ def main(path: str):
   pathlib.Path(job["out"]).write_text(json.dumps(result))
 
 
-def _convert(job) -> dict:
+def _convert(job: dict[str, Any]) -> dict[str, Any]:
   from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
   path = pathlib.Path(job["model"])
@@ -56,10 +57,11 @@ def _convert(job) -> dict:
   return {"parameters": net.num_parameters()}
 
 
-def _train(job) -> dict:
+def _train(job: dict[str, Any]) -> dict[str, Any]:
   """Seconds, loss and gradient norm of every step, and the peak of memory in bytes."""
-  from datasets import Dataset
-  from trl.experimental.cpo import CPOTrainer
+  # Of the extra `bench`, which the checked environment does not have.
+  from datasets import Dataset  # pyright: ignore[reportMissingImports]
+  from trl.experimental.cpo import CPOConfig, CPOTrainer  # pyright: ignore[reportMissingImports]
 
   cuda = torch.cuda.is_available()
   torch.set_num_threads(job["threads"])
@@ -70,10 +72,10 @@ def _train(job) -> dict:
   class Trainer(CPOTrainer):
     """CPOTrainer, given its tokens and listened to."""
 
-    def tokenize_row(self, feature, model=None):
+    def tokenize_row(self, feature: dict[str, Any], model: object = None) -> dict[str, Any]:
       return feature
 
-    def compute_loss(self, *args, **kwargs):
+    def compute_loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
       loss = super().compute_loss(*args, **kwargs)
       losses.append(loss.detach())
       return loss
@@ -81,7 +83,7 @@ def _train(job) -> dict:
   rows = [_columns(*pair) for pairs in job["steps"] for pair in pairs]
   trainer = Trainer(
     model=transformers.AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32),
-    args=_settings(job, cuda),
+    args=CPOConfig(**_settings(job, cuda)),
     train_dataset=Dataset.from_list(rows),
     processing_class=transformers.AutoTokenizer.from_pretrained(job["model"]),
     callbacks=[clock],
@@ -98,11 +100,9 @@ def _train(job) -> dict:
   }
 
 
-def _settings(job, cuda: bool):
+def _settings(job: dict[str, Any], cuda: bool) -> dict[str, Any]:
   """CPOTrainer's settings, as its documentation has them."""
-  from trl.experimental.cpo import CPOConfig
-
-  return CPOConfig(
+  return dict(
     output_dir=job["folder"],
     loss_type="simpo",
     cpo_alpha=0.0,
@@ -146,17 +146,17 @@ class _Clock(transformers.TrainerCallback):
     self._cuda = cuda
     self.seconds, self.grad_norms = [], []
 
-  def on_train_begin(self, *_, **__):
+  def on_train_begin(self, *_: Any, **__: Any) -> None:
     self._last = time.perf_counter()
 
-  def on_step_end(self, *_, **__):
+  def on_step_end(self, *_: Any, **__: Any) -> None:
     if self._cuda:
       torch.cuda.synchronize()
     now = time.perf_counter()
     self.seconds.append(now - self._last)
     self._last = now
 
-  def on_log(self, *_, logs, **__):
+  def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
     if "grad_norm" in logs:
       self.grad_norms.append(float(logs["grad_norm"]))
       print(f"step {len(self.seconds)}: {self.seconds[-1]:.2f} s, {logs}", flush=True)

@@ -77,11 +77,11 @@ def with_new_fields(page: str) -> str:
   return page[:start] + "\n".join(lines) + page[end:]
 
 
-def _number(value) -> str:
+def _number(value: float) -> str:
   return f"{value:,}" if isinstance(value, int) else f"{value:.7g}"
 
 
-def _code(value) -> str:
+def _code(value: object) -> str:
   return f"`{value!r}`" if value != "" else '`""`'
 
 

@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn
 
 # Exit codes of simpo_jax.main. Any other failure is a crash; it may be worth another attempt.
 MISTAKE = 2  # of the user: another attempt would end the same way
@@ -25,13 +27,13 @@ class Mistake(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
-  def error(self, message):
+  def error(self, message: str) -> NoReturn:
     if message.startswith("unrecognized arguments"):
       message += "; the flags of simpo_jax.main go after --"
     raise Mistake(f"{message}; see --help")
 
 
-def parser(doc: str, python: str, max_restarts: int) -> argparse.ArgumentParser:
+def parser(doc: str | None, python: str, max_restarts: int) -> argparse.ArgumentParser:
   """Returns a parser with the options of every launcher; --help prints `doc`."""
   out = _Parser(
     usage="python launch/%(prog)s OPTIONS -- FLAGS OF simpo_jax.main",
@@ -125,11 +127,11 @@ def exit_code(returncode: int) -> int:
 
 
 @contextlib.contextmanager
-def passing_signals(deliver: Callable[[int], None]) -> Iterator[list[int]]:
+def passing_signals(deliver: Callable[[int], object]) -> Iterator[list[int]]:
   """Hands each SIGINT and SIGTERM to `deliver`; yields the growing list of those that came."""
   received: list[int] = []
 
-  def handle(signum, _):
+  def handle(signum: int, _: FrameType | None) -> None:
     received.append(signum)
     deliver(signum)
 
@@ -141,7 +143,7 @@ def passing_signals(deliver: Callable[[int], None]) -> Iterator[list[int]]:
       signal.signal(signum, handler)
 
 
-def start(argv: Sequence[str], **how) -> subprocess.Popen:
+def start(argv: Sequence[str], **how: Any) -> subprocess.Popen:
   """Returns the started command; raises Mistake when it cannot be started."""
   try:
     return subprocess.Popen(argv, **how)

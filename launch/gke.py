@@ -15,6 +15,7 @@ JobSet at once. --wait prints host 0's log and returns the exit code of the pod 
 with a SIGTERM to the pods. --dry-run prints the YAML.
 """
 
+import argparse
 import json
 import re
 import shlex
@@ -41,7 +42,7 @@ from jobset import INDEX, LABEL, TPU, hosts_of, jobset
 _POLL_SECONDS = 5
 
 
-def build(options, flags: Sequence[str]) -> dict:
+def build(options: argparse.Namespace, flags: Sequence[str]) -> dict:
   """Returns the JobSet that the command line asks for. Raises Mistake."""
   # Pods are called NAME-hosts-0-INDEX-suffix, and a host's name has at most 63 characters.
   if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", options.name):

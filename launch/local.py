@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import IO
 
 from common import (
   RESUMABLE,
@@ -120,7 +121,7 @@ def _start_all(processes: list, line: Sequence[str], extras: Sequence[dict]) -> 
   parent = os.getpid()
   libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
-  def in_child():
+  def in_child() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     if libc is not None:
       libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -155,7 +156,8 @@ def _watch(processes: Sequence[subprocess.Popen], grace: float, received: Sequen
   for index, process in enumerate(processes):
     for pipe, to in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
       if pipe is not None:
-        selector.register(pipe, selectors.EVENT_READ, _Lines(f"[{index}] ".encode(), to.buffer))
+        lines = _Lines(f"[{index}] ".encode(), pipe, to.buffer)
+        selector.register(pipe, selectors.EVENT_READ, lines)
   failed, deadline = None, None
   while any(p.poll() is None for p in processes):
     for key, _ in selector.select(timeout=0.1):
@@ -182,26 +184,27 @@ def _watch(processes: Sequence[subprocess.Popen], grace: float, received: Sequen
 
 
 class _Lines:
-  """Writes whole lines behind a prefix, however they arrive."""
+  """Writes a pipe's whole lines behind a prefix, however they arrive."""
 
-  def __init__(self, prefix: bytes, to):
-    self.prefix, self.to, self.rest = prefix, to, b""
+  def __init__(self, prefix: bytes, pipe: IO[bytes], to: IO[bytes]):
+    self.prefix, self.pipe, self.to, self.rest = prefix, pipe, to, b""
 
-  def write(self, chunk: bytes):
+  def write(self, chunk: bytes) -> None:
     *lines, self.rest = (self.rest + chunk).split(b"\n")
     told = (line for line in lines if not line.startswith(_NOISE))
     self.to.write(b"".join(self.prefix + line + b"\n" for line in told))
     self.to.flush()
 
 
-def _forward(selector, key):
+def _forward(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+  lines: _Lines = key.data
   chunk = os.read(key.fd, 1 << 16)
-  key.data.write(chunk)
+  lines.write(chunk)
   if not chunk:
-    if key.data.rest:
-      key.data.write(b"\n")
+    if lines.rest:
+      lines.write(b"\n")
     selector.unregister(key.fileobj)
-    key.fileobj.close()
+    lines.pipe.close()
 
 
 def _kill(processes: Sequence[subprocess.Popen]) -> list[int]:

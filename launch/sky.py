@@ -48,7 +48,7 @@ def task(
   setup: str,
   restarts: int,
   env: dict[str, str],
-  mounts: dict[str, str],
+  mounts: dict[str, dict[str, str]],
 ) -> dict:
   """Returns the SkyPilot task as nested dicts."""
   resources: dict = {"accelerators": accelerators}

@@ -133,10 +133,11 @@ def main(argv: Sequence[str]) -> int:
 
   def stop(_: int) -> None:
     for child in running:
-      if child.stdin.closed:
-        with contextlib.suppress(ProcessLookupError):
-          os.killpg(child.pid, signal.SIGTERM)
-      child.stdin.close()
+      if child.stdin and not child.stdin.closed:
+        child.stdin.close()
+        continue
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
 
   def attempt(number: int) -> int:
     if number:

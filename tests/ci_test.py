@@ -1,6 +1,5 @@
 """The files that CI is made of: what linters say of them, and what they promise each other."""
 
-import importlib.util
 import pathlib
 import re
 import shutil
@@ -11,6 +10,7 @@ import pytest
 import yaml
 
 from support.folders import ROOT
+from support.modules import load_module
 
 SCRIPTS = [".ci/common.sh", ".ci/check", ".ci/run", ".ci/long", ".ci/release"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -20,14 +20,6 @@ def tool(name):
   """The path of what the dev extra brings; skips the test where it is not."""
   path = shutil.which(name, path=pathlib.Path(sys.executable).parent)
   return path or pytest.skip(f"there is no {name} in this environment")
-
-
-def load(name):
-  """A script of .ci/ as a module."""
-  spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 def test_shellcheck():
@@ -50,8 +42,8 @@ def test_actionlint():
 def test_the_workflow_runs_ci_on_the_default_python_and_the_newest():
   [workflow] = WORKFLOWS
   job = yaml.safe_load(workflow.read_text())["jobs"]["run"]
-  newest = re.search(r"^newest=(\S+)", (ROOT / SCRIPTS[0]).read_text(), re.M)[1]
-  oldest = re.search(r'python_requires=">=([\d.]+)"', (ROOT / "setup.py").read_text())[1]
+  [newest] = re.findall(r"^newest=(\S+)", (ROOT / SCRIPTS[0]).read_text(), re.M)
+  [oldest] = re.findall(r'python_requires=">=([\d.]+)"', (ROOT / "setup.py").read_text())
   assert job["strategy"]["matrix"]["python"] == [oldest, newest]
   assert job["steps"][-1]["run"] == ".ci/run"
 
@@ -86,7 +78,7 @@ def test_tiers():
 
 @pytest.fixture
 def constraints():
-  return load("constraints")
+  return load_module(ROOT / ".ci" / "constraints.py")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "constraints").glob("*.txt")), ids=lambda p: p.name)
@@ -105,7 +97,8 @@ def test_a_constraints_file_is_versions_alone(constraints, path):
 
 
 def _python(path):
-  return re.search(r"^# What Python (\S+) had", path.read_text(), re.M)[1]
+  [version] = re.findall(r"^# What Python (\S+) had", path.read_text(), re.M)
+  return version
 
 
 def test_differences_are_told(constraints):
@@ -141,7 +134,7 @@ def test_seconds_by_folder(tmp_path):
   for name, chaos in (("all", "50.0"), ("quick", "0")):
     paths.append(tmp_path / f"{name}.xml")
     paths[-1].write_text(JUNIT.format(chaos=chaos))
-  assert load("seconds").table(paths).splitlines() == [
+  assert load_module(ROOT / ".ci" / "seconds.py").table(paths).splitlines() == [
     "| folder | all: tests | seconds | quick: tests | seconds |",
     "|---|---|---|---|---|",
     "| `tests/checkpoint` | 1 | 50 | 1 | 0 |",

@@ -1,6 +1,5 @@
 """Config files and their check: every variant is valid, and every wrong field is named."""
 
-import importlib.util
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from simpo_jax.program.ledger import Mode
 from simpo_jax.runtime.launch_schedule import generates, launches_after
 from simpo_jax.settings import FIELDS
 from support.folders import DOCS, ROOT
+from support.modules import load_module
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 LONG = (50, 100, 150, 200)
@@ -41,11 +41,7 @@ for pod in ("llama3_70b_v5p256", "llama32_1b_v5e16", "llama3_8b_v6e64"):
 
 
 def load(name):
-  path = next(p for p in CONFIGS if p.stem == name)
-  spec = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  return load_module(ROOT / "configs" / f"{name}.py")
 
 
 def variants(module):
@@ -129,11 +125,12 @@ def test_the_real_target():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_docstring_names_the_command_and_every_variant(path):
   module = load(path.stem)
-  assert f"python -m simpo_jax.main --config=configs/{path.name}" in module.__doc__
+  doc = module.__doc__ or ""
+  assert f"python -m simpo_jax.main --config=configs/{path.name}" in doc
   for variant in variants(module):
     # m12 refers to m11 for the shapes of its debugging variants.
     name = "phase_a" if path.stem == "m12" and variant.startswith("phase_a") else variant
-    assert re.search(rf"\b{name}\b", module.__doc__), variant
+    assert re.search(rf"\b{name}\b", doc), variant
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
@@ -171,6 +168,7 @@ def test_choices(name, choice):
 @pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.low is not None])
 def test_ranges(name):
   low, high = FIELDS[name].low, FIELDS[name].high
+  assert low is not None
   validate(changed(name, low))
   bad = [low - 1, float("nan"), float("inf"), 10**400 if isinstance(low, int) else 1e308 * 10]
   if high is not None:

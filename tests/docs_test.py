@@ -37,7 +37,7 @@ def blocks(path):
     fence = re.match(r"\s*```(\w*)\s*$", line)
     if fence and inside is None:
       inside = (fence[1], [])
-    elif fence:
+    elif fence and inside is not None:
       found.append((inside[0], "\n".join(inside[1]) + "\n"))
       inside = None
     else:

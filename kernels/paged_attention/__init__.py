@@ -6,37 +6,53 @@ head, a token's K and then its V. A layer is chosen by offsetting its page ids b
 """
 
 import importlib
+from types import ModuleType
+from typing import NotRequired, TypedDict, Unpack
 
 import jax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32
 
 IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "reference")
 _NATIVE = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu", "cpu": "xla"}  # by platform
 
 
+class Shape(TypedDict):
+  """What a call looks like on one device, as far as kernels can refuse it."""
+
+  heads: int
+  kv_heads: int
+  head_dim: int
+  page_size: int
+  dtype: DTypeLike
+  queries: NotRequired[int]  # T: 1 in decoding, a chunk's in prefill
+  slots: NotRequired[int]  # B, dead rows included
+  pages_per_seq: NotRequired[int]
+
+
 def paged_attention(
-  q: jax.Array,
-  pool: jax.Array,
-  page_ids: jax.Array,
-  lengths: jax.Array,
+  q: Float[Array, "B H h"],
+  pool: Float[Array, "pages page lanes"],
+  page_ids: Int32[Array, "B pages_per_seq"],
+  lengths: Int32[Array, " B"],
   *,
   window: int | None = None,
   soft_cap: float | None = None,
   impl: str = "auto",
-) -> jax.Array:
+) -> Float[Array, "B H h"]:
   """Attention of each sequence's newest token to its own pages (one decode step).
 
   Args:
-    q: `[B, H, h]`, float32 or bfloat16, not yet scaled.
-    pool: `[L * P, page, 2 * K * h]` in q's dtype.
-    page_ids: int32 `[B, pages_per_seq]`, offset for the layer; entries past the
-      sequence's end may hold anything.
-    lengths: int32 `[B]`, tokens in the cache, the newest included; 0 for a dead row.
+    q: float32 or bfloat16, not yet scaled.
+    pool: all layers' pages, `[L * P, page, 2 * K * h]`, in q's dtype.
+    page_ids: offset for the layer; entries past the sequence's end may hold anything.
+    lengths: tokens in the cache, the newest included; 0 for a dead row.
     window: a query sees only this many newest tokens.
     soft_cap: scores become `cap * tanh(scores / cap)` (Gemma 2, arXiv:2408.00118).
     impl: one of `IMPLEMENTATIONS`; "auto" is that of the default device's platform.
 
   Returns:
-    `[B, H, h]` in q's dtype; dead rows are 0.
+    The attention in q's dtype; dead rows are 0.
   """
   out = paged_prefill(
     q[:, None],
@@ -52,42 +68,41 @@ def paged_attention(
 
 
 def paged_prefill(
-  q: jax.Array,
-  pool: jax.Array,
-  page_ids: jax.Array,
-  start: jax.Array,
-  count: jax.Array,
+  q: Float[Array, "B T H h"],
+  pool: Float[Array, "pages page lanes"],
+  page_ids: Int32[Array, "B pages_per_seq"],
+  start: Int32[Array, " B"],
+  count: Int32[Array, " B"],
   *,
   window: int | None = None,
   soft_cap: float | None = None,
   impl: str = "auto",
-) -> jax.Array:
+) -> Float[Array, "B T H h"]:
   """Attention of a chunk of each sequence to its pages, the chunk's own tokens included.
 
   Query t of row b, `t < count[b]`, sees the keys `s <= start[b] + t`. The chunk's keys
   and values must be in the pool already.
 
   Args:
-    q: `[B, T, H, h]`.
-    start: int32 `[B]`, the position of `q[:, 0]` in its sequence.
-    count: int32 `[B]`, queries that are real, 0 to T.
-    pool, page_ids, window, soft_cap, impl: as for `paged_attention`.
+    start: the position of `q[:, 0]` in its sequence.
+    count: queries that are real, 0 to T.
+    q, pool, page_ids, window, soft_cap, impl: as for `paged_attention`.
 
   Returns:
-    `[B, T, H, h]` in q's dtype; 0 where there is no query.
+    The attention in q's dtype; 0 where there is no query.
   """
   if impl == "auto":
     impl = _NATIVE[jax.default_backend()]
   return _module(impl).attend(q, pool, page_ids, start, count, window=window, soft_cap=soft_cap)
 
 
-def select_impl(impl: str, platform: str, **shape) -> tuple[str, str | None]:
+def select_impl(impl: str, platform: str, **shape: Unpack[Shape]) -> tuple[str, str | None]:
   """The implementation to build with, and why it is not the platform's own kernel.
 
   Args:
     impl: what was asked for, one of `IMPLEMENTATIONS`.
     platform: "cpu", "tpu" or "gpu".
-    **shape: heads, kv_heads, head_dim, page_size, dtype, queries, slots, pages_per_seq.
+    **shape: what it will be called with.
 
   Raises:
     ValueError: `impl` was asked for by name and cannot take this shape; says why.
@@ -99,7 +114,7 @@ def select_impl(impl: str, platform: str, **shape) -> tuple[str, str | None]:
   return ("xla", reason) if reason else (impl, None)
 
 
-def unsupported_reason(impl: str, platform: str, **shape) -> str | None:
+def unsupported_reason(impl: str, platform: str, **shape: Unpack[Shape]) -> str | None:
   """Why `impl` cannot take a shape on a platform, or None if it can."""
   if impl not in ("tpu", "gpu"):
     return None
@@ -108,7 +123,7 @@ def unsupported_reason(impl: str, platform: str, **shape) -> str | None:
   return _module(impl).unsupported_reason(**shape)
 
 
-def _module(impl: str):
+def _module(impl: str) -> ModuleType:
   # Only what is used is imported: Pallas is slow to import and not on every machine.
   if impl not in IMPLEMENTATIONS:
     raise ValueError(f"paged attention has no implementation {impl!r}: {IMPLEMENTATIONS}")

@@ -17,6 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int32
+
+from simpo_jax.kernels.loops import fori_loop
+from simpo_jax.kernels.paged_attention.refs import Ref
 
 ROWS = 16  # fewest of a matmul on tensor cores
 STAGES = 3  # of the loop over blocks: page ids, then keys and values, then arithmetic
@@ -26,18 +31,20 @@ SHARED_MOST = 227 * KIB  # H100
 PROGRAMS = 8 * 132  # enough to keep an H100's multiprocessors busy until the longest row ends
 LOG2E = math.log2(math.e)
 
+Sums = tuple[Array, Array, Array]  # each row's largest score, sum of weights, weighted sum of V
+
 
 def attend(
-  q: jax.Array,
-  pool: jax.Array,
-  page_ids: jax.Array,
-  start: jax.Array,
-  count: jax.Array,
+  q: Float[Array, "B T H h"],
+  pool: Float[Array, "pages page lanes"],
+  page_ids: Int32[Array, "B pages_per_seq"],
+  start: Int32[Array, " B"],
+  count: Int32[Array, " B"],
   *,
   window: int | None = None,
   soft_cap: float | None = None,
-  interpret=False,
-) -> jax.Array:
+  interpret: bool = False,
+) -> Float[Array, "B T H h"]:
   """See `simpo_jax.kernels.paged_attention.paged_prefill`.
 
   `interpret` is what `pl.pallas_call` takes: True to run on CPU.
@@ -80,7 +87,7 @@ def unsupported_reason(
   kv_heads: int,
   head_dim: int,
   page_size: int,
-  dtype,
+  dtype: DTypeLike,
   queries: int = 1,
   slots: int = 1,
   pages_per_seq: int = 1,
@@ -101,7 +108,7 @@ def unsupported_reason(
   return None
 
 
-def tile_plan(H, K, h, dtype, T):
+def tile_plan(H: int, K: int, h: int, dtype: DTypeLike, T: int) -> tuple[int, int, int, int, int]:
   """Queries per tile, matmul rows, keys per block, warps, bytes of shared memory."""
   G, D = H // K, _lanes(h)
   item = jnp.dtype(dtype).itemsize
@@ -113,7 +120,7 @@ def tile_plan(H, K, h, dtype, T):
   R = max(pl.next_power_of_2(tile * G), ROWS)
   warps = 8 if item == 4 or R * max(D, 128) > 64 * 128 else 4
 
-  def shared(block):
+  def shared(block: int) -> int:
     kept = STAGES - 1  # blocks at a time
     weights = R * block if item == 4 or R < 64 else 0  # else Triton has them in registers
     return item * (kept * 2 * block * D + R * D + weights)
@@ -122,38 +129,40 @@ def tile_plan(H, K, h, dtype, T):
   return tile, R, block, warps, shared(block)
 
 
-def num_splits(programs, R, block, keys):
+def num_splits(programs: int, R: int, block: int, keys: int) -> int:
   """Parts of a row's keys: enough for `PROGRAMS`, none so short that merging outweighs it."""
   return max(min(PROGRAMS // programs, keys // max(2 * block, 4 * R)), 1)
 
 
-def _lanes(h):
+def _lanes(h: int) -> int:
   return max(pl.next_power_of_2(h), 16)
 
 
-def _merge(out, lse):
-  """Of `out [splits, ..., h]`, each a softmax over its own keys, the softmax over all keys."""
+def _merge(
+  out: Float32[Array, "splits B T H h"], lse: Float32[Array, "splits B T H"]
+) -> Float32[Array, "B T H h"]:
+  """The softmax over all keys, given that over each split's own."""
   weights = jnp.exp2(lse - jnp.max(lse, axis=0))
   weights /= jnp.sum(weights, axis=0)
   return jnp.sum(out * weights[..., None], axis=0)
 
 
 def _kernel(
-  page_ids,  # int32 [B, n]
-  start,  # int32 [B]
-  count,  # int32 [B]
-  q,  # [B, T, H, h]
-  pool,  # [L * P * page, 2 * K * h]
-  out,  # [splits, B, T, H, h]
-  *lse,  # float32 [splits, B, T, H], base 2, if there is more than one split
-  tile,
-  R,
-  D,
-  block,
-  page,
-  window,
-  soft_cap,
-):
+  page_ids: Ref,  # int32 [B, pages_per_seq]
+  start: Ref,  # int32 [B]
+  count: Ref,  # int32 [B]
+  q: Ref,  # [B, T, H, h]
+  pool: Ref,  # [L * P * page, 2 * K * h]
+  out: Ref,  # [splits, B, T, H, h]
+  *lse: Ref,  # float32 [splits, B, T, H], base 2, if there is more than one split
+  tile: int,
+  R: int,
+  D: int,
+  block: int,
+  page: int,
+  window: int | None,
+  soft_cap: float | None,
+) -> None:
   splits, _, T, H, h = out.shape
   G = H * 2 * h // pool.shape[1]
   dot = functools.partial(plgpu.dot, precision=jax.lax.Precision.HIGHEST)  # float32, not tf32
@@ -175,14 +184,14 @@ def _kernel(
   blocks = jnp.where(real > 0, pl.cdiv(end - begin, block), 0)
   share = pl.cdiv(blocks, splits)
 
-  def step(i, carry):
-    peak, total, acc = carry
+  def step(i: Array, sums: Sums) -> Sums:
+    peak, total, acc = sums
     key = begin + i * block + jnp.arange(block, dtype=jnp.int32)
     used = key < end
     ids = plgpu.load(page_ids.at[b, jax.lax.div(key, page)], mask=used, other=0)
     token = (ids * page + jax.lax.rem(key, page))[:, None]
 
-    def fetch(i):
+    def fetch(i: int) -> Array:
       # What is not loaded must be 0, not just unseen: 0 * NaN is NaN.
       lanes = (2 * kv_head + i) * h + lane[None]
       return plgpu.load(pool.at[token, lanes], mask=used[:, None] & inside, other=0)
@@ -203,7 +212,7 @@ def _kernel(
     total = total * shrink + jnp.sum(weights, axis=1)
     return new_peak, total, acc * shrink[:, None] + dot(weights.astype(pool.dtype), fetch(1))
 
-  peak, total, acc = jax.lax.fori_loop(
+  peak, total, acc = fori_loop(
     split * share,
     jnp.minimum((split + 1) * share, blocks),
     step,

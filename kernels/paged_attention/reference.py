@@ -1,19 +1,19 @@
 """Dense paged attention: gathers every page. The oracle of the other implementations."""
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
 
 
 def attend(
-  q: jax.Array,
-  pool: jax.Array,
-  page_ids: jax.Array,
-  start: jax.Array,
-  count: jax.Array,
+  q: Float[Array, "B T H h"],
+  pool: Float[Array, "pages page lanes"],
+  page_ids: Int32[Array, "B pages_per_seq"],
+  start: Int32[Array, " B"],
+  count: Int32[Array, " B"],
   *,
   window: int | None = None,
   soft_cap: float | None = None,
-) -> jax.Array:
+) -> Float[Array, "B T H h"]:
   """See `simpo_jax.kernels.paged_attention.paged_prefill`."""
   B, T, H, h = q.shape
   K = pool.shape[2] // (2 * h)

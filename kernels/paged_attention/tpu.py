@@ -18,8 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32
 
 from simpo_jax.arith import ceil_div, round_up
+from simpo_jax.kernels.paged_attention.refs import Ref
 
 LANES = 128
 MIB = 2**20
@@ -32,18 +35,21 @@ SMEM = 960 * 2**10
 VMEM = 48 * MIB
 SPILL = {2: 6 * MIB, 4: 12 * MIB}  # by item size: compilers needed up to 3 and 9 beside the buffers
 
+Index = int | Array  # of what may be known only on the device
+Covers = tuple[tuple[int, int], ...]  # of each KV head, the lanes (begin, end) taken for it
+
 
 def attend(
-  q: jax.Array,
-  pool: jax.Array,
-  page_ids: jax.Array,
-  start: jax.Array,
-  count: jax.Array,
+  q: Float[Array, "B T H h"],
+  pool: Float[Array, "pages page lanes"],
+  page_ids: Int32[Array, "B pages_per_seq"],
+  start: Int32[Array, " B"],
+  count: Int32[Array, " B"],
   *,
   window: int | None = None,
   soft_cap: float | None = None,
-  interpret=False,
-) -> jax.Array:
+  interpret: bool | pltpu.InterpretParams = False,
+) -> Float[Array, "B T H h"]:
   """See `simpo_jax.kernels.paged_attention.paged_prefill`.
 
   `interpret` is what `pl.pallas_call` takes: `pltpu.InterpretParams()` to run on CPU.
@@ -66,7 +72,7 @@ def attend(
 
   shares = min(2, rows)
 
-  def block(share, i, *_):
+  def block(share: Array, i: Array, *_: Ref) -> tuple[Index, ...]:
     # The shorter share's last step visits its last row again and leaves it alone.
     last = jax.lax.div(rows - 1 - share, shares)
     return jnp.minimum(i, last) * shares + share, 0, 0, 0
@@ -118,7 +124,7 @@ def unsupported_reason(
   kv_heads: int,
   head_dim: int,
   page_size: int,
-  dtype,
+  dtype: DTypeLike,
   queries: int = 1,
   slots: int = 1,
   pages_per_seq: int = 1,
@@ -150,7 +156,9 @@ def unsupported_reason(
   return None
 
 
-def _plan(H, K, h, page, dtype, T, n):
+def _plan(
+  H: int, K: int, h: int, page: int, dtype: DTypeLike, T: int, n: int
+) -> tuple[int, int, int, int]:
   """Tiles of queries, queries per tile, pages per block, bytes of VMEM to ask for."""
   G = H // K
   rows = TILE * TILE_HEADS // max(K, TILE_HEADS)
@@ -170,24 +178,27 @@ def _plan(H, K, h, page, dtype, T, n):
   return tiles, tile, pages, blocks + operands + state + scores + SPILL[item]
 
 
-def _covers(K, h):
-  """Of each KV head, the lanes `(begin, end)` that are taken for its K, and for its V."""
+def _covers(K: int, h: int) -> tuple[Covers, Covers]:
+  """The lanes taken for the KV heads' K, and for their V."""
 
-  def cover(lane):
-    return lane // LANES * LANES, min(round_up(lane + h, LANES), 2 * K * h)
+  def covers(i: int) -> Covers:
+    lanes = [(2 * k + i) * h for k in range(K)]
+    return tuple((x // LANES * LANES, min(round_up(x + h, LANES), 2 * K * h)) for x in lanes)
 
-  return tuple(tuple(cover((2 * k + i) * h) for k in range(K)) for i in (0, 1))
+  return covers(0), covers(1)
 
 
-def _widest(covers):
+def _widest(covers: Covers) -> int:
   return max(end - begin for begin, end in covers)
 
 
-def _spread(q, offsets, width):
+def _spread(
+  q: Float[Array, "rows K R h"], offsets: list[int], width: int
+) -> Float[Array, "rows K R lanes"]:
   """Puts each KV head's queries, `q[:, k]`, where its keys are in the lanes taken for them."""
   h = q.shape[-1]
 
-  def pad(x, offset):
+  def pad(x: Array, offset: int) -> Array:
     return jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (offset, width - offset - h)))
 
   if len(set(offsets)) == 1:
@@ -196,28 +207,28 @@ def _spread(q, offsets, width):
 
 
 def _kernel(
-  page_ids,  # SMEM int32 [B * n]
-  start,  # SMEM int32 [rows]
-  count,  # SMEM int32 [rows]
-  q,  # VMEM [1, K, R, lanes of the widest K cover], R = queries * G, G innermost
-  pool,  # HBM [L * P, page, 2 * K * h]
-  out,  # VMEM [1, K, R, h]
-  buffer,  # VMEM [2, block, 2 * K * h]
-  peak,  # VMEM float32 [K, R, 1], the largest score so far
-  total,  # VMEM float32 [K, R, 1], the sum of weights so far
-  acc,  # VMEM float32 [K, R, lanes of the widest V cover]
-  turn,  # SMEM int32 [1], the buffer that the block due next arrives in
-  arrived,  # DMA semaphores [2]
+  page_ids: Ref,  # SMEM int32 [B * pages_per_seq]
+  start: Ref,  # SMEM int32 [rows]
+  count: Ref,  # SMEM int32 [rows]
+  q: Ref,  # VMEM [1, K, R, lanes of the widest K cover], R = queries * G, G innermost
+  pool: Ref,  # HBM [L * P, page, 2 * K * h]
+  out: Ref,  # VMEM [1, K, R, h]
+  buffer: Ref,  # VMEM [2, block, 2 * K * h]
+  peak: Ref,  # VMEM float32 [K, R, 1], the largest score so far
+  total: Ref,  # VMEM float32 [K, R, 1], the sum of weights so far
+  acc: Ref,  # VMEM float32 [K, R, lanes of the widest V cover]
+  turn: Ref,  # SMEM int32 [1], the buffer that the block due next arrives in
+  arrived: Ref,  # DMA semaphores [2]
   *,
-  shares,
-  tiles,
-  G,
-  keys,
-  values,
-  scale,
-  window,
-  soft_cap,
-):
+  shares: int,
+  tiles: int,
+  G: int,
+  keys: Covers,
+  values: Covers,
+  scale: float,
+  window: int | None,
+  soft_cap: float | None,
+) -> None:
   rows, page = count.shape[0], pool.shape[1]
   n = page_ids.shape[0] * tiles // rows
   block = buffer.shape[1]
@@ -228,49 +239,50 @@ def _kernel(
   share, i = pl.program_id(0), pl.program_id(1)
   row = i * shares + share
 
-  def live_from(row):
-    def dead(row):
+  def live_from(row: Array) -> Array:
+    def dead(row: Array) -> Array:
       return (row < rows) & (count[jnp.minimum(row, rows - 1)] == 0)
 
     return jax.lax.while_loop(dead, lambda row: row + shares, row)
 
-  def first_page(row):
+  def first_page(row: Array) -> Index:
     return 0 if window is None else div(jnp.maximum(start[row] - window + 1, 0), page)
 
-  def page_end(row):
+  def page_end(row: Array) -> Array:
     return div(start[row] + count[row] + page - 1, page)
 
-  def place(i, size=1):
-    return pl.ds(pl.multiple_of(i * page, page), size * page)
+  def place(i: Index, size: Index = 1) -> pl.Slice | slice:
+    start = pl.multiple_of(i * page, page)  # pyright: ignore[reportArgumentType]  # takes ints, too
+    return pl.ds(start, size * page)
 
-  def fetch(row, begin, slot):
+  def fetch(row: Array, begin: Index, slot: Index) -> None:
     entry = div(row, tiles) * n + begin
 
-    def copy(i, _):
+    def copy(i: Array, _: None) -> None:
       source, target = pool.at[page_ids[entry + i]], buffer.at[slot, place(i)]
       pltpu.make_async_copy(source, target, arrived.at[slot]).start()
 
     jax.lax.fori_loop(0, jnp.minimum(pages, page_end(row) - begin), copy, None)
 
   @pl.when(i == 0)
-  def _():
+  def _() -> None:
     # What is left of a buffer beyond the fetched pages gets weight 0, so it must be finite.
     buffer[...] = jnp.zeros_like(buffer)
     turn[0] = 0
     row = live_from(share)
 
     @pl.when(row < rows)
-    def _():
+    def _() -> None:
       fetch(row, first_page(row), 0)
 
   own = jnp.minimum(row, rows - 1)
 
   @pl.when((row < rows) & (count[own] == 0))
-  def _():
+  def _() -> None:
     out[...] = jnp.zeros_like(out)
 
   @pl.when((row < rows) & (count[own] > 0))
-  def _():
+  def _() -> None:
     begin, end = first_page(row), page_end(row)
     after = live_from(row + shares)
     query = jax.lax.broadcasted_iota(jnp.int32, (R, 1), 0)  # G times the query, plus the head
@@ -278,18 +290,18 @@ def _kernel(
     total[...] = jnp.zeros_like(total)
     acc[...] = jnp.zeros_like(acc)
 
-    def step(i, _):
+    def step(i: Array, _: None) -> None:
       here = begin + i * pages
       slot = turn[0]
       turn[0] = 1 - slot
       last = here + pages >= end
 
       @pl.when(jnp.logical_not(last))
-      def _():
+      def _() -> None:
         fetch(row, here + pages, 1 - slot)
 
       @pl.when(last & (after < rows))
-      def _():
+      def _() -> None:
         fetch(after, first_page(after), 1 - slot)
 
       landed = buffer.at[slot, place(0, jnp.minimum(pages, end - here))]
@@ -298,7 +310,7 @@ def _kernel(
       valid = start[row] + count[row] - (end - 1) * page  # tokens of the row's last page
 
       @pl.when(last & (valid < page))
-      def _():
+      def _() -> None:
         tail = buffer[slot, place(end - 1 - here)]
         token = jax.lax.broadcasted_iota(jnp.int32, tail.shape, 0)
         buffer[slot, place(end - 1 - here)] = jnp.where(token < valid, tail, 0)

@@ -6,26 +6,29 @@ no sequence waits for a longer one. Partial results are combined per sequence wi
 online softmax (arXiv:1805.02867).
 """
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from simpo_jax.arith import ceil_div
+from simpo_jax.kernels.loops import fori_loop
 
 BLOCK = 64  # keys of a block, or one page if that is more
 STEP_KEYS = 2048  # keys of a step: enough to fill a core, few enough for its cache
 STEP_SCORES = 2**20  # scores of a step, at most
 
+Sums = tuple[Array, Array, Array]  # each row's largest score, sum of weights, weighted sum of V
+
 
 def attend(
-  q: jax.Array,
-  pool: jax.Array,
-  page_ids: jax.Array,
-  start: jax.Array,
-  count: jax.Array,
+  q: Float[Array, "B T H h"],
+  pool: Float[Array, "pages page lanes"],
+  page_ids: Int32[Array, "B pages_per_seq"],
+  start: Int32[Array, " B"],
+  count: Int32[Array, " B"],
   *,
   window: int | None = None,
   soft_cap: float | None = None,
-) -> jax.Array:
+) -> Float[Array, "B T H h"]:
   """See `simpo_jax.kernels.paged_attention.paged_prefill`."""
   B, T, H, h = q.shape
   page, lanes = pool.shape[1:]
@@ -46,8 +49,8 @@ def attend(
   blocks = jnp.maximum(ceil_div(end, block) - first, 0)  # [B]
   behind = jnp.cumsum(blocks)  # where each sequence's blocks end in the line
 
-  def step(i, carry):
-    peak, total, acc = carry
+  def step(i: Array, sums: Sums) -> Sums:
+    peak, total, acc = sums
     place = i * I + jnp.arange(I, dtype=jnp.int32)
     owner = jnp.sum(place[:, None] >= behind, axis=1, dtype=jnp.int32)  # B past the last
     owns = owner[:, None] == jnp.arange(B)  # [I, B]
@@ -85,14 +88,16 @@ def attend(
     jnp.zeros((B, K, R), jnp.float32),
     jnp.zeros((B, K, R, h), jnp.float32),
   )
-  _, total, acc = jax.lax.fori_loop(0, ceil_div(behind[-1], I), step, init)
+  _, total, acc = fori_loop(0, ceil_div(behind[-1], I), step, init)
   out = acc / jnp.maximum(total, 1e-30)[..., None]
   out = out.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4)
   return out.reshape(B, T, H, h).astype(q.dtype)
 
 
-def _sum_by_owner(owns, parts):
-  """`parts [I, ...]` added up over the blocks of each sequence, `[B, ...]`."""
+def _sum_by_owner(
+  owns: Bool[Array, "I B"], parts: Float32[Array, "I *part"]
+) -> Float32[Array, "B *part"]:
+  """The parts of each sequence's blocks added up."""
   flat = parts.reshape(parts.shape[0], -1)
   sums = jnp.matmul(owns.T.astype(flat.dtype), flat, precision="highest")
   return sums.reshape(-1, *parts.shape[1:])

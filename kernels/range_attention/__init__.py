@@ -6,39 +6,54 @@ all with a backward pass.
 """
 
 import importlib
+from types import ModuleType
+from typing import NotRequired, TypedDict, Unpack
 
 import jax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32
 
 IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "reference")
 RESIDUALS = "attention"  # what the backward pass needs of the forward pass, to checkpoint policies
 _NATIVE = {"tpu": "tpu", "gpu": "gpu"}  # by platform; others have no kernel of their own: XLA
 
 
+class Shape(TypedDict):
+  """What a call looks like on one device, as far as kernels can refuse it."""
+
+  heads: int
+  kv_heads: int
+  head_dim: int
+  row_length: int
+  dtype: DTypeLike
+  window: NotRequired[int | None]
+  soft_cap: NotRequired[float | None]
+
+
 def range_attention(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  k_start: jax.Array,
-  k_end: jax.Array,
-  positions: jax.Array,
+  q: Float[Array, "B S H h"],
+  k: Float[Array, "B S K h"],
+  v: Float[Array, "B S K h"],
+  k_start: Int32[Array, "B S"],
+  k_end: Int32[Array, "B S"],
+  positions: Int32[Array, "B S"],
   *,
-  window: int | jax.Array | None = None,
+  window: int | Int32[Array, ""] | None = None,
   soft_cap: float | None = None,
   impl: str = "xla",
-) -> jax.Array:
+) -> Float[Array, "B S H h"]:
   """Softmax attention where query t sees the keys `k_start[t] <= s < k_end[t]`.
 
   Args:
-    q: `[B, S, H, h]`, not yet scaled; k, v: `[B, S, K, h]` with H a multiple of K.
-    k_start, k_end: int32 `[B, S]`, indices into the row. A token's range contains the
-      token itself.
-    positions: int32 `[B, S]`, rotary, below S; used by `window` alone.
+    q: not yet scaled; H is a multiple of K.
+    k_start, k_end: indices into the row. A token's range contains the token itself.
+    positions: rotary, below S; used by `window` alone.
     window: a query sees keys less than this many positions back (Mistral); may be traced.
     soft_cap: scores become `cap * tanh(scores / cap)` (Gemma 2, arXiv:2408.00118).
     impl: one of `IMPLEMENTATIONS`; "auto" is that of the default device's platform.
 
   Returns:
-    `[B, S, H, h]` in q's dtype; scores and softmax are float32.
+    The attention in q's dtype; scores and softmax are float32.
   """
   if impl == "auto":
     impl = _NATIVE.get(jax.default_backend(), "xla")
@@ -46,13 +61,13 @@ def range_attention(
   return attend(q, k, v, k_start, k_end, positions, window=window, soft_cap=soft_cap)
 
 
-def select_impl(impl: str, platform: str, **shape) -> tuple[str, str | None]:
+def select_impl(impl: str, platform: str, **shape: Unpack[Shape]) -> tuple[str, str | None]:
   """The implementation to build with, and why it is not the platform's own kernel.
 
   Args:
     impl: what was asked for, one of `IMPLEMENTATIONS`.
     platform: "cpu", "tpu" or "gpu".
-    **shape: heads, kv_heads, head_dim, row_length, dtype, window, soft_cap.
+    **shape: what it will be called with.
 
   Raises:
     ValueError: `impl` was asked for by name and cannot take this shape; says why.
@@ -64,7 +79,7 @@ def select_impl(impl: str, platform: str, **shape) -> tuple[str, str | None]:
   return ("xla", reason) if reason else (impl, None)
 
 
-def unsupported_reason(impl: str, platform: str, **shape) -> str | None:
+def unsupported_reason(impl: str, platform: str, **shape: Unpack[Shape]) -> str | None:
   """Why `impl` cannot take a shape on a platform, or None if it can."""
   if impl not in _NATIVE.values():
     return None
@@ -73,7 +88,7 @@ def unsupported_reason(impl: str, platform: str, **shape) -> str | None:
   return _module(impl).unsupported_reason(**shape)
 
 
-def _module(impl: str):
+def _module(impl: str) -> ModuleType:
   # Only what is used is imported: Pallas is slow to import and not on every machine.
   if impl not in IMPLEMENTATIONS:
     raise ValueError(f"range attention has no implementation {impl!r}: {IMPLEMENTATIONS}")

@@ -7,11 +7,14 @@ Which of the two is by what is installed; neither comes with jax.
 """
 
 import importlib.util
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.extend import backend
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32
 
 from simpo_jax.distributed.chips import chip_of
 from simpo_jax.kernels.range_attention.reference import dense_mask
@@ -22,17 +25,17 @@ _INSTALL = "pip install tokamax for the gpu kernel"
 
 
 def attend(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  k_start: jax.Array,
-  k_end: jax.Array,
-  positions: jax.Array,
+  q: Float[Array, "B S H h"],
+  k: Float[Array, "B S K h"],
+  v: Float[Array, "B S K h"],
+  k_start: Int32[Array, "B S"],
+  k_end: Int32[Array, "B S"],
+  positions: Int32[Array, "B S"],
   *,
-  window: int | jax.Array | None = None,
+  window: int | Int32[Array, ""] | None = None,
   soft_cap: float | None = None,
   engine: str = "auto",
-) -> jax.Array:
+) -> Float[Array, "B S H h"]:
   """See `simpo_jax.kernels.range_attention.range_attention`.
 
   Args:
@@ -64,7 +67,7 @@ def unsupported_reason(
   kv_heads: int,
   head_dim: int,
   row_length: int,
-  dtype,
+  dtype: DTypeLike,
   window: int | None = None,
   soft_cap: float | None = None,
 ) -> str | None:
@@ -89,7 +92,7 @@ def unsupported_reason(
   return None
 
 
-def _engine(window: int | jax.Array | None) -> str:
+def _engine(window: int | Int32[Array, ""] | None) -> str:
   return "tokamax" if window is None and _has_tokamax() else "cudnn"
 
 
@@ -109,7 +112,8 @@ def _capability() -> float:
   Raises:
     ValueError: the mesh's devices are only described, and of a kind that is not known.
   """
-  here, meant = backend.get_default_device(), jax.sharding.get_abstract_mesh().abstract_device
+  here = cast(Any, backend.get_default_device())  # jaxlib says nothing of its type
+  meant = jax.sharding.get_abstract_mesh().abstract_device
   if meant is None or meant.device_kind == here.device_kind:
     return float(here.compute_capability)
   chip = chip_of(meant.device_kind)

@@ -2,19 +2,20 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
 
 
 def attend(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  k_start: jax.Array,
-  k_end: jax.Array,
-  positions: jax.Array,
+  q: Float[Array, "B S H h"],
+  k: Float[Array, "B S K h"],
+  v: Float[Array, "B S K h"],
+  k_start: Int32[Array, "B S"],
+  k_end: Int32[Array, "B S"],
+  positions: Int32[Array, "B S"],
   *,
-  window: int | jax.Array | None = None,
+  window: int | Int32[Array, ""] | None = None,
   soft_cap: float | None = None,
-) -> jax.Array:
+) -> Float[Array, "B S H h"]:
   """See `simpo_jax.kernels.range_attention.range_attention`."""
   H, h = q.shape[2:]
   seen = dense_mask(k_start, k_end, positions, window)
@@ -28,9 +29,12 @@ def attend(
 
 
 def dense_mask(
-  k_start: jax.Array, k_end: jax.Array, positions: jax.Array, window: int | jax.Array | None
-) -> jax.Array:
-  """bool `[B, S, S]`: which keys each query sees."""
+  k_start: Int32[Array, "B S"],
+  k_end: Int32[Array, "B S"],
+  positions: Int32[Array, "B S"],
+  window: int | Int32[Array, ""] | None,
+) -> Bool[Array, "B S S"]:
+  """Which keys (last axis) each query sees."""
   key = jnp.arange(k_start.shape[1], dtype=jnp.int32)
   seen = (key >= k_start[..., None]) & (key < k_end[..., None])
   if window is not None:

@@ -15,36 +15,53 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+from jax import ad_checkpoint
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from simpo_jax.kernels.loops import fori_loop
 from simpo_jax.kernels.range_attention import RESIDUALS
 
 NEGATIVE = -1e30  # a masked score: exp gives exactly 0, and no NaN arises from it
 QUERY_BLOCK = 256
 KEY_BLOCK = 256
 
+Window = int | Int32[Array, ""] | None
+Mask = tuple[Array, Array, Array]  # k_start, k_end, positions
+Sums = tuple[Array, Array, Array]  # what a walk over key blocks adds up
+# q, k, v, the mask, the window, the attention, the log-sum-exp of each query's scores
+Residuals = tuple[Array, Array, Array, Array, Array, Array, Window, Array, Array]
+
 
 def attend(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  k_start: jax.Array,
-  k_end: jax.Array,
-  positions: jax.Array,
+  q: Float[Array, "B S H h"],
+  k: Float[Array, "B S K h"],
+  v: Float[Array, "B S K h"],
+  k_start: Int32[Array, "B S"],
+  k_end: Int32[Array, "B S"],
+  positions: Int32[Array, "B S"],
   *,
-  window: int | jax.Array | None = None,
+  window: int | Int32[Array, ""] | None = None,
   soft_cap: float | None = None,
-) -> jax.Array:
+) -> Float[Array, "B S H h"]:
   """See `simpo_jax.kernels.range_attention.range_attention`."""
   B, S, H, h = q.shape
   K = k.shape[2]
   q = (q * h**-0.5).reshape(B, S, K, H // K, h)
-  out = _attend(q, k, v, k_start, k_end, positions, window, soft_cap)
+  out: Array = _attend(q, k, v, k_start, k_end, positions, window, soft_cap)
   return out.reshape(B, S, H, h)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
-def _attend(q, k, v, k_start, k_end, positions, window, soft_cap):
+def _attend(
+  q: Float[Array, "B S K G h"],
+  k: Float[Array, "B S K h"],
+  v: Float[Array, "B S K h"],
+  k_start: Int32[Array, "B S"],
+  k_end: Int32[Array, "B S"],
+  positions: Int32[Array, "B S"],
+  window: Window,
+  soft_cap: float | None,
+) -> Float[Array, "B S K G h"]:
   return _forward(q, k, v, k_start, k_end, positions, window, soft_cap)[0]
 
 
@@ -52,29 +69,37 @@ def _blocks(S: int) -> tuple[int, int]:
   return math.gcd(S, QUERY_BLOCK), math.gcd(S, KEY_BLOCK)
 
 
-def _block(x, i, size, axis):
+def _block(x: Array, i: Array, size: int, axis: int) -> Array:
   return jax.lax.dynamic_slice_in_dim(x, i * size, size, axis)
 
 
-def _flat(x, axis):
+def _flat(x: Array, axis: int) -> Array:
   """`[..., G, C, ...]`, with G at `axis`, to `[..., N, ...]`."""
   return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
-def _queries(x, i, C, axis):
+def _queries(x: Array, i: Array, C: int, axis: int) -> Array:
   """Query block i, `[..., N, ...]`, of `[..., G, S, ...]` with G at `axis`."""
   return _flat(_block(x, i, C, axis + 1), axis)
 
 
-def _key_blocks(i, mask, S):
+def _key_blocks(i: Array, mask: Mask, S: int) -> tuple[Array, Array, Array, Array, Array]:
   """Bounds of query block i's tokens, and the first and one-past-last key blocks they see."""
   C, E = _blocks(S)
   start, end, positions = (_block(x, i, C, 1) for x in mask)
   return start, end, positions, jnp.min(start) // E, -(-jnp.max(end) // E)
 
 
-def _seen(j, start, end, positions, all_positions, E, window):
-  """bool [B, 1, E, 1, C]: which keys of block j each query of the block sees."""
+def _seen(
+  j: Array,
+  start: Int32[Array, "B C"],
+  end: Int32[Array, "B C"],
+  positions: Int32[Array, "B C"],
+  all_positions: Int32[Array, "B S"],
+  E: int,
+  window: Window,
+) -> Bool[Array, "B 1 E 1 C"]:
+  """Which keys of block j each query of the block sees."""
   keys = (j * E + jnp.arange(E, dtype=jnp.int32))[:, None]
   seen = (keys >= start[:, None]) & (keys < end[:, None])
   if window is not None:
@@ -85,31 +110,44 @@ def _seen(j, start, end, positions, all_positions, E, window):
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _scores(k, q, seen, soft_cap):
+def _scores(
+  k: Float[Array, "B K E h"],
+  q: Float[Array, "B K h N"],
+  seen: Bool[Array, "B 1 E 1 C"],
+  soft_cap: float | None,
+) -> Float32[Array, "B K E G C"]:
   scores = _grouped(_dot("bkeh,bkhn->bken", k, q), seen.shape[-1])
   if soft_cap is not None:
     scores = soft_cap * jnp.tanh(scores / soft_cap)
   return jnp.where(seen, scores, NEGATIVE)
 
 
-def _grouped(x, C):
-  """`[..., N]` to `[..., G, C]`."""
+def _grouped(x: Float[Array, "*other N"], C: int) -> Float[Array, "*other G C"]:
   return x.reshape(*x.shape[:-1], -1, C)
 
 
-def _forward(q, k, v, k_start, k_end, positions, window, soft_cap):
+def _forward(
+  q: Float[Array, "B S K G h"],
+  k: Float[Array, "B S K h"],
+  v: Float[Array, "B S K h"],
+  k_start: Int32[Array, "B S"],
+  k_end: Int32[Array, "B S"],
+  positions: Int32[Array, "B S"],
+  window: Window,
+  soft_cap: float | None,
+) -> tuple[Float[Array, "B S K G h"], Residuals]:
   B, S, K, G, h = q.shape
   C, E = _blocks(S)
   mask = (k_start, k_end, positions)
   all_q = q.transpose(0, 2, 4, 3, 1)  # [B, K, h, G, S]
   all_k, all_v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 3, 1)  # [B, K, S, h], [B, K, h, S]
 
-  def query_block(_, i):
+  def query_block(_: None, i: Array) -> tuple[None, tuple[Array, Array]]:
     q_i = _queries(all_q, i, C, 3)
     start, end, pos, first, last = _key_blocks(i, mask, S)
 
-    def key_block(j, carry):
-      peak, total, acc = carry
+    def key_block(j: Array, sums: Sums) -> Sums:
+      peak, total, acc = sums
       seen = _seen(j, start, end, pos, positions, E, window)
       scores = _scores(_block(all_k, j, E, 2), q_i, seen, soft_cap)
       new_peak = jnp.maximum(peak, jnp.max(scores, axis=2))
@@ -126,21 +164,22 @@ def _forward(q, k, v, k_start, k_end, positions, window, soft_cap):
       jnp.zeros((B, K, G, C), jnp.float32),
       jnp.zeros((B, K, h, G, C), jnp.float32),
     )
-    peak, total, acc = jax.lax.fori_loop(first, last, key_block, init)
+    peak, total, acc = fori_loop(first, last, key_block, init)
     return None, ((acc / total[:, :, None]).astype(q.dtype), peak + jnp.log(total))
 
   _, (out, lse) = jax.lax.scan(query_block, None, jnp.arange(S // C))
-  out, lse = (checkpoint_name(x, RESIDUALS) for x in (_rows(out), lse))
+  out, lse = (ad_checkpoint.checkpoint_name(x, RESIDUALS) for x in (_rows(out), lse))
   return out, (q, k, v, k_start, k_end, positions, window, out, lse)
 
 
-def _rows(blocks):
-  """`[blocks, B, K, h, G, C]` to `[B, S, K, G, h]`."""
+def _rows(blocks: Float[Array, "blocks B K h G C"]) -> Float[Array, "B S K G h"]:
   n, B, K, h, G, C = blocks.shape
   return blocks.transpose(1, 0, 5, 2, 4, 3).reshape(B, n * C, K, G, h)
 
 
-def _backward(soft_cap, residuals, d_out):
+def _backward(
+  soft_cap: float | None, residuals: Residuals, d_out: Float[Array, "B S K G h"]
+) -> tuple[Array, Array, Array, None, None, None, None]:
   q, k, v, k_start, k_end, positions, window, out, lse = residuals
   B, S, K, G, h = q.shape
   C, E = _blocks(S)
@@ -153,14 +192,14 @@ def _backward(soft_cap, residuals, d_out):
   k_last = k.transpose(0, 2, 3, 1)  # [B, K, h, S]
   k, v = (x.swapaxes(1, 2) for x in (k, v))  # [B, K, S, h]
 
-  def query_block(carry, i):
+  def query_block(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], Array]:
     q_i, d_out_i = (_queries(x, i, C, 2) for x in (q, d_out))
     delta_i = _block(delta, i, C, 3)[:, :, None]
     q_last_i, d_out_last_i = (_queries(x, i, C, 3) for x in (q_last, d_out_last))
     start, end, pos, first, last = _key_blocks(i, mask, S)
 
-    def key_block(j, carry):
-      d_q, d_k, d_v = carry
+    def key_block(j: Array, sums: Sums) -> Sums:
+      d_q, d_k, d_v = sums
       seen = _seen(j, start, end, pos, positions, E, window)
       scores = _scores(_block(k, j, E, 2), q_last_i, seen, soft_cap)
       weights = jnp.exp(scores - lse[i][:, :, None])
@@ -170,7 +209,7 @@ def _backward(soft_cap, residuals, d_out):
         d_scores *= jnp.where(seen, 1 - (scores / soft_cap) ** 2, 0)  # NEGATIVE squared is inf
       d_scores = _flat(d_scores.astype(q.dtype), 3)
 
-      def add(total, x, y):
+      def add(total: Array, x: Array, y: Array) -> Array:
         part = _dot("bken,bknh->bkeh", x, y)
         return jax.lax.dynamic_update_slice_in_dim(
           total, _block(total, j, E, 2) + part, j * E, axis=2
@@ -183,7 +222,7 @@ def _backward(soft_cap, residuals, d_out):
       )
 
     d_q = jnp.zeros((B, K, h, G * C), jnp.float32)
-    d_q, d_k, d_v = jax.lax.fori_loop(first, last, key_block, (d_q, *carry))
+    d_q, d_k, d_v = fori_loop(first, last, key_block, (d_q, *carry))
     return (d_k, d_v), _grouped(d_q, C).astype(q.dtype)
 
   zeros = jnp.zeros((B, K, S, h), jnp.float32)

@@ -116,7 +116,7 @@ class ChatEngine:
     number = lambda n: np.full(1, n, np.int32)  # noqa: E731
     sampling = Sampling(
       *(
-        np.full(1, settings[name], np.int32 if name == "top_k" else np.float32)
+        np.full(1, getattr(settings, name), np.int32 if name == "top_k" else np.float32)
         for name in Sampling._fields
       )
     )

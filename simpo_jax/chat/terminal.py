@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from simpo_jax import interrupts
 from simpo_jax.chat.engine import ChatEngine
@@ -33,15 +35,17 @@ class Terminal:
   `live`: a person sits there, and not a file or a pipe.
   """
 
-  def __init__(self, stdin=None, stdout=None, stderr=None):
+  def __init__(
+    self, stdin: TextIO | None = None, stdout: TextIO | None = None, stderr: TextIO | None = None
+  ):
     self._in, self._out = stdin or sys.stdin, stdout or sys.stdout
     self.live = self._in.isatty() and self._out.isatty()
     self._notes = self._out if self.live else stderr or sys.stderr
     coloured = self.live and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     self._dim, self._bold, self._plain = ("\x1b[2m", "\x1b[1m", "\x1b[0m") if coloured else [""] * 3
-    with contextlib.suppress(AttributeError):  # of another kind of file
-      self._in.reconfigure(errors="replace")
-      self._out.reconfigure(errors="replace")
+    for file in (self._in, self._out):
+      if isinstance(file, io.TextIOWrapper):
+        file.reconfigure(errors="replace")
     if self.live:
       with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives `input` a history and line editing
@@ -252,19 +256,17 @@ class Chat:
       try:
         number = type(field.default)(value)
       except ValueError:
-        number = value
+        raise UserError(f"{pair} {kind_problem(field, value)}") from None
       if problem := kind_problem(field, number) or range_problem(field, number):
         raise UserError(f"{pair} {problem}")
       self._settings = dataclasses.replace(self._settings, **{name: number})
     self._show_settings()
 
   def _show_settings(self) -> None:
-    engine, note = self._engine, self._terminal.note
+    engine, note, speed = self._engine, self._terminal.note, self._engine.speed
     note(listed({name: getattr(self._settings, name) for name in _CHANGEABLE}))
-    speed = (
-      "" if engine.speed is None else f"; the last answer came at {engine.speed:,.1f} tokens/s"
-    )
-    note(f"{describe_model(self._loaded)}; context of {engine.context:,} tokens{speed}")
+    last = "" if speed is None else f"; the last answer came at {speed:,.1f} tokens/s"
+    note(f"{describe_model(self._loaded)}; context of {engine.context:,} tokens{last}")
 
   def _save(self, name: str) -> None:
     if not name:

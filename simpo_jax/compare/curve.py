@@ -1,7 +1,7 @@
 """Curves as SVG: panels side by side, lines with bands, the same bytes for the same figures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
@@ -11,12 +11,14 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 34, 40  # around it
 _LINE = 16  # of the legend below
 _TICKS = 6  # about so many
 
+Point = tuple[float, float]
+
 
 class Series(NamedTuple):
   """points: (x, y) in the order of x; bands: (low, high) of each, or none."""
 
   label: str
-  points: Sequence[tuple[float, float]]
+  points: Sequence[Point]
   bands: Sequence[tuple[float, float]] = ()
 
 
@@ -55,7 +57,7 @@ def ticks(low: float, high: float) -> list[float]:
   return [round(i * step, 10) for i in range(first, last + 1)]
 
 
-def _panel(panel: Panel, x_label: str):
+def _panel(panel: Panel, x_label: str) -> Iterator[str]:
   width, height = _PLOT
   xs = [x for s in panel.series for x, _ in s.points]
   ys = [y for s in panel.series for _, y in s.points]
@@ -63,7 +65,7 @@ def _panel(panel: Panel, x_label: str):
   left, right = _widened(min(xs), max(xs), 0.0)
   bottom, top = panel.limits or _widened(min(ys), max(ys), 0.05)
 
-  def at(x, y):
+  def at(x: float, y: float) -> Point:
     return (x - left) / (right - left) * width, (top - y) / (top - bottom) * height
 
   yield _text(0, -14, panel.title, "start", 'font-weight="bold"')
@@ -88,7 +90,7 @@ def _panel(panel: Panel, x_label: str):
   yield f'<path d="M0 0V{height}H{width}" fill="none" stroke="#444"/>'
 
 
-def _series(series: Series, colour: str, at):
+def _series(series: Series, colour: str, at: Callable[[float, float], Point]) -> Iterator[str]:
   line = [at(*point) for point in series.points]
   if series.bands:
     xs = [x for x, _ in series.points]
@@ -101,11 +103,11 @@ def _series(series: Series, colour: str, at):
       yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
 
 
-def _path(points) -> str:
+def _path(points: Sequence[Point]) -> str:
   return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-def _text(x, y, text, anchor, more="") -> str:
+def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
   return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(text)}</text>'
 
 

@@ -76,28 +76,37 @@ def read_evaluations(workdir: pathlib.Path) -> dict[int, list[dict[str, Any]]]:
 
 
 def compare_pairs(
-  before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], steps
+  before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], steps: tuple[int, int]
 ) -> Comparison:
   """Two evaluations of the same pairs, in the same order."""
-  margins = [np.array([row["rewards/margins"] for row in rows]) for rows in (before, after)]
-  right = [m > 0 for m in margins]
-  gained, lost = (int(np.sum(a & ~b)) for a, b in (right[::-1], right))
-  mean_of = lambda name: tuple(  # noqa: E731
-    float(np.mean([row[name] for row in rows])) for rows in (before, after)
-  )
+  old, new = _values(before, "rewards/margins"), _values(after, "rewards/margins")
+  was_right, is_right = old > 0, new > 0
+  gained, lost = int(np.sum(is_right & ~was_right)), int(np.sum(was_right & ~is_right))
+
+  def means(name: str) -> tuple[float, float]:
+    return float(np.mean(_values(before, name))), float(np.mean(_values(after, name)))
+
   return Comparison(
     pairs=len(before),
-    steps=tuple(steps),
-    accuracy=tuple(share(int(r.sum()), len(r)) for r in right),
-    accuracy_change=mean(right[1].astype(float) - right[0]),
+    steps=steps,
+    accuracy=(_accuracy(old), _accuracy(new)),
+    accuracy_change=mean(is_right.astype(float) - was_right),
     gained=gained,
     lost=lost,
-    accuracy_p=stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0,
-    margin=tuple(map(mean, margins)),
-    margin_change=mean(margins[1] - margins[0]),
-    logps_chosen=mean_of("logps/chosen"),
-    logps_rejected=mean_of("logps/rejected"),
+    accuracy_p=float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
+    margin=(mean(old), mean(new)),
+    margin_change=mean(new - old),
+    logps_chosen=means("logps/chosen"),
+    logps_rejected=means("logps/rejected"),
   )
+
+
+def _values(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+  return np.array([row[name] for row in rows])
+
+
+def _accuracy(margins: np.ndarray) -> Estimate:
+  return share(int(np.sum(margins > 0)), len(margins))
 
 
 def compare(evaluations: dict[int, list[dict[str, Any]]]) -> Comparison:
@@ -147,10 +156,8 @@ def evaluation_panels(
   workdir: pathlib.Path, evaluations: dict[int, list[dict[str, Any]]]
 ) -> list[Panel]:
   """Accuracy and margin by step."""
-  margins = {
-    step: np.array([row["rewards/margins"] for row in rows]) for step, rows in evaluations.items()
-  }
-  accuracies = {step: share(int((m > 0).sum()), len(m)) for step, m in margins.items()}
+  margins = {step: _values(rows, "rewards/margins") for step, rows in evaluations.items()}
+  accuracies = {step: _accuracy(m) for step, m in margins.items()}
   train = [row for row in _rows(workdir / "metrics.jsonl") if row["mode"] == "train"]
   return [
     Panel(

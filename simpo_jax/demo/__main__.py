@@ -88,7 +88,7 @@ def run_stage(stage: str, folder: pathlib.Path, seed: int) -> None:
     env={"JAX_PLATFORMS": "cpu", **os.environ},
   )
   try:
-    for line in process.stdout:
+    for line in process.stdout or ():
       step = re.match(r"step +(\d+)/(\d+) ", line)
       if not step or int(step[1]) % max(1, int(step[2]) // _SHOWN) == 0:
         print(line, end="", flush=True)

@@ -63,7 +63,9 @@ def samples_table(samples: Samples) -> Table:
   return table
 
 
-def panels(run: pathlib.Path, evaluations, samples: Samples) -> list[Panel]:
+def panels(
+  run: pathlib.Path, evaluations: dict[int, list[dict[str, Any]]], samples: Samples
+) -> list[Panel]:
   """Accuracy and margin, and the answers beside them."""
   shares = {step: counts(rows) for step, rows in samples.items()}
   return [

@@ -72,7 +72,7 @@ def split_texts(seed: int) -> tuple[Texts, Texts]:
   rng = np.random.default_rng([seed, 0])
   training, held_out = Texts({}, {}), Texts({}, {})
 
-  def cut(texts):
+  def cut(texts: list[str]) -> tuple[list[str], list[str]]:
     order = [texts[i] for i in rng.permutation(len(texts))]
     return order[len(order) // 4 :], order[: len(order) // 4]
 

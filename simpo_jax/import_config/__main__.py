@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
       print(f"  {line.removeprefix('# ')}")
 
 
-def _show(rows) -> None:
+def _show(rows: Sequence[tuple[str, ...]]) -> None:
   from rich.console import Console
   from rich.table import Table
   from rich.text import Text

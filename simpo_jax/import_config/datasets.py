@@ -9,6 +9,10 @@ from simpo_jax.errors import UserError
 from simpo_jax.import_config.parts import Part, RunFacts, shown
 
 FOLDER = "data"  # of prepared datasets
+_FIELDS: tuple[str, ...] = (
+  "dataset_mixer", "dataset_splits", "dataset_name", "datasets", "dataset_train_split",
+  "dataset_test_split",
+)  # fmt: skip
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _SPLIT = re.compile(r"\w+")
 
@@ -19,9 +23,8 @@ def datasets(v: dict[str, Any], form: str, facts: RunFacts, evaluates: bool, whe
   Raises:
     UserError: there is none, or it is not written as the recipe's trainer reads it.
   """
-  fields = ("dataset_mixer", "dataset_splits", "dataset_name", "datasets", "dataset_train_split")
   if facts.data is not None:
-    told = dict.fromkeys((*fields, "dataset_test_split"), "--data in its place")
+    told = dict.fromkeys(_FIELDS, "--data in its place")
     return Part({"data.train": (facts.data,), "data.eval": ()}, told)
   if form == "princeton":
     wanted = _mixer(v, where)

@@ -55,7 +55,8 @@ def loss(v: dict[str, Any], form: str, where: str) -> Part:
   if form == "princeton":
     if kind not in ("sigmoid", "hinge"):
       raise UserError(f"{where}: loss_type {shown(kind)} is not SimPO's; sigmoid and hinge are")
-    settings, told = {"simpo.loss_type": kind}, {"loss_type": "simpo.loss_type"}
+    settings: dict[str, Any] = {"simpo.loss_type": kind}
+    told = {"loss_type": "simpo.loss_type"}
     if kind == "hinge":  # whose code passes over it
       settings["simpo.label_smoothing"] = 0.0
       told["label_smoothing"] = "simpo.label_smoothing = 0: hinge has none"

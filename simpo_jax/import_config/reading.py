@@ -41,7 +41,7 @@ class _Loader(yaml.SafeLoader):
 
   depth = 0
 
-  def compose_node(self, parent, index):
+  def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
     event = self.peek_event()
     if isinstance(event, yaml.AliasEvent):
       raise _refused("aliases (*name) are not read; write the value out", event)
@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
     self.depth -= 1
     return node
 
-  def construct_mapping(self, node, deep=False):
+  def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
     for name in names:
       if names.count(name) > 1:
@@ -60,5 +60,5 @@ class _Loader(yaml.SafeLoader):
     return super().construct_mapping(node, deep)
 
 
-def _refused(problem: str, at) -> yaml.MarkedYAMLError:
+def _refused(problem: str, at: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:
   return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)

@@ -146,7 +146,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
 
 
 def _row(name: str, value: Any, told: dict[str, str], problems: dict[str, str]) -> Row:
-  def row(status, text):
+  def row(status: str, text: str) -> Row:
     return Row(shown(name), shown(value), status, text)
 
   if name in problems:

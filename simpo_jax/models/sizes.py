@@ -10,7 +10,7 @@ def layer_weights(model: ModelConfig) -> int:
   return model.num_hidden_layers * (attention + 3 * D * model.intermediate_size)
 
 
-def cache_bytes(model: ModelConfig, context: int, itemsize: int) -> float:
+def cache_bytes(model: ModelConfig, context: float, itemsize: int) -> float:
   """Bytes of keys and values that attention reads for so many tokens, all heads."""
   return (
     2.0

@@ -4,6 +4,8 @@ import math
 from typing import Any, NamedTuple
 
 from simpo_jax.models.sharding import ROWS
+from simpo_jax.plan.planned import Planned
+from simpo_jax.program.config import ProgramConfig
 from simpo_jax.runtime.console import human_bytes
 from simpo_jax.settings import Settings
 
@@ -18,8 +20,8 @@ class Lever(NamedTuple):
   text: str
 
 
-def advise(config: Settings, planned, plan: dict[str, Any]) -> list[str]:
-  """Lines of advice, the most helpful first; `planned` is a `planning.Planned`."""
+def advise(config: Settings, planned: Planned, plan: dict[str, Any]) -> list[str]:
+  """Lines of advice, the most helpful first."""
   levers = _levers(config, planned, plan["memory"])
   hbm, peak = plan["hbm_bytes_per_chip"], plan["peak_bytes_per_chip"]
   if not plan["fits"]:
@@ -36,7 +38,7 @@ def advise(config: Settings, planned, plan: dict[str, Any]) -> list[str]:
   return _room(planned, plan, hbm - peak)
 
 
-def _room(planned, plan: dict[str, Any], free: int) -> list[str]:
+def _room(planned: Planned, plan: dict[str, Any], free: int) -> list[str]:
   """What free memory could be used for."""
   cfg, lines = planned.program, []
   if plan["modes"]["train"]["micro_batches"] > 1 and free > _SPARE * plan["hbm_bytes_per_chip"]:
@@ -51,7 +53,7 @@ def _room(planned, plan: dict[str, Any], free: int) -> list[str]:
   return [f"{human_bytes(free)} are free; plan again with", *lines] if lines else []
 
 
-def _kept_bytes(cfg) -> float:
+def _kept_bytes(cfg: ProgramConfig) -> float:
   """About what the backward pass needs of all layers, if nothing is computed again."""
   model = cfg.step.model
   rows = cfg.batch.rows / math.prod(cfg.mesh.shape[axis] for axis in ROWS[0])
@@ -70,7 +72,7 @@ def _tight(plan: dict[str, Any]) -> set[str]:
   return over or set(peaks)
 
 
-def _levers(config: Settings, planned, memory: dict[str, Any]) -> list[Lever]:
+def _levers(config: Settings, planned: Planned, memory: dict[str, Any]) -> list[Lever]:
   cfg, every = planned.program, ("train", "generate", "evaluate")
   state = memory["params"] + memory["optimizer_state"]
   levers = []
@@ -88,7 +90,7 @@ def _levers(config: Settings, planned, memory: dict[str, Any]) -> list[Lever]:
   return [x for x in levers if x.saved > 0]
 
 
-def _training(config: Settings, cfg, memory) -> list[Lever]:
+def _training(config: Settings, cfg: ProgramConfig, memory: dict[str, Any]) -> list[Lever]:
   levers, both = [], ("train", "evaluate")
   other = memory["modes"]["train"]["kinds"]["other"] or 0
   batch = cfg.batch
@@ -110,7 +112,7 @@ def _training(config: Settings, cfg, memory) -> list[Lever]:
   return levers
 
 
-def _generation(config: Settings, cfg, memory) -> list[Lever]:
+def _generation(config: Settings, cfg: ProgramConfig, memory: dict[str, Any]) -> list[Lever]:
   kinds, shape = memory["modes"]["generate"]["kinds"], cfg.generate
   pool, weights = kinds["kv_pool"], kinds["decode_weights"]
   levers = []

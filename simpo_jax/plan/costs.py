@@ -10,6 +10,7 @@ it computes adds its cost.
 
 import functools
 import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from simpo_jax.plan.instructions import (
@@ -78,12 +79,12 @@ def region(module: Module, name: str, scope: str = "", trips: int | None = 1) ->
   return _Reader(module).region(name, scope, trips)
 
 
-def total(region: Region, trips) -> Total:
+def total(region: Region, trips: Callable[[Region], float]) -> Total:
   """Sums a region up.
 
   Args:
-    trips: function from an inner loop (a Region) to how often it runs, for loops whose
-      `trips` are None; the outermost region itself runs once.
+    trips: how often an inner loop runs whose own `trips` are None; the outermost region
+      itself runs once.
   """
   flops, moved = region.flops, region.bytes
   exchanges = [(c, 1.0) for c in region.collectives]
@@ -96,11 +97,21 @@ def total(region: Region, trips) -> Total:
   return Total(flops, moved, tuple(exchanges))
 
 
-def walk(region: Region):
+def walk(region: Region) -> Iterator[Region]:
   """A region and all regions inside it, outermost first."""
   yield region
   for loop in region.loops:
     yield from walk(loop)
+
+
+def _region(
+  flops: float = 0,
+  moved: float = 0,
+  exchanges: Sequence[Collective] = (),
+  kernels: Sequence[str] = (),
+  loops: Sequence[Region] = (),
+) -> Region:
+  return Region("", 1, flops, moved, tuple(exchanges), tuple(kernels), tuple(loops))
 
 
 class _Reader:
@@ -113,8 +124,7 @@ class _Reader:
 
   def region(self, name: str, scope: str, trips: int | None) -> Region:
     computation = self.module.computations[name]
-    parts = [self._part(i, computation) for i in computation.values()]
-    parts = [p for p in parts if p is not None]
+    parts = [p for i in computation.values() if (p := self._part(i, computation)) is not None]
     join = lambda field: tuple(x for p in parts for x in getattr(p, field))  # noqa: E731
     return Region(
       scope,
@@ -130,12 +140,9 @@ class _Reader:
     """What one instruction adds to its region."""
     if i.opcode in _NOTHING or i.opcode.endswith(("-done", "-update")):
       return None
-    make = lambda flops=0, moved=0, exchanges=(), kernels=(), loops=(): Region(  # noqa: E731
-      "", 1, flops, moved, tuple(exchanges), tuple(kernels), tuple(loops)
-    )
     if i.opcode == "while":
       body = named(i, "body")
-      return make(loops=[self.region(body, i.scope, self._trips(i, computation))])
+      return _region(loops=[self.region(body, i.scope, self._trips(i, computation))])
     if i.opcode == "conditional":
       # Only one branch runs; which one is not known here: the costliest.
       branches = [self.region(name, "", 1) for name in i.called]
@@ -145,17 +152,15 @@ class _Reader:
     if i.opcode == "custom-call":
       target = i.attribute("custom_call_target") or ""
       if any(name in target for name in _KERNELS):
-        return make(kernels=[i.scope or i.name])
+        return _region(kernels=[i.scope or i.name])
       if any(name in target for name in _BOOKKEEPING):
         return None
     exchange = collective(i, computation)
     if i.opcode == "fusion":
       inside = self._exchanges(i.called[0])
-      return make(self._flops(i.called[0]), self._fusion_bytes(i, computation), inside)
-    return make(
-      matmul_flops(i, computation),
-      self._bytes(i, computation),
-      [exchange] if exchange else [],
+      return _region(self._flops(i.called[0]), self._fusion_bytes(i, computation), inside)
+    return _region(
+      matmul_flops(i, computation), self._bytes(i, computation), [exchange] if exchange else []
     )
 
   def _exchanges(self, name: str) -> list[Collective]:
@@ -219,15 +224,9 @@ class _Reader:
   def _reads_of(self, name: str, place: int) -> float | None:
     """Bytes that a fused computation reads of its parameter; None for all of it."""
     computation = self.module.computations[name]
-    parameter = next(
-      (
-        i.name
-        for i in computation.values()
-        if i.opcode == "parameter" and i.rest.startswith(f"{place})")
-      ),
-      None,
-    )
-    aliases, read = {parameter}, 0.0
+    parameters = (i for i in computation.values() if i.opcode == "parameter")
+    aliases = {i.name for i in parameters if i.rest.startswith(f"{place})")}
+    read = 0.0
     for i in computation.values():
       used = [k for k, n in enumerate(i.operands) if n in aliases]
       if not used:
@@ -286,14 +285,15 @@ class _Reader:
     if test.opcode != "compare" or test.attribute("direction") != "LT":
       return None
     counter, last = (origin_of(condition, n) for n in test.operands)
-    end, place = constant_of(last), counter.attribute("index")
-    if end is None or counter.opcode != "get-tuple-element":
+    end, index = constant_of(last), counter.attribute("index")
+    if end is None or index is None or counter.opcode != "get-tuple-element":
       return None
+    place = int(index)
     first, step = computation[i.operands[0]], root_of(body)
     if "tuple" not in (first.opcode, step.opcode):
       return None
-    start = constant_of(origin_of(computation, first.operands[int(place)])) or 0
-    step = origin_of(body, step.operands[int(place)])
+    start = constant_of(origin_of(computation, first.operands[place])) or 0
+    step = origin_of(body, step.operands[place])
     by = [constant_of(origin_of(body, n)) for n in step.operands] if step.opcode == "add" else []
     by = next((n for n in by if n), 1)
     return max(0, -(-(end - start) // by))

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from simpo_jax.data.packing import pack
 from simpo_jax.generate import on_mesh
@@ -13,6 +14,7 @@ from simpo_jax.models.sharding import ROWS
 from simpo_jax.models.sizes import cache_bytes
 from simpo_jax.plan import costs
 from simpo_jax.plan.costs import Region, Total
+from simpo_jax.plan.planned import Planned
 from simpo_jax.plan.roofline import Cost, Machine, combine, more
 from simpo_jax.plan.workload import (
   StepWork,
@@ -44,17 +46,21 @@ def memory_figures(
   Args:
     memory: None if the compiler refused the program.
     assignment: the compiler's own account, where it gives one.
+
+  Raises:
+    ValueError: there is neither.
   """
   state, inputs = abstract_state(cfg), abstract_inputs(cfg)
   params, optimizer = local_bytes(state.params), local_bytes(state.opt_state)
   whole = local_bytes(state) + local_bytes(inputs)
   code = memory.code if memory else 0
-  by_mode = assignment.by_mode if assignment else memory.by_mode
   if assignment:
-    peak = assignment.total + code
+    by_mode, peak = assignment.by_mode, assignment.total + code
+  elif memory:
+    by_mode, peak = memory.by_mode, memory.peak
   else:
-    peak = memory.peak
-  out = {
+    raise ValueError("a program that was refused, and no account of its buffers")
+  out: dict[str, Any] = {
     "params": params,
     "optimizer_state": optimizer,
     "inputs": whole - params - optimizer,
@@ -67,11 +73,10 @@ def memory_figures(
   kinds = _kinds(cfg, assignment)
   for mode in ("train", "generate", "evaluate"):
     total = by_mode.get(mode)
-    own = {**kinds[mode]}
-    own["other"] = None if total is None else max(0, total - sum(own.values()))
+    other = None if total is None else max(0, total - sum(kinds[mode].values()))
     out["modes"][mode] = {
       "temporaries": total,
-      "kinds": own,
+      "kinds": {**kinds[mode], "other": other},
       "peak": None if total is None else peak - out["temporaries"] + total,
       "largest": [b._asdict() for b in assignment.largest[mode]] if assignment else [],
     }
@@ -99,7 +104,7 @@ def _kinds(cfg: ProgramConfig, assignment: BufferAssignment | None) -> dict[str,
   }
 
 
-def local_bytes(tree) -> int:
+def local_bytes(tree: PyTree) -> int:
   """Bytes of abstract arrays on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
@@ -109,8 +114,8 @@ def local_bytes(tree) -> int:
 # --- modes -------------------------------------------------------------------------------
 
 
-def mode_figures(planned, module: hlo.Module, machine: Machine) -> dict[str, Any]:
-  """Flops, bytes, exchanges and least times of each mode; `planned` is a `planning.Planned`."""
+def mode_figures(planned: Planned, module: hlo.Module, machine: Machine) -> dict[str, Any]:
+  """Flops, bytes, exchanges and least times of each mode."""
   cfg = planned.program
   names = dict(zip(Mode, hlo.branches(module, len(Mode)), strict=True))
   branch = lambda mode: costs.region(module, names[mode])  # noqa: E731
@@ -126,7 +131,9 @@ def mode_figures(planned, module: hlo.Module, machine: Machine) -> dict[str, Any
   return out
 
 
-def _step(planned, branch: Region, work: StepWork, machine: Machine, backward: bool):
+def _step(
+  planned: Planned, branch: Region, work: StepWork, machine: Machine, backward: bool
+) -> dict[str, Any]:
   """A training step, or the evaluation of a batch of its size."""
   cfg, model = planned.program, planned.model
 
@@ -150,7 +157,7 @@ def _step(planned, branch: Region, work: StepWork, machine: Machine, backward: b
   cost = machine.price(total)
   needed = model_flops(model, work, backward, frozen=cfg.step.lora is not None)
   out = _json(cost)
-  seconds = cost.seconds
+  seconds, chip = cost.seconds, machine.chip
   out.update(
     counted="the program's text" + (", attention by formula" if kernels else ""),
     micro_batches=work.micro,
@@ -160,13 +167,13 @@ def _step(planned, branch: Region, work: StepWork, machine: Machine, backward: b
     model_flops=needed / machine.mesh.size,
     tokens_per_second=work.tokens / seconds if seconds else None,
     model_flops_utilization=(
-      needed / machine.mesh.size / machine.chip.flops / seconds if seconds else None
+      needed / machine.mesh.size / chip.flops / seconds if chip and seconds else None
     ),
   )
   return out
 
 
-def _generation(planned, branch: Region, machine: Machine) -> dict[str, Any]:
+def _generation(planned: Planned, branch: Region, machine: Machine) -> dict[str, Any]:
   """The whole generation of all requests, each at its full budget."""
   cfg, model = planned.program, planned.model
   work = generation_work(planned.requests, planned.assignments, cfg.generate, model.windows)
@@ -201,9 +208,9 @@ def _generation(planned, branch: Region, machine: Machine) -> dict[str, Any]:
     parts[f"decode_step_{width}"] = (price(loop, flops, moved), work.steps[width])
 
   whole = combine(list(parts.values()))
-  seconds = [cost.seconds for cost, _ in parts.values()]
-  known = None not in seconds
-  total = sum(c.seconds * n for c, n in parts.values()) if known else None
+  # Each part waits for what bounds it, so that this is more than the roofline of the whole.
+  seconds = [cost.seconds * n for cost, n in parts.values() if cost.seconds is not None]
+  total = sum(seconds) if len(seconds) == len(parts) else None
   out = _json(whole, collectives=False)
   out.update(
     roofline_seconds=total,

@@ -18,8 +18,8 @@ def matmul_flops(i: Instruction, computation: Computation) -> float:
   if i.opcode == "dot":
     contracted = re.findall(r"\d+", i.attribute("lhs_contracting_dims") or "")
     return 2.0 * np.prod(out, dtype=float) * np.prod([left[int(d)] for d in contracted])
-  labels = re.match(r"(\w+)_(\w+)->(\w+)", i.attribute("dim_labels") or "")
-  l_names, r_names, o_names = labels.groups()
+  given, _, o_names = (i.attribute("dim_labels") or "").partition("->")
+  l_names, _, r_names = given.partition("_")
   flops = 2.0 * right[r_names.index("i")] * out[o_names.index("f")] * out[o_names.index("b")]
   window = window_of(i.attribute("window") or "", sum(c.isdigit() for c in o_names))
   for d, (stride, low, grown, spread) in enumerate(window):
@@ -34,7 +34,7 @@ def matmul_flops(i: Instruction, computation: Computation) -> float:
 def window_of(text: str, dims: int) -> list[tuple[int, int, int, int]]:
   """(stride, padding before, dilation of the left side, of the right) of each dimension."""
 
-  def values(name, default):
+  def values(name: str, default: str) -> list[str]:
     found = re.search(rf"\b{name}=(\S+)", text.strip("{}"))
     return found[1].split("x") if found else [default] * dims
 

@@ -3,11 +3,22 @@
 Facts of their config.json files; weights, tokenizer and licence stay with the hub.
 """
 
+from typing import Any
+
 from simpo_jax.models.config import ModelConfig
 from simpo_jax.models.hf_config import from_hf
 
 
-def _config(kind, vocab, hidden, ffn, layers, heads, kv_heads, **more):
+def _config(
+  kind: str,
+  vocab: int,
+  hidden: int,
+  ffn: int,
+  layers: int,
+  heads: int,
+  kv_heads: int,
+  **more: Any,
+) -> dict[str, Any]:
   return dict(
     model_type=kind,
     vocab_size=vocab,
@@ -20,12 +31,12 @@ def _config(kind, vocab, hidden, ffn, layers, heads, kv_heads, **more):
   )
 
 
-def _llama3(*sizes, **more):
+def _llama3(hidden: int, ffn: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
   more = {"rope_theta": 500000.0, "max_position_embeddings": 131072, **more}
-  return _config("llama", 128256, *sizes, 8, **more)
+  return _config("llama", 128256, hidden, ffn, layers, heads, kv_heads=8, **more)
 
 
-def _scaled(factor):
+def _scaled(factor: float) -> dict[str, Any]:
   return dict(
     rope_type="llama3",
     factor=factor,
@@ -35,24 +46,19 @@ def _scaled(factor):
   )
 
 
-def _mistral(vocab=32000, **more):
+def _mistral(vocab: int = 32000, **more: Any) -> dict[str, Any]:
   return _config("mistral", vocab, 4096, 14336, 32, 32, 8, max_position_embeddings=32768, **more)
 
 
-def _gemma2(*sizes, **more):
+def _gemma2(*sizes: int, **more: Any) -> dict[str, Any]:
   more = {"rms_norm_eps": 1e-6, "max_position_embeddings": 8192, **more}
   return _config("gemma2", 256000, *sizes, **more)
 
 
-def _qwen25(vocab, hidden, ffn, layers, heads, kv_heads, tied, positions=32768):
+def _qwen25(*sizes: int, tied: bool, positions: int = 32768) -> dict[str, Any]:
   return _config(
     "qwen2",
-    vocab,
-    hidden,
-    ffn,
-    layers,
-    heads,
-    kv_heads,
+    *sizes,
     rope_theta=1000000.0,
     rms_norm_eps=1e-6,
     max_position_embeddings=positions,
@@ -61,7 +67,7 @@ def _qwen25(vocab, hidden, ffn, layers, heads, kv_heads, tied, positions=32768):
   )
 
 
-def _smollm2(*sizes, theta=100000.0):
+def _smollm2(*sizes: int, theta: float = 100000.0) -> dict[str, Any]:
   return _config(
     "llama",
     49152,
@@ -107,12 +113,12 @@ _CONFIGS = {
   "google/gemma-2-9b-it": _GEMMA_2_9B,
   "google/gemma-2-27b": _GEMMA_2_27B,
   "google/gemma-2-27b-it": _GEMMA_2_27B,
-  "Qwen/Qwen2.5-0.5B": _qwen25(151936, 896, 4864, 24, 14, 2, True),
-  "Qwen/Qwen2.5-0.5B-Instruct": _qwen25(151936, 896, 4864, 24, 14, 2, True),
-  "Qwen/Qwen2.5-1.5B": _qwen25(151936, 1536, 8960, 28, 12, 2, True, 131072),
-  "Qwen/Qwen2.5-1.5B-Instruct": _qwen25(151936, 1536, 8960, 28, 12, 2, True),
-  "Qwen/Qwen2.5-7B": _qwen25(152064, 3584, 18944, 28, 28, 4, False, 131072),
-  "Qwen/Qwen2.5-7B-Instruct": _qwen25(152064, 3584, 18944, 28, 28, 4, False),
+  "Qwen/Qwen2.5-0.5B": _qwen25(151936, 896, 4864, 24, 14, 2, tied=True),
+  "Qwen/Qwen2.5-0.5B-Instruct": _qwen25(151936, 896, 4864, 24, 14, 2, tied=True),
+  "Qwen/Qwen2.5-1.5B": _qwen25(151936, 1536, 8960, 28, 12, 2, tied=True, positions=131072),
+  "Qwen/Qwen2.5-1.5B-Instruct": _qwen25(151936, 1536, 8960, 28, 12, 2, tied=True),
+  "Qwen/Qwen2.5-7B": _qwen25(152064, 3584, 18944, 28, 28, 4, tied=False, positions=131072),
+  "Qwen/Qwen2.5-7B-Instruct": _qwen25(152064, 3584, 18944, 28, 28, 4, tied=False),
   "HuggingFaceTB/SmolLM2-135M": _smollm2(576, 1536, 30, 9, 3),
   "HuggingFaceTB/SmolLM2-135M-Instruct": _smollm2(576, 1536, 30, 9, 3),
   "HuggingFaceTB/SmolLM2-360M": _smollm2(960, 2560, 32, 15, 5),

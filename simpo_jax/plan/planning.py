@@ -21,12 +21,11 @@ from simpo_jax.distributed.chips import chip_of
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.generate.kv_pool_size import NoRoom, device_bytes
 from simpo_jax.generate.requests import make_requests
-from simpo_jax.generate.types import Assignment, Request
-from simpo_jax.models.config import ModelConfig
 from simpo_jax.models.weights import open_model
 from simpo_jax.plan.advice import advise
 from simpo_jax.plan.figures import memory_figures, mode_figures
 from simpo_jax.plan.known_models import NAMES, known_model
+from simpo_jax.plan.planned import Planned
 from simpo_jax.plan.roofline import Machine
 from simpo_jax.program import hlo
 from simpo_jax.program.build import compiler_options, lower_program
@@ -42,19 +41,6 @@ from simpo_jax.settings import Settings
 _PROMPTS_UNKNOWN = 128  # of a file that is not here, when `generate.count` does not say
 
 
-class Planned(NamedTuple):
-  """What is to run."""
-
-  program: ProgramConfig
-  model: ModelConfig
-  pairs: list[PairTokens]  # of one step
-  requests: list[Request]
-  assignments: list[Assignment]  # of the requests
-  pool_reason: str
-  attention_note: str | None
-  assumed: tuple[str, ...]  # what was not at hand; empty: this is the run's own program
-
-
 class Built(NamedTuple):
   """What the compiler made of it."""
 
@@ -68,7 +54,7 @@ class Built(NamedTuple):
 
 def make_plan(
   config: Settings,
-  devices: list | None = None,
+  devices: list[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # no stubs
   *,
   prompt_tokens: int = 256,
   response_tokens: int = 384,
@@ -124,7 +110,7 @@ def make_plan(
   return plan
 
 
-def _device_figures(mesh, machine: Machine) -> dict[str, Any]:
+def _device_figures(mesh: Mesh, machine: Machine) -> dict[str, Any]:
   return {
     "kind": mesh.devices.flat[0].device_kind,
     "chip": machine.chip.name if machine.chip else None,
@@ -218,7 +204,9 @@ def build(cfg: ProgramConfig) -> Built:
   start = time.perf_counter()
   with tempfile.TemporaryDirectory() as folder:
     on_tpu = cfg.mesh.devices.flat[0].platform == "tpu"
-    options = compiler_options(cfg.mesh) | ({"xla_dump_to": folder} if on_tpu else {})
+    options: dict[str, str | bool] = {**compiler_options(cfg.mesh)}
+    if on_tpu:
+      options["xla_dump_to"] = folder
     try:
       compiled = lowered.stage.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
@@ -227,7 +215,7 @@ def build(cfg: ProgramConfig) -> Built:
         raise
       memory, text = None, _dumped(folder, "after_optimizations.txt")
     else:
-      refused, memory, text = None, memory_of(compiled), compiled.as_text()
+      refused, memory, text = None, memory_of(compiled), compiled.as_text() or ""
     seconds = lowered.seconds + time.perf_counter() - start
     module = hlo.parse(text)
     assignment = None

@@ -35,20 +35,26 @@ class Cost(NamedTuple):
   exchange_seconds: float | None
 
   @property
-  def seconds(self) -> float | None:
-    """The roofline: everything overlaps, the slowest counts."""
-    parts = (self.compute_seconds, self.memory_seconds, self.exchange_seconds)
-    return None if None in parts else max(parts)
-
-  @property
-  def bound(self) -> str:
-    """What it waits for."""
+  def times(self) -> dict[str, float]:
+    """Seconds by what they are spent on; {} if one of them is not known."""
     times = {
       "compute": self.compute_seconds,
       "memory": self.memory_seconds,
       "exchange": self.exchange_seconds,
     }
-    return max(times, key=times.get) if self.seconds is not None else "unknown"
+    known = {name: seconds for name, seconds in times.items() if seconds is not None}
+    return known if len(known) == len(times) else {}
+
+  @property
+  def seconds(self) -> float | None:
+    """The roofline: everything overlaps, the slowest counts."""
+    return max(self.times.values(), default=None)
+
+  @property
+  def bound(self) -> str:
+    """What it waits for."""
+    times = self.times
+    return max(times, key=times.__getitem__, default="unknown")
 
 
 class Machine(NamedTuple):
@@ -67,7 +73,7 @@ class Machine(NamedTuple):
       exchanges,
       total.flops / chip.flops if chip else None,
       total.bytes / chip.hbm_rate if chip else None,
-      sum(x.seconds for x in exchanges) if chip else None,
+      sum(x.seconds or 0 for x in exchanges) if chip else None,
     )
 
   def _exchanges(self, total: Total) -> tuple[Exchange, ...]:
@@ -93,8 +99,9 @@ class Machine(NamedTuple):
     varies = (places != places[:, :1]).any(axis=(0, 1))
     axes = tuple(name for name, v in zip(self.mesh.axis_names, varies, strict=True) if v)
     into, hops = 1, 1
-    coords = [getattr(d, "coords", None) for d in self.mesh.devices.flat]
-    if self.chip and all(c is not None for c in coords):
+    devices = self.mesh.devices.flat
+    coords = [d.coords for d in devices if getattr(d, "coords", None) is not None]
+    if self.chip and len(coords) == self.mesh.size:
       bounds = bounds_of(coords)
       linked = [links(self.chip, [coords[d] for d in group], bounds) for group in groups]
       into, hops = min(i for i, _ in linked), max(h for _, h in linked)
@@ -104,7 +111,7 @@ class Machine(NamedTuple):
 def combine(parts: list[tuple[Cost, float]]) -> Cost:
   """Work done one after the other, each part so many times."""
 
-  def add(field):
+  def seconds(field: str) -> float | None:
     values = [(getattr(cost, field), times) for cost, times in parts]
     return None if any(v is None for v, _ in values) else math.fsum(v * t for v, t in values)
 
@@ -114,12 +121,12 @@ def combine(parts: list[tuple[Cost, float]]) -> Cost:
     for x in cost.exchanges
   )
   return Cost(
-    add("flops"),
-    add("bytes"),
+    math.fsum(cost.flops * times for cost, times in parts),
+    math.fsum(cost.bytes * times for cost, times in parts),
     exchanges,
-    add("compute_seconds"),
-    add("memory_seconds"),
-    add("exchange_seconds"),
+    seconds("compute_seconds"),
+    seconds("memory_seconds"),
+    seconds("exchange_seconds"),
   )
 
 

@@ -49,16 +49,17 @@ def _head(plan: dict[str, Any]) -> str:
 def _memory(plan: dict[str, Any]) -> str:
   m = plan["memory"]
   modes = m["modes"]
-  rows = [("memory per chip", *modes)]
+  rows: list[tuple[str, ...]] = [("memory per chip", *modes)]
 
-  def line(name, value):
+  def line(name: str, value: float) -> None:
     rows.append((name, *([_bytes(value)] * len(modes))))
 
   line("params", m["params"])
   line("optimizer state", m["optimizer_state"])
   line("inputs and outputs", m["inputs"])
   line("program code", m["code"])
-  kinds = dict.fromkeys(k for mode in modes.values() for k in mode["kinds"] if k != "other")
+  found = (kind for mode in modes.values() for kind in mode["kinds"] if kind != "other")
+  kinds: dict[str, None] = dict.fromkeys(found)
   for kind in kinds:
     values = (_bytes(mode["kinds"].get(kind)) for mode in modes.values())
     rows.append((_MEMORY_KINDS.get(kind, kind), *values))
@@ -83,10 +84,10 @@ def _memory(plan: dict[str, Any]) -> str:
 
 def _times(plan: dict[str, Any]) -> str:
   header = ("per chip, least times", "flops", "bytes", "compute", "memory", "exchange", "roofline")
-  rows = [header]
+  rows: list[tuple[str, ...]] = [header]
   modes = plan["modes"]
 
-  def line(name, x):
+  def line(name: str, x: dict[str, Any]) -> None:
     times = (x["compute_seconds"], x["memory_seconds"], x["exchange_seconds"])
     roof = _seconds(x["roofline_seconds"])
     roof += f" ({x['bound']})" if x["bound"] not in (None, "unknown") else ""

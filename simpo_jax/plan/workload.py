@@ -57,7 +57,7 @@ def step_work(
     tokens=tokens,
     targets=int(per_row.sum()),
     rows=int(np.sum(batch.pair[..., 0] < shape.pairs)),
-    keys=_seen(batch.k_end - batch.k_start, windows) - padding,
+    keys=_seen(np.asarray(batch.k_end - batch.k_start), windows) - padding,
     chunks=float(np.mean(np.ceil(per_row[:used].max(axis=-1) / chunk))) if used else 0.0,
   )
 
@@ -135,6 +135,6 @@ def model_flops(
   return (layers + logits) * passes + attention_flops(model, work.keys) * (3 if backward else 1)
 
 
-def attention_flops(model: ModelConfig, keys: int) -> float:
+def attention_flops(model: ModelConfig, keys: float) -> float:
   """Forward flops of attention: 2 for each of scores and sums, per head, channel and key."""
   return 4.0 * model.num_hidden_layers * model.num_attention_heads * model.head_dim * keys

@@ -1,43 +1,44 @@
 """Whether all hosts agree on a launch: decided on device, reported on every host if not."""
 
 import itertools
+from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int32
 
 from simpo_jax.program.ledger import AGREE, DATA, STOP, Mode
 
 
-def agreed_mode(rows: jax.Array) -> jax.Array:
-  """The mode that all hosts want, int32 []; ABORT if they differ in anything that must be equal.
+def agreed_mode(rows: Int32[Array, "hosts fields"]) -> Int32[Array, ""]:
+  """The mode that all hosts want; ABORT if they differ in anything that must be equal.
 
   A stop that any host asks for aborts the launch on every host, too.
 
   Args:
-    rows: int32 `[hosts, fields]`, every host's row of the ledger.
+    rows: every host's row of the ledger.
   """
   agreed = jnp.all(rows[:, :AGREE] == rows[0, :AGREE])
   stop = jnp.any(rows[:, STOP] != 0)
   return jnp.where(agreed & ~stop, rows[0, 0], Mode.ABORT)
 
 
-def describe_disagreement(rows: np.ndarray) -> str:
+def describe_disagreement(rows: Int32[np.ndarray, "hosts fields"]) -> str:
   """One line that names each host that differs from host 0, and in what.
 
   Other modes have other data: that is not said then.
   """
 
-  def mode(value):
+  def mode(value: int) -> str:
     return Mode(value).name.lower() if value in list(Mode) else str(value)
 
-  shown = {
-    "mode": lambda row: mode(row[0]),
+  shown: dict[str, Callable[[np.ndarray], str]] = {
+    "mode": lambda row: mode(int(row[0])),
     "launch": lambda row: str(row[1]),
     "digest": lambda row: row[2:4].tobytes().hex(),
     "data": lambda row: row[DATA].tobytes().hex(),
   }
-  parts = []
+  parts: list[str] = []
   for host, row in enumerate(rows[1:], start=1):
     differs = [
       f"{name} {show(row)} (host 0: {show(rows[0])})"
@@ -55,7 +56,7 @@ def describe_contents(everyone: list[list[tuple[str, str]]]) -> str:
   Args:
     everyone: each host's `Contents.items`.
   """
-  parts = []
+  parts: list[str] = []
   for host, theirs in enumerate(everyone[1:], start=1):
     differs = [
       (number, mine, its)

@@ -10,17 +10,20 @@ and updated in place. Every device launch of a run is a launch of this program.
 import functools
 import hashlib
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int32
 
 from simpo_jax.distributed.chips import COMPILER_OPTIONS, chip_of
 from simpo_jax.generate import on_mesh
 from simpo_jax.generate.kv_pool_size import free_bytes
-from simpo_jax.generate.types import Generated
+from simpo_jax.generate.types import Generated, Requests
+from simpo_jax.models import llama
 from simpo_jax.models.lora import merge
 from simpo_jax.models.sharding import named
 from simpo_jax.program.agreement import agreed_mode
@@ -28,11 +31,12 @@ from simpo_jax.program.config import ProgramConfig
 from simpo_jax.program.inputs import abstract_inputs
 from simpo_jax.program.memory import Memory, memory_of
 from simpo_jax.program.state import abstract_state, state_bytes, state_sharding
-from simpo_jax.train.step import (
-  Metrics,
-  evaluate_step,
-  train_step,
-)
+from simpo_jax.train.batch import AnyArray, Batch
+from simpo_jax.train.step import evaluate_step, train_step
+from simpo_jax.train.types import Metrics, TrainState
+
+_Out = TypeVar("_Out")
+_Branch = tuple[TrainState, Metrics, Generated]
 
 
 class Report(NamedTuple):
@@ -41,8 +45,8 @@ class Report(NamedTuple):
   Only the part of the mode that ran is meaningful; the others are zeros.
   """
 
-  mode: jax.Array  # int32 []
-  ledger: jax.Array  # int32 [hosts, fields]
+  mode: Int32[AnyArray, ""]
+  ledger: Int32[AnyArray, "hosts fields"]
   metrics: Metrics
   generated: Generated
 
@@ -58,62 +62,80 @@ class Lowered(NamedTuple):
 class Compiled(NamedTuple):
   """The executable, and what the compiler said about it."""
 
-  call: Any
+  call: jax.stages.Compiled
   fingerprint: str  # of the lowered program's text
   compile_seconds: float  # lowering included
   memory: Memory
 
 
-def build(cfg: ProgramConfig):
+def build(cfg: ProgramConfig) -> jax.stages.Wrapped:
   """The program as a jitted function; `compile_program` makes the executable."""
   replicated = NamedSharding(cfg.mesh, P())
 
-  def generation(params, requests):
+  def generation(params: llama.Params, requests: Requests) -> Generated:
     step = cfg.step
     merge_lora = functools.partial(merge, lora=step.lora, shardings=step.weights)
     return on_mesh.generate(
       params, requests, step.model, cfg.mesh, cfg.mode, cfg.generate, step.dtype, merge_lora
     )
 
-  def train(state, batch, requests):
+  def evaluation(params: llama.Params, batch: Batch) -> Metrics:
+    return evaluate_step(params, batch, cfg.step)
+
+  def train(state: TrainState, batch: Batch, requests: Requests) -> _Branch:
     del requests
     state, metrics = train_step(state, batch, cfg.tx, cfg.schedule, cfg.step)
     return state, metrics, no_generation()
 
-  def generate(state, batch, requests):
+  def generate(state: TrainState, batch: Batch, requests: Requests) -> _Branch:
     del batch
     return state, no_metrics(), generation(state.weights, requests)
 
-  def evaluate(state, batch, requests):
+  def evaluate(state: TrainState, batch: Batch, requests: Requests) -> _Branch:
     del requests
-    return state, evaluate_step(state.weights, batch, cfg.step), no_generation()
+    return state, evaluation(state.weights, batch), no_generation()
 
-  def abort(state, batch, requests):
+  def abort(state: TrainState, batch: Batch, requests: Requests) -> _Branch:
     del batch, requests
     return state, no_metrics(), no_generation()
 
-  def zeros_like(f, *args):
-    return lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, *args))
+  state_in, (batch_in, requests_in, _) = abstract_state(cfg), abstract_inputs(cfg)
+  no_metrics = _zeros_like(evaluation, state_in.params, batch_in)
+  no_generation = _zeros_like(generation, state_in.params, requests_in)
 
-  state_in, inputs = abstract_state(cfg), abstract_inputs(cfg)
-  no_metrics = zeros_like(lambda p, b: evaluate_step(p, b, cfg.step), state_in.params, inputs[0])
-  no_generation = zeros_like(generation, state_in.params, inputs[1])
-
-  def program(state, batch, requests, ledger):
+  def program(
+    state: TrainState, batch: Batch, requests: Requests, ledger: Int32[Array, "hosts fields"]
+  ) -> tuple[TrainState, Report]:
     rows = jax.lax.with_sharding_constraint(ledger, replicated)
     mode = agreed_mode(rows)
-    state, metrics, generated = jax.lax.switch(
-      mode, (train, generate, evaluate, abort), state, batch, requests
+    branches = train, generate, evaluate, abort
+    state, metrics, generated = cast(
+      _Branch, jax.lax.switch(mode, branches, state, batch, requests)
     )
     return state, Report(mode, rows, metrics, generated)
 
+  out_shardings = state_sharding(cfg), named(cfg.mesh, _report_specs(cfg))
+  return jax.jit(program, donate_argnums=0, out_shardings=out_shardings)
+
+
+def _zeros_like(f: Callable[..., _Out], *args: Any) -> Callable[[], _Out]:
+  """A function that makes zeros in the shapes of what `f(*args)` returns."""
+
+  def zeros(x: jax.ShapeDtypeStruct) -> Array:
+    return jnp.zeros(x.shape, x.dtype)
+
+  return lambda: jax.tree.map(zeros, jax.eval_shape(f, *args))
+
+
+def _report_specs(cfg: ProgramConfig) -> Report:
+  """PartitionSpecs of the report.
+
+  All but the log-probability of every token reaches every host, so that process 0 can tell
+  of all samples without an exchange of its own.
+  """
   group = P("host") if cfg.generate.groups > 1 else P()
-  # All but the log-probability of every token reaches every host, so that process 0 can tell
-  # of all samples without an exchange of its own.
-  answers = Generated(tokens=P(), logprobs=group, count=P(), finish=P(), logprob=P())
-  report = Report(P(), P(), P(), answers)
-  report = named(cfg.mesh, report)
-  return jax.jit(program, donate_argnums=0, out_shardings=(state_sharding(cfg), report))
+  answers = Generated._make([P()] * len(Generated._fields))._replace(logprobs=group)
+  return Report._make((P(), P(), P(), answers))
 
 
 def lower_program(cfg: ProgramConfig) -> Lowered:
@@ -124,7 +146,7 @@ def lower_program(cfg: ProgramConfig) -> Lowered:
   return Lowered(stage, fingerprint, time.perf_counter() - start)
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
   """What the program is compiled with, beside the compiler's defaults."""
   chip = chip_of(mesh.devices.flat[0].device_kind)
   return {o.name: o.value for o in COMPILER_OPTIONS if chip in o.chips}

@@ -6,9 +6,9 @@ _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _compiles: list[float] = []
 
 
-def _listen(event: str, seconds: float, **_):
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
   if event == _COMPILE_EVENT:
-    _compiles.append(seconds)
+    _compiles.append(duration_secs)
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)

@@ -1,14 +1,14 @@
 """Everything that the compiled program depends on."""
 
 import dataclasses
-from typing import Any
 
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from simpo_jax.generate.types import GenerateShape
 from simpo_jax.train.batch import BatchShape
-from simpo_jax.train.step import StepConfig
+from simpo_jax.train.types import StepConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class ProgramConfig:
   step: StepConfig
   generate: GenerateShape
   mode: str  # host_data_parallel | global_mesh
-  param_dtype: Any
+  param_dtype: np.dtype
   tx: optax.GradientTransformation
   schedule: optax.Schedule
   mesh: Mesh

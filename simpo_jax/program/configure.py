@@ -35,7 +35,7 @@ from simpo_jax.settings import (
 )
 from simpo_jax.train.batch import batch_shape, row_length
 from simpo_jax.train.optimizer import make_optimizer, make_schedule
-from simpo_jax.train.step import StepConfig
+from simpo_jax.train.types import StepConfig
 
 LANES = 128  # rows are multiples of it, as TPU kernels want them
 
@@ -169,7 +169,7 @@ def _frozen(train: TrainSettings, model: ModelConfig, lora: Lora | None) -> tupl
 
 
 def _training_attention(
-  requested: str, platform: str, model: ModelConfig, row: int, dtype, window: int | None
+  requested: str, platform: str, model: ModelConfig, row: int, dtype: np.dtype, window: int | None
 ) -> tuple[str, str | None]:
   return select_kernel(
     "train.attention",

@@ -103,7 +103,8 @@ def item_bits(dtype: str) -> int:
 
 def parse(text: str) -> Module:
   """Reads `compiled.as_text()`."""
-  entry, computations, current = "", {}, None
+  entry, computations = "", dict[str, dict[str, Instruction]]()
+  current: dict[str, Instruction] | None = None
   for line in text.splitlines():
     if line.endswith("{") and (head := _HEAD.match(line)):
       current = computations.setdefault(head[1], {})
@@ -115,7 +116,7 @@ def parse(text: str) -> Module:
   return Module(entry, computations)
 
 
-def _instruction(found: re.Match, line: str) -> Instruction:
+def _instruction(found: re.Match[str], line: str) -> Instruction:
   shape, rest = _split_shape(line[found.end() :])
   opcode, _, rest = rest.partition("(")
   operands = rest[: _close(rest, 1)]
@@ -143,7 +144,7 @@ def _close(text: str, depth: int) -> int:
   return len(text)
 
 
-def _array(found: re.Match) -> Array:
+def _array(found: re.Match[str]) -> Array:
   dims = tuple(int(n) for n in found[2].split(",") if n)
   space = re.search(r"S\((\d+)\)", found[3] or "")
   return Array(found[1], dims, int(space[1]) if space else 0)
@@ -263,7 +264,7 @@ def branches(module: Module, count: int) -> tuple[str, ...]:
 
 def reachable(module: Module, start: str) -> Iterator[str]:
   """A computation, and all that it calls, each once."""
-  pending, seen = [start], set()
+  pending, seen = [start], set[str]()
   while pending:
     name = pending.pop()
     if name in seen or name not in module.computations:

@@ -1,5 +1,7 @@
 """What a launch takes beside the state, batch, requests and ledger, and how they are sharded."""
 
+from typing import Any, TypeVar
+
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
@@ -13,25 +15,29 @@ from simpo_jax.program.ledger import FIELDS
 from simpo_jax.program.state import with_sharding
 from simpo_jax.train.batch import Batch, empty_batch
 
+_Values = TypeVar("_Values")
+
 
 def input_shardings(cfg: ProgramConfig) -> tuple[Batch, Requests, NamedSharding]:
   """NamedShardings of (batch, requests, ledger)."""
-  rows = P(None, *ROWS)
-  batch = Batch(*[rows] * (len(Batch._fields) - 1), num_micro=P())
   group = P("host") if cfg.generate.groups > 1 else P()
-  asked = jax.tree.map(lambda _: group, _no_requests(cfg).each)
-  requests = Requests(asked, stops=P(), seed=P())
+
+  def of_group(_: object) -> P:
+    return group
+
+  batch = Batch._make([P(None, *ROWS)] * len(Batch._fields))._replace(num_micro=P())
+  requests = Requests._make((jax.tree.map(of_group, _no_requests(cfg).each), P(), P()))
   return named(cfg.mesh, (batch, requests, P("host")))
 
 
-def abstract_inputs(cfg: ProgramConfig):
+def abstract_inputs(cfg: ProgramConfig) -> tuple[Batch, Requests, jax.ShapeDtypeStruct]:
   """Shapes, dtypes and shardings of (batch, requests, ledger)."""
   ledger = np.zeros((cfg.mesh.shape["host"], len(FIELDS)), np.int32)
   values = (empty_batch(cfg.batch), _no_requests(cfg), ledger)
   return jax.tree.map(with_sharding, values, input_shardings(cfg))
 
 
-def put_inputs(values, shardings):
+def put_inputs(values: _Values, shardings: Any) -> _Values:
   """Places a tree of numpy arrays as `input_shardings` says."""
   return jax.tree.map(device_put, values, shardings)
 
@@ -40,7 +46,8 @@ def local_rows(cfg: ProgramConfig) -> range:
   """The rows of a micro-batch that lie on this process's devices."""
   sharding = NamedSharding(cfg.mesh, ROWS)
   rows = (cfg.batch.rows,)
-  spans = [i[0].indices(*rows) for i in sharding.addressable_devices_indices_map(rows).values()]
+  slices = sharding.addressable_devices_indices_map(rows).values()
+  spans = [index[0].indices(*rows) for index in slices if index is not None]
   return range(min(start for start, *_ in spans), max(stop for _, stop, _ in spans))
 
 
@@ -48,16 +55,20 @@ def put_batch(cfg: ProgramConfig, batch: Batch, shardings: Batch) -> Batch:
   """Places a batch of which this process holds its `local_rows` alone."""
   local = local_rows(cfg)
 
-  def put(value, sharding):
+  def put(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
     if not value.ndim:
       return device_put(value, sharding)
 
-    def part(index):
+    def part(index: tuple[slice, ...]) -> np.ndarray:
       start, stop, _ = index[1].indices(cfg.batch.rows)
       return value[:, start - local.start : stop - local.start]
 
     shape = (value.shape[0], cfg.batch.rows, *value.shape[2:])
-    return jax.make_array_from_callback(shape, sharding, part)
+    return jax.make_array_from_callback(
+      shape,
+      sharding,
+      part,  # pyright: ignore[reportArgumentType]  # its index is never None
+    )
 
   return jax.tree.map(put, batch, shardings)
 

@@ -9,10 +9,11 @@ import dataclasses
 import enum
 import hashlib
 import numbers
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int32
 
 FIELDS = (
   "mode",
@@ -39,7 +40,14 @@ class Mode(enum.IntEnum):
   ABORT = 3
 
 
-def digest(*parts) -> tuple[int, int]:
+@runtime_checkable
+class Dataclass(Protocol):
+  """An instance of a dataclass."""
+
+  __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def digest(*parts: object) -> tuple[int, int]:
   """Two int32 words that stand for all the parts.
 
   Hosts that read another config, other data or other prompts differ in it; so do a checkpoint
@@ -55,10 +63,11 @@ def digest(*parts) -> tuple[int, int]:
   """
   total = hashlib.sha256()
 
-  def add(part):
+  def add(part: object) -> None:
     if isinstance(part, (list, tuple)):
-      total.update(b"(%d" % len(part))
-      for item in part:
+      items = cast(Sequence[object], part)
+      total.update(b"(%d" % len(items))
+      for item in items:
         add(item)
     elif isinstance(part, str):
       total.update(b"s" + part.encode())
@@ -67,9 +76,10 @@ def digest(*parts) -> tuple[int, int]:
     elif dataclasses.is_dataclass(part) and not isinstance(part, type):
       add(changed_fields(part))
     elif isinstance(part, Mapping):
-      total.update(b"{%d" % len(part))
-      for name in sorted(part):
-        add((name, part[name]))
+      by_name = cast(Mapping[str, object], part)
+      total.update(b"{%d" % len(by_name))
+      for name in sorted(by_name):
+        add((name, by_name[name]))
     elif isinstance(part, (bytes, numbers.Number)) or hasattr(part, "__array__"):
       array = np.asarray(part)
       if array.dtype.hasobject:  # whose bytes are addresses
@@ -106,15 +116,15 @@ def contents(named: Iterable[tuple[str, object]]) -> Contents:
   return Contents(digest(items), items)
 
 
-def hex_digest(value) -> str:
+def hex_digest(value: object) -> str:
   """The `digest` of one value, as text."""
   return np.asarray(digest(value), np.int32).tobytes().hex()
 
 
-def changed_fields(value) -> dict[str, Any]:
+def changed_fields(value: Dataclass) -> dict[str, Any]:
   """The fields of a dataclass that are not at their defaults, by name."""
 
-  def usual(field, found):
+  def usual(field: dataclasses.Field[Any], found: object) -> bool:
     made = field.default_factory
     default = field.default if made is dataclasses.MISSING else made()
     return type(found) is type(default) and found == default
@@ -130,7 +140,7 @@ def make_row(
   data_words: tuple[int, int],
   stop: bool,
   save: bool = False,
-) -> np.ndarray:
-  """One process's row, int32 `[fields]`; see `FIELDS`."""
+) -> Int32[np.ndarray, " fields"]:
+  """One process's row; see `FIELDS`."""
   row = [int(mode), launch, *digest_words, *data_words, int(stop), int(save)]
   return np.asarray(row, np.int32)

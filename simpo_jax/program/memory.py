@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from jax.stages import Compiled
+
 from simpo_jax.program import hlo
 from simpo_jax.program.ledger import Mode
 
@@ -113,9 +115,11 @@ def read_assignment(text: str, module: hlo.Module) -> BufferAssignment:
   )
 
 
-def memory_of(compiled) -> Memory:
+def memory_of(compiled: Compiled) -> Memory:
   """What the compiler says about the executable."""
   stats = compiled.memory_analysis()
+  if stats is None:
+    raise RuntimeError("the compiler does not say how much memory its executable takes")
   return Memory(
     stats.argument_size_in_bytes,
     stats.output_size_in_bytes,
@@ -126,12 +130,15 @@ def memory_of(compiled) -> Memory:
   )
 
 
-def temporaries_by_mode(compiled) -> dict[str, int]:
+def temporaries_by_mode(compiled: Compiled) -> dict[str, int]:
   """Bytes of temporaries per device that each mode needs; {} where the compiler is silent."""
+  executable, stats = compiled.runtime_executable(), compiled.memory_analysis()
+  if executable is None or stats is None:
+    return {}
   try:
-    [module] = compiled.runtime_executable().hlo_modules()
+    [module] = executable.hlo_modules()
     owner = _branch_of_instructions(module.as_serialized_hlo_module_proto())
-    assignment = bytes(compiled.memory_analysis().serialized_buffer_assignment_proto)
+    assignment = bytes(stats.serialized_buffer_assignment_proto)
     touched = _touched(assignment, owner)
   except Exception:  # another backend or protobuf version: the figure is merely omitted
     return {}
@@ -139,69 +146,66 @@ def temporaries_by_mode(compiled) -> dict[str, int]:
   return touched if any(touched.values()) else {}
 
 
-def _branch_of_instructions(module: bytes) -> dict[int, Mode]:
+def _branch_of_instructions(data: bytes) -> dict[int, Mode]:
   """The mode whose branch contains an instruction, by instruction id."""
-  computations = {}
-  entry = 0
-  for number, value in _fields(module):
-    if number == _COMPUTATIONS:
-      instructions = [_instruction(v) for n, v in _fields(value) if n == _INSTRUCTIONS]
-      computations[dict(_fields(value))[_COMPUTATION_ID]] = instructions
-    elif number == _ENTRY_ID:
-      entry = value
+  module = _Message(data)
+  computations = {
+    computation.number(_COMPUTATION_ID): [
+      _instruction(message) for message in computation.messages(_INSTRUCTIONS)
+    ]
+    for computation in module.messages(_COMPUTATIONS)
+  }
   [branches] = [
-    called
-    for opcode, _, called in computations[entry]
-    if opcode == b"conditional" and len(called) == len(Mode)
+    instruction.called
+    for instruction in computations[module.number(_ENTRY_ID)]
+    if instruction.opcode == b"conditional" and len(instruction.called) == len(Mode)
   ]
-  owner = {}
+  owner: dict[int, Mode] = {}
   for mode, branch in zip(Mode, branches, strict=True):
-    pending, seen = [branch], set()
+    pending, seen = [branch], set[int]()
     while pending:
       computation = pending.pop()
       if computation in seen:
         continue
       seen.add(computation)
-      for _, instruction, called in computations[computation]:
-        owner[instruction] = mode
-        pending.extend(called)
+      for instruction in computations[computation]:
+        owner[instruction.number] = mode
+        pending.extend(instruction.called)
   return owner
 
 
-def _instruction(data: bytes) -> tuple[bytes, int, list[int]]:
-  opcode, number, called = b"", 0, []
-  for field, value in _fields(data):
-    if field == _OPCODE:
-      opcode = value
-    elif field == _INSTRUCTION_ID:
-      number = value
-    elif field == _CALLED:
-      called += list(_varints(value)) if isinstance(value, bytes) else [value]
-  return opcode, number, called
+class _Instruction(NamedTuple):
+  opcode: bytes
+  number: int
+  called: list[int]  # computations
 
 
-def _touched(assignment: bytes, owner: dict[int, Mode]) -> dict[str, int]:
-  defined_by = {}
-  allocations = []
-  for number, value in _fields(assignment):
-    if number == _BUFFERS:
-      buffer = dict(_fields(value))
-      location = dict(_fields(buffer[_DEFINED_AT]))
-      defined_by[buffer.get(_BUFFER_ID, 0)] = location.get(_DEFINED_BY, 0)
-    elif number == _ALLOCATIONS:
-      allocations.append(list(_fields(value)))
+def _instruction(message: "_Message") -> _Instruction:
+  packed = [number for data in message.parts(_CALLED) for number in _varints(data)]
+  return _Instruction(
+    b"".join(message.parts(_OPCODE)[-1:]),
+    message.number(_INSTRUCTION_ID),
+    [*message.numbers(_CALLED), *packed],
+  )
+
+
+def _touched(data: bytes, owner: dict[int, Mode]) -> dict[str, int]:
+  """Bytes of the temporaries of each mode, by the buffer assignment."""
+  assignment = _Message(data)
+  defined_by: dict[int, int] = {}
+  for buffer in assignment.messages(_BUFFERS):
+    [location] = buffer.messages(_DEFINED_AT)
+    defined_by[buffer.number(_BUFFER_ID)] = location.number(_DEFINED_BY)
   out = {mode.name.lower(): 0 for mode in Mode}
-  for allocation in allocations:
-    if any(dict(allocation).get(n) for n in _NOT_TEMPORARY):
+  for allocation in assignment.messages(_ALLOCATIONS):
+    if any(allocation.number(n) for n in _NOT_TEMPORARY):
       continue
     spans: dict[Mode, list[tuple[int, int]]] = {mode: [] for mode in Mode}
-    for number, value in allocation:
-      if number == _ASSIGNED:
-        assigned = dict(_fields(value))
-        mode = owner.get(defined_by[assigned.get(_ASSIGNED_ID, 0)])
-        if mode is not None:
-          offset = assigned.get(_OFFSET, 0)
-          spans[mode].append((offset, offset + assigned.get(_SIZE, 0)))
+    for assigned in allocation.messages(_ASSIGNED):
+      mode = owner.get(defined_by[assigned.number(_ASSIGNED_ID)])
+      if mode is not None:
+        offset = assigned.number(_OFFSET)
+        spans[mode].append((offset, offset + assigned.number(_SIZE)))
     for mode, own in spans.items():
       out[mode.name.lower()] += _union(own)
   return out
@@ -216,23 +220,44 @@ def _union(spans: list[tuple[int, int]]) -> int:
   return total
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-  """(field number, value) of a protobuf message: varints as int, the rest as bytes."""
-  at = 0
-  while at < len(data):
-    key, at = _varint(data, at)
-    number, wire = key >> 3, key & 7
-    if wire == 0:
-      value, at = _varint(data, at)
-    else:
+class _Message:
+  """A protobuf message, whose fields are known by their numbers."""
+
+  def __init__(self, data: bytes):
+    self._numbers: dict[int, list[int]] = {}
+    self._parts: dict[int, list[bytes]] = {}
+    at = 0
+    while at < len(data):
+      key, at = _varint(data, at)
+      field, wire = key >> 3, key & 7
+      if wire == 0:
+        number, at = _varint(data, at)
+        self._numbers.setdefault(field, []).append(number)
+        continue
       if wire == 2:
         size, at = _varint(data, at)
       elif wire in (1, 5):
         size = 8 if wire == 1 else 4
       else:
         raise ValueError(f"wire type {wire}")
-      value, at = data[at : at + size], at + size
-    yield number, value
+      self._parts.setdefault(field, []).append(data[at : at + size])
+      at += size
+
+  def numbers(self, field: int) -> list[int]:
+    """The varints of a field that is not packed."""
+    return self._numbers.get(field, [])
+
+  def number(self, field: int) -> int:
+    """The varint of a field that does not repeat; 0, as protobuf has it, where it is absent."""
+    return [0, *self.numbers(field)][-1]
+
+  def parts(self, field: int) -> list[bytes]:
+    """The texts, messages or packed numbers of a field."""
+    return self._parts.get(field, [])
+
+  def messages(self, field: int) -> Iterator["_Message"]:
+    """The messages of a field."""
+    return map(_Message, self.parts(field))
 
 
 def _varints(data: bytes) -> Iterator[int]:

@@ -1,6 +1,7 @@
 """The train state of the program: its shapes, how it is sharded, and its first value."""
 
 import math
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,34 +12,37 @@ from jax.sharding import PartitionSpec as P
 from simpo_jax.models import llama
 from simpo_jax.models.lora import abstract_weights
 from simpo_jax.program.config import ProgramConfig
-from simpo_jax.train.step import TrainState, trainable
+from simpo_jax.train.step import trainable
+from simpo_jax.train.types import TrainState
 
 
-def state_sharding(cfg: ProgramConfig):
+def state_sharding(cfg: ProgramConfig) -> TrainState:
   """NamedShardings of the train state: optimizer moments lie as their weights do."""
   weights, replicated = cfg.step.weights, NamedSharding(cfg.mesh, P())
   shardings = trainable(weights, cfg.step.frozen)
   params = trainable(_abstract_params(cfg), cfg.step.frozen)
+
+  def like_params(x: Any) -> bool:
+    return cast(bool, jax.tree.structure(x) == jax.tree.structure(params))
+
+  def sharding(x: Any) -> Any:
+    return shardings if like_params(x) else replicated
+
   # optax's own tree_map_params would run the optimizer's init on the device.
-  like_params = lambda x: jax.tree.structure(x) == jax.tree.structure(params)  # noqa: E731
-  optimizer = jax.tree.map(
-    lambda x: shardings if like_params(x) else replicated,
-    jax.eval_shape(cfg.tx.init, params),
-    is_leaf=like_params,
-  )
-  return TrainState(weights, optimizer, replicated, shardings if cfg.step.ema_decay else None)
+  moments = jax.eval_shape(cfg.tx.init, params)
+  optimizer = jax.tree.map(sharding, moments, is_leaf=like_params)
+  average = shardings if cfg.step.ema_decay else None
+  return TrainState._make((weights, optimizer, replicated, average))
 
 
 def abstract_state(cfg: ProgramConfig) -> TrainState:
   """Shapes, dtypes and shardings of the train state."""
   params = _abstract_params(cfg)
   learning = trainable(params, cfg.step.frozen)
-  shapes = TrainState(
-    params,
-    jax.eval_shape(cfg.tx.init, learning),
-    jax.ShapeDtypeStruct((), jnp.int32),
-    learning if cfg.step.ema_decay else None,
-  )
+  optimizer = jax.eval_shape(cfg.tx.init, learning)
+  average = learning if cfg.step.ema_decay else None
+  step = jax.ShapeDtypeStruct((), jnp.int32)
+  shapes = TrainState._make((params, optimizer, step, average))
   return jax.tree.map(with_sharding, shapes, state_sharding(cfg))
 
 
@@ -49,23 +53,23 @@ def init_state(cfg: ProgramConfig, params: llama.Params) -> TrainState:
   """
   abstract = abstract_state(cfg)
 
-  def zeros(x):
-    return jax.make_array_from_callback(
-      x.shape, x.sharding, lambda _: np.zeros(x.sharding.shard_shape(x.shape), x.dtype)
-    )
+  def zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
+    def part(_: object) -> np.ndarray:
+      return np.zeros(x.sharding.shard_shape(x.shape), x.dtype)
 
-  def copy(x):
+    return jax.make_array_from_callback(x.shape, x.sharding, part)
+
+  def copy(x: jax.Array) -> jax.Array:
     parts = {str(shard.index): shard.data for shard in x.addressable_shards}
-    return jax.make_array_from_callback(
-      x.shape, x.sharding, lambda index: np.array(parts[str(index)])
-    )
 
-  return TrainState(
-    params,
-    jax.tree.map(zeros, abstract.opt_state),
-    zeros(abstract.step),
-    jax.tree.map(copy, trainable(params, cfg.step.frozen)) if cfg.step.ema_decay else None,
-  )
+    def part(index: object) -> np.ndarray:
+      return np.array(parts[str(index)])
+
+    return jax.make_array_from_callback(x.shape, x.sharding, part)
+
+  opt_state, step = jax.tree.map(zeros, (abstract.opt_state, abstract.step))
+  average = jax.tree.map(copy, trainable(params, cfg.step.frozen)) if cfg.step.ema_decay else None
+  return TrainState(params, opt_state, step, average)
 
 
 def state_bytes(cfg: ProgramConfig) -> int:
@@ -80,6 +84,8 @@ def _abstract_params(cfg: ProgramConfig) -> llama.Params:
   return abstract_weights(cfg.step.model, cfg.param_dtype, cfg.step.lora)
 
 
-def with_sharding(x, sharding):
+def with_sharding(
+  x: jax.ShapeDtypeStruct | np.ndarray, sharding: NamedSharding
+) -> jax.ShapeDtypeStruct:
   """The shape and dtype of `x`, so sharded."""
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

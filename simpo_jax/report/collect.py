@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simpo_jax import storage
 from simpo_jax.distributed.chips import chip_of
 from simpo_jax.errors import UserError
 from simpo_jax.report import least_times
@@ -40,11 +41,13 @@ class Collected(NamedTuple):
   prompt_parts: dict[int, bytes]
 
 
-def collect(folder, max_bytes: int, known: dict[Any, Generation] | None = None) -> Collected:
+def collect(
+  folder: storage.Path, max_bytes: int, known: dict[Any, Generation] | None = None
+) -> Collected:
   """Reads a workdir.
 
   Args:
-    folder: the workdir, a path.
+    folder: the workdir.
     max_bytes: packed text that the report takes.
     known: generations that an earlier call has read; then holds those of this call.
 
@@ -95,7 +98,7 @@ def collect(folder, max_bytes: int, known: dict[Any, Generation] | None = None) 
   return Collected(plain(run), plain(index_of(generations)), parts, prompt_parts)
 
 
-def _object(path, notes: list[str]) -> dict[str, Any]:
+def _object(path: storage.Path, notes: list[str]) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text())
     if isinstance(value, dict):
@@ -110,7 +113,7 @@ def _object(path, notes: list[str]) -> dict[str, Any]:
   return {}
 
 
-def _rows(path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
+def _rows(path: storage.Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
   """The rows of metrics.jsonl by mode, in order of step; of one step and mode the last."""
   found: dict[str, dict[int, dict]] = {m: {} for m in ("train", "evaluate", "generate", "bad_step")}
   if not path.exists():
@@ -140,7 +143,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list]:
   return {"step": [row["step"] for row in rows], **columns}
 
 
-def _thin(columns: dict[str, list]) -> dict[str, list]:
+def _thin(columns: dict[str, list]) -> dict[str, Any]:
   """At most so many points: means over neighbours, the step that of the last of them.
 
   Then `NAME/low` and `NAME/high` are the extremes, and `each` says how many steps are one point.
@@ -149,9 +152,7 @@ def _thin(columns: dict[str, list]) -> dict[str, list]:
   each = -(-count // _POINTS)
   if each <= 1:
     return columns
-  out: dict[str, Any] = {
-    "step": [columns["step"][min(i + each, count) - 1] for i in range(0, count, each)]
-  }
+  out = {"step": [columns["step"][min(i + each, count) - 1] for i in range(0, count, each)]}
   for name, values in columns.items():
     if name == "step":
       continue
@@ -167,7 +168,9 @@ def _thin(columns: dict[str, list]) -> dict[str, list]:
   return {**out, "each": each}
 
 
-def _floors(record, config, rows) -> dict[str, Any]:
+def _floors(
+  record: dict[str, Any], config: dict[str, Any], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
   """The training steps' least and actual seconds, over all but the first, which is slower."""
   pairs = [(least_times.train_seconds(record, config, r), r.get("step_seconds")) for r in rows]
   pairs = [(a, b) for a, b in pairs[len(pairs) > 1 :] if a and b]
@@ -177,12 +180,12 @@ def _floors(record, config, rows) -> dict[str, Any]:
   return {"train_floor": least, "train_seconds": took, "steps": len(pairs)}
 
 
-def _chip(record) -> dict[str, Any] | None:
+def _chip(record: dict[str, Any]) -> dict[str, Any] | None:
   chip = chip_of(record.get("devices", {}).get("kind", ""))
   return {"name": chip.name, "hbm_bytes": chip.hbm_bytes} if chip else None
 
 
-def _when(folder) -> str | None:
+def _when(folder: storage.Path) -> str | None:
   """When the run last wrote its run.json."""
   try:
     _, seconds = look(folder / "run.json")

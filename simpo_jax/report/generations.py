@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from simpo_jax import storage
 from simpo_jax.report import least_times
 from simpo_jax.report.samples import (
   FINISH,
@@ -19,12 +20,16 @@ _BINS = 24  # of a histogram of lengths
 
 
 def read_generations(
-  folder, config: dict[str, Any], max_bytes: int, known: dict[Any, Generation], notes: list[str]
+  folder: storage.Path,
+  config: dict[str, Any],
+  max_bytes: int,
+  known: dict[Any, Generation],
+  notes: list[str],
 ) -> list[Generation]:
   """Every generation in order of step, read anew only where its files have changed.
 
   Args:
-    folder: the workdir, a path.
+    folder: the workdir.
     max_bytes: packed text that the report takes.
     known: generations that an earlier call has read; then holds those of this call.
     notes: gets what is missing, or cannot be read.
@@ -112,7 +117,7 @@ def index_of(generations: list[Generation]) -> dict[str, Any]:
     a = g.answers
     at = np.searchsorted(order, a.prompt) * samples + a.sample
 
-    def spread(values, digits=None, at=at):
+    def spread(values: np.ndarray, digits: int | None = None, at: np.ndarray = at) -> list[Any]:
       out: list[Any] = [None] * (len(order) * samples)
       for place, value in zip(at.tolist(), values.tolist(), strict=True):
         out[place] = value if digits is None else round(value, digits)

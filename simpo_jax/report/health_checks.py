@@ -41,7 +41,7 @@ def check_health(e: Evidence) -> list[Finding]:
 def _not_finite(e: Evidence) -> Finding:
   ended = e.failure is not None
   count = len(e.bad_steps) + ended
-  if ended:
+  if e.failure is not None:
     value = f"step {e.failure.get('step')}: loss {e.failure.get('loss')}; it ended the run"
   elif e.bad_steps:
     steps = ", ".join(map(str, e.bad_steps[:5])) + (", …" if len(e.bad_steps) > 5 else "")

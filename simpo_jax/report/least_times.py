@@ -43,6 +43,8 @@ def train_seconds(
     row: the step's of metrics.jsonl.
   """
   rates, model = rates_of(record), record.get("model")
+  if rates is None or model is None:
+    return None
   try:
     tokens = row["tokens_per_second"] * row["step_seconds"]
     targets = (row["length/chosen"] + row["length/rejected"]) * config["train"]["batch_size"]
@@ -62,6 +64,8 @@ def generate_seconds(
     counts: tokens of each of its answers.
   """
   rates, model = rates_of(record), record.get("model")
+  if rates is None or model is None:
+    return None
   try:
     devices, counts = record["devices"]["count"], np.asarray(counts, np.float64)
     weights = model["layer_weights"] + model["output_weights"]

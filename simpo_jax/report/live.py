@@ -5,13 +5,16 @@ the time, and what goes wrong in it is told once.
 """
 
 import contextlib
+import pathlib
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 from simpo_jax import storage
 from simpo_jax.errors import one_line
 from simpo_jax.report.page import write_report
+from simpo_jax.settings import ReportSettings
 
 NAME = "report.html"
 _PATIENCE = 10.0  # seconds that a run's end waits for the last rewriting
@@ -20,7 +23,7 @@ _SOON = 10.0  # seconds until the first
 
 
 @contextlib.contextmanager
-def reporting(folder, options, writes: bool):
+def reporting(folder: storage.Path, options: ReportSettings, writes: bool) -> Iterator[None]:
   """Rewrites the report while the body runs, and once more when it ends, however it does.
 
   Args:
@@ -28,7 +31,7 @@ def reporting(folder, options, writes: bool):
     options: `config.report`.
     writes: whether this process does; none does in a bucket.
   """
-  if not (writes and options.write) or storage.is_remote(folder):
+  if not (writes and options.write and isinstance(folder, pathlib.Path)):
     yield
     return
   ended = threading.Event()
@@ -43,7 +46,7 @@ def reporting(folder, options, writes: bool):
       _tell(f"is not ready; write it with: python -m simpo_jax.report {folder}")
 
 
-def _keep(folder, options, ended: threading.Event) -> None:
+def _keep(folder: pathlib.Path, options: ReportSettings, ended: threading.Event) -> None:
   known, told, last = {}, False, False
   every = options.every_seconds or None
   pause = every and min(every, _SOON)

@@ -18,9 +18,10 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
 
+from simpo_jax import storage
 from simpo_jax.errors import UserError
 from simpo_jax.report.collect import Collected, collect
-from simpo_jax.report.samples import pack
+from simpo_jax.report.samples import Generation, pack
 from simpo_jax.storage import temporary
 from simpo_jax.storage.paths import brief
 
@@ -32,13 +33,15 @@ _SCRIPTS = (
 
 
 def write_report(
-  folders: Sequence, out, max_bytes: int = MAX_BYTES, known: dict[Any, Any] | None = None
+  folders: Sequence[storage.Path],
+  out: pathlib.Path,
+  max_bytes: int = MAX_BYTES,
+  known: dict[Any, Generation] | None = None,
 ) -> None:
   """Writes the report of one or more workdirs: a file whole or not at all, else what `is_stream`.
 
   Args:
-    folders: the workdirs, paths; local ones, or what has their methods.
-    out: the file, a path.
+    folders: the workdirs.
     max_bytes: packed text that it takes; the rest is left out and named.
     known: of one workdir, for the next call with the same; see `collect`.
 
@@ -118,7 +121,7 @@ def embed(value: Any) -> str:
   return text.replace("<", "\\u003c")
 
 
-def labels(folders: Sequence) -> list[str]:
+def labels(folders: Sequence[storage.Path]) -> list[str]:
   """A short name of each run, no two the same."""
   names = [pathlib.Path(os.path.abspath(f)).name for f in folders]
   if len(set(names)) == len(names):
@@ -146,4 +149,4 @@ def _hash(text: str) -> str:
 
 
 def _asset(name: str) -> str:
-  return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")
+  return (resources.files("simpo_jax.report") / "assets" / name).read_text(encoding="utf-8")

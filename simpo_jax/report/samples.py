@@ -7,11 +7,14 @@ what is looked at and not tens of megabytes.
 import base64
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from simpo_jax import storage
 
 NGRAM = 4  # tokens; see `repetition`
 FINISH = ("stop", "length", "other")
@@ -60,7 +63,7 @@ def part_size(config: dict[str, Any]) -> int:
   return 1 << max(0, (_PART_BYTES // per_prompt).bit_length() - 1)
 
 
-def read_generation(folder, size: int, most_parts: int) -> Generation:
+def read_generation(folder: storage.Path, size: int, most_parts: int) -> Generation:
   """Reads all hosts' files of a generation, in whatever state they are.
 
   Args:
@@ -135,7 +138,7 @@ def repetition(ids: np.ndarray) -> float:
   return 1.0 - len(np.unique(keys)) / count
 
 
-def read_lines(path, problems: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_lines(path: storage.Path, problems: list[str] | None = None) -> Iterator[dict[str, Any]]:
   """The objects of a JSONL file; a last line that is still being written is left out.
 
   Args:
@@ -161,10 +164,10 @@ def read_lines(path, problems: list[str] | None = None) -> Iterator[dict[str, An
     problems.append(f"{path.name}: {bad} lines are no JSON objects and are left out")
 
 
-def look(path) -> tuple[int, float]:
+def look(path: storage.Path) -> tuple[int, float]:
   """Size and time of a file, which a bucket's path gives under other names."""
   found = path.stat()
-  if hasattr(found, "st_size"):
+  if isinstance(found, os.stat_result):
     return found.st_size, found.st_mtime
   return found.length, found.mtime
 

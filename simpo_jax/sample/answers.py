@@ -70,8 +70,9 @@ def sample(
 
   written = 0
   for generated, seconds in _launches(loaded, program, packed):
-    finish, tokens = generated.finish[0], int(generated.count.sum())
-    summary = Summary(generated.count[0], finish, generated.logprob[0])
+    each = (generated.count, generated.finish, generated.logprob)
+    summary = Summary(*(np.asarray(x[0]) for x in each))
+    finish, tokens = summary.finish, int(summary.count.sum())
     check_finite(summary.logprob)
     waiting = [*np.flatnonzero(finish == RUNNING), len(requests)]
     done = range(written, int(waiting[0]))

@@ -2,13 +2,13 @@
 
 import json
 import numbers
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from simpo_jax import storage
 from simpo_jax.config import flatten
 from simpo_jax.workdir.files import samples_folder
 
@@ -58,7 +58,8 @@ class Entry(NamedTuple):
 
 def group(row: dict[str, Any]) -> str:
   """The first part of the tags of a row."""
-  return _GROUPS.get(row["mode"], row["mode"])
+  mode: str = row["mode"]
+  return _GROUPS.get(mode, mode)
 
 
 def tag(row: dict[str, Any], name: str) -> str:
@@ -75,7 +76,7 @@ def of_generation(summary: dict[str, Any]) -> tuple[dict, dict[str, np.ndarray],
   return row, {"answers/tokens": np.asarray(lengths)}, samples
 
 
-def rows_of(folder: pathlib.Path, size: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows_of(folder: storage.Path, size: int) -> Iterator[tuple[int, dict[str, Any]]]:
   """Numbers and rows in the first `size` bytes of metrics.jsonl."""
   if not size:
     return
@@ -87,7 +88,7 @@ def rows_of(folder: pathlib.Path, size: int) -> Iterator[tuple[int, dict[str, An
         return
 
 
-def entries_of(folder: pathlib.Path, size: int, after: int) -> Iterator[Entry]:
+def entries_of(folder: storage.Path, size: int, after: int) -> Iterator[Entry]:
   """The rows beyond number `after` in the first `size` bytes of metrics.jsonl.
 
   Generations come with all that summary.json has of them; a step's values per pair are

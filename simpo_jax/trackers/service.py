@@ -14,6 +14,7 @@ import subprocess
 import sys
 from typing import Any
 
+from simpo_jax import storage
 from simpo_jax.trackers.rows import Entry
 
 _WORKER = pathlib.Path(__file__).with_name("service_worker.py")
@@ -29,7 +30,7 @@ class Service:
     config: of the run, as config.json has it.
   """
 
-  def __init__(self, name: str, workdir: pathlib.Path, config: dict[str, Any]):
+  def __init__(self, name: str, workdir: storage.Path, config: dict[str, Any]):
     self._name, self._workdir, self._config = name, workdir, config
     folder = workdir / "tracking"
     folder.mkdir(exist_ok=True)
@@ -44,6 +45,9 @@ class Service:
         stderr=log,
         start_new_session=True,
       )
+    requests, answers = self._process.stdin, self._process.stdout
+    assert requests and answers  # both are pipes
+    self._requests, self._answers = requests, answers
 
   def open(self) -> int:
     """Joins the tracker's run, or begins one; returns the number of the last row that it has."""
@@ -64,7 +68,7 @@ class Service:
   def close(self, status: str) -> None:
     """Ends the tracker's run: "done", "stopped" or "failed"."""
     self._ask("close", status=status)
-    self._process.stdin.close()
+    self._requests.close()
     self._process.wait()
 
   def abandon(self) -> None:
@@ -74,10 +78,10 @@ class Service:
     with contextlib.suppress(subprocess.TimeoutExpired):
       self._process.wait(1)
 
-  def _ask(self, what: str, **message) -> dict[str, Any]:
+  def _ask(self, what: str, **message: Any) -> dict[str, Any]:
     try:
-      self._process.stdin.write(json.dumps({"do": what, **message}).encode() + b"\n")
-      self._process.stdin.flush()
+      self._requests.write(json.dumps({"do": what, **message}).encode() + b"\n")
+      self._requests.flush()
       answer = self._answer()
     except BrokenPipeError:
       answer = b""
@@ -90,8 +94,8 @@ class Service:
 
   def _answer(self) -> bytes:
     with selectors.DefaultSelector() as selector:
-      selector.register(self._process.stdout, selectors.EVENT_READ)
+      selector.register(self._answers, selectors.EVENT_READ)
       # Second by second: a machine that was asleep has not waited.
       if not any(selector.select(1) for _ in range(_PATIENCE)):
         raise TimeoutError(f"no answer for {_PATIENCE} s")
-    return self._process.stdout.readline()
+    return self._answers.readline()

@@ -12,6 +12,7 @@ import secrets
 import signal
 import sys
 import time
+from typing import Any
 
 sys.path.append(str(pathlib.Path(__file__).parents[2]))  # last, for a checkout not installed
 from simpo_jax.storage import temporary  # noqa: E402
@@ -30,7 +31,7 @@ class Wandb:
     config: of the run.
   """
 
-  def __init__(self, run, folder, config):
+  def __init__(self, run: str | None, folder: str, config: dict[str, Any]):
     import wandb
 
     self._wandb, options = wandb, config["tracking"]
@@ -48,7 +49,15 @@ class Wandb:
     self._run.define_metric("step")
     self._run.define_metric("*", step_metric="step")
 
-  def write(self, number, step, group, scalars, histograms, samples):
+  def write(
+    self,
+    number: int,
+    step: int,
+    group: str,
+    scalars: dict[str, float],
+    histograms: dict[str, list[float]],
+    samples: list[dict[str, Any]],
+  ) -> None:
     data = {"step": step, **scalars}
     data |= {name: self._wandb.Histogram(values) for name, values in histograms.items()}
     if samples:
@@ -57,7 +66,7 @@ class Wandb:
     # W&B's own step is the row: it refuses those that it has.
     self._run.log(data, step=number, commit=True)
 
-  def close(self, status):
+  def close(self, status: str) -> None:
     if status == "stopped":
       self._run.mark_preempting()
     self._run.finish(exit_code={"done": 0, "stopped": 75}.get(status, 1))
@@ -66,13 +75,13 @@ class Wandb:
 class MLflow:
   """A run of MLflow; the arguments are those of `Wandb`."""
 
-  def __init__(self, run, folder, config):
+  def __init__(self, run: str | None, folder: str, config: dict[str, Any]):
     from mlflow import MlflowClient, entities
 
     self._entities, options = entities, config["tracking"]
     self._client = client = MlflowClient(options["mlflow_uri"] or None)
-    self.id = run
     if run:
+      self.id = run
       client.update_run(run, status="RUNNING")
       return
     name = options["mlflow_experiment"]
@@ -88,7 +97,15 @@ class MLflow:
     for start in range(0, len(params), _PARAMS):
       client.log_batch(self.id, params=params[start : start + _PARAMS])
 
-  def write(self, number, step, group, scalars, histograms, samples):
+  def write(
+    self,
+    number: int,
+    step: int,
+    group: str,
+    scalars: dict[str, float],
+    histograms: dict[str, list[float]],
+    samples: list[dict[str, Any]],
+  ) -> None:
     now = int(time.time() * 1000)
     metrics = [self._entities.Metric(name, x, now, step) for name, x in scalars.items()]
     self._client.log_batch(self.id, metrics)
@@ -96,7 +113,7 @@ class MLflow:
       text = json.dumps(samples, indent=2, ensure_ascii=False)
       self._client.log_text(self.id, text, f"samples/step_{step:06d}.json")
 
-  def close(self, status):
+  def close(self, status: str) -> None:
     ends = {"done": "FINISHED", "stopped": "KILLED"}
     self._client.set_terminated(self.id, ends.get(status, "FAILED"))
 
@@ -107,19 +124,20 @@ _TRACKERS = {"wandb": Wandb, "mlflow": MLflow}
 class State:
   """The tracker's run id and the number of the last row that it has, kept in a file."""
 
-  def __init__(self, path):
+  def __init__(self, path: str):
     self._path = pathlib.Path(path)
-    self.run, self.rows = None, 0
+    self.run: str | None = None
+    self.rows = 0
     if self._path.exists():
       self.run, self.rows = json.loads(self._path.read_text()).values()
 
-  def save(self, run, rows):
+  def save(self, run: str, rows: int) -> None:
     self.run, self.rows = run, rows
     with temporary.replacing(self._path) as file:
       file.write(json.dumps({"run": run, "rows": rows}).encode())
 
 
-def main(name, path) -> None:
+def main(name: str, path: str) -> None:
   """Answers until its input ends."""
   # What others print must not come between the answers.
   answers = os.fdopen(os.dup(1), "w")
@@ -132,6 +150,8 @@ def main(name, path) -> None:
       if what == "open":
         tracker = _TRACKERS[name](state.run, **message)
         state.save(tracker.id, state.rows)
+      elif tracker is None:
+        raise RuntimeError(f"{what} before open")
       elif what == "write":
         tracker.write(**message)
         state.save(tracker.id, message["number"])

@@ -1,5 +1,8 @@
 """TensorBoard's event files, by its own record writer and messages, without TensorFlow."""
 
+# The messages' classes are made when their modules are imported.
+# pyright: reportAttributeAccessIssue=false
+
 import json
 import os
 import pathlib
@@ -44,7 +47,7 @@ class EventFiles:
   def __init__(self, workdir: pathlib.Path, config: dict[str, Any], size: int):
     self._workdir, self._config, self._size = workdir, config, size
     self._folder = workdir / "tensorboard"
-    self._file: RecordWriter | None = None
+    self._file: RecordWriter  # from `open` on
 
   def open(self) -> int:
     """Cuts off what metrics.jsonl does not have; returns the number of the last row left."""
@@ -86,7 +89,7 @@ class EventFiles:
   def abandon(self) -> None:
     """Nothing is to be ended by force."""
 
-  def _write(self, **fields) -> None:
+  def _write(self, **fields: Any) -> None:
     self._file.write(Event(wall_time=time.time(), **fields).SerializeToString())
     self._file.flush()
 
@@ -142,7 +145,7 @@ def _text(name: str, markdown: str) -> Summary.Value:
   )
 
 
-def _hparams(name: str, **data) -> Summary.Value:
+def _hparams(name: str, **data: Any) -> Summary.Value:
   metadata = hparams.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**data))
   return Summary.Value(tag=name, metadata=metadata, tensor=hparams.NULL_TENSOR)
 

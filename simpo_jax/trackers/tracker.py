@@ -8,6 +8,7 @@ once, and the run goes on without that tracker. Nothing here touches a device.
 import contextlib
 import functools
 import importlib.util
+import pathlib
 import queue
 import threading
 import time
@@ -33,15 +34,19 @@ class Writer(Protocol):
 
   def open(self) -> int:
     """Gets ready; returns the number of the last row that the tracker has already."""
+    ...
 
   def write(self, entry: Entry) -> None:
     """Takes a row."""
+    ...
 
   def close(self, status: str) -> None:
     """The run is "done", "failed" or, to go on later, "stopped"."""
+    ...
 
   def abandon(self) -> None:
     """Ends what may be hanging; called from another thread."""
+    ...
 
 
 class Tracking:
@@ -122,15 +127,15 @@ def _writers(config: Settings, folder: storage.Path, size: int) -> dict[str, Cal
   options, plain = config.tracking, as_json(config)
   out: dict[str, Callable[[], Writer]] = {}
 
-  def event_files():
+  def event_files(workdir: pathlib.Path) -> Writer:
     from simpo_jax.trackers.tensorboard import EventFiles
 
-    return EventFiles(folder, plain, size)
+    return EventFiles(workdir, plain, size)
 
-  if options.tensorboard and not storage.is_remote(folder):  # event files are appended to
-    out["tensorboard"] = event_files
+  if options.tensorboard and isinstance(folder, pathlib.Path):  # event files are appended to
+    out["tensorboard"] = functools.partial(event_files, folder)
   for name in _SERVICES:
-    if options[name]:
+    if getattr(options, name):
       spec = importlib.util.find_spec(name)
       if spec is None or spec.origin is None:  # None, too, for a mere folder of that name
         raise UserError(
@@ -193,19 +198,19 @@ class _Track:
 
   def _work(self) -> None:
     try:
-      self._writer = self._make()
-      have = self.rows = self._writer.open()
+      writer = self._writer = self._make()
+      have = self.rows = writer.open()
       for entry in entries_of(self._folder, self._size, have):
-        self._write(entry)
+        self._write(writer, entry)
       while not isinstance(item := self._queue.get(), str):
         if item.number > have:  # it may have seen rows that a run which goes on writes again
-          self._write(item)
-      self._writer.close(item)
+          self._write(writer, item)
+      writer.close(item)
     except BaseException as error:  # of other people's code
       self._fail(one_line(error))
 
-  def _write(self, entry: Entry) -> None:
-    self._writer.write(entry)
+  def _write(self, writer: Writer, entry: Entry) -> None:
+    writer.write(entry)
     self.rows += 1
 
   def _fail(self, problem: str) -> None:

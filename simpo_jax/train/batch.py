@@ -3,32 +3,48 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Array, Int32
 
 from simpo_jax.settings import DataSettings
+
+AnyArray = Array | np.ndarray  # on devices, or on the host
 
 
 class BatchShape(NamedTuple):
   """The fixed sizes of a step's batch."""
 
-  micro: int  # M, micro-batches: enough for one pair a row
-  rows: int  # R, packed rows per micro-batch, over all hosts
+  micro: int  # micro-batches: enough for one pair a row
+  rows: int  # B, packed rows per micro-batch, over all hosts
   row_length: int  # S
-  slots: int  # G, pairs per row at most
+  slots: int  # pairs per row at most
   pairs: int  # pairs per step
 
 
 class Batch(NamedTuple):
-  """One step's packed rows, int32. U = S target entries per row; targets come first."""
+  """One step's packed rows, with S targets each; the targets that there are come first."""
 
-  tokens: np.ndarray  # [M, R, S]
-  positions: np.ndarray  # [M, R, S], rotary
-  k_start: np.ndarray  # [M, R, S], first key that the token sees
-  k_end: np.ndarray  # [M, R, S], one past the last
-  target_index: np.ndarray  # [M, R, U], where in the row the target is predicted from
-  target_id: np.ndarray  # [M, R, U], the response token, -1 for none
-  target_seq: np.ndarray  # [M, R, U], 2 * slot + (0 chosen | 1 rejected), 2G for none
-  pair: np.ndarray  # [M, R, G], the pair's number in the step, `pairs` for none
-  num_micro: np.ndarray  # [], micro-batches in use; the rest is never computed
+  tokens: Int32[AnyArray, "micro B S"]
+  positions: Int32[AnyArray, "micro B S"]  # rotary
+  k_start: Int32[AnyArray, "micro B S"]  # first key that the token sees
+  k_end: Int32[AnyArray, "micro B S"]  # one past the last
+  target_index: Int32[AnyArray, "micro B S"]  # where in the row the target is predicted from
+  target_id: Int32[AnyArray, "micro B S"]  # the response token, -1 for none
+  target_seq: Int32[AnyArray, "micro B S"]  # 2 * slot + (0 chosen | 1 rejected), 2 * slots: none
+  pair: Int32[AnyArray, "micro B slots"]  # the pair's number in the step, `pairs` for none
+  num_micro: Int32[AnyArray, ""]  # micro-batches in use; the rest is never computed
+
+
+class MicroBatch(NamedTuple):
+  """One micro-batch of a `Batch` inside the program, or one device's rows of it."""
+
+  tokens: Int32[Array, "B S"]
+  positions: Int32[Array, "B S"]
+  k_start: Int32[Array, "B S"]
+  k_end: Int32[Array, "B S"]
+  target_index: Int32[Array, "B S"]
+  target_id: Int32[Array, "B S"]
+  target_seq: Int32[Array, "B S"]
+  pair: Int32[Array, "B slots"]
 
 
 def batch_shape(pairs: int, row_length: int, slots: int, rows: int) -> BatchShape:
@@ -42,18 +58,18 @@ def empty_batch(shape: BatchShape, local: range | None = None) -> Batch:
   Args:
     local: the rows of each micro-batch that it holds; None for all.
   """
-  M, R, S, G, B = shape
-  R = R if local is None else len(local)
-  local = np.broadcast_to(np.arange(S, dtype=np.int32), (M, R, S))
+  micro, rows, S, slots, pairs = shape
+  size = micro, rows if local is None else len(local), S
+  here = np.broadcast_to(np.arange(S, dtype=np.int32), size)
   return Batch(
-    tokens=np.zeros((M, R, S), np.int32),
-    positions=np.zeros((M, R, S), np.int32),
-    k_start=local.copy(),
-    k_end=local + 1,
-    target_index=np.zeros((M, R, S), np.int32),
-    target_id=np.full((M, R, S), -1, np.int32),
-    target_seq=np.full((M, R, S), 2 * G, np.int32),
-    pair=np.full((M, R, G), B, np.int32),
+    tokens=np.zeros(size, np.int32),
+    positions=np.zeros(size, np.int32),
+    k_start=here.copy(),
+    k_end=here + 1,
+    target_index=np.zeros(size, np.int32),
+    target_id=np.full(size, -1, np.int32),
+    target_seq=np.full(size, 2 * slots, np.int32),
+    pair=np.full((*size[:2], slots), pairs, np.int32),
     num_micro=np.zeros((), np.int32),
   )
 

@@ -11,25 +11,32 @@ gradients are smallest. Axes sharded by tensor parallelism (arXiv:1909.08053) st
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32
 
 from simpo_jax.kernels.range_attention import RESIDUALS
 from simpo_jax.models.sharding import ROWS
 
 TENSOR = "tensor"  # the mesh axis of tensor parallelism
+MeshAxes = str | tuple[str, ...] | None  # an entry of a PartitionSpec
+_Layer = TypeVar("_Layer", bound=Callable[..., Any])
 
 
-def _all_but_gathered(primitive, *_, **__) -> bool:
+def _all_but_gathered(primitive: Primitive, *_: Any, **__: Any) -> bool:
   return primitive.name != "all_gather"
 
 
 # What of a layer's forward pass is kept for the backward pass, by name. Gathered weights
 # never are: they are gathered again.
 _SAVE = jax.checkpoint_policies
-_KEPT = {
+_KEPT: dict[str, Callable[..., Any]] = {
   "full": _SAVE.nothing_saveable,
   "dots": _SAVE.save_from_both_policies(
     _SAVE.dots_with_no_batch_dims_saveable, _SAVE.save_only_these_names(RESIDUALS)
@@ -38,7 +45,7 @@ _KEPT = {
 }
 
 
-def remat(policy: str, single_device: bool = False):
+def remat(policy: str, single_device: bool = False) -> Callable[[_Layer], _Layer]:
   """A decorator for a layer that rematerializes what the policy does not save.
 
   `full` recomputes the layer from its input, `dots` all but its matrix products and attention
@@ -48,27 +55,37 @@ def remat(policy: str, single_device: bool = False):
   if policy == "none" and single_device:
     return lambda f: f
   # Inside a scan nothing can be merged with the forward pass anyway.
-  return functools.partial(jax.checkpoint, policy=_KEPT[policy], prevent_cse=False)
+  return cast(
+    Callable[[_Layer], _Layer],
+    functools.partial(jax.checkpoint, policy=_KEPT[policy], prevent_cse=False),
+  )
 
 
-def gather(shard: jax.Array, spec: PartitionSpec, dtype) -> jax.Array:
+def gather(
+  shard: Float[Array, "..."], spec: PartitionSpec, dtype: DTypeLike
+) -> Float[Array, "..."]:
   """The weight in `dtype`, from each device's shard of it; tensor parallelism still cuts it."""
   weight = shard.astype(dtype)
   for dim, axes in enumerate(spec):
     for axis in reversed(_batch_axes(axes)):
-      weight = jax.lax.all_gather(weight, axis, axis=dim, tiled=True)
+      weight = _all_gather(weight, axis, dim)
   return weight
 
 
-def lookup(shard: jax.Array, spec: PartitionSpec, tokens: jax.Array, dtype) -> jax.Array:
-  """Embedding lookup in `dtype`, int32 `[B, T]` to `[B, T, D]`; either axis of `[V, D]` sharded.
+def lookup(
+  shard: Float[Array, "rows channels"],
+  spec: PartitionSpec,
+  tokens: Int32[Array, "B T"],
+  dtype: DTypeLike,
+) -> Float[Array, "B T D"]:
+  """Embedding lookup in `dtype`, from a shard of the table `[V, D]`, of which either axis is cut.
 
   Each device looks up its shard of the channels for all devices' tokens; an all-to-all then
   exchanges them, which moves far less data than gathering the table.
   """
   axes = _batch_axes(spec[1])
   if axes:
-    tokens = jax.lax.all_gather(tokens, axes, axis=0, tiled=True)
+    tokens = _all_gather(tokens, axes, 0)
   if is_tensor_sharded(spec[0]):
     own = own_ids(tokens, shard.shape[0], TENSOR)
     x = jnp.where(own[..., None] >= 0, shard[jnp.maximum(own, 0)], 0).astype(dtype)
@@ -76,10 +93,10 @@ def lookup(shard: jax.Array, spec: PartitionSpec, tokens: jax.Array, dtype) -> j
     x = shard[tokens].astype(dtype)
   if axes:
     x = jax.lax.all_to_all(x, axes, split_axis=0, concat_axis=2, tiled=True)
-  return jax.lax.psum(x, TENSOR) if is_tensor_sharded(spec[0]) else x
+  return all_reduce(x, TENSOR) if is_tensor_sharded(spec[0]) else x
 
 
-def own_ids(ids: jax.Array, size: int, axis: str | None) -> jax.Array:
+def own_ids(ids: Int32[Array, "*shape"], size: int, axis: str | None) -> Int32[Array, "*shape"]:
   """Ids by their place among this device's `size` rows of a table cut over `axis`; others: -1."""
   if axis is None:
     return ids
@@ -87,12 +104,21 @@ def own_ids(ids: jax.Array, size: int, axis: str | None) -> jax.Array:
   return jnp.where((ids >= 0) & (ids < size), ids, -1)
 
 
-def is_tensor_sharded(axes: str | tuple[str, ...] | None) -> bool:
+def all_reduce(x: Float[Array, "*shape"], axis: str) -> Float[Array, "*shape"]:
+  """The sum of every device's `x` along a mesh axis."""
+  return cast(Array, jax.lax.psum(x, axis))
+
+
+def _all_gather(x: Array, axes: str | tuple[str, ...], dim: int) -> Array:
+  return cast(Array, jax.lax.all_gather(x, axes, axis=dim, tiled=True))
+
+
+def is_tensor_sharded(axes: MeshAxes) -> bool:
   """Whether a dimension with this PartitionSpec entry is sharded by tensor parallelism."""
   return TENSOR in _names(axes or ()) and jax.lax.axis_size(TENSOR) > 1
 
 
-def _batch_axes(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def _batch_axes(axes: MeshAxes) -> tuple[str, ...]:
   """The mesh axes of a PartitionSpec entry that also shard the batch."""
   return tuple(a for a in _names(axes or ()) if a in ROWS[0] and jax.lax.axis_size(a) > 1)
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from simpo_jax.settings import SimPOSettings
-from simpo_jax.train.step import Metrics, PairStats
+from simpo_jax.train.types import Metrics, PairStats
 
 
 def pair_values(stats: PairStats, simpo: SimPOSettings) -> dict[str, np.ndarray]:
-  """What histograms show of the pairs present, `[pairs]`; the margins leave gamma out."""
+  """What histograms show, one value per pair present; the margins leave gamma out."""
   p = np.asarray(stats.present)
   chosen, rejected = (np.asarray(x, np.float64)[p] for x in (stats.chosen, stats.rejected))
   return {
@@ -68,7 +68,7 @@ def evaluation_metrics(batches: list[Metrics], simpo: SimPOSettings) -> dict[str
   stats = all_pairs(batches)
   tokens = np.asarray([np.sum(b.pairs.chosen_tokens) for b in batches], np.float64)
   nll = float(np.average([float(b.sft_loss) for b in batches], weights=tokens))
-  simpo_loss = float(np.mean(np.asarray(stats.loss)[stats.present]))
+  simpo_loss = float(np.mean(np.asarray(stats.loss)[np.asarray(stats.present)]))
   return {
     "loss": simpo_loss + simpo.sft_weight * nll,
     "nll_loss": nll,

@@ -6,6 +6,7 @@ import jax
 import optax
 
 from simpo_jax.models.config import ModelConfig
+from simpo_jax.models.llama import Tensor
 from simpo_jax.models.lora import Lora, all_tensors
 from simpo_jax.settings import TrainSettings
 from simpo_jax.train.step import trainable
@@ -42,7 +43,11 @@ def make_optimizer(
   Norms and biases are not decayed, as in Hugging Face's trainers. It is made for the weights
   and adapters without the `frozen` parts.
   """
-  decayed = jax.tree.map(lambda tensor: tensor.is_matrix, all_tensors(model, lora))
+
+  def is_decayed(tensor: Tensor) -> bool:
+    return tensor.is_matrix
+
+  decayed = jax.tree.map(is_decayed, all_tensors(model, lora))
   adamw = optax.adamw(
     schedule,
     b1=train.b1,

@@ -277,7 +277,7 @@ def test_commands(loaded, voice, tmp_path):
   bad = ["top_p=2", "top_k=x", "temperature=nan", "stop=a", "seed"]
   _, err, chat = talk(loaded, voice, *(f"/settings {b}" for b in bad))
   assert err.count("error: ") == len(bad)
-  assert chat._settings.to_dict() == loaded.config.generate.to_dict()
+  assert chat._settings == loaded.config.generate
 
 
 def test_a_full_context_is_told_of(loaded, voice):

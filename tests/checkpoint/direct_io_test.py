@@ -116,14 +116,14 @@ def disk(request, monkeypatch):
 def test_files_of_any_size_on_any_disk(tmp_path, disk, size):
   data = np.random.default_rng(size).integers(0, 256, size).astype(np.uint8)
   (tmp_path / "x").write_bytes(bytes(3 * PIECE))  # left by another try
-  [(name, digest)] = direct_io._write_chunks(tmp_path, [("x", data)]).items()
+  [(name, digest)] = direct_io._write_chunks(tmp_path, [direct_io._Chunk("x", data)]).items()
   assert (tmp_path / name).read_bytes() == data.tobytes()
   assert digest == hashlib.sha256(data.tobytes()).hexdigest()
 
 
 def test_arrays_of_any_layout_are_written_in_order_of_their_rows(tmp_path):
   data = np.arange(60, dtype=np.int16).reshape(5, 12).T
-  direct_io._write_chunks(tmp_path, [("x", data)])
+  direct_io._write_chunks(tmp_path, [direct_io._Chunk("x", data)])
   assert (tmp_path / "x").read_bytes() == data.tobytes()
 
 

@@ -345,12 +345,15 @@ def command(folder):
     stdout=subprocess.PIPE,
   )
 
+  asked, answers = worker.stdin, worker.stdout
+  assert asked and answers
+
   def run(*args):
-    print(json.dumps(args), file=worker.stdin, flush=True)
-    return json.loads(worker.stdout.readline())
+    print(json.dumps(args), file=asked, flush=True)
+    return json.loads(answers.readline())
 
   yield run
-  worker.stdin.close()
+  asked.close()
   assert worker.wait(timeout=60) == 0
 
 

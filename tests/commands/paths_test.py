@@ -171,8 +171,8 @@ def test_a_conversation_is_saved(here, model, monkeypatch, capsys):
 
 def test_data(here, pairs, capsys):
   command("simpo_jax.prepare", f"--source={pairs}", "--out=../made", "--name=a", "--workers=1")
-  use = re.search("use: (.*)", capsys.readouterr().out)[1].split()
-  assert use == ["--config.data.train=tfds:a", f"--config.data.dir={here.parent / 'made'}"]
+  [use] = re.findall("use: (.*)", capsys.readouterr().out)
+  assert use.split() == ["--config.data.train=tfds:a", f"--config.data.dir={here.parent / 'made'}"]
   command("simpo_jax.prepare", "--verify=tfds:a", "--out=./../made")
   for train, where in ((pairs, ""), ("tfds:a", "../made"), ("tfds:../made/a", ""), ("tfds:a", ".")):
     if where == ".":

@@ -104,9 +104,9 @@ def test_a_point_lies_where_its_axis_says():
   )
   root = ET.fromstring(svg)
   tag = "{http://www.w3.org/2000/svg}"
-  texts = {t.text: (float(t.get("x")), float(t.get("y"))) for t in root.iter(f"{tag}text")}
+  texts = {t.text: (float(t.attrib["x"]), float(t.attrib["y"])) for t in root.iter(f"{tag}text")}
   assert {"a < b", "s, 95% interval", "training step", "0", "100", "10"} <= texts.keys()
-  first, last = ((float(c.get("cx")), float(c.get("cy"))) for c in root.iter(f"{tag}circle"))
+  first, last = ((float(c.attrib["cx"]), float(c.attrib["cy"])) for c in root.iter(f"{tag}circle"))
   assert (last[0], last[1]) == (texts["10"][0], texts["100"][1] - 4)
   assert first[0] < last[0] and first[1] > last[1]
   assert draw([Panel("a", [Series("s", [(1, 2.0)])])]), "a single point has a picture, too"

@@ -39,7 +39,7 @@ def listed(heading):
   """The words of the list under a heading of the page, by the word before a colon if any."""
   page = (DOCS / "compatibility.md").read_text()
   section = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-  lines = re.search(r"```text\n(.*?)```", section, re.S)[1].splitlines()
+  lines = re.findall(r"```text\n(.*?)```", section, re.S)[0].splitlines()
   found = {}
   for line in lines:
     name, colon, rest = line.partition(": ")

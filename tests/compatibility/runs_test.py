@@ -45,7 +45,8 @@ BEFORE = "since the checkpoint .* these have changed: "
 def test_the_files_are_as_they_were_written():
   sums = (HERE / "SHA256SUMS").read_bytes()
   assert hashlib.sha256(sums).hexdigest() == SUMS, "what was written once is not written again"
-  written = dict(reversed(line.split("  ")) for line in sums.decode().splitlines())
+  lines = (line.split("  ") for line in sums.decode().splitlines())
+  written = {name: digest for digest, name in lines}
   there = {str(p.relative_to(HERE)): p for p in OLD.rglob("*") if p.is_file()}
   there = {name: p for name, p in there.items() if p.parent.name != "__pycache__"}
   found = {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in there.items()}

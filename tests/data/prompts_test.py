@@ -66,7 +66,7 @@ def test_a_row_may_have_settings_of_its_own(tmp_path):
   assert [r.budget for r in requests[::2]] == [9, 20, 20]
   assert [r.sampling.temperature for r in requests[::2]] == [0.7, 0.0, 1]
   assert [r.sampling.top_k for r in requests[::2]] == [40, 0, 0]
-  assert {r.sampling.min_p for r in requests} == {0.1}
+  assert all(r.sampling.min_p == 0.1 for r in requests)
 
 
 def test_without_a_template_the_text_itself_with_one_bos(tmp_path):

@@ -86,7 +86,7 @@ def test_pairs_are_those_of_the_file(tmp_path):
     pairs, report = read(50 * epoch, 50)
     found = {p.id: p for p in pairs}
     assert len(found) == 50 and all(same(found[p.id][1:], p[1:]) for p in direct)
-    assert (report.total, report.kept, report.skipped) == (50, 50, {})
+    assert report and (report.total, report.kept, report.skipped) == (50, 50, {})
   orders = [[p.id for p in read(50 * e, 50)[0]] for e in range(2)]
   assert orders[0] != orders[1] and orders[0] != [p.id for p in direct]
 
@@ -138,7 +138,7 @@ def test_rows_that_cannot_be_used_are_counted_and_replaced(tmp_path):
   pairs, report = read(0, 200)
   bad = {f"a.jsonl:{i + 1}" for i in range(0, 200, 20)}
   assert len(pairs) == 200 and not bad & {p.id for p in pairs}
-  assert report.skipped["longer_than_row"] >= 10 and report.kept == 200
+  assert report and report.skipped["longer_than_row"] >= 10 and report.kept == 200
   assert report.total == report.kept + report.skipped["longer_than_row"]
   examples = report.examples["longer_than_row"]
   assert len(examples) == 3 and set(examples) <= bad
@@ -163,6 +163,7 @@ def test_too_many_of_them_end_the_run(tmp_path):
   data = prepared(tmp_path, "a", unusable(rows_of(200), 3))
   fields = {"max_length": 256, "max_prompt_length": 128, "row_length": 160}
   _, report = stream([data], **fields)(0, 200)
+  assert report
   with pytest.raises(UserError, match="rows read so far cannot be used: longer_than_row.*a.jsonl"):
     check_read_so_far(report, 0.1)
   check_read_so_far(report, 0.5)

@@ -1,6 +1,5 @@
 """The demo: its language is fair and held apart, and a short run of it learns what it shows."""
 
-import importlib.util
 import io
 import json
 import xml.etree.ElementTree as ET
@@ -26,6 +25,7 @@ from simpo_jax.demo.text import (
 )
 from simpo_jax.errors import UserError
 from simpo_jax.run import run
+from support.modules import load_module
 
 pytestmark = pytest.mark.program
 
@@ -124,9 +124,7 @@ SHORT = {
 def short(tmp_path_factory):
   """The demo's folder, curve and output, with fewer steps and in the tests' process."""
   folder = tmp_path_factory.mktemp("demo") / "runs"
-  spec = importlib.util.spec_from_file_location("demo", command.CONFIG)
-  configs = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(configs)
+  configs = load_module(command.CONFIG)
 
   def in_process(stage, folder, seed):
     c = configs.get_config(stage)

@@ -16,7 +16,7 @@ DRILL = str(TESTS / "support" / "host_drills.py")
 SOON = 30  # seconds in which every process ends, as a preemption asks for
 
 
-def _drill(folder, name, bad, processes=3, **settings):
+def _drill(folder, name, bad, processes=3, /, **settings):
   """A run of which host `bad` does the drill."""
   line = flags(folder / "run", {**TINY, **settings})
   commands = [
@@ -103,7 +103,7 @@ def test_a_missing_file_on_one_host_ends_all(tmp_path):
 
 @pytest.mark.slow
 def test_another_program_text_is_named_before_it_compiles(tmp_path):
-  ends = _drill(tmp_path, "other_program", 0, processes=2)
+  ends = _drill(tmp_path, "other_program", 0, 2)
   assert [end.code for end in ends] == [2, 2]
   for error in _errors(ends):
     assert re.search(r"host 1 \(.+\) has program text \w+ \(host 0: \w+\)", error)

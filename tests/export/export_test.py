@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import chex
 import huggingface_hub
@@ -93,6 +94,12 @@ def read_json(path):
 # --- weights ----------------------------------------------------------------------------------
 
 
+def _loaded(folder, **how) -> tuple[Any, dict[str, Any]]:
+  """A model of transformers, and what its files lack or have too much."""
+  load: Any = transformers.AutoModelForCausalLM.from_pretrained  # typed without the second
+  return load(folder, output_loading_info=True, **how)
+
+
 @sweep("name", MODELS, default=2)
 def test_an_untrained_model_comes_out_as_it_went_in(name, tmp_path):
   kind, settings = MODELS[name]
@@ -103,9 +110,7 @@ def test_an_untrained_model_comes_out_as_it_went_in(name, tmp_path):
   again, reloaded = load(tmp_path / "out")
   assert again == cfg
   chex.assert_trees_all_equal(reloaded, params)
-  net, found = transformers.AutoModelForCausalLM.from_pretrained(
-    tmp_path / "out", output_loading_info=True, attn_implementation="eager", dtype="auto"
-  )
+  net, found = _loaded(tmp_path / "out", attn_implementation="eager", dtype="auto")
   assert not any(found.values()) and net.dtype == torch.float32
   tokens = np.random.default_rng(0).integers(0, SOURCE_VOCAB, (2, 40), np.int32)
   expected = hf_logits(net.eval(), tokens)
@@ -277,11 +282,11 @@ def test_the_embedded_models_bytes(tmp_path):
 @pytest.mark.parametrize("kind", ("llama", "mistral", "qwen2", "qwen3"))
 @pytest.mark.parametrize("rope", (None, "linear", "llama3"))
 def test_a_config_that_is_made_is_read_back_as_it_was(kind, rope, tmp_path):
-  scaling = rope and model_config.RopeScaling(
-    rope, 4.0, *((1.0, 3.0, 512) if rope == "llama3" else ())
-  )
-  if rope == "linear":
-    scaling = dataclasses.replace(scaling, original_max_position_embeddings=8192)
+  scaling = {
+    None: None,
+    "linear": model_config.RopeScaling("linear", 4.0, original_max_position_embeddings=8192),
+    "llama3": model_config.RopeScaling("llama3", 4.0, 1.0, 3.0, 512),
+  }[rope]
   cfg = dataclasses.replace(
     model_config.EMBEDDED,
     model_type=kind,
@@ -318,6 +323,7 @@ def test_the_card_tells_the_run_and_not_the_disk(source, tmp_path):
   export_run(run, tmp_path / "out")
   text = (tmp_path / "out" / "README.md").read_text()
   front = huggingface_hub.metadata_load(tmp_path / "out" / "README.md")
+  assert front is not None
   assert front["library_name"] == "transformers" and "simpo" in front["tags"]
   assert front["datasets"] == ["org/pairs"]
   assert "base_model" not in front, "a folder's name is no id of the hub"
@@ -340,7 +346,8 @@ def test_the_card_names_a_model_of_the_hub(tmp_path):
   model = OpenModel("org/name", model_config.EMBEDDED, path, None)
   card = model_card(tmp_path, config, model, False, 3, False, "float32")
   (tmp_path / "README.md").write_text(card)
-  assert huggingface_hub.metadata_load(tmp_path / "README.md")["base_model"] == "org/name"
+  front = huggingface_hub.metadata_load(tmp_path / "README.md")
+  assert front is not None and front["base_model"] == "org/name"
   assert "(https://huggingface.co/org/name), tuned with SimPO" in card
   assert "No metrics were found" in card and '"role"' not in card
 
@@ -358,9 +365,7 @@ def test_smollm2_out_of_a_gguf_chats_in_transformers(tmp_path, monkeypatch):
   export_run(run, tmp_path / "out", options={"shard_gb": 0.2})
   shutil.rmtree(run)
   assert len(list((tmp_path / "out").glob("model-*-of-00003.safetensors"))) == 3
-  net, found = transformers.AutoModelForCausalLM.from_pretrained(
-    tmp_path / "out", output_loading_info=True
-  )
+  net, found = _loaded(tmp_path / "out")
   assert not any(found.values())
   again, reloaded = load(tmp_path / "out")
   assert again == cfg

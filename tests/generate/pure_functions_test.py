@@ -6,8 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from simpo_jax.generate import kv_pages, sampling
-from simpo_jax.settings import SimPOSettings
-from simpo_jax.train.loss import simpo_loss, target_log_probs
 
 N, V = 5, 300
 VARIANTS = dict(with_jit=True, without_jit=True, with_device=True, without_device=True)
@@ -87,29 +85,3 @@ class Pages(chex.TestCase):
     chex.assert_trees_all_equal(
       tuple(map(np.asarray, empty)), tuple(map(np.asarray, kv_pages.init_pages(8, 3, 4)))
     )
-
-
-class Loss(chex.TestCase):
-  """SimPO's loss by equation 6, and target log-probabilities next to all of them."""
-
-  @chex.variants(**VARIANTS)
-  def test_simpo_loss(self):
-    cfg = SimPOSettings(beta=2.0, gamma_beta_ratio=0.25)
-    chosen, rejected = np.float32([-0.5, -1.0]), np.float32([-1.0, -0.25])
-    out = self.variant(lambda a, b: simpo_loss(a, b, cfg))(chosen, rejected)
-    chex.assert_type(out, jnp.float32)
-    margin = 2.0 * (chosen - rejected) - 0.5
-    chex.assert_trees_all_close(np.asarray(out), np.log1p(np.exp(-margin)), rtol=1e-6)
-
-  @chex.variants(with_jit=True, without_jit=True)
-  def test_target_log_probs(self):
-    rng = np.random.default_rng(0)
-    B, S, D, U, V = 2, 16, 8, 12, 50
-    hidden = rng.normal(size=(B, S, D)).astype(np.float32)
-    matrix = rng.normal(size=(V, D)).astype(np.float32)
-    index = rng.integers(S, size=(B, U)).astype(np.int32)
-    ids = rng.integers(V, size=(B, U)).astype(np.int32)
-    out = self.variant(lambda *a: target_log_probs(*a, 4))(hidden, matrix, index, ids)
-    chex.assert_shape(out, (B, U))
-    every = jax.nn.log_softmax(np.einsum("bsd,vd->bsv", hidden, matrix))
-    chex.assert_trees_all_close(out, every[np.arange(B)[:, None], index, ids], atol=1e-5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from simpo_jax.kernels.paged_attention import (
+  Shape,
   paged_attention,
   paged_prefill,
   select_impl,
@@ -139,13 +140,21 @@ def test_sequences_may_share_pages(impl):
     np.testing.assert_allclose(out[row], expected, atol=TOLERANCE, rtol=0)
 
 
-SHAPE = dict(
-  heads=32, kv_heads=8, head_dim=128, page_size=128, dtype=jnp.bfloat16, queries=128, slots=128
-)
+def _shape(pages_per_seq):
+  return Shape(
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    page_size=128,
+    dtype=jnp.bfloat16,
+    queries=128,
+    slots=128,
+    pages_per_seq=pages_per_seq,
+  )
 
 
 def test_the_platform_decides_unless_a_kernel_is_asked_for():
-  shape = dict(**SHAPE, pages_per_seq=18)
+  shape = _shape(18)
   assert select_impl("auto", "cpu", **shape) == ("xla", None)
   assert select_impl("auto", "tpu", **shape) == ("tpu", None)
   assert select_impl("auto", "gpu", **shape) == ("gpu", None)
@@ -155,9 +164,10 @@ def test_the_platform_decides_unless_a_kernel_is_asked_for():
 
 
 def test_a_shape_that_a_kernel_cannot_take_is_refused_with_the_reason():
-  huge = dict(**SHAPE, pages_per_seq=10_000)
+  huge = _shape(10_000)
   name, reason = select_impl("auto", "tpu", **huge)
-  assert name == "xla" and "scalar memory" in reason and "use larger pages" in reason
+  assert name == "xla" and reason
+  assert "scalar memory" in reason and "use larger pages" in reason
   with pytest.raises(ValueError, match="scalar memory"):
     select_impl("tpu", "tpu", **huge)
   assert unsupported_reason("xla", "tpu", **huge) is None

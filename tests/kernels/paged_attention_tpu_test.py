@@ -1,5 +1,7 @@
 """The TPU kernel: simulated on CPU against the oracle, and compiled by the real compiler."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,8 +60,10 @@ def _check(q, pool, ids, start, count, cores=1, **options):
     jax.jit(lambda *a: tpu.attend(*a, interpret=params, **options))(q, pool, ids, start, count),
     np.float32,
   )
-  assert not interpreter.races.races_found
-  ids = np.minimum(ids, len(pool) - 1)
+  races = interpreter.races
+  assert races is not None and not races.races_found
+  ids = jnp.minimum(ids, len(pool) - 1)
+  start, count = jnp.asarray(start), jnp.asarray(count)
   oracle = jax.jit(lambda q, pool: reference.attend(q, pool, ids, start, count, **options))
   expected = np.asarray(oracle(q.astype(F32), pool.astype(F32)))
   tolerance = 1e-5
@@ -166,7 +170,7 @@ def test_all_rows_dead():
   ),
 )
 def test_refusal_says_why(change, reason):
-  shape = dict(heads=8, kv_heads=2, head_dim=128, page_size=128, dtype=BF16)
+  shape: dict[str, Any] = dict(heads=8, kv_heads=2, head_dim=128, page_size=128, dtype=BF16)
   assert contract.unsupported_reason("tpu", "tpu", **shape) is None
   assert reason in contract.unsupported_reason("tpu", "tpu", **shape | change)
 
@@ -184,14 +188,19 @@ def compile_for():
 
 def _compile(compile_for, topology, model, page, dtype, slots, T, pages_per_seq=None, **options):
   """Compiles what `unsupported_reason` lets through, which must be the given shape."""
-  H, K, h = MODELS.get(model, model)
+  H, K, h = MODELS[model] if model in MODELS else model
   n = pages_per_seq or -(-2304 // page)
-  reason = contract.unsupported_reason(
-    *("tpu", "tpu"),
-    **dict(heads=H, kv_heads=K, head_dim=h, page_size=page, dtype=dtype),
-    **dict(queries=T, slots=slots, pages_per_seq=n),
+  shape = contract.Shape(
+    heads=H,
+    kv_heads=K,
+    head_dim=h,
+    page_size=page,
+    dtype=dtype,
+    queries=T,
+    slots=slots,
+    pages_per_seq=n,
   )
-  assert reason is None
+  assert contract.unsupported_reason("tpu", "tpu", **shape) is None
   compile_for(
     topology,
     lambda *a: tpu.attend(*a, **options),

@@ -1,7 +1,7 @@
 """Attention over packed rows on GPU, without one: what is called, lowered, chosen and refused."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,12 @@ from jax.sharding import PartitionSpec as P
 from simpo_jax.kernels.range_attention import gpu, range_attention, select_impl, unsupported_reason
 from support.packed_rows import random_case
 
-SHAPE = dict(heads=32, kv_heads=8, head_dim=128, row_length=4096, dtype=jnp.bfloat16, window=None)
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
+
+
+def _shape(**changes) -> dict[str, Any]:
+  shape = dict(heads=32, kv_heads=8, head_dim=128, row_length=4096, dtype=jnp.bfloat16, window=None)
+  return shape | changes
 
 
 class Device(NamedTuple):
@@ -98,18 +102,20 @@ def test_the_capability_is_that_of_the_mesh_or_of_this_machine(hopper):
 
 def test_tokamax_comes_first_and_cudnn_takes_short_rows(monkeypatch):
   monkeypatch.setattr(gpu, "_has_tokamax", lambda: True)
-  assert select_impl("auto", "gpu", **SHAPE | dict(row_length=16384)) == ("gpu", None)
+  assert select_impl("auto", "gpu", **_shape(row_length=16384)) == ("gpu", None)
   monkeypatch.setattr(gpu, "_has_tokamax", lambda: False)
   monkeypatch.setattr(gpu, "_has_cudnn", lambda: True)
-  assert select_impl("auto", "gpu", **SHAPE) == ("gpu", None)
-  assert select_impl("auto", "gpu", **SHAPE | dict(window=512)) == ("gpu", None)
-  impl, note = select_impl("auto", "gpu", **SHAPE | dict(row_length=16384))
-  assert impl == "xla" and "16384 x 16384" in note and "pip install tokamax" in note
-  impl, note = select_impl("auto", "gpu", **SHAPE | dict(soft_cap=50.0))
-  assert impl == "xla" and "no soft cap" in note and "pip install tokamax" in note
+  assert select_impl("auto", "gpu", **_shape()) == ("gpu", None)
+  assert select_impl("auto", "gpu", **_shape(window=512)) == ("gpu", None)
+  impl, note = select_impl("auto", "gpu", **_shape(row_length=16384))
+  assert impl == "xla" and note
+  assert "16384 x 16384" in note and "pip install tokamax" in note
+  impl, note = select_impl("auto", "gpu", **_shape(soft_cap=50.0))
+  assert impl == "xla" and note
+  assert "no soft cap" in note and "pip install tokamax" in note
   monkeypatch.setattr(gpu, "_has_cudnn", lambda: False)
-  impl, note = select_impl("auto", "gpu", **SHAPE)
-  assert impl == "xla" and "neither tokamax nor cuDNN" in note
+  impl, note = select_impl("auto", "gpu", **_shape())
+  assert impl == "xla" and note and "neither tokamax nor cuDNN" in note
 
 
 @pytest.mark.parametrize(
@@ -125,10 +131,11 @@ def test_tokamax_comes_first_and_cudnn_takes_short_rows(monkeypatch):
 )
 def test_refusal_says_why(monkeypatch, change, reason):
   monkeypatch.setattr(gpu, "_has_tokamax", lambda: True)
-  assert reason in unsupported_reason("gpu", "gpu", **SHAPE | change)
+  assert reason in unsupported_reason("gpu", "gpu", **_shape(**change))
   with pytest.raises(ValueError, match="not|no "):
-    select_impl("gpu", "gpu", **SHAPE | change)
+    select_impl("gpu", "gpu", **_shape(**change))
 
 
 def test_it_does_not_run_elsewhere():
-  assert "does not run on cpu" in unsupported_reason("gpu", "cpu", **SHAPE)
+  reason = unsupported_reason("gpu", "cpu", **_shape())
+  assert reason and "does not run on cpu" in reason

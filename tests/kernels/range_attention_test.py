@@ -1,6 +1,7 @@
 """Attention over packed rows: the contract, on CPU, on one device and on several."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,11 @@ from support.packed_rows import packed_rows, random_case
 from support.tiers import sweep
 
 TOLERANCE = 1e-5  # of the largest entry
-SHAPE = dict(heads=32, kv_heads=8, head_dim=128, row_length=8192, dtype=jnp.bfloat16, window=None)
+
+
+def _shape(**changes) -> dict[str, Any]:
+  shape = dict(heads=32, kv_heads=8, head_dim=128, row_length=8192, dtype=jnp.bfloat16, window=None)
+  return shape | changes
 
 
 def _close(ours, expected, what):
@@ -25,8 +30,9 @@ def _close(ours, expected, what):
   assert error <= TOLERANCE * scale, f"{what}: off by {error:.2e}, largest {scale:.2e}"
 
 
-def _dense(torch, q, k, v, k_start, k_end, positions, window, cap):
+def _dense(torch, qkv, mask, window, cap):
   """In float64, so that only our own float32 rounding counts."""
+  (q, k, v), (k_start, k_end, positions) = qkv, mask
   group, keys = q.shape[2] // k.shape[2], np.arange(q.shape[1])
   seen = (keys >= k_start[..., None]) & (keys < k_end[..., None])
   seen &= positions[..., None] - positions[:, None] < (window or q.shape[1])
@@ -56,9 +62,10 @@ def test_equals_dense_in_float64(impl, S, H, K, window, cap):
 
   qkv, cotangent, mask = random_case(S, H, K, h=16)
   dense = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in qkv]
-  expected = _dense(torch, *dense, *mask, window, cap)
+  expected = _dense(torch, dense, mask, window, cap)
   (expected * torch.tensor(cotangent)).sum().backward()
   attend = functools.partial(range_attention, soft_cap=cap, impl=impl)
+  mask = [jnp.asarray(x) for x in mask]
   # A window is traced where the layers have different ones.
   run = jax.jit(lambda window, *x: attend(*x, *mask, window=window))
   ours, pullback = jax.vjp(functools.partial(run, window), *qkv)
@@ -79,19 +86,19 @@ def test_rows_are_packed_and_padded():
 
 
 def test_auto_is_the_platforms_own():
-  assert select_impl("auto", "tpu", **SHAPE) == ("tpu", None)
-  assert select_impl("auto", "cpu", **SHAPE) == ("xla", None)
+  assert select_impl("auto", "tpu", **_shape()) == ("tpu", None)
+  assert select_impl("auto", "cpu", **_shape()) == ("xla", None)
   for name in ("xla", "reference"):
-    assert select_impl(name, "tpu", **SHAPE) == (name, None)
+    assert select_impl(name, "tpu", **_shape()) == (name, None)
 
 
 def test_auto_falls_back_and_says_why_where_a_name_raises():
-  impl, note = select_impl("auto", "tpu", **SHAPE | dict(row_length=8000))
-  assert impl == "xla" and "multiple of 128 tokens" in note
+  impl, note = select_impl("auto", "tpu", **_shape(row_length=8000))
+  assert impl == "xla" and note and "multiple of 128 tokens" in note
   with pytest.raises(ValueError, match="multiple of 128 tokens"):
-    select_impl("tpu", "tpu", **SHAPE | dict(row_length=8000))
+    select_impl("tpu", "tpu", **_shape(row_length=8000))
   with pytest.raises(ValueError, match="does not run on cpu"):
-    select_impl("tpu", "cpu", **SHAPE)
+    select_impl("tpu", "cpu", **_shape())
 
 
 @pytest.mark.parametrize(
@@ -104,14 +111,15 @@ def test_auto_falls_back_and_says_why_where_a_name_raises():
   ),
 )
 def test_refusal_says_why(change, reason):
-  assert reason in unsupported_reason("tpu", "tpu", **SHAPE | change)
+  assert reason in unsupported_reason("tpu", "tpu", **_shape(**change))
 
 
 def test_a_window_as_long_as_the_row_is_none():
-  assert unsupported_reason("tpu", "tpu", **SHAPE | dict(window=8192)) is None
+  assert unsupported_reason("tpu", "tpu", **_shape(window=8192)) is None
 
 
 def test_a_jax_without_splash_attention_is_refused(monkeypatch):
-  monkeypatch.setattr(tpu, "MISSING", "No module named 'splash'")
-  impl, note = select_impl("auto", "tpu", **SHAPE)
-  assert impl == "xla" and jax.__version__ in note and "'splash'" in note
+  monkeypatch.setattr(tpu, "_missing", lambda: "No module named 'splash'")
+  impl, note = select_impl("auto", "tpu", **_shape())
+  assert impl == "xla" and note
+  assert jax.__version__ in note and "'splash'" in note

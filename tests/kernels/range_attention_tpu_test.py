@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simpo_jax.kernels import range_attention as contract
-from simpo_jax.kernels.range_attention import reference, tpu
+from simpo_jax.kernels.range_attention import reference, splash, tpu
 from support.packed_rows import packed_rows, random_case
 from support.tiers import sweep
 
@@ -25,7 +25,7 @@ TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 def small_blocks(monkeypatch):
   """Many blocks in a short row."""
   for name in ("QUERY_BLOCK", "KEY_BLOCK", "COMPUTE_BLOCK"):
-    monkeypatch.setattr(tpu, name, 128)
+    monkeypatch.setattr(splash, name, 128)
 
 
 def _vjp(attend, qkv, cotangent, mask, dtype=F32):
@@ -35,6 +35,7 @@ def _vjp(attend, qkv, cotangent, mask, dtype=F32):
     out, pullback = jax.vjp(lambda *x: attend(*x, *mask), *qkv)
     return out, *pullback(jnp.asarray(cotangent, dtype))
 
+  mask = [jnp.asarray(x) for x in mask]
   return [np.asarray(x, np.float32) for x in jax.jit(run)(*(jnp.asarray(x, dtype) for x in qkv))]
 
 
@@ -61,9 +62,9 @@ def test_equals_reference(small_blocks, S, H, K, h, cap):
 
 
 def test_blocks_of_keys_larger_than_of_queries_and_computed_in_parts(monkeypatch):
-  monkeypatch.setattr(tpu, "QUERY_BLOCK", 128)
-  monkeypatch.setattr(tpu, "KEY_BLOCK", 256)
-  monkeypatch.setattr(tpu, "COMPUTE_BLOCK", 128)
+  monkeypatch.setattr(splash, "QUERY_BLOCK", 128)
+  monkeypatch.setattr(splash, "KEY_BLOCK", 256)
+  monkeypatch.setattr(splash, "COMPUTE_BLOCK", 128)
   case = random_case(512, 2, 1, 64)
   for a, b in zip(_vjp(_interpreted, *case), _vjp(reference.attend, *case), strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
@@ -85,15 +86,16 @@ def test_bfloat16_differs_by_its_rounding(small_blocks):
 def test_only_blocks_with_something_to_see_are_computed(queries, keys):
   S = 2048
   k_start, k_end, _ = packed_rows(np.random.default_rng(0), 1, S)
+  spans = jnp.asarray(k_start[0]), jnp.asarray(k_end[0])
   at = np.arange(S)
   seen = (at >= k_start[0][:, None]) & (at < k_end[0][:, None])
   dense = seen.reshape(S // queries, queries, S // keys, keys).any((1, 3))
-  active = np.asarray(tpu.seen_blocks(k_start[0], k_end[0], queries, keys))
+  active = np.asarray(splash.seen_blocks(*spans, queries, keys))
   np.testing.assert_array_equal(active, dense)
   if max(queries, keys) < 512:
     assert active.sum() < active.size / 2
   for axis in (0, 1):
-    fetched = np.asarray(tpu._fetched(jnp.asarray(active), axis))
+    fetched = np.asarray(splash._fetched(jnp.asarray(active), axis))
     own = np.arange(active.shape[axis])[(None, slice(None)) if axis else (slice(None), None)]
     np.testing.assert_array_equal(fetched[active], np.broadcast_to(own, active.shape)[active])
     changes = (np.diff(fetched, axis=axis) != 0).sum() + active.shape[1 - axis]
@@ -103,7 +105,8 @@ def test_only_blocks_with_something_to_see_are_computed(queries, keys):
 @pytest.mark.slow
 def test_what_is_in_unseen_blocks_does_not_matter(small_blocks):
   (q, k, v), cotangent, mask = random_case(512, 4, 2, 64, B=1)
-  active = np.asarray(tpu.seen_blocks(mask[0][0], mask[1][0], 128, 128))
+  spans = jnp.asarray(mask[0][0]), jnp.asarray(mask[1][0])
+  active = np.asarray(splash.seen_blocks(*spans, 128, 128))
   bad = slice(0, 128)  # keys for the forward pass and dq, queries for dk and dv
   by_query, by_key = (np.repeat(~x, 128) for x in (active[:, 0], active[0]))
   assert by_query.any() and by_key.any()
@@ -156,7 +159,7 @@ def _forward_and_backward(attend):
   ),
 )
 def test_compiles(topology, name, B, S, H, K, h, dtype, cap):
-  shape = dict(heads=H, kv_heads=K, head_dim=h, row_length=S, dtype=dtype, soft_cap=cap)
+  shape = contract.Shape(heads=H, kv_heads=K, head_dim=h, row_length=S, dtype=dtype, soft_cap=cap)
   assert contract.select_impl("tpu", "tpu", **shape) == ("tpu", None)
   compiled = topology.compile_for(
     name,

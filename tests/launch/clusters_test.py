@@ -271,6 +271,7 @@ def scripts(name, out):
 @pytest.mark.parametrize("name", [n for n in DRY if not n.startswith("gke")])
 def test_shellcheck(name, flags):
   shellcheck = shutil.which("shellcheck", path=pathlib.Path(sys.executable).parent)
+  assert shellcheck, "it comes with the extra `test`"
   for script in scripts(name, dry(name, flags).stdout):
     done = subprocess.run(
       [shellcheck, "--shell=bash", "-"], input=script, capture_output=True, text=True
@@ -285,7 +286,8 @@ def test_shellcheck(name, flags):
 def test_the_jobset_has_the_form_of_its_api(name, flags):
   told = yaml.safe_load(dry(name, flags).stdout)
   # A field that the API does not have would be lost on the way.
-  assert json.loads(JobsetV1alpha2JobSet.from_dict(told).to_json()) == told
+  read = JobsetV1alpha2JobSet.from_dict(told)
+  assert read and json.loads(read.to_json()) == told
   job = told["spec"]["replicatedJobs"][0]["template"]["spec"]
   assert job["completions"] == job["parallelism"]
   (container,) = job["template"]["spec"]["containers"]

@@ -1,5 +1,6 @@
 """Adapters against the `peft` package: logits, files, merging; and that nothing else trains."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -56,8 +57,8 @@ SETTINGS = {
 
 def _step(cfg, simpo, shape, lora, mesh=None) -> StepConfig:
   """A step that trains adapters alone."""
+  mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1], hosts=1)
   step = step_config(cfg, simpo, shape, mesh)
-  mesh = step.rows.mesh
   specs = sharding.param_specs(cfg, mesh, sharding.TRAIN_RULES, lora)
   return step._replace(lora=lora, frozen=tuple(tensors(cfg)), weights=sharding.named(mesh, specs))
 
@@ -110,7 +111,7 @@ def test_gradients_equal_torch(pair):
   ]
   simpo = SimPOSettings(sft_weight=0.3)
   # The reference is float64, so that only our own float32 rounding counts.
-  expected = reference(peft_model(kind, lora).double(), pairs, **simpo._asdict())
+  expected = reference(peft_model(kind, lora).double(), pairs, **dataclasses.asdict(simpo))
   shape = batch_shape(len(pairs), row_length=128, slots=2, rows=1)
   grads, metrics = gradient_of_step(_step(cfg, simpo, shape, lora), params, pairs, shape)
   table = adapters.all_tensors(cfg, lora)["lora"]

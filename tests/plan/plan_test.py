@@ -239,7 +239,8 @@ PARAMETERS = {  # of the models' own pages
 
 
 def test_known_models_have_their_number_of_parameters():
-  assert {name: count_params(known_model(name)) for name in PARAMETERS} == PARAMETERS
+  models = {name: known_model(name) for name in PARAMETERS}
+  assert {name: model and count_params(model) for name, model in models.items()} == PARAMETERS
   assert all(known_model(name.upper()) for name in NAMES)
   assert known_model("meta-llama/Llama-9") is None
 

@@ -59,11 +59,17 @@ def build(source, out, chunk_bytes=None, workers=1, eval_fraction=0.0, force=Fal
   return builder.build(files, target, eval_fraction, skips, workers, force, chunk_bytes=chunk_bytes)
 
 
+def converted(source):
+  """What a dataset of a file is to hold."""
+  rows = ((name, row) for name, row in read_rows(source) if isinstance(row, dict))
+  return [(name, to_conversation(row)) for name, row in rows]
+
+
 def test_a_round_trip_through_several_shards_gives_the_source(tmp_path):
   source = write_lines(tmp_path / "a.jsonl", rows_of(40))
   record, new = build(source, tmp_path / "out", chunk_bytes=700)
   assert new and len(record["shards"]["train"]) > 3
-  direct = [(row_id, to_conversation(row)) for row_id, row in read_rows(source)]
+  direct = converted(source)
   assert contents(f"tfds:{tmp_path}/out/mine") == direct
   assert contents(f"tfds:{tmp_path}/out/mine/1.0.0:train[5:7]") == direct[5:7]
 
@@ -82,7 +88,7 @@ def test_splits_are_apart_and_keep_the_order(tmp_path):
   source = write_lines(tmp_path / "a.jsonl", rows_of(200))
   build(source, tmp_path / "out", chunk_bytes=3000, eval_fraction=0.25)
   train, test = (contents(f"tfds:{tmp_path}/out/mine", s) for s in ("train", "test"))
-  direct = [(row_id, to_conversation(row)) for row_id, row in read_rows(source)]
+  direct = converted(source)
   assert sorted(train + test, key=direct.index) == direct
   for part in (train, test):
     assert part == sorted(part, key=direct.index)

@@ -65,9 +65,9 @@ def lowered(topology):
 
 def gathers(topology, options):
   """Of the layer loops together: four of the forward pass, four of the backward pass."""
-  module = hlo.parse(lowered(topology)[1].compile(options).as_text())
+  module = hlo.parse(lowered(topology)[1].compile(options).as_text() or "")
   bodies = [
-    i.attribute("body").lstrip("%")
+    (i.attribute("body") or "").lstrip("%")
     for computation in module.computations.values()
     for i in computation.values()
     if i.opcode == "while"

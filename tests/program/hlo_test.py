@@ -200,7 +200,7 @@ def test_a_program_compiled_here():
     return jax.lax.switch(i, [layers, lambda w, x: x @ w[0], lambda w, x: x], w, x)
 
   w, x = np.zeros((5, 32, 32), np.float32), np.zeros((16, 32), np.float32)
-  module = hlo.parse(jax.jit(f).lower(0, w, x).compile().as_text())
+  module = hlo.parse(jax.jit(f).lower(0, w, x).compile().as_text() or "")
   names = hlo.branches(module, 3)
   one = 2 * 16 * 32 * 32
   totals = [costs.total(costs.region(module, n), lambda loop: 1 / 0) for n in names]

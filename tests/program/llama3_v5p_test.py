@@ -6,7 +6,7 @@ Eight layers for 32, of which each adds the same and takes the compiler as long.
 import collections
 import json
 import re
-import sys
+import runpy
 
 import pytest
 
@@ -26,11 +26,9 @@ from simpo_jax.runtime import resolve
 from support import absent_tpu as tpu_topology
 from support.overlap import crosses_hosts, overlap
 
-sys.path.insert(0, str(ROOT / "configs"))
-import m11
-
 pytestmark = [pytest.mark.tpu_compile, pytest.mark.slow]
 
+M11 = runpy.run_path(str(ROOT / "configs" / "m11.py"))["get_config"]
 HOSTS, CHIPS = 4, 4
 HBM = 95 * 2**30
 LAYERS, OF_THE_MODEL = 8, 32
@@ -55,7 +53,7 @@ def compiled(tmp_path_factory):
   """The program's config and executable: real generation sizes, short training rows."""
   folder = tmp_path_factory.mktemp("llama3")
   (folder / "config.json").write_text(json.dumps(LLAMA3_8B))
-  config = m11.get_config("llama3_8b_v5p32")
+  config = M11("llama3_8b_v5p32")
   config.model.source = f"random:{folder}"
   config.data.update(
     train=("embedded",), embedded_pairs=256, max_length=512, max_prompt_length=256, row_length=512
@@ -135,7 +133,7 @@ def test_training_moves_weights_and_gradients_once_in_bfloat16(compiled):
   # No gradient is summed whole on every device.
   assert {c.kind for c in large if c.bytes > 2**26} <= {"all-gather", "reduce-scatter"}
   # Each matrix of a layer: gathered forward, and again backward, inside the host and across.
-  gathered = collections.Counter()
+  gathered = collections.defaultdict[bool, float](float)
   for c, times in exchanges:
     if c.kind == "all-gather" and "14336" in c.shapes:
       gathered[crosses_hosts(c, CHIPS)] += times

@@ -11,9 +11,11 @@ import re
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 import pytest
 
+from support.checked import CHECKED_PYTHON
 from support.hosts import QUICK
 from support.overlap import crosses_hosts
 
@@ -39,7 +41,7 @@ def _results(devices):
       PYTHONPATH=os.pathsep.join(sys.path),
     )
     done = subprocess.run(
-      [sys.executable, __file__, folder], env=env, text=True, capture_output=True, timeout=900
+      [*CHECKED_PYTHON, __file__, folder], env=env, text=True, capture_output=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((pathlib.Path(folder) / "results.json").read_text())
@@ -152,9 +154,12 @@ def _digest(tree):
 
 
 def _run(folder, name, **changes):
+  import chex
+
   from simpo_jax.run import run
 
   state, workdir = run(_config(**changes), str(folder / name))
+  chex.assert_tree_all_finite(state)
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   timed = ("step_seconds", "tokens_per_second", "data_wait_seconds")
   samples = [
@@ -269,7 +274,7 @@ def _work(folder):
   from simpo_jax.program.state import state_sharding
   from simpo_jax.runtime.resolve import resolve
 
-  out = {"devices": jax.device_count()}
+  out: dict[str, Any] = {"devices": jax.device_count()}
   # First of all, so that its count of compilations is that of the process.
   out["interleaved"], state = _run(folder, "interleaved")
   out["state_bytes_per_device"] = sum(

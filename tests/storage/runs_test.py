@@ -131,7 +131,7 @@ def test_what_is_damaged_is_found_without_reading_it_back(lost, monkeypatch):
   path = largest(folder)
   put(path, content(path)[:100])
   name = path.removeprefix(f"{folder}/")
-  assert re.fullmatch(rf"{name} has 100 bytes, not \d+", layout.verify(folder))
+  assert re.fullmatch(rf"{name} has 100 bytes, not \d+", layout.verify(folder) or "")
   storage.filesystem(path).rm_file(path)
   assert layout.verify(folder) == f"{name} is missing"
 
@@ -189,6 +189,7 @@ def test_what_the_watchdog_saw(monkeypatch, capfd):
 
 def test_adapters():
   lora = make_lora(TrainSettings(lora_rank=4))
+  assert lora
   values = {
     name: jax.numpy.full(tensor.shape, 2.0)
     for name, tensor in all_tensors(EMBEDDED, lora)["lora"].items()

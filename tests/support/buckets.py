@@ -46,6 +46,7 @@ def gcs_emulator():
     patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
     patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # of TensorStore
     import fsspec
+    import fsspec.config
 
     patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
     patch.setattr("simpo_jax.storage.bucket_lock.EVERY", 0.3)

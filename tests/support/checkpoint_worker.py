@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,7 +66,7 @@ def work(folder):
   state, _ = loop.run(config(SETTINGS), str(folder / "undisturbed"))
   expected = shards(state)
   np.savez(folder / f"undisturbed_{process}.npz", **expected)
-  result = {"equal": {}, "stopped": {}}
+  result: dict[str, Any] = {"equal": {}, "stopped": {}}
   for name, stop_at in STOPS.items():  # noqa: B007  `wrapped` reads it
     try:
       loop.run(config(SETTINGS), str(folder / name))

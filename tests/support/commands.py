@@ -33,9 +33,8 @@ def command(module, *arguments):
 
 def _is_own(name):
   group = name.partition(".")[0]
-  return group == "config" or flags.FLAGS.find_module_defining_flag(name, "").startswith(
-    "simpo_jax."
-  )
+  module = flags.FLAGS.find_module_defining_flag(name) or ""
+  return group == "config" or module.startswith("simpo_jax.")
 
 
 @contextlib.contextmanager

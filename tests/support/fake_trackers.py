@@ -5,7 +5,6 @@ import sqlite3
 import struct
 
 from tensorboard.backend.event_processing import event_accumulator
-from tensorboard.util import tensor_util
 
 GROUPS = {"train": "train", "evaluate": "eval", "generate": "generate", "bad_step": "bad_step"}
 _BLOCK, _HEAD = 32768, 7  # bytes, of LevelDB's log format, which W&B's files have
@@ -39,9 +38,7 @@ def scalars(view):
 
 def texts(view, tag):
   """[(step, Markdown), ...]"""
-  return [
-    (e.step, tensor_util.make_ndarray(e.tensor_proto).item().decode()) for e in view.Tensors(tag)
-  ]
+  return [(e.step, e.tensor_proto.string_val[0].decode()) for e in view.Tensors(tag)]
 
 
 def unblocked(block):
@@ -53,7 +50,8 @@ def unblocked(block):
 
 def wandb_records(folder):
   """The records of each of W&B's own files, in the order of their times."""
-  from wandb.proto.wandb_internal_pb2 import Record
+  # Protobuf makes the class when the module is imported.
+  from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
   for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
     data, at, whole, records = path.read_bytes(), _HEAD, b"", []

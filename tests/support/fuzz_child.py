@@ -37,13 +37,13 @@ def reading(valid):
   process: subprocess.Popen | None = None
   begun: set[str] = set()  # kinds that this process has read
 
-  def ask(begin, kind, files):
+  def ask(child, begin, kind, files):
     texts = {name: data.decode("latin-1") for name, data in files.items()}
-    process.stdin.write(json.dumps([begin, kind, texts]).encode() + b"\n")
-    process.stdin.flush()
-    if not select.select([process.stdout], [], [], _SILENCE)[0]:
-      process.kill()
-    return process.stdout.readline()
+    child.stdin.write(json.dumps([begin, kind, texts]).encode() + b"\n")
+    child.stdin.flush()
+    if not select.select([child.stdout], [], [], _SILENCE)[0]:
+      child.kill()
+    return child.stdout.readline()
 
   def read(kind, files):
     nonlocal process
@@ -57,10 +57,10 @@ def reading(valid):
       begun.clear()
     if kind not in begun:
       begun.add(kind)
-      answer = json.loads(ask(True, kind, valid[kind]))
+      answer = json.loads(ask(process, True, kind, valid[kind]))
       assert answer[0] == "read", answer
     try:
-      answer = ask(False, kind, files)
+      answer = ask(process, False, kind, files)
     except BrokenPipeError:
       answer = b""
     if answer:
@@ -177,7 +177,7 @@ def _main():
       seen.clear()
       _written(folder, files)
       if begin:
-        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2)
+        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         for _ in range(_REPEATS):
           answer = _outcome(kind, folder, seen)
         resource.setrlimit(resource.RLIMIT_DATA, (_writable() + ROOM, resource.RLIM_INFINITY))

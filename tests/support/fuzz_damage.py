@@ -20,7 +20,8 @@ def examples(count):
     derandomize=True,
     database=None,
     deadline=None,
-    suppress_health_check=list(HealthCheck),
+    # Their metaclass says that they are of its own type.
+    suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
   )
 
 

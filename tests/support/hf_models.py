@@ -96,7 +96,7 @@ def save_llama(folder, **changes):
   save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def save_hf_folder(folder, template: str):
+def save_hf_folder(folder, template: str | None):
   """A tiny Llama and a tokenizer of single characters, as a hub's repository holds them."""
   chars = [*map(chr, range(32, 127)), "\n"]
   rust = Tokenizer(BPE(vocab={c: i for i, c in enumerate(chars)}, merges=[]))

@@ -23,7 +23,9 @@ PLAIN = (
 )
 
 
-def save_tokenizer(folder, template=CHATML, bos="<s>", adds_bos=True, eos="</s>", generation=None):
+def save_tokenizer(
+  folder, template: str | None = CHATML, bos="<s>", adds_bos=True, eos="</s>", generation=None
+):
   """A tokenizer's folder, and what `load_tokenizer` makes of it."""
   import transformers
 

@@ -61,7 +61,7 @@ def other_program():
   from simpo_jax.models import llama
 
   rms_norm = llama.rms_norm
-  llama.rms_norm = lambda x, scale, eps: rms_norm(x, scale, eps) * 1.5
+  llama.rms_norm = lambda x, scale, eps: rms_norm(x, 1.5 * scale, eps)
 
 
 def _other_pairs(change):

@@ -30,7 +30,7 @@ NAMES = (
 
 def llama_cpp(path: pathlib.Path, texts: list[str]) -> list[list[int]]:
   """llama.cpp's ids of each text, with the file's vocabulary."""
-  import xllamacpp
+  import xllamacpp  # pyright: ignore[reportMissingImports]  # in no extra
 
   params = xllamacpp.CommonParams()
   params.model.path, params.n_ctx, params.warmup = str(path), 64, False
@@ -58,13 +58,13 @@ def makers_patterns() -> dict[str, str]:
   """The patterns in the makers' packages, read as text: their code is not run."""
 
   def text(package: str, end: str) -> str:
-    files = importlib.metadata.files(package)
+    files = importlib.metadata.files(package) or ()
     return next(f for f in files if str(f).endswith(end)).read_text(encoding="utf-8")
 
-  llama = re.search(r'pat_str = r"(.*)"  # noqa', text("llama-models", "llama3/tokenizer.py"))
-  qwen = re.search(r'PAT_STR = r"""(.*?)"""', text("dashscope", "qwen_tokenizer.py"))
+  [llama] = re.findall(r'pat_str = r"(.*)"  # noqa', text("llama-models", "llama3/tokenizer.py"))
+  [qwen] = re.findall(r'PAT_STR = r"""(.*?)"""', text("dashscope", "qwen_tokenizer.py"))
   tekken = json.loads(text("mistral-common", "tekken_240718.json"))["config"]["pattern"]
-  return {"llama-bpe": llama[1], "qwen2": qwen[1], "tekken": tekken}
+  return {"llama-bpe": llama, "qwen2": qwen, "tekken": tekken}
 
 
 def maker(name: str, pattern: str):
@@ -73,7 +73,7 @@ def maker(name: str, pattern: str):
   tiktoken knows no merges: what is in its vocabulary can be made. So Qwen's, whose Hugging Face
   tokenizer goes by merges, is without the words that none makes.
   """
-  import tiktoken
+  import tiktoken  # pyright: ignore[reportMissingImports]  # in no extra
 
   byte = {c: b for b, c in enumerate(spelling())}
   tokens = vocabulary()[0][2 : -len(WORDS) if name == "qwen2" else None]

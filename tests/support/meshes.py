@@ -18,7 +18,7 @@ LENGTHS = ((5, 7, 3), (1, 1, 9), (12, 4, 4), (3, 10, 1), (8, 2, 6), (20, 30, 25)
 def check_exchanges(step, params, batch, tensor):
   """Tensor parallelism adds up activations; it never gathers a weight or a gradient."""
   run, init = gradient_program(step)
-  found = collectives(run.lower(init(params), batch).compile().as_text())
+  found = collectives(run.lower(init(params), batch).compile().as_text() or "")
   neighbours = [list(range(i, i + tensor)) for i in range(0, DEVICES, tensor)]
   between = {c.kind for c in found if c.groups() == neighbours}
   assert "all-reduce" in between and "all-gather" not in between, between

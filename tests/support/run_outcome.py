@@ -29,9 +29,9 @@ def saved_state(folder):
   last = layout.positions(folder / "checkpoints")[-1]
   path = folder.absolute() / "checkpoints" / last.name
   reader = ocp.PyTreeCheckpointer()
-  as_numpy = jax.tree.map(
-    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
-  )
+  item = reader.metadata(path).item_metadata
+  assert item is not None
+  as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item.tree)
   tree = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
   return last, [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 

@@ -23,7 +23,7 @@ class Lost(BaseException):
   """Stands for the end of the process: nothing after it is run."""
 
 
-def go(folder, into_existing=False, **changes):
+def go(folder, into_existing=False, /, **changes):
   """A run; `train__steps` is the field `train.steps`."""
   c = default_config()
   c.update_from_flattened_dict(

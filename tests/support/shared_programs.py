@@ -23,7 +23,7 @@ def share_programs():
   def run_noted(config, *where):
     nonlocal config_now
     fields = {k: v for k, v in flatten(config).items() if not k.startswith("checkpoint.")}
-    config_now = json.dumps([fields, jax.config.jax_default_matmul_precision], sort_keys=True)
+    config_now = json.dumps([fields, jax.default_matmul_precision.value], sort_keys=True)
     return run(config, *where)
 
   def lower_once(program):

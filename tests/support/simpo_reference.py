@@ -16,7 +16,8 @@ from jax.sharding import NamedSharding
 from simpo_jax.data.packing import pack
 from simpo_jax.models import sharding
 from simpo_jax.models.llama import tensors
-from simpo_jax.train.step import StepConfig, TrainState, train_step, trainable
+from simpo_jax.train.step import train_step, trainable
+from simpo_jax.train.types import StepConfig, TrainState
 
 MASKED = -100  # the label of prompt tokens and padding
 
@@ -119,10 +120,15 @@ def step_config(cfg, simpo, shape, mesh=None, rules=sharding.TRAIN_RULES) -> Ste
 
 def gradient_program(step: StepConfig):
   """`train_step` with an optimizer that moves nothing, and whose state is the gradient."""
-  keep = optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda grads, state, params=None: (jax.tree.map(jnp.zeros_like, grads), grads),
-  )
+
+  def zeros(params):
+    return jax.tree.map(jnp.zeros_like, params)
+
+  def update(updates, state, params=None):
+    del state, params
+    return zeros(updates), updates
+
+  keep = optax.GradientTransformation(zeros, update)
   run = jax.jit(lambda s, b: train_step(s, b, keep, optax.constant_schedule(0.5), step))
 
   def init(params):

@@ -27,7 +27,8 @@ def impatient(tmp_path_factory):
     patch.setattr(chat_template, "_WORKER", path)
     patch.setattr(chat_template, "_worker", None)
     yield
-    chat_template._end(chat_template._worker)
+    if chat_template._worker:
+      chat_template._end(chat_template._worker)
 
 
 def rendered(text, **more):

@@ -6,6 +6,7 @@ golden/split_ids.json has digests of their ids, row by row; make_split_ids.py ma
 import functools
 import json
 import types
+from typing import Any
 
 import pytest
 import tokenizers
@@ -167,7 +168,7 @@ def test_a_run_of_the_old_split_is_told_what_changed(small, tmp_path):
     with pytest.raises(UserError, match=f"{message}.*; --force uses the split that the file names"):
       read(run)
   assert saved_run.open_run(run, force=True).tokenizer.encode(" 12") == tokenizer.encode(" 12")
-  now = types.SimpleNamespace(program=None, model=open_model(str(path)), tokenizer=tokenizer)
+  now: Any = types.SimpleNamespace(program=None, model=open_model(str(path)), tokenizer=tokenizer)
   with pytest.raises(UserError, match=f"{message}.*; finish it with that version, or start over"):
     resume.find_resume_point(run, Settings(), model_fields(now.model, tokenizer), now)
 

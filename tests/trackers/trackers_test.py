@@ -8,6 +8,7 @@ import sys
 import threading
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboard.plugin_util import markdown_to_safe_html
@@ -171,7 +172,8 @@ def test_histograms_are_of_every_pair_and_answer(shown):
 def test_absent_pairs_are_in_no_histogram():
   present = np.asarray([True, False, True])
   zeros, numbers = np.zeros(3), np.asarray([-1.0, 0.0, -3.0])
-  stats = PairStats(numbers, 2 * numbers, numbers, zeros, zeros, present, ~present)
+  arrays = (numbers, 2 * numbers, numbers, zeros, zeros, present, ~present)
+  stats = PairStats(*map(jnp.asarray, arrays))
   values = pair_values(stats, SimPOSettings(beta=2.0))
   assert {name: v.tolist() for name, v in values.items()} == {
     "pairs/margins": [2.0, 6.0],
@@ -215,7 +217,8 @@ def test_hyperparameters(shown):
   assert {info.name for info in experiment.hparam_infos} == set(start.hparams)
   assert {m.name.tag for m in experiment.metric_infos} <= set(tracked.metrics(shown))
   end = hparams.parse_session_end_info_plugin_data(data["_hparams_/session_end_info"])
-  assert end.status == api_pb2.STATUS_SUCCESS
+  # Protobuf makes the names when the module is imported.
+  assert end.status == api_pb2.STATUS_SUCCESS  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_wandb_offline(shown):
@@ -353,7 +356,8 @@ def test_services_go_on_with_their_runs(tmp_path):
     while t.rows < 5:
       assert t._thread.is_alive(), t.problem
       t._thread.join(0.05)
-    t._writer._process.stdin.close()  # as the end of this process does
+    assert isinstance(t._writer, service.Service)
+    t._writer._requests.close()  # as the end of this process does
     t._writer._process.wait()
   (folder / "metrics.jsonl").write_text("".join(x + "\n" for x in lines(folder)[:4]))
   state = play(folder, ROWS[4:], **options)
@@ -532,6 +536,7 @@ def test_a_server_that_is_not_there_does_not_hold_the_end(tmp_path):
   [service_track] = track._tracks
   service_track._thread.join(60)
   assert not service_track._thread.is_alive()
+  assert isinstance(service_track._writer, service.Service)
   assert service_track._writer._process.poll() == -9
   assert len(said) == 1 and said[0].startswith("mlflow is off: not done in the time")
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from simpo_jax.models.hf_config import from_hf
 from simpo_jax.settings import SimPOSettings
 from simpo_jax.settings.train import REMAT
 from simpo_jax.train.batch import batch_shape
+from support.checked import CHECKED_PYTHON
 from support.hosts import QUICK
 from support.meshes import DEVICES, LENGTHS, SIZES, check_exchanges
 from support.tiers import sweep
@@ -59,7 +61,7 @@ def test_gradients_of_a_mesh_are_those_of_one_device(name):
     PYTHONPATH=os.pathsep.join(sys.path),
   )
   done = subprocess.run(
-    [sys.executable, __file__, name], env=env, text=True, capture_output=True, timeout=600
+    [*CHECKED_PYTHON, __file__, name], env=env, text=True, capture_output=True, timeout=600
   )
   assert done.returncode == 0, done.stderr[-4000:]
   assert done.stdout.count("equal") == len(MODELS[name][1]), done.stdout
@@ -82,6 +84,10 @@ def _check(name, hf, meshes):
   shape = batch_shape(len(pairs), row_length=128, slots=2, rows=8)
   one = step_config(cfg, simpo, shape)
   expected, expected_metrics = gradient_of_step(one, params, pairs, shape)
+
+  def close(path, ours, theirs):
+    check_close(ours, theirs, jax.tree_util.keystr(path), 1e-5)
+
   for i, ((hosts, data, fsdp, tensor), over_hosts) in enumerate(meshes):
     mesh = sharding.make_mesh(jax.devices(), hosts, data=data, fsdp=fsdp, tensor=tensor)
     step = step_config(cfg, simpo, shape, mesh, sharding.train_rules(over_hosts))
@@ -89,13 +95,8 @@ def _check(name, hf, meshes):
     placed = jax.tree.map(sharding.device_put, params, step.weights)
     grads, metrics = gradient_of_step(step, placed, pairs, shape)
     np.testing.assert_allclose(metrics.loss, expected_metrics.loss, rtol=1e-6)
-    for ours, theirs in zip(metrics.pairs, expected_metrics.pairs, strict=True):
-      np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6)
-    for path, truth in jax.tree.leaves_with_path(expected):
-      ours = grads
-      for key in path:
-        ours = ours[key.key]
-      check_close(ours, truth, jax.tree_util.keystr(path), 1e-5)
+    chex.assert_trees_all_close(metrics.pairs, expected_metrics.pairs, rtol=2e-5, atol=1e-6)
+    jax.tree.map_with_path(close, grads, expected)
     if tensor > 1:
       check_exchanges(step, placed, pack(pairs, shape), tensor)
     print(f"{name} on {mesh.shape}: equal")

@@ -1,5 +1,6 @@
 """The packed SimPO step against a dense torch one, and its parts against dense ones."""
 
+import dataclasses
 import functools
 import tempfile
 
@@ -15,7 +16,8 @@ from simpo_jax.settings import SimPOSettings, TrainSettings
 from simpo_jax.train import optimizer
 from simpo_jax.train.batch import batch_shape
 from simpo_jax.train.loss import simpo_loss, target_log_probs
-from simpo_jax.train.step import TrainState, evaluate_step, train_step
+from simpo_jax.train.step import evaluate_step, train_step
+from simpo_jax.train.types import TrainState
 from support.hf_models import GEMMA2, VOCAB, hf_model, load
 from support.simpo_reference import (
   check_close,
@@ -64,7 +66,7 @@ def _pairs(lengths=LENGTHS, vocab=VOCAB):
 def _check_step(name, simpo, shape):
   """One step on `_pairs()` against the reference, which it returns."""
   net, cfg, params = _model(name)
-  expected = reference(net, _pairs(), **simpo._asdict())
+  expected = reference(net, _pairs(), **dataclasses.asdict(simpo))
   grads, metrics = gradient_of_step(step_config(cfg, simpo, shape), params, _pairs(), shape)
   check_metrics(metrics, expected, _pairs(), TOLERANCE)
   check_grads(cfg, grads, expected, TOLERANCE)
@@ -117,7 +119,7 @@ def test_evaluation_equals_torch():
   shape = batch_shape(9, row_length=32, slots=2, rows=2)
   step = step_config(cfg, simpo, shape)
   metrics = jax.jit(lambda p, b: evaluate_step(p, b, step))(params, pack(_pairs(), shape))
-  expected = reference(net, _pairs(), **simpo._asdict())
+  expected = reference(net, _pairs(), **dataclasses.asdict(simpo))
   check_metrics(jax.device_get(metrics), expected, _pairs(), TOLERANCE)
 
 
@@ -192,8 +194,11 @@ def test_target_log_probs_equal_dense_log_softmax(cap):
   expected = torch.where(torch.tensor(ids >= 0), logps, 0)
   (expected * torch.tensor(cotangent)).sum().backward()
 
+  targets = jnp.asarray(index), jnp.asarray(ids)
   ours, pullback = jax.vjp(
-    lambda h, m: target_log_probs(h, m, index, ids, CHUNK, None, cap), hidden, matrix
+    lambda h, m: target_log_probs(h, m, *targets, CHUNK, None, cap),
+    jnp.asarray(hidden),
+    jnp.asarray(matrix),
   )
   d_hidden, d_matrix = pullback(jnp.asarray(cotangent))
   assert not np.any(np.asarray(ours)[ids < 0])

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +53,7 @@ def everything(tmp_path_factory):
   before = compile_count()
   state, folder = run(c, str(tmp_path_factory.mktemp("options") / "run"))
   assert compile_count() == before + 1, "frozen parts and averages cost no program of their own"
+  chex.assert_tree_all_finite(state)
   resolved = resolve.resolve(c)
   return jax.device_get(state), resolved, start(resolved), folder
 
@@ -97,9 +99,7 @@ def test_the_average_is_that_of_the_steps(tmp_path):
   average = start(resolve.resolve(c))
   for state in runs:
     average = jax.tree.map(lambda a, w: 0.75 * a + 0.25 * w, average, state.params)
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), average, state.average
-    )
+    chex.assert_trees_all_close(average, state.average, rtol=1e-5, atol=1e-7)
 
 
 def test_what_is_computed_again_does_not_matter():

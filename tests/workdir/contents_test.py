@@ -127,7 +127,7 @@ def test_a_restart_moves_a_runs_own_files_only(tmp_path, undisturbed, before_lau
   folder = put(tmp_path, THEIRS)
   before_launch(1, lose)
   with pytest.raises(Lost):
-    go(folder, into_existing=True)
+    go(folder, True)
   written = set(os.listdir(folder)) - {name.split("/")[0] for name in THEIRS}
   go(folder, checkpoint__resume=resume)  # there is a run now
   assert kept(folder, THEIRS) and outcome(folder) == undisturbed

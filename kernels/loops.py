@@ -1,0 +1,18 @@
+"""jax's loops with types."""
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import jax
+
+State = TypeVar("State")
+
+
+def fori_loop(
+  lower: int | jax.Array,
+  upper: int | jax.Array,
+  body: Callable[[jax.Array, State], State],
+  init: State,
+) -> State:
+  """`jax.lax.fori_loop`, which itself leaves open that the result is like `init`."""
+  return cast(State, jax.lax.fori_loop(lower, upper, body, init))
