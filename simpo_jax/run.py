@@ -99,14 +99,14 @@ def _in_folder(
   record = RunRecord(folder, resolved, config, main_process, start, progress)
   display = Display(config.train.steps, main_process)
   display.banner(resolved, progress.skips, count_params(resolved.model.config), folder)
-  display.beginning(start, shared)
+  display.starting_from(start, shared)
 
   with (
     display.running(),
-    record.failures(),
+    record.recording_failures(),
     Tracking(config, folder, display.say, main_process) as track,
   ):
-    record.tracking(track)
+    record.set_tracking(track)
     if shared:
       display.doing("trying to save")
       try_saving(folder, program.mesh)
@@ -121,7 +121,7 @@ def _in_folder(
       digest(json.dumps(as_json(config)), compiled.fingerprint, list(data.values())),
       resolved.packed,
       Watchdog(config.watchdog, folder),
-      list(start.metadata["launches"]) if start.own else [],
+      list(start.metadata["launches"]) if start.is_resume else [],
     )
     windows = windows_of(resolved, config)
     lookahead, rows = config.data.lookahead, local_rows(program)
@@ -131,7 +131,7 @@ def _in_folder(
       prefetch_batches(windows, lookahead, program.batch, rows) as batch_of,
       Saver(config, folder, resolved, launch, start, identity, shared) as saver,
     ):
-      record.launching(launch, saver)
+      record.set_launcher(launch, saver)
       context = RunContext(
         resolved, config, launch, folder, display, stop, batch_of, rows, saver, track
       )
@@ -176,7 +176,7 @@ def _loop(
   try:
     for step in range(progress.step, config.train.steps + 1):
       if step > progress.step:
-        profiler.before(step)
+        profiler.before_step(step)
         display.doing("training")
         progress, state = train(context, progress, state)
         record.progress = progress
@@ -191,7 +191,7 @@ def _loop(
           display.doing("evaluating")
           state = evaluate(context, step, state)
         progress = progress.after_launch(number)
-      profiler.after(step)
+      profiler.after_step(step)
       record.save("running")
   except StopRequested as stop:
     state, stopped = stop.state, True

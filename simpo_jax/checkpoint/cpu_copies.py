@@ -1,4 +1,4 @@
-"""Copies of a state's arrays on CPU, where a save would else read what the next step updates."""
+"""Copies of a state's arrays on CPU, where Orbax would otherwise read the donated arrays."""
 
 import math
 import mmap
@@ -8,39 +8,45 @@ import jax
 import numpy as np
 
 
-def copies_for(tree: dict[str, Any]) -> dict[str, Any]:
-  """Host memory for the shards of every array, where `copied` copies them: on CPU.
+def allocate_buffers(tree: dict[str, Any]) -> dict[str, Any]:
+  """Allocates the memory into which `copy_on_cpu` copies; empty for arrays on accelerators.
 
-  It is used again at every save: getting memory takes longer than copying.
+  Every save uses the same buffers, since allocating takes longer than copying.
+
+  Args:
+    tree: arrays, or their shapes and shardings.
+
+  Returns:
+    For each array one numpy array per addressable shard.
   """
 
-  def get(x: jax.Array | jax.ShapeDtypeStruct) -> list[np.ndarray]:
+  def allocate(x: jax.Array | jax.ShapeDtypeStruct) -> list[np.ndarray]:
     if not _on_cpu(x):
       return []
     dtype, shape = np.dtype(x.dtype), x.sharding.shard_shape(x.shape)
     shards = []
     for _ in x.sharding.addressable_devices:
-      # Aligned to pages, so that jax takes it as it is; written to, so that it is there.
+      # Page-aligned, so that `jax.device_put` does not copy it; written to, so that it is mapped.
       shard = np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype)
       np.copyto(shard, 0)
       shards.append(shard.reshape(shape))
     return shards
 
-  return jax.tree.map(get, tree)
+  return jax.tree.map(allocate, tree)
 
 
-def copied(x: jax.Array, memory: list[np.ndarray]) -> jax.Array:
-  """A copy, where Orbax would else read the array's own memory: on CPU.
+def copy_on_cpu(x: jax.Array, buffers: list[np.ndarray]) -> jax.Array:
+  """Copies an array that is on CPU into its buffers; returns other arrays as they are.
 
-  The next step could not update in place what is being read.
+  Orbax reads CPU arrays without a copy, so the next step could not update them in place.
   """
   if not _on_cpu(x):
     return x
-  # Shard by shard: a copy of an array of several processes would be a program.
+  # By shard: `jnp.copy` of a multi-process array would launch a program.
   shards = []
-  for copy, shard in zip(memory, x.addressable_shards, strict=True):
-    np.copyto(copy, shard.data)
-    shards.append(jax.device_put(copy, shard.device))
+  for buffer, shard in zip(buffers, x.addressable_shards, strict=True):
+    np.copyto(buffer, shard.data)
+    shards.append(jax.device_put(buffer, shard.device))
   return jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
 
 

@@ -1,10 +1,10 @@
-"""The arrays of a checkpoint on a local disk, as Orbax lays them out without OCDBT.
+"""Writes the arrays of a checkpoint to a local disk, in Orbax's layout without OCDBT.
 
-Every array is a folder in format 2 of zarr, uncompressed: a chunk is the bytes of a shard, or
-of one layer of it. TensorStore, by which Orbax writes them, leaves them in the system's cache
-of files: memory that the next step could use, and that is slow to get where it was not used of
-late (virtual machines). Here they go past it (O_DIRECT), where the disk's file system can do
-so, and their SHA-256 is taken on the way: each process takes that of what it writes.
+Every array is a folder in Zarr v2 format, uncompressed; a chunk holds a shard, or one layer of
+it. TensorStore, which Orbax uses by default, writes through the page cache. That takes memory
+that the next step could use, and on virtual machines new memory is slow to allocate. So files
+are written with O_DIRECT where the file system supports it. Each process computes the SHA-256
+of its files while writing them.
 """
 
 import base64
@@ -24,11 +24,11 @@ import orbax.checkpoint as ocp
 import tensorstore
 from orbax.checkpoint import future
 
-_DIGESTS = "digests_{}.json"  # of a process: SHA-256 of the files that it wrote, by name
-_DIRECT = getattr(os, "O_DIRECT", 0)
-_BLOCK = 4096  # bytes; what O_DIRECT writes are multiples of
-_PIECE = 1 << 20  # bytes written at once; stays in the processor's cache while it is hashed
-_WRITERS = 8  # threads of a process, at most
+_DIGESTS = "digests_{}.json"  # by process index: SHA-256 of the files it wrote
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
+_ALIGNMENT = 4096  # bytes; O_DIRECT requires multiples of it
+_BUFFER_BYTES = 1 << 20  # per write; fits into the CPU's cache, where it is hashed
+_MAX_THREADS = 8  # per process
 _SHARDINGS = {
   jax.sharding.NamedSharding: ocp.metadata.NamedShardingMetadata,
   jax.sharding.SingleDeviceSharding: ocp.metadata.SingleDeviceShardingMetadata,
@@ -36,14 +36,14 @@ _SHARDINGS = {
 
 
 class _Chunk(NamedTuple):
-  name: str  # its path within the checkpoint
+  name: str  # path within the checkpoint
   data: np.ndarray
 
 
 class LocalArrays(ocp.type_handlers.ArrayHandler):
-  """Has Orbax save arrays as above, and restore as ever.
+  """An Orbax handler that saves arrays as described above; restoring is Orbax's.
 
-  Args of `ocp.SaveArgs` are heeded in part: `shard_axes=(0,)` makes a chunk of every layer.
+  Of `ocp.SaveArgs` only `shard_axes` is supported: (0,) makes each layer a chunk.
   """
 
   def __init__(self):
@@ -55,14 +55,14 @@ class LocalArrays(ocp.type_handlers.ArrayHandler):
     infos: Sequence[ocp.type_handlers.ParamInfo],
     args: Sequence[ocp.SaveArgs] | None = None,
   ) -> list[future.Future]:
-    """Brings the arrays to the host and returns; their files are written in the background."""
-    own = [[s for s in x.addressable_shards if s.replica_id == 0] for x in values]
-    for shards in own:
+    """Copies the arrays to the host and returns; the files are written in the background."""
+    primary = [[s for s in x.addressable_shards if s.replica_id == 0] for x in values]
+    for shards in primary:
       for shard in shards:
         shard.data.copy_to_host_async()
     args = args or [ocp.SaveArgs()] * len(values)
     specs, chunks = {}, []
-    for x, shards, info, arg in zip(values, own, infos, args, strict=True):
+    for x, shards, info, arg in zip(values, primary, infos, args, strict=True):
       shape = x.sharding.shard_shape(x.shape)
       if arg.shard_axes == (0,):
         shape = (1, *shape[1:])
@@ -70,12 +70,12 @@ class LocalArrays(ocp.type_handlers.ArrayHandler):
       for shard in shards:
         chunks += _chunks(info.name, shard, shape)
     shardings = {info.name: x.sharding for info, x in zip(infos, values, strict=True)}
-    writing = _write(infos[0], specs, shardings, chunks)
+    writing = _write_arrays(infos[0], specs, shardings, chunks)
     return [future.CommitFutureAwaitingContractedSignals(writing, name="arrays")]
 
 
 def read_digests(folder: pathlib.Path) -> dict[str, str]:
-  """SHA-256 of the files that the processes wrote, by name; removes their lists of them."""
+  """SHA-256 of all files that the processes wrote, by name; removes the files that list them."""
   found = {}
   for path in folder.glob(_DIGESTS.format("*")):
     found |= json.loads(path.read_text())
@@ -92,19 +92,19 @@ def _spec(x: jax.Array, chunk: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _chunks(name: str, shard: jax.Shard, shape: tuple[int, ...]) -> list[_Chunk]:
-  """Of one shard: either all of it, or its layers."""
+  """The chunks of a shard: one, or one per layer if that is the chunks' shape."""
   data = np.asarray(shard.data)
   first = [(part.start or 0) // size for part, size in zip(shard.index, shape, strict=True)]
-  numbers, parts = [first], [data]
+  indices, parts = [first], [data]
   if data.shape != shape:
-    numbers, parts = [[first[0] + i, *first[1:]] for i in range(len(data))], data
+    indices, parts = [[first[0] + i, *first[1:]] for i in range(len(data))], data
   return [
-    _Chunk(f"{name}/{'.'.join(map(str, number)) or 0}", part)
-    for number, part in zip(numbers, parts, strict=True)
+    _Chunk(f"{name}/{'.'.join(map(str, index)) or 0}", part)
+    for index, part in zip(indices, parts, strict=True)
   ]
 
 
-async def _write(
+async def _write_arrays(
   info: ocp.type_handlers.ParamInfo,
   specs: dict[str, dict[str, Any]],
   shardings: dict[str, jax.sharding.Sharding],
@@ -120,17 +120,17 @@ async def _write(
       await tensorstore.open({**spec, "kvstore": kvstore}, create=True)
     (folder / "_sharding").write_text(_shardings_text(shardings))
   chunks = sorted(chunks, key=lambda chunk: -chunk.data.nbytes)
-  writers = min(_WRITERS, os.cpu_count() or 1)
-  with concurrent.futures.ThreadPoolExecutor(writers) as pool:
-    parts = pool.map(lambda i: _write_chunks(folder, chunks[i::writers]), range(writers))
+  threads = min(_MAX_THREADS, os.cpu_count() or 1)
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    parts = pool.map(lambda i: _write_chunks(folder, chunks[i::threads]), range(threads))
     digests = {name: digest for part in parts for name, digest in part.items()}
   for name in specs:
-    _flush(folder / name)
+    _fsync_folder(folder / name)
   (folder / _DIGESTS.format(jax.process_index())).write_text(json.dumps(digests))
 
 
 def _shardings_text(shardings: dict[str, jax.sharding.Sharding]) -> str:
-  """Where the arrays were, for Orbax to restore them if it is not told where to; its format."""
+  """Content of Orbax's `_sharding` file: its default shardings when it restores the arrays."""
   return json.dumps(
     {
       base64.urlsafe_b64encode(name.encode()).decode(): _SHARDINGS[type(sharding)]
@@ -142,19 +142,19 @@ def _shardings_text(shardings: dict[str, jax.sharding.Sharding]) -> str:
 
 
 def _write_chunks(folder: pathlib.Path, chunks: Sequence[_Chunk]) -> dict[str, str]:
-  """Writes them one after the other; their SHA-256 by name."""
-  buffer = np.frombuffer(mmap.mmap(-1, _PIECE), np.uint8)  # begins where a page of memory does
+  """Writes chunks one after another; returns their SHA-256 by name."""
+  buffer = np.frombuffer(mmap.mmap(-1, _BUFFER_BYTES), np.uint8)  # page-aligned
   return {name: _write_file(folder / name, data, buffer) for name, data in chunks}
 
 
 def _write_file(path: pathlib.Path, data: np.ndarray, buffer: np.ndarray) -> str:
   data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
   try:
-    return _write_bytes(path, data, buffer, _DIRECT)
+    return _write_bytes(path, data, buffer, _O_DIRECT)
   except OSError as e:
     if e.errno != errno.EINVAL:
       raise
-    return _write_bytes(path, data, buffer, 0)  # a file system that is not written so
+    return _write_bytes(path, data, buffer, 0)  # the file system does not support O_DIRECT
 
 
 def _write_bytes(path: pathlib.Path, data: np.ndarray, buffer: np.ndarray, flags: int) -> str:
@@ -165,7 +165,7 @@ def _write_bytes(path: pathlib.Path, data: np.ndarray, buffer: np.ndarray, flags
       piece = data[start : start + len(buffer)]
       np.copyto(buffer[: len(piece)], piece)
       digest.update(buffer[: len(piece)].data)
-      left = buffer[: -(-len(piece) // _BLOCK) * _BLOCK].data
+      left = buffer[: -(-len(piece) // _ALIGNMENT) * _ALIGNMENT].data
       while left:
         left = left[os.write(file, left) :]
     os.ftruncate(file, len(data))
@@ -175,8 +175,8 @@ def _write_bytes(path: pathlib.Path, data: np.ndarray, buffer: np.ndarray, flags
   return digest.hexdigest()
 
 
-def _flush(folder: pathlib.Path) -> None:
-  """Has the names of the files in it on the disk, too."""
+def _fsync_folder(folder: pathlib.Path) -> None:
+  """Makes the folder's entries durable: fsync of a file does not cover its name."""
   file = os.open(folder, os.O_RDONLY)
   try:
     os.fsync(file)

@@ -1,13 +1,12 @@
-"""A checkpoint's folder: its name, what it says of itself, and whether it is whole.
+"""A checkpoint's folder: its name, its metadata, and verification of its files.
 
     checkpoints/step_000012/      after training step 12
-    checkpoints/step_000012.1/    and after the first of the launches that follow it
+    checkpoints/step_000012.1/    after the first of the launches that follow this step
 
-`manager.py` writes them and reads their arrays, and a rename commits them; in a
-bucket, which knows no rename, a last object does. In each lies `simpo_jax.json`: where the
-run stood, what it was made of, and the size and SHA-256 (of an object, the bucket's own
-checksum) of every file beside it. It is written before the commit, so a checkpoint has it
-or is none.
+`manager.py` writes checkpoints and reads their arrays. A rename commits them; in a bucket, which
+has no rename, a final object does. `simpo_jax.json` in the folder has the position of the run,
+its identity, and size and SHA-256 (in a bucket, the bucket's checksum) of every other file. It is
+written before the commit, so every committed checkpoint has it.
 """
 
 import contextlib
@@ -22,24 +21,24 @@ from simpo_jax.storage import digests
 from simpo_jax.storage.paths import escapes_folder
 
 METADATA = "simpo_jax.json"
-TEMPORARY = "orbax-checkpoint-tmp"  # in the names of those that are not committed yet
+TEMPORARY = "orbax-checkpoint-tmp"  # part of the names of uncommitted checkpoints
 _NAME = re.compile(r"step_(\d{6,})(?:\.(\d+))?")
 
 
 class Position(NamedTuple):
-  """How far a run has come."""
+  """How many steps and launches of the schedule are done."""
 
   step: int = 0  # training steps done
-  done: int = 0  # of the launches that follow this step
+  done: int = 0  # launches done of those that follow this step
 
   @property
   def name(self) -> str:
-    """Of the checkpoint's folder."""
+    """Name of the checkpoint's folder."""
     return f"step_{self.step:06d}" + (f".{self.done}" if self.done else "")
 
 
 def positions(folder: storage.Path) -> list[Position]:
-  """Of the committed checkpoints in a folder, in order."""
+  """Positions of the committed checkpoints in a folder, in order."""
   matches = [_NAME.fullmatch(name) for name in storage.names(folder)]
   return sorted(
     Position(int(m[1]), int(m[2] or 0)) for m in matches if m and storage.committed(folder / m[0])
@@ -47,30 +46,30 @@ def positions(folder: storage.Path) -> list[Position]:
 
 
 def to_remove(found: list[Position], keep: int, keep_every: int) -> list[Position]:
-  """Those, of checkpoints in their order, that are not to be kept; see `Checkpoints`."""
+  """Positions of the checkpoints to remove, given all in order; see `Checkpoints`."""
   old = found[:-keep]
   return [p for p in old if p.done or not keep_every or p.step % keep_every]
 
 
 def read_metadata(folder: storage.Path) -> dict[str, Any]:
-  """What a checkpoint says of itself.
+  """Reads the metadata of a checkpoint, `simpo_jax.json`.
 
   Raises:
-    ValueError, OSError: it is damaged, or none of ours.
+    ValueError, OSError: it is missing or damaged.
   """
   if not (folder / METADATA).is_file():
     raise FileNotFoundError(f"{METADATA} is missing")
   try:
     metadata = json.loads((folder / METADATA).read_text())
-    if metadata == with_checksum(metadata) and _is_metadata(metadata):
+    if metadata == with_checksum(metadata) and _has_valid_types(metadata):
       return metadata
   except (LookupError, TypeError, AttributeError, RecursionError):
     pass
   raise ValueError("not as it was written")
 
 
-def _is_metadata(metadata: dict[str, Any]) -> bool:
-  """Whether what is read of it has its types; anybody can seal anything."""
+def _has_valid_types(metadata: dict[str, Any]) -> bool:
+  """Whether the fields that are read have the right types; the checksum does not ensure it."""
   numbers = [metadata["metrics_bytes"], *Position(**metadata["position"])]
   files = metadata["files"].values()
   numbers += [size for size, _ in files]
@@ -83,17 +82,17 @@ def _is_metadata(metadata: dict[str, Any]) -> bool:
 
 
 def with_checksum(metadata: dict[str, Any]) -> dict[str, Any]:
-  """What a checkpoint says, with the SHA-256 of it all."""
+  """Metadata with the SHA-256 of its own content as an additional field."""
   rest = {name: value for name, value in metadata.items() if name != "sha256"}
   text = json.dumps(rest, sort_keys=True)
   return {**rest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def verify(folder: storage.Path, share: int = 0, shares: int = 1) -> str | None:
-  """What is wrong with the files of a checkpoint; None if they are as they were written.
+  """Describes what is wrong with a checkpoint's files; None if they are intact.
 
   Args:
-    share, shares: only every so many files are read, from this one on.
+    share, shares: the content of files number share, share + shares, ... is checked.
   """
   try:
     expected = read_metadata(folder)["files"]
@@ -102,7 +101,7 @@ def verify(folder: storage.Path, share: int = 0, shares: int = 1) -> str | None:
   sizes = storage.sizes(folder)
   for name, (size, _) in expected.items():
     if escapes_folder(folder, name):
-      return f"{name!r} lies outside of it, or is a link out of it"
+      return f"{name!r} is outside of the folder, or a link out of it"
     if name not in sizes:
       return f"{name} is missing"
     if sizes[name] != size:
@@ -113,7 +112,7 @@ def verify(folder: storage.Path, share: int = 0, shares: int = 1) -> str | None:
 
 
 def clean(folder: storage.Path, damaged: list[Position]) -> None:
-  """Removes what a killed save left, and puts damaged checkpoints out of the way."""
+  """Removes uncommitted checkpoints, and renames damaged ones to NAME.damaged."""
   for name in storage.names(folder):
     if TEMPORARY in name or (_NAME.fullmatch(name) and not storage.committed(folder / name)):
       with contextlib.suppress(*storage.failures()):

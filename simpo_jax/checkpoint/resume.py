@@ -1,4 +1,4 @@
-"""Where a run begins: at step 0, at its own last good checkpoint, or at another run's."""
+"""Finds where a run starts: at step 0, at its last good checkpoint, or at another run's."""
 
 import contextlib
 import datetime
@@ -28,18 +28,18 @@ from simpo_jax.workdir import files
 from simpo_jax.workdir.contents import remove_step, steps_in
 
 _INIT_FROM = "--config.checkpoint.init_from"
-_FIRST = "tokenizer"  # if it changed, so have the pairs and prompts that it made
+_TOKENIZER = "tokenizer"  # a field of the identity; if it changed, so have pairs and prompts
 
 
 class ResumePoint(NamedTuple):
-  """What a run begins with.
+  """What a run starts from.
 
   Attributes:
-    folder: of the checkpoint; None: the model's own weights.
+    folder: of the checkpoint; None: start from the base model's weights.
     position: where the run starts.
-    metadata: the checkpoint's metadata.
+    metadata: of the checkpoint.
     weights_only: whether only weights are restored, not the optimizer state or the position.
-    own: whether the checkpoint is this run's own, that is, the run is being resumed.
+    is_resume: whether the checkpoint is one of this run.
     notes: messages for the user.
   """
 
@@ -47,17 +47,17 @@ class ResumePoint(NamedTuple):
   position: Position = Position()
   metadata: dict[str, Any] = {}
   weights_only: bool = False
-  own: bool = False
+  is_resume: bool = False
   notes: tuple[str, ...] = ()
 
 
 def checkpoints_folder(workdir: storage.Path) -> storage.Path:
-  """Where a run's checkpoints lie."""
+  """The folder of a run's checkpoints."""
   return workdir / "checkpoints"
 
 
 def is_shared(folder: storage.Path) -> bool:
-  """Whether all processes see the same folder; all must ask."""
+  """Whether all processes see the same folder; all must call this."""
   if jax.process_count() == 1:
     return True
   name = temporary.unique_name("shared")
@@ -69,17 +69,17 @@ def is_shared(folder: storage.Path) -> bool:
     seen = probe.read_text() == name
   except storage.failures():
     seen = False
-  everyone = distributed.gather("sight of the workdir", json.dumps(seen))
+  everyone = distributed.gather("access to the workdir", json.dumps(seen))
   if jax.process_index() == 0:
     probe.unlink()
   return all(json.loads(answer) for answer in everyone)
 
 
 def run_date(workdir: str | None, config: Settings) -> str:
-  """Start date of the run to resume, else now: local time, ISO 8601.
+  """Start date of the run to resume, else the current time: local time, ISO 8601.
 
-  Chat templates that print the date are given this one, so that a run resumed on another
-  day trains on the same text.
+  Chat templates that print the date get this one, so a run that is resumed on another day trains
+  on the same text.
   """
   folders = []
   if workdir and config.checkpoint.resume:
@@ -102,29 +102,29 @@ def _now() -> str:
 def find_resume_point(
   workdir: storage.Path, config: Settings, identity: dict[str, str], run: ResolvedRun
 ) -> ResumePoint:
-  """The last good checkpoint of the workdir, else what `checkpoint.init_from` names.
+  """Finds the last good checkpoint of the workdir, else the one that `checkpoint.init_from` names.
 
-  All processes must call this. When the run resumes from its own checkpoint, metrics rows and
-  samples newer than the checkpoint are removed from the workdir: they will be written again.
+  All processes must call this. If the run resumes, metrics rows and samples later than the
+  checkpoint are removed from the workdir, since they will be written again.
 
   Args:
-    workdir: as `make_workdir` leaves it: its checkpoints, if any, are of this run.
+    workdir: from `make_workdir`, so that its checkpoints, if any, are of this run.
     identity: of data, model and tokenizer; see `fingerprint.identity_fields`.
 
   Raises:
-    UserError: nothing usable is there, or this run is not the one that was saved.
+    UserError: all checkpoints are damaged, or data, model or settings have changed.
   """
-  mine, program = checkpoints_folder(workdir), run.program
-  found, damaged, notes = _newest_good(mine)
+  checkpoints, program = checkpoints_folder(workdir), run.program
+  found, damaged, notes = _newest_good(checkpoints)
   if found or damaged:
     if jax.process_index() == 0:
-      clean(mine, damaged)
+      clean(checkpoints, damaged)
     if found is None:
       raise UserError(
-        f"--workdir={workdir} holds no checkpoint that is whole ({'; '.join(notes)}); start over "
+        f"--workdir={workdir} holds no intact checkpoint ({'; '.join(notes)}); start over "
         "with --config.checkpoint.resume=False"
       )
-    folder = mine / found.name
+    folder = checkpoints / found.name
     metadata = read_metadata(folder)
     remedy = "finish it with that version, or start over in a new --workdir (its weights: "
     remedy += f"{_INIT_FROM}={folder})"
@@ -132,9 +132,9 @@ def find_resume_point(
     check_identity(folder, metadata["identity"], identity)
     check_fits(folder, abstract_state(program), weights_only=False)
     if jax.process_index() == 0:
-      _cut_back(workdir, found, metadata, config)
-    distributed.gather("cut back", "")
-    return ResumePoint(folder, found, metadata, own=True, notes=tuple(notes))
+      _remove_later_output(workdir, found, metadata, config)
+    distributed.gather("removal of later output", "")
+    return ResumePoint(folder, found, metadata, is_resume=True, notes=tuple(notes))
   if not config.checkpoint.init_from:
     return ResumePoint()
   start = resolve_init_from(config)
@@ -144,21 +144,21 @@ def find_resume_point(
 
 
 def progress_at(start: ResumePoint, run: ResolvedRun) -> Progress:
-  """The progress of a run that starts from this resume point."""
+  """Returns the progress of a run that starts from this resume point."""
   skips, bad_steps = dict(run.skips), start.metadata.get("bad_steps", ())
-  # Skipped rows of data read on demand were counted during training: restore those counts.
-  if start.own and isinstance(run.train_pairs, Mixture) and "skips" in start.metadata:
+  # With data read on demand, skips are counted during training: restore those counts.
+  if start.is_resume and isinstance(run.train_pairs, Mixture) and "skips" in start.metadata:
     skips["train"] = SkipReport(**start.metadata["skips"]["train"])
   return Progress(start.position, skips, () if start.weights_only else tuple(bad_steps))
 
 
 def changes_since(start: ResumePoint, build: dict[str, str]) -> list[str]:
-  """How the program differs from the one that wrote the run's own checkpoint, in words.
+  """Describes how the program differs from the one that wrote the checkpoint of this run.
 
   Args:
-    build: of the program now; see `fingerprint.build_fields`.
+    build: of the current program; see `fingerprint.build_fields`.
   """
-  before = start.metadata.get("build", {}) if start.own else {}
+  before = start.metadata.get("build", {}) if start.is_resume else {}
   differs = [name for name in before if before[name] != build.get(name)]
   return [f"{name}: {before[name] or 'none'}, now {build.get(name) or 'none'}" for name in differs]
 
@@ -166,7 +166,7 @@ def changes_since(start: ResumePoint, build: dict[str, str]) -> list[str]:
 def load_state(
   start: ResumePoint, program: ProgramConfig, model: OpenModel, seed: int
 ) -> TrainState:
-  """The train state to begin with, on the devices; nothing compiles."""
+  """Loads the initial train state onto the devices; nothing compiles."""
   if start.folder is not None and not start.weights_only:
     return restore(start.folder, abstract_state(program))
   if start.folder is not None:
@@ -182,17 +182,17 @@ def resolve_init_from(config: Settings) -> ResumePoint:
   field, name = _INIT_FROM, config.checkpoint.init_from
   folder, notes = storage.open_path(name, field, ("gs",)), []
   if not folder.is_dir():
-    raise UserError(f"{field}={name} is no folder; name a workdir or a checkpoint in it")
+    raise UserError(f"{field}={name} is not a folder; name a workdir or a checkpoint in it")
   if (folder / METADATA).exists():
     if problem := _first_problem(verify(folder, jax.process_index(), jax.process_count())):
       raise UserError(f"{field}={name} is damaged ({problem}); name another checkpoint")
   else:
-    mine = folder if positions(folder) else checkpoints_folder(folder)
-    found, _, notes = _newest_good(mine)
+    checkpoints = folder if positions(folder) else checkpoints_folder(folder)
+    found, _, notes = _newest_good(checkpoints)
     if found is None:
-      why = f" that is whole ({'; '.join(notes)})" if notes else ""
-      raise UserError(f"{field}={name} holds no checkpoint{why}; name a workdir or a checkpoint")
-    folder = mine / found.name
+      what = f"intact checkpoint ({'; '.join(notes)})" if notes else "checkpoint"
+      raise UserError(f"{field}={name} holds no {what}; name a workdir or a checkpoint")
+    folder = checkpoints / found.name
   metadata = read_metadata(folder)
   if config.checkpoint.init_what == "weights":
     return ResumePoint(folder, Position(), metadata, weights_only=True, notes=tuple(notes))
@@ -202,12 +202,12 @@ def resolve_init_from(config: Settings) -> ResumePoint:
       f"{field}={name} is at step {step} of --config.train.steps={config.train.steps}: nothing is "
       "left to train; raise train.steps, or --config.checkpoint.init_what=weights"
     )
-  # The launches that follow that step belonged to the other run: all count as done.
+  # The launches that follow that step belong to the other run: all count as done.
   return ResumePoint(folder, Position(step, MAX_LAUNCHES), metadata, notes=tuple(notes))
 
 
 def _newest_good(folder: storage.Path) -> tuple[Position | None, list[Position], list[str]]:
-  """The newest checkpoint that is whole, the damaged ones that are newer, and words on them."""
+  """The newest intact checkpoint, the newer ones, which are damaged, and notes on those."""
   listed = distributed.gather("checkpoints", json.dumps(positions(folder)))[0]
   damaged, notes = [], []
   for position in reversed([Position(*p) for p in json.loads(listed)]):
@@ -221,17 +221,17 @@ def _newest_good(folder: storage.Path) -> tuple[Position | None, list[Position],
 
 
 def _first_problem(problem: str | None) -> str | None:
-  """The first problem reported by any process, else None; all processes must call this."""
-  answers = distributed.gather("checkpoint's files", json.dumps(problem))
+  """The problem of the first process that has one, else None; all must call this."""
+  answers = distributed.gather("checkpoint verification", json.dumps(problem))
   return next((p for p in map(json.loads, answers) if p), None)
 
 
 def check_identity(folder: storage.Path, before: dict[str, str], now: dict[str, str]) -> None:
   """Raises a UserError that names what has changed since the checkpoint was saved."""
-  # Fields that an older checkpoint did not record count as unchanged.
+  # Fields that an older checkpoint does not have count as unchanged.
   changed = [name for name in now if before.get(name, now[name]) != now[name]]
-  if _FIRST in changed:
-    changed = [_FIRST]
+  if _TOKENIZER in changed:
+    changed = [_TOKENIZER]
   if changed:
     raise UserError(
       f"since the checkpoint {folder} these have changed: {', '.join(changed)}; put back what the "
@@ -240,12 +240,12 @@ def check_identity(folder: storage.Path, before: dict[str, str], now: dict[str, 
     )
 
 
-def _cut_back(
+def _remove_later_output(
   workdir: storage.Path, position: Position, metadata: dict[str, Any], config: Settings
 ) -> None:
-  """Removes rows and samples that are later than the checkpoint."""
+  """Removes metrics rows, samples and evaluations that are later than the checkpoint."""
   try:
-    files.cut_metrics(workdir, metadata["metrics_bytes"])
+    files.truncate_metrics(workdir, metadata["metrics_bytes"])
     for mode, name in ((Mode.GENERATE, "samples"), (Mode.EVALUATE, "evaluations")):
       for step, path in steps_in(workdir / name).items():
         done = launches_after(step, config)[: position.done] if step == position.step else []

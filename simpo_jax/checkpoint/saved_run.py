@@ -1,4 +1,4 @@
-"""A run that has ended, or goes on elsewhere, opened by its workdir: a checkpoint and its model."""
+"""Opens a saved run by its workdir: a checkpoint, its config and its base model."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -17,13 +17,14 @@ from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 
 class SavedRun(NamedTuple):
-  """A checkpoint of a run, and what the run began with.
+  """A checkpoint of a run, with the run's config and base model.
 
   Attributes:
-    checkpoint: its folder.
-    step: after which it was saved.
-    config: of the run; fields that it did not have yet are at their defaults.
-    model, tokenizer: as the run began; the weights are the checkpoint's (`open_checkpoint`).
+    checkpoint: the checkpoint's folder.
+    step: training steps done when it was saved.
+    config: of the run; fields that its version did not have are at their defaults.
+    model: the base model. `open_checkpoint` reads the trained weights.
+    tokenizer: of the base model.
   """
 
   checkpoint: pathlib.Path
@@ -36,16 +37,16 @@ class SavedRun(NamedTuple):
 def open_run(
   workdir: pathlib.Path, step: int | None = None, source: str | None = None, force: bool = False
 ) -> SavedRun:
-  """Opens a checkpoint of a run; needs neither its devices nor its data.
+  """Opens a checkpoint of a run; needs neither the run's devices nor its data.
 
   Args:
     workdir: of the run.
     step: of the checkpoint; None: the newest.
-    source: the model that the run began with, if it is no longer where it was.
-    force: do so although the model's config or tokenizer have changed since.
+    source: current location of the base model, if it was moved.
+    force: continue even if the base model's config or tokenizer has changed.
 
   Raises:
-    UserError: there is no such checkpoint, it is damaged, or its model is not to be had.
+    UserError: there is no such checkpoint, it is damaged, or its base model cannot be opened.
   """
   checkpoint = _checkpoint(workdir, step)
   if problem := verify(checkpoint):
@@ -55,38 +56,38 @@ def open_run(
   try:
     config = replace_fields(config, {"model.source": source} if source else {})
     model = open_model(config.model.source)
-    # A template that prints the date prints the run's: what the model is asked is what it was.
+    # Chat templates that print the date get the run's, so prompts are the same as in the run.
     tokenizer = run_tokenizer(config, metadata.get("date", ""))
   except UserError as e:
-    raise UserError(f"{e}; name the place of the model that the run began with: --source") from e
+    raise UserError(f"{e}; give the current location of the run's base model with --source") from e
   identity = metadata.get("identity", {})
   if not force:
-    remedy = "--force goes on with the file's split, by which its model was trained before"
+    remedy = "--force uses the split that the file names, with which the base model was trained"
     check_split(checkpoint, identity, model, tokenizer, remedy)
   now = model_fields(model, tokenizer)
   if changed := [name for name in now if identity.get(name, now[name]) != now[name]]:
     if not force:
       raise UserError(
         f"{model.name} is not what {workdir} began with: its {' and '.join(changed)} differ; name "
-        "the right one with --source, or say --force"
+        "the right one with --source, or pass --force"
       )
   return SavedRun(checkpoint, metadata["position"]["step"], config, model, tokenizer)
 
 
 def _checkpoint(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
-  """The folder of the newest checkpoint, or of the last one after this step."""
+  """The folder of the newest checkpoint, or of the newest one of this step."""
   if not workdir.is_dir():
-    raise UserError(f"--workdir={workdir} is no folder; name the folder of a run")
+    raise UserError(f"--workdir={workdir} is not a folder; name the folder of a run")
   folder = checkpoints_folder(workdir)
-  there = positions(folder)
-  if not there:
+  available = positions(folder)
+  if not available:
     raise UserError(
-      f"--workdir={workdir} holds no checkpoint; a run saves one at its end, and every so many "
-      "steps with --config.checkpoint.every"
+      f"--workdir={workdir} holds no checkpoint; a run saves one at its end, and more often "
+      "with --config.checkpoint.every"
     )
-  found = [p for p in there if step in (None, p.step)]
+  found = [p for p in available if step in (None, p.step)]
   if not found:
-    steps = ", ".join(str(s) for s in sorted({p.step for p in there}))
+    steps = ", ".join(str(s) for s in sorted({p.step for p in available}))
     raise UserError(f"--step={step}: {workdir} has no such checkpoint; it has those of {steps}")
   return workdir / folder.name / found[-1].name
 

@@ -1,4 +1,4 @@
-"""When a run saves, and what its checkpoints say beside the train state."""
+"""Decides when a run saves, and which metadata its checkpoints have."""
 
 import contextlib
 import time
@@ -24,53 +24,54 @@ from simpo_jax.settings import Settings
 from simpo_jax.train.step import TrainState
 from simpo_jax.workdir import files
 
-_TRIAL = "trial"  # beside the checkpoints, and never taken for one
+_TRIAL = "trial"  # in the folder of the checkpoints; does not match their names
 
 
 def try_saving(workdir: storage.Path, mesh: Mesh) -> None:
   """Writes and deletes a trial checkpoint of one int32 per device, saved like the train state.
 
-  An unwritable workdir is thus found before the first step. All processes must call this, and
-  each writes its own shards; nothing compiles.
+  So a workdir that cannot be written fails before the first step. All processes must call this,
+  and each writes its shards; nothing compiles.
 
   Raises:
-    UserError: it cannot.
+    UserError: the checkpoint cannot be written.
   """
-  folder, main = checkpoints_folder(workdir), jax.process_index() == 0
+  folder, is_primary = checkpoints_folder(workdir), jax.process_index() == 0
   trial = folder / _TRIAL
   sharding = NamedSharding(mesh, P(mesh.axis_names))
   one_each = jax.make_array_from_callback(
     (mesh.size,), sharding, lambda index: np.zeros(mesh.size, np.int32)[index]
   )
   try:
-    if main:
-      storage.remove_tree(trial)  # of a start that was killed
+    if is_primary:
+      storage.remove_tree(trial)  # left by a run that was killed
       if not storage.is_remote(folder):
         folder.mkdir(exist_ok=True)
     try:
-      with contextlib.closing(Checkpoints(trial, 1, 0, patient=False)) as checkpoints:
+      with contextlib.closing(Checkpoints(trial, 1, 0, low_priority=False)) as checkpoints:
         checkpoints.save(Position(), TrainState({"trial": one_each}, None, one_each), {})
         checkpoints.wait()
     finally:
-      if main:
+      if is_primary:
         storage.remove_tree(trial)
         if not storage.is_remote(folder) and not storage.names(folder):
           folder.rmdir()
   except (UserError, *storage.failures()) as e:
-    why = e.__cause__ or e
+    cause = e.__cause__ or e
     raise UserError(
       f"--workdir={workdir}: nothing can be saved there "
-      f"({getattr(why, 'strerror', None) or one_line(why)}); free space, fix the storage, or "
+      f"({getattr(cause, 'strerror', None) or one_line(cause)}); free space, fix the storage, or "
       "choose another folder"
     ) from e
 
 
 class Saver:
-  """Saves a run when its config says so.
+  """Saves a run as often as its config says.
 
   Args:
     folder: the workdir.
-    run: whose date is kept.
+    run: for the date in the metadata.
+    launch: for the program's shapes and the log of launches.
     identity: see `fingerprint.identity_fields`.
     shared: whether all hosts see the workdir; if not, nothing is saved.
   """
@@ -87,15 +88,15 @@ class Saver:
   ):
     self._config, self._folder, self._run, self._launch = config, folder, run, launch
     self._identity = identity
-    self._time = time.monotonic()
+    self._saved_at = time.monotonic()
     options = config.checkpoint
     self._checkpoints = None
     if shared:
-      mine = checkpoints_folder(folder)
-      self._checkpoints = Checkpoints(mine, options.keep, options.keep_every)
+      checkpoints = checkpoints_folder(folder)
+      self._checkpoints = Checkpoints(checkpoints, options.keep, options.keep_every)
       if options.every or options.minutes:
         self._checkpoints.prepare(abstract_state(launch.program))
-      if start.own:
+      if start.is_resume:
         self._checkpoints.saved = start.position
 
   def __enter__(self):
@@ -107,41 +108,41 @@ class Saver:
 
   @property
   def due(self) -> bool:
-    """Whether this host's clock asks for a checkpoint; process 0's alone is asked."""
+    """Whether `checkpoint.minutes` have passed since the last save; False but on process 0."""
     minutes = self._config.checkpoint.minutes
-    late = time.monotonic() - self._time >= 60 * minutes
-    return bool(minutes) and late and jax.process_index() == 0
+    passed = time.monotonic() - self._saved_at >= 60 * minutes
+    return bool(minutes) and passed and jax.process_index() == 0
 
   @property
   def seconds(self) -> list[dict[str, Any]]:
-    """For each save, its step, start time and the seconds for which it blocked the run."""
+    """For each save: its step, start time, and the seconds for which it blocked the run."""
     return self._checkpoints.seconds if self._checkpoints else []
 
   @property
   def last(self) -> str | None:
-    """The name of the last checkpoint's folder."""
+    """Name of the last checkpoint's folder; None if there is none."""
     saved = self._checkpoints and self._checkpoints.saved
     return saved.name if saved else None
 
   def after_step(self, progress: Progress, state: TrainState) -> None:
-    """Saves, if it is time to, after a training step and before what follows it."""
+    """Saves if a checkpoint is due; called after a training step, before the launches after it."""
     step, options = progress.step, self._config.checkpoint
     if (
       (options.every and step % options.every == 0)
-      or self._launch.save_asked
+      or self._launch.save_requested
       or (options.at_end and step == self._config.train.steps)
     ):
       self.save(progress, state)
 
   def save(self, progress: Progress, state: TrainState) -> None:
-    """Saves both, unless that position is saved; the files are written in the background."""
+    """Saves in the background, unless this position is already saved."""
     position = progress.position
     if self._checkpoints and progress.step and position != self._checkpoints.saved:
       self._checkpoints.save(position, state, self._metadata(progress))
-      self._time = time.monotonic()
+      self._saved_at = time.monotonic()
 
   def wait(self) -> None:
-    """Until all that was saved is committed."""
+    """Blocks until the last save is committed."""
     if self._checkpoints:
       self._checkpoints.wait()
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a time when a GGUF's text was not split as the file says."""
+"""Checkpoints of earlier versions, which ignored the pre-tokenizer that a GGUF file names."""
 
 import dataclasses
 
@@ -17,15 +17,15 @@ def check_split(
   tokenizer: Tokenizer,
   remedy: str,
 ) -> None:
-  """Refuses a checkpoint whose run read a GGUF's text in other pieces than are read now.
+  """Raises a UserError if a checkpoint's run tokenized text differently, its model being a GGUF.
 
-  Versions that did so tell nothing of the split in the checkpoint's identity.
+  The identity in checkpoints of those versions has no digest of the split.
 
   Args:
-    checkpoint: its folder, for the message.
-    identity: that it was saved with; see `fingerprint.identity_fields`.
-    model, tokenizer: of now.
-    remedy: what can be done, for the message.
+    checkpoint: the checkpoint's folder, for the message.
+    identity: of the checkpoint; see `fingerprint.identity_fields`.
+    model, tokenizer: as opened by this version.
+    remedy: the fix, for the message.
   """
   if not identity or SPLIT in identity or model.path is None or model.path.suffix != ".gguf":
     return

@@ -1,8 +1,7 @@
-"""Several processes as one run: who is who, and what they tell each other beside the devices.
+"""Host-side coordination of the processes of a run: start, comparison of settings, exit.
 
-All of it is host side, through jax's coordination service and a line of our own
-(`peer_connection.py`): comparing notes before the first launch, and ending together. No function
-here launches a device program.
+Uses JAX's coordination service and a TCP connection between the processes (`peer_connection.py`).
+No function here launches a device program.
 """
 
 import contextlib
@@ -24,19 +23,19 @@ from jax._src import distributed
 from simpo_jax.distributed.peer_connection import Loss, PeerConnection
 from simpo_jax.errors import INTERRUPTED, Interrupted, Stopped, UserError, one_line
 
-_GRACE = 2.0  # seconds for this process to end by itself once another has
-_ASK_AGAIN = 30  # seconds between notices that a process is still waited for
+_GRACE_SECONDS = 2.0  # for this process to fail by itself once another is lost
+_NOTICE_SECONDS = 30  # between notices that a process is still waited for
 _SHOWN = 5  # differences listed in one message
 
 _peers: PeerConnection | None = None
-_names: list[str] = []  # host names, by process
-_rounds: Counter[str] = Counter()  # how often each name was gathered under
-_last_words: list[Callable[[str], None]] = []
-_leaving = threading.Lock()
+_host_names: list[str] = []  # by process
+_gather_counts: Counter[str] = Counter()  # calls of `gather` so far, by name
+_exit_hooks: list[Callable[[str], None]] = []
+_exit_lock = threading.Lock()
 
 
 class Options(NamedTuple):
-  """The command line's flags; what is None comes from the environment."""
+  """The command line's flags; the environment supplies those that are None."""
 
   mode: str = "auto"  # auto | off
   coordinator_address: str | None = None
@@ -51,10 +50,10 @@ class _Coordinates(NamedTuple):
 
 
 def start(options: Options) -> None:
-  """Joins the other processes of the run, if there are any; before any device is asked for.
+  """Joins the other processes of the run, if any; must come before JAX opens any device.
 
   Raises:
-    UserError: the flags or variables are incomplete, or the others cannot be reached.
+    UserError: flags or variables are incomplete, or the other processes cannot be reached.
   """
   if options.mode == "off":
     return
@@ -62,7 +61,7 @@ def start(options: Options) -> None:
   if group is None and not _on_tpu(os.environ):
     _refuse_lone_task(os.environ)
     return
-  # A stop request is the ledger's to pass on: jax's own notice of SIGTERM would swallow it.
+  # The ledger passes stop requests on; JAX's preemption service would catch the SIGTERM first.
   jax.config.update("jax_enable_preemption_service", False)
   try:
     if group:
@@ -77,15 +76,15 @@ def start(options: Options) -> None:
       "the same coordinator address and number, or --distributed=off for this one alone"
     ) from e
   if jax.process_count() > 1:
-    _join_line()
+    _connect_to_peers()
 
 
 def _explicit(options: Options, env: Mapping[str, str]) -> _Coordinates | None:
-  """What flags and variables say, or None if they say nothing."""
+  """The processes that flags and variables name; None if they name none."""
   given = {
     "coordinator_address": options.coordinator_address or env.get("JAX_COORDINATOR_ADDRESS"),
-    "num_processes": _number(options.num_processes, env, "JAX_NUM_PROCESSES"),
-    "process_id": _number(options.process_id, env, "JAX_PROCESS_ID"),
+    "num_processes": _integer(options.num_processes, env, "JAX_NUM_PROCESSES"),
+    "process_id": _integer(options.process_id, env, "JAX_PROCESS_ID"),
   }
   if all(value is None for value in given.values()):
     return None
@@ -105,7 +104,7 @@ def _explicit(options: Options, env: Mapping[str, str]) -> _Coordinates | None:
   return group
 
 
-def _number(flag: int | None, env: Mapping[str, str], variable: str) -> int | None:
+def _integer(flag: int | None, env: Mapping[str, str], variable: str) -> int | None:
   text = env.get(variable)
   if flag is not None or not text:
     return flag
@@ -115,7 +114,7 @@ def _number(flag: int | None, env: Mapping[str, str], variable: str) -> int | No
 
 
 def _on_tpu(env: Mapping[str, str]) -> bool:
-  """Whether this is a TPU host, where jax finds the others of the slice by itself."""
+  """Whether this is a TPU host, where JAX finds the other hosts of the slice by itself."""
   devices = any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0"))
   return "tpu" in env.get("JAX_PLATFORMS", "tpu") and (
     devices or bool(env.get("TPU_WORKER_HOSTNAMES"))
@@ -127,19 +126,19 @@ def _refuse_lone_task(env: Mapping[str, str]) -> None:
   if tasks != "1":
     raise UserError(
       f"this is one of {tasks} tasks of a Slurm step, and JAX_COORDINATOR_ADDRESS is not set: "
-      "start with launch/slurm.py, or say --distributed=off to run each task by itself"
+      "start with launch/slurm.py, or pass --distributed=off to run each task by itself"
     )
 
 
-def _join_line() -> None:
+def _connect_to_peers() -> None:
   global _peers
   process = jax.process_index()
-  _peers = PeerConnection(process, jax.process_count(), _lost)
+  _peers = PeerConnection(process, jax.process_count(), _on_loss)
   if process == 0:
     token = secrets.token_hex(16)
-    _client().key_value_set("simpo_jax/line", f"{_peers.listen(token)} {token}")
+    _client().key_value_set("simpo_jax/peers", f"{_peers.listen(token)} {token}")
   else:
-    port, token = _client().blocking_key_value_get("simpo_jax/line", 300_000).split()
+    port, token = _client().blocking_key_value_get("simpo_jax/peers", 300_000).split()
     host = str(_service().coordinator_address).rpartition(":")[0]
     try:
       _peers.connect(host.strip("[]"), int(port), token)
@@ -148,49 +147,49 @@ def _join_line() -> None:
         f"cannot reach process 0 at {host}:{port} ({e.strerror or e}); let the hosts of the run "
         "connect to each other on any port"
       ) from e
-  _names[:] = gather("host_name", socket.gethostname())
+  _host_names[:] = gather("host_name", socket.gethostname())
 
 
 def _service() -> Any:
-  # jax offers its coordination service to Orbax and others under this name only.
+  # JAX has no public name for its coordination service; Orbax uses this one, too.
   return distributed.global_state
 
 
 def _client() -> Any:
-  """Of the coordination service's key-value store."""
+  """Returns the client of the coordination service's key-value store."""
   return _service().client
 
 
 def host_text(process: int) -> str:
-  """ "host 2 (worker-2)"."""
-  return f"host {process} ({_names[process]})" if process < len(_names) else f"host {process}"
+  """Names a process in messages, such as "host 2 (worker-2)"."""
+  return f"host {process}" + (f" ({_host_names[process]})" if process < len(_host_names) else "")
 
 
 def processes_here() -> int:
-  """Processes of the run on this machine, which share its memory."""
-  return _names.count(_names[jax.process_index()]) if _names else 1
+  """Number of processes of the run on this machine, which share its memory."""
+  return _host_names.count(_host_names[jax.process_index()]) if _host_names else 1
 
 
 def min_over_hosts(name: str, number: int | None) -> int | None:
-  """The least number of any process, so that all choose by the same; None if one has None."""
+  """Minimum over all processes; None if any process passes None. All must call this."""
   numbers = [json.loads(text) for text in gather(name, json.dumps(number))]
   return None if None in numbers else min(numbers)
 
 
 def gather(name: str, text: str) -> list[str]:
-  """Every process's text, by process; all must ask for the same names in the same order."""
+  """Returns the texts of all processes; all must call with the same names in the same order."""
   if jax.process_count() == 1:
     return [text]
   client = _client()
-  _rounds[name] += 1
-  key = f"simpo_jax/{name}/{_rounds[name]}"
+  _gather_counts[name] += 1
+  key = f"simpo_jax/{name}/{_gather_counts[name]}"
   client.key_value_set(f"{key}/{jax.process_index()}", text)
   texts = []
   for process in range(jax.process_count()):
     start_time = time.monotonic()
     while True:
       try:
-        texts.append(client.blocking_key_value_get(f"{key}/{process}", _ASK_AGAIN * 1000))
+        texts.append(client.blocking_key_value_get(f"{key}/{process}", _NOTICE_SECONDS * 1000))
         break
       except jax.errors.JaxRuntimeError as e:
         if "DEADLINE_EXCEEDED" not in str(e):
@@ -201,10 +200,10 @@ def gather(name: str, text: str) -> list[str]:
 
 
 def agree(name: str, fields: dict[str, str]) -> None:
-  """Makes sure that all processes have the same fields.
+  """Checks that the fields are equal on all processes; all must call this.
 
   Raises:
-    UserError: names the hosts that differ from host 0, and in which fields.
+    UserError: names the hosts and the fields that differ from host 0.
   """
   everyone = [json.loads(text) for text in gather(name, json.dumps(fields))]
   problems = []
@@ -226,10 +225,10 @@ def agree(name: str, fields: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def ending_together():
-  """Whatever ends the body of one of several processes is told to the others, and ends it."""
+  """Ends the processes together: an exception in the body of one ends all, with its message."""
   try:
     yield
-  except Stopped:  # on all of them, at the same launch
+  except Stopped:  # raised on all processes, at the same launch
     finish()
     raise
   except BaseException as e:
@@ -242,14 +241,14 @@ def ending_together():
     end(getattr(e, "exit_code", 1), one_line(e))
 
 
-def at_end(words: Callable[[str], None]) -> None:
-  """Has `words(error)` called should this process be ended from outside its main thread."""
-  _last_words.append(words)
+def add_exit_hook(hook: Callable[[str], None]) -> None:
+  """Has `end` call `hook(error)` before it ends the process, from any thread."""
+  _exit_hooks.append(hook)
 
 
 def peer_failure(doing: str) -> Interrupted | None:
-  """Why a launch or exchange failed, if it is that another process was lost."""
-  if _peers and _peers.lost.wait(_GRACE) and _peers.loss:
+  """The error to raise if a launch or exchange failed since a process was lost, else None."""
+  if _peers and _peers.lost.wait(_GRACE_SECONDS) and _peers.loss:
     return Interrupted(_loss_text(_peers.loss, doing))
   return None
 
@@ -260,25 +259,28 @@ def _loss_text(loss: Loss, doing: str = "") -> str:
   if loss.code == UserError.exit_code:
     return f"{who}: {loss.text}"
   ended = f"ended with code {loss.code}: " if loss.code else ""
-  return f"{who}: {ended}{loss.text}; start the run again to go on"
+  return f"{who}: {ended}{loss.text}; start the run again to continue"
 
 
-def _lost(loss: Loss) -> None:
-  """In the line's thread: ends this process, unless it is about to end by itself."""
+def _on_loss(loss: Loss) -> None:
+  """Ends this process; called in the connection's thread."""
   if loss.process != 0 or loss.code is not None:
-    time.sleep(_GRACE)
-    # The main thread has had the time to fail by itself, and say more.
+    # The main thread may fail by itself meanwhile, with a message that says more.
+    time.sleep(_GRACE_SECONDS)
   code = UserError.exit_code if loss.code == UserError.exit_code else Interrupted.exit_code
   end(code, _loss_text(loss))
 
 
 def end(code: int, error: str) -> None:
-  """Ends this process now, from any thread: its error, the others told, no barrier at exit."""
-  with _leaving:  # never released: the first caller ends the process
+  """Ends this process immediately, from any thread: prints the error and notifies the others.
+
+  Skips `atexit` functions, among them JAX's shutdown barrier.
+  """
+  with _exit_lock:  # never released: the first caller ends the process
     prefix = f"host {jax.process_index()}: " if _peers else ""
     print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
-    for words in _last_words:
-      words(error)
+    for hook in _exit_hooks:
+      hook(error)
     if _peers:
       _peers.leave(code, error)
     sys.stdout.flush()
@@ -287,6 +289,6 @@ def end(code: int, error: str) -> None:
 
 
 def finish() -> None:
-  """Tells the others that this process ends as it should."""
+  """Notifies the other processes that this one ends normally."""
   if _peers:
     _peers.clean_exit()

@@ -1,9 +1,9 @@
-"""A line between the processes of a run: that one ends, and why, reaches all others at once.
+"""TCP connections between the processes of a run, by which all learn that one ended, and why.
 
-jax's own heartbeats need many seconds to miss a process, and then end the others without
-saying which it was. Here every process keeps a connection to process 0. The kernel closes
-the connections of a process however it dies, so its end is known within milliseconds,
-and a process that ends with an error says so first.
+JAX's heartbeats take many seconds to detect a lost process, and then end the others without
+naming it. Here every process keeps a connection to process 0. However a process dies, the
+kernel closes its connections, so process 0 notices within milliseconds and tells the others;
+a process that ends with an error sends the error first.
 """
 
 import contextlib
@@ -13,140 +13,148 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TextIO
 
-_SILENCE = 30  # seconds after which the kernel gives up a host that no longer answers
-_PATIENCE = 5.0  # seconds that process 0 waits for the others to hear it
+_UNREACHABLE_SECONDS = 30  # after which the kernel closes the connection to a silent host
+_CLOSE_SECONDS = 5.0  # that process 0 waits for the others to close their connections
 
 
 class Loss(NamedTuple):
-  """The end of a process before its time."""
+  """A process that ended early."""
 
   process: int
-  code: int | None  # the exit code it meant to end with; None: it ended without a word
-  text: str  # its error
+  code: int | None  # its exit code; None: it died without sending one
+  text: str  # its error message
 
 
 class PeerConnection:
-  """One process's end of the line; threads of its own do the listening.
+  """The connections of one process, read by background threads.
 
   Args:
-    process, processes: this one's index, and how many there are.
-    on_loss: called once, in a thread, with the first process that was lost.
+    process: index of this process.
+    processes: number of processes.
+    on_loss: called once, from a background thread, with the first process that was lost.
+
+  Attributes:
+    loss: the first process that was lost; None if none was.
+    lost: set once `loss` is.
   """
 
   def __init__(self, process: int, processes: int, on_loss: Callable[[Loss], None]):
     self._process, self._processes = process, processes
     self._on_loss = on_loss
     self._lock = threading.Lock()
-    self._lines: dict[int, socket.socket] = {}  # of process 0: to the others; else: to 0
-    self._done: set[int] = set()  # processes that said goodbye
+    self._sockets: dict[int, socket.socket] = {}  # by peer; only process 0 has more than one
+    self._exited: set[int] = set()  # processes that ended normally
     self._closing = False
     self.loss: Loss | None = None
     self.lost = threading.Event()
 
   def listen(self, token: str) -> int:
-    """Process 0's part: waits for the others in a thread; returns the port."""
+    """Accepts the other processes in a background thread; returns the port. For process 0."""
     server = socket.create_server(("", 0), backlog=self._processes)
     _thread(self._accept, server, token)
     return server.getsockname()[1]
 
   def connect(self, host: str, port: int, token: str) -> None:
-    """Every other process's part.
+    """Connects to process 0. For all other processes.
+
+    Args:
+      token: secret shared by the processes of the run, which `listen` was given.
 
     Raises:
       OSError: process 0 cannot be reached.
     """
-    line = socket.create_connection((host, port), timeout=60)
-    line.settimeout(None)
-    _keep_alive(line)
-    _send(line, {"token": token, "process": self._process})
-    self._lines[0] = line
-    _thread(self._read, 0, line.makefile())
+    connection = socket.create_connection((host, port), timeout=60)
+    connection.settimeout(None)
+    _keep_alive(connection)
+    _send(connection, {"token": token, "process": self._process})
+    self._sockets[0] = connection
+    _thread(self._read, 0, connection.makefile())
 
   def leave(self, code: int, text: str) -> None:
-    """Tells the others that this process ends, and returns when they have heard it."""
+    """Sends the others this process's error; process 0 then waits until they have closed."""
     self._closing = True
-    self._tell(Loss(self._process, code, text))
+    self._send_to_others(Loss(self._process, code, text))
     if self._process == 0:
-      # jax's coordination service dies with process 0, and takes down whoever is left.
-      for line in list(self._lines.values()):
-        line.settimeout(_PATIENCE)
+      # JAX's coordination service ends with process 0, and ends all processes still connected.
+      for connection in list(self._sockets.values()):
+        connection.settimeout(_CLOSE_SECONDS)
         with contextlib.suppress(OSError):
-          while line.recv(4096):
+          while connection.recv(4096):
             pass
 
   def clean_exit(self) -> None:
-    """Says that this process ends as it should."""
+    """Notifies the others that this process ends normally."""
     self._closing = True
-    for line in list(self._lines.values()):
-      _send(line, {"goodbye": self._process})
+    for connection in list(self._sockets.values()):
+      _send(connection, {"clean_exit": self._process})
 
   def _accept(self, server: socket.socket, token: str) -> None:
     while True:
-      line, _ = server.accept()
-      _thread(self._greet, line, token)
+      connection, _ = server.accept()
+      _thread(self._handshake, connection, token)
 
-  def _greet(self, line: socket.socket, token: str) -> None:
-    line.settimeout(60)
-    messages = line.makefile()
+  def _handshake(self, connection: socket.socket, token: str) -> None:
+    connection.settimeout(60)
+    messages = connection.makefile()
     hello = next(_messages(messages), {})
     if hello.get("token") != token:  # some other program on this network
-      line.close()
+      connection.close()
       return
-    line.settimeout(None)
-    _keep_alive(line)
+    connection.settimeout(None)
+    _keep_alive(connection)
     with self._lock:
-      self._lines[hello["process"]] = line
+      self._sockets[hello["process"]] = connection
     if self.loss:
-      _send(line, self.loss._asdict())
+      _send(connection, self.loss._asdict())
     self._read(hello["process"], messages)
 
   def _read(self, process: int, messages: TextIO) -> None:
-    """Hears one line to its end."""
+    """Reads a connection until it is closed."""
     for message in _messages(messages):
-      if "goodbye" in message:
-        self._done.add(process)
+      if "clean_exit" in message:
+        self._exited.add(process)
       else:
-        self._lose(Loss(**message))
-    if process not in self._done:
-      self._lose(Loss(process, None, "it ended without a word"))
+        self._report_loss(Loss(**message))
+    if process not in self._exited:
+      self._report_loss(Loss(process, None, "it ended without a word"))
 
-  def _lose(self, loss: Loss) -> None:
+  def _report_loss(self, loss: Loss) -> None:
     with self._lock:
       if self.loss or self._closing:
         return
       self.loss = loss
     if self._process == 0:
-      self._tell(loss)
+      self._send_to_others(loss)
     self.lost.set()
     self._on_loss(loss)
 
-  def _tell(self, loss: Loss) -> None:
-    for process, line in list(self._lines.items()):
+  def _send_to_others(self, loss: Loss) -> None:
+    for process, connection in list(self._sockets.items()):
       if process != loss.process:
-        _send(line, loss._asdict())
+        _send(connection, loss._asdict())
 
 
 def _thread(target: Callable[..., None], *args: Any) -> None:
-  threading.Thread(target=target, args=args, daemon=True, name="link").start()
+  threading.Thread(target=target, args=args, daemon=True, name="peer connection").start()
 
 
-def _send(line: socket.socket, message: dict[str, Any]) -> None:
-  with contextlib.suppress(OSError):  # whoever is gone no longer needs to hear it
-    line.sendall(json.dumps(message).encode() + b"\n")
+def _send(connection: socket.socket, message: dict[str, Any]) -> None:
+  with contextlib.suppress(OSError):  # a process that is gone need not be notified
+    connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _messages(stream: TextIO) -> Iterator[dict[str, Any]]:
-  """The messages of a line until it is closed, or broken off."""
+  """Yields the messages of a connection until it is closed or fails."""
   with contextlib.suppress(OSError, ValueError):
-    for line in stream:
-      yield json.loads(line)
+    for text in stream:
+      yield json.loads(text)
 
 
-def _keep_alive(line: socket.socket) -> None:
-  """Has the kernel notice a host that vanished with its network."""
-  line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+def _keep_alive(connection: socket.socket) -> None:
+  """Has the kernel detect a host that became unreachable."""
+  connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
   for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
     if hasattr(socket, name):
-      line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+      connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
   if hasattr(socket, "TCP_USER_TIMEOUT"):
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE * 1000)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREACHABLE_SECONDS * 1000)

@@ -1,1 +1,1 @@
-"""Weights out: a run's checkpoint as a Hugging Face folder, without devices."""
+"""Exports a run's checkpoint as a Hugging Face folder, without an accelerator."""

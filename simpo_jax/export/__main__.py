@@ -1,7 +1,7 @@
-"""A run's weights as a Hugging Face folder, for transformers, vLLM and llama.cpp's converter.
+"""Exports a run's weights as a Hugging Face folder, for transformers, vLLM and llama.cpp.
 
-Reads a checkpoint's files, tensor by tensor, on any machine: no accelerator is needed, and
-no more memory than one file of weights takes. Adapters (train.lora_rank) are merged.
+Reads a checkpoint tensor by tensor, on any machine: needs no accelerator, and no more memory
+than one file of weights. Adapters (train.lora_rank) are merged.
 
 Examples:
   python -m simpo_jax.export --workdir=runs/mine --out=mine
@@ -43,7 +43,7 @@ def _define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Writes the folder; exit code 0 when it is there and whole."""
+  """Writes the folder; exit code 0 only if it is complete."""
   from simpo_jax.export.runs import export_run
 
   values = flags.FLAGS

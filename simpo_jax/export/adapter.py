@@ -1,4 +1,4 @@
-"""Adapters out: the files of the `peft` package, without a device program."""
+"""Exports LoRA adapters in the format of the `peft` package, without a device program."""
 
 import jax
 import numpy as np
@@ -11,15 +11,15 @@ from simpo_jax.workdir.files import write_json
 
 
 def host_adapters(adapters: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-  """The adapters whole, from the shards that any one process holds; nothing runs on a device."""
+  """Gathers the adapters from the shards on this process's devices, which hold all of them."""
 
-  def whole(x: jax.Array) -> np.ndarray:
+  def gather(x: jax.Array) -> np.ndarray:
     out = np.empty(x.shape, x.dtype)
     for shard in x.addressable_shards:
       out[shard.index] = np.asarray(shard.data)
     return out
 
-  return jax.tree.map(whole, adapters)
+  return jax.tree.map(gather, adapters)
 
 
 def export_adapter(
@@ -29,21 +29,21 @@ def export_adapter(
   lora: Lora,
   base: str | None,
 ) -> None:
-  """Writes adapters as `peft.PeftModel.from_pretrained` reads them, each file whole or not at all.
+  """Writes adapters for `peft.PeftModel.from_pretrained`; each file is written atomically.
 
   Args:
-    folder: made if it is not there.
+    folder: created if it does not exist.
     adapters: the "lora" part of the weights.
-    base: the model that they belong to, a folder or hub id; None if it has no name.
+    base: the base model, a folder or hub id; None if it has random weights.
   """
   if not storage.is_remote(folder):
     folder.mkdir(parents=True, exist_ok=True)
-  found = {}
+  tensors = {}
   for name, value in host_adapters(adapters).items():
     tensor = all_tensors(cfg, lora)["lora"][name]
     for layer, matrix in enumerate(value):
-      found[tensor.hf_name.format(layer)] = np.ascontiguousarray(matrix.T)
-  storage.write(folder / "adapter_model.safetensors", save(found, metadata={"format": "pt"}))
+      tensors[tensor.hf_name.format(layer)] = np.ascontiguousarray(matrix.T)
+  storage.write(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
   write_json(
     folder / "adapter_config.json",
     {

@@ -1,4 +1,4 @@
-"""The model card, README.md: what was trained on what, how, and what came of it."""
+"""The model card, README.md: base model, data, settings and results."""
 
 import json
 import pathlib
@@ -13,13 +13,13 @@ from simpo_jax.models.source import has_random_weights
 from simpo_jax.models.weights import OpenModel
 from simpo_jax.settings import Settings
 
-# Shown whatever they are; of the other fields, those that are not at their defaults.
-_ALWAYS = (
+# Always listed; other fields are listed if they differ from their defaults.
+_ALWAYS_LISTED = (
   "data.max_length", "train.steps", "train.batch_size", "train.learning_rate", "simpo.beta",
   "simpo.gamma_beta_ratio",
 )  # fmt: skip
-# What says nothing about the weights, or only where something lay.
-_UNTOLD = (
+# Never listed: fields that do not affect the weights, and paths.
+_NEVER_LISTED = (
   "name", "model.source", "data.train", "data.eval", "data.dir", "generate.", "checkpoint.",
   "watchdog.", "profile.", "log.", "export.",
 )  # fmt: skip
@@ -38,20 +38,20 @@ def model_card(
   averaged: bool,
   dtype: str,
 ) -> str:
-  """The text of README.md; names files and folders without their places.
+  """Returns the text of README.md, with paths reduced to their last part.
 
   Args:
-    workdir: of the run, for its metrics and its record.
+    workdir: of the run, for metrics.jsonl and run.json.
     config: of the run.
-    model: that the run began with.
+    model: the base model.
     chats: whether there is a chat template.
-    step: that the weights are of.
-    averaged: whether they are averages over the steps.
+    step: training step of the weights.
+    averaged: whether the weights are moving averages.
     dtype: of the exported weights.
   """
   hub_id = _hub_id(model)
   datasets = {d for spec in config.data.train for d in hub_datasets(spec, config.data.dir)}
-  matter = huggingface_hub.ModelCardData(
+  front_matter = huggingface_hub.ModelCardData(
     base_model=hub_id,
     datasets=sorted(datasets) or None,
     library_name="transformers",
@@ -59,12 +59,12 @@ def model_card(
     tags=["simpo", "preference-optimization", "simpo_jax"],
   )
   parts = [
-    f"---\n{matter.to_yaml()}\n---",
-    f"# {_text(config.name)}",
-    _what(config, step, averaged, dtype, hub_id),
+    f"---\n{front_matter.to_yaml()}\n---",
+    f"# {_escape(config.name)}",
+    _summary(config, step, averaged, dtype, hub_id),
     _USE.format(prompt=_CHAT if chats else _TEXT),
     "## Results",
-    _results(_metrics(workdir, step)) or "No metrics were found beside the weights.",
+    _results(_metrics(workdir, step)) or "No metrics were found in the workdir.",
     "## Settings",
     _table(("setting", "value"), _settings(config)),
     _made_with(workdir),
@@ -83,17 +83,17 @@ print(answer({prompt}, max_new_tokens=256)[0]["generated_text"])
 ```
 
 llama.cpp's `convert_hf_to_gguf.py FOLDER` makes a GGUF of it; vLLM (`vllm serve FOLDER`), which \
-has not been tried, should serve it. The terms of the base model go on to apply."""
+has not been tried, should serve it. The license of the base model still applies."""
 
 
 def _hub_id(model: OpenModel) -> str | None:
-  """Where the hub has the model, if it came from there."""
+  """The model's hub id, if it was loaded from the hub's cache."""
   cached = f"models--{model.name.replace('/', '--')}"
   return model.name if model.path is not None and cached in model.path.parts else None
 
 
 def _metrics(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
-  """The rows up to a step; none where they are gone."""
+  """The rows of metrics.jsonl up to a step; none if the file cannot be read."""
   try:
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["step"] <= step]
@@ -101,15 +101,15 @@ def _metrics(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
     return []
 
 
-def _what(config: Settings, step: int, averaged: bool, dtype: str, hub_id: str | None) -> str:
+def _summary(config: Settings, step: int, averaged: bool, dtype: str, hub_id: str | None) -> str:
   source = config.model.source
   if has_random_weights(source):
     base = "a model with random weights"
   elif hub_id:
-    base = f"[{_text(hub_id)}](https://huggingface.co/{hub_id})"
+    base = f"[{_escape(hub_id)}](https://huggingface.co/{hub_id})"
   else:
-    base = f"`{_name(source)}`"
-  of = ", ".join(f"`{_name(entry)}`" for entry in config.data.train)
+    base = f"`{_base_name(source)}`"
+  datasets = ", ".join(f"`{_base_name(entry)}`" for entry in config.data.train)
   notes = [f"The weights are {dtype}"]
   if averaged:
     notes.append(f"moving averages over the steps (decay {config.train.ema_decay:g})")
@@ -118,16 +118,16 @@ def _what(config: Settings, step: int, averaged: bool, dtype: str, hub_id: str |
   return (
     f"{base[0].upper()}{base[1:]}, tuned with SimPO ([arXiv:2405.14734]"
     f"(https://arxiv.org/abs/2405.14734)) for {step} step{'s' if step != 1 else ''} of "
-    f"{config.train.batch_size} preference pairs of {of}. {', '.join(notes)}."
+    f"{config.train.batch_size} preference pairs of {datasets}. {', '.join(notes)}."
   )
 
 
 def _results(rows: list[dict[str, Any]]) -> str:
-  """First and last of training and of evaluation, side by side."""
+  """A table of the first and the last metrics of training and of evaluation."""
   columns = {}
   for mode, name in (("train", "training"), ("evaluate", "held out")):
-    of_mode = [row for row in rows if row.get("mode") == mode]
-    for row in (of_mode[0], of_mode[-1]) if of_mode else ():
+    mode_rows = [row for row in rows if row.get("mode") == mode]
+    for row in (mode_rows[0], mode_rows[-1]) if mode_rows else ():
       columns[f"{name}, step {row['step']}"] = row
   table = [
     (f"`{name}`", *(_number(row.get(name)) for row in columns.values()))
@@ -138,16 +138,16 @@ def _results(rows: list[dict[str, Any]]) -> str:
     return ""
   return _table(("metric", *columns), table) + (
     "\n\nRewards are beta times the average log-probability of a response's tokens; margins and "
-    "accuracies leave gamma out."
+    "accuracies do not include gamma."
   )
 
 
 def _settings(config: Settings) -> list[tuple[str, str]]:
   default = flatten(Settings())
   return [
-    (f"`{name}`", f"`{_text(_name(value) if isinstance(value, str) else str(value))}`")
+    (f"`{name}`", f"`{_escape(_base_name(value) if isinstance(value, str) else str(value))}`")
     for name, value in flatten(config).items()
-    if name in _ALWAYS or (value != default[name] and not name.startswith(_UNTOLD))
+    if name in _ALWAYS_LISTED or (value != default[name] and not name.startswith(_NEVER_LISTED))
   ]
 
 
@@ -156,8 +156,8 @@ def _made_with(workdir: pathlib.Path) -> str:
     record = json.loads((workdir / "run.json").read_text())
     devices, versions = record["devices"], record["versions"]
     return (
-      f"Trained on {devices['count']} x {_text(str(devices['kind']))} with simpo_jax "
-      f"{_text(str(versions['simpo-jax']))}, jax {_text(str(versions['jax']))}."
+      f"Trained on {devices['count']} x {_escape(str(devices['kind']))} with simpo_jax "
+      f"{_escape(str(versions['simpo-jax']))}, jax {_escape(str(versions['jax']))}."
     )
   except (OSError, ValueError, LookupError, TypeError):
     return ""
@@ -172,11 +172,11 @@ def _number(value: Any) -> str:
   return f"{value:.4f}" if isinstance(value, int | float) else ""
 
 
-def _name(text: str) -> str:
-  """The last part of a path: where it lay is nobody's business."""
-  return _text(pathlib.PurePath(text).name)
+def _base_name(text: str) -> str:
+  """The last part of a path; the rest would reveal the folders of a private machine."""
+  return _escape(pathlib.PurePath(text).name)
 
 
-def _text(text: str) -> str:
-  """Text that can neither end a table's cell nor begin anything of Markdown or HTML."""
+def _escape(text: str) -> str:
+  """Replaces characters that have a meaning in a Markdown table or in HTML."""
   return re.sub(r"[|`<>\[\]\n\r]", " ", text)

@@ -1,7 +1,7 @@
-"""Writes the folder: weights in shards, then all that belongs to them, then one rename.
+"""Writes the exported folder: weights, configs, tokenizer and model card, then one rename.
 
-Several processes share the work, file by file: each reads the tensors of its own files out of
-the checkpoint, one after the other, so that nobody ever holds more than one file's.
+The files of weights are divided among the processes. Each reads the tensors of one file at a
+time from the checkpoint, so memory is bounded by the size of a file.
 """
 
 import contextlib
@@ -30,20 +30,21 @@ from simpo_jax.settings import Settings
 from simpo_jax.storage import temporary
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
-MARK = "simpo_jax_export.json"  # in a folder of ours, which may be replaced
+MANIFEST = "simpo_jax_export.json"  # lists the files of an export, which may be replaced
 _GB = 10**9
 
 
 class Export(NamedTuple):
-  """What is written, and where.
+  """What to export, and where to.
 
   Attributes:
-    checkpoint: its folder.
-    workdir: of the run that made it.
-    out: the folder to be.
-    step: of the checkpoint.
-    config: of the run; `config.export` says how.
-    model, tokenizer: what the run began with.
+    checkpoint: the checkpoint's folder.
+    workdir: of the run.
+    out: the folder to write.
+    step: training step of the checkpoint.
+    config: of the run; `config.export` has the options.
+    model: the base model.
+    tokenizer: of the base model.
   """
 
   checkpoint: pathlib.Path
@@ -56,11 +57,11 @@ class Export(NamedTuple):
 
 
 class Written(NamedTuple):
-  """What an export has written."""
+  """Counts of what was written."""
 
-  files: int  # of weights
+  files: int  # with weights
   parameters: int
-  bytes: int  # of them
+  bytes: int  # of the parameters
   dtype: str
 
 
@@ -68,17 +69,19 @@ def write_folder(
   export: Export,
   share: int = 0,
   shares: int = 1,
-  barrier: Callable[[str, str], list[str]] = lambda what, own: [own],
+  barrier: Callable[[str, str], list[str]] = lambda name, text: [text],
 ) -> Written:
-  """Writes the folder, or nothing.
+  """Writes the folder atomically. All processes must call this, with the same `export`.
 
   Args:
-    share, shares: which of how many processes this is; all must call, with the same `export`.
-    barrier: returns when all have called it, with what each has to say.
+    share: index of this process.
+    shares: number of processes.
+    barrier: such as `distributed.gather`: takes a name and a text, and returns the texts of all
+      processes once all have called it.
 
   Raises:
-    UserError: the checkpoint is not this model's, a weight does not fit the dtype, or the
-      folder cannot be written or holds something else.
+    UserError: the checkpoint is not of this model, a weight is out of the dtype's range, or the
+      folder cannot be written or has other files.
   """
   options = export.config.export
   lora = make_lora(export.config.train)
@@ -90,34 +93,34 @@ def write_folder(
     len(files), sum(sizes.values()), sum(sizes.values()) * dtype.itemsize, dtype.name
   )
   check_copied(export.model)
-  with _told(export.out), contextlib.ExitStack() as stack:
-    made = ""
+  with _write_errors_as_user_errors(export.out), contextlib.ExitStack() as stack:
+    temporary_name = ""
     if share == 0:
       check_out(export.out)
       export.out.parent.mkdir(parents=True, exist_ok=True)
-      made = stack.enter_context(temporary.folder_for(export.out)).name
-    partial = export.out.with_name(barrier("export's folder", made)[0])
+      temporary_name = stack.enter_context(temporary.folder_for(export.out)).name
+    partial = export.out.with_name(barrier("export's folder", temporary_name)[0])
     for name, tensors in list(files.items())[share::shares]:
       _write_tensors(partial / name, tensors, weights, dtype)
     barrier("export's weights", "")
     if share == 0:
       _write_rest(partial, export, weights, files, written)
-      _into_place(partial, export.out)
+      _move_into_place(partial, export.out)
   return written
 
 
 def plan_files(
-  shapes: dict[str, tuple[int, ...]], itemsize: int, most: int
+  shapes: dict[str, tuple[int, ...]], itemsize: int, max_bytes: int
 ) -> dict[str, list[str]]:
-  """Which tensors go into which file, in their order: as many as fit into `most` bytes."""
+  """Assigns tensors to files, in order: as many to each as fit into `max_bytes`."""
   files, size = [[]], 0
   for name, shape in shapes.items():
-    own = int(np.prod(shape)) * itemsize
-    if files[-1] and size + own > most:
+    tensor_bytes = int(np.prod(shape)) * itemsize
+    if files[-1] and size + tensor_bytes > max_bytes:
       files.append([])
       size = 0
     files[-1].append(name)
-    size += own
+    size += tensor_bytes
   if len(files) == 1:
     return {"model.safetensors": files[0]}
   return {
@@ -127,19 +130,19 @@ def plan_files(
 
 
 def check_out(out: pathlib.Path) -> None:
-  """Raises a UserError unless the folder is absent, empty, or an export and nothing else."""
+  """Raises a UserError unless the folder is absent, empty, or has the files of an export only."""
   if out.is_symlink():
     raise UserError(f"{out} is a link; name the folder that it leads to, or another")
   if not out.exists():
     return
   if not out.is_dir():
     raise UserError(f"{out} is a file; choose another folder")
-  there = sorted(path.name for path in out.iterdir())
+  names = sorted(path.name for path in out.iterdir())
   try:
-    ours = [MARK, *json.loads((out / MARK).read_text())["files"]] if there else []
+    exported = [MANIFEST, *json.loads((out / MANIFEST).read_text())["files"]] if names else []
   except (OSError, ValueError, KeyError, TypeError):
-    ours = []
-  if foreign := [name for name in there if name not in ours]:
+    exported = []
+  if foreign := [name for name in names if name not in exported]:
     raise UserError(
       f"{out} holds {foreign[0]}, which no export has written; choose another folder, or move it "
       "out of the way"
@@ -152,19 +155,19 @@ def _write_tensors(
   tensors = {}
   for name in names:
     value = weights.read(name, tuple(slice(0, n) for n in weights.shapes[name]))
-    with np.errstate(over="ignore"):  # told below
+    with np.errstate(over="ignore"):  # checked below
       tensors[name] = np.asarray(value, dtype, order="C")
     if not np.isfinite(tensors[name]).all():
-      whole = np.isfinite(value).all()
+      overflows = np.isfinite(value).all()
       raise UserError(
         f"{name} has values beyond {dtype.name}; export in bfloat16 or float32"
-        if whole
+        if overflows
         else f"{name} is not finite in this checkpoint; export an earlier one with --step"
       )
   path.touch()
-  mode = path.stat().st_mode
+  mode = path.stat().st_mode  # by the umask
   save_file(tensors, path, metadata={"format": "pt"})
-  path.chmod(mode)  # safetensors writes for its owner alone
+  path.chmod(mode)  # safetensors makes files private to their owner
 
 
 def _write_rest(
@@ -175,10 +178,10 @@ def _write_rest(
   written: Written,
 ) -> None:
   if len(files) > 1:
-    places = {name: file for file, names in files.items() for name in names}
+    weight_map = {name: file for file, names in files.items() for name in names}
     index = {
       "metadata": {"total_size": written.bytes, "total_parameters": written.parameters},
-      "weight_map": dict(sorted(places.items())),
+      "weight_map": dict(sorted(weight_map.items())),
     }
     _write_json(folder / "model.safetensors.index.json", index)
   model, tokenizer = export.model, export.tokenizer
@@ -195,17 +198,17 @@ def _write_rest(
     dtype=written.dtype,
   )
   (folder / "README.md").write_text(card)
-  mark = {
+  manifest = {
     "step": export.step,
     "dtype": written.dtype,
     "averaged": weights.averaged,
     "files": sorted(path.name for path in folder.iterdir()),
   }
-  _write_json(folder / MARK, mark)
+  _write_json(folder / MANIFEST, manifest)
 
 
-def _into_place(partial: pathlib.Path, out: pathlib.Path) -> None:
-  if out.exists():  # `check_out` has seen that it may go
+def _move_into_place(partial: pathlib.Path, out: pathlib.Path) -> None:
+  if out.exists():  # an earlier export, as `check_out` ensures
     with temporary.folder_for(out) as aside:
       out.rename(aside / out.name)
       try:
@@ -218,8 +221,8 @@ def _into_place(partial: pathlib.Path, out: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _told(out: pathlib.Path):
-  """Storage that fails is told as the user's error."""
+def _write_errors_as_user_errors(out: pathlib.Path):
+  """Turns failures of the storage, such as a full disk, into UserErrors."""
   try:
     yield
   except (OSError, SafetensorError) as e:

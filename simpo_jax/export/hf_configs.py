@@ -1,4 +1,4 @@
-"""What a Hugging Face folder has beside its weights: configs and the tokenizer's files."""
+"""Files of a Hugging Face folder other than weights: configs and the tokenizer's files."""
 
 import json
 import pathlib
@@ -14,20 +14,20 @@ from simpo_jax.storage.paths import escapes_folder
 from simpo_jax.tokenizer.huggingface import auto_tokenizer, has_tokenizer
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
-# Of a source's folder: all that a tokenizer can consist of, and the terms of its weights.
+# Copied from the base model's folder: tokenizer files and licenses.
 _COPIED = (
   "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja",
   "chat_template*", "additional_chat_templates/*", "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
-# Of a source's config: code that is not copied, and a place on somebody's disk.
+# Dropped from the base model's config: a reference to code that is not copied, and a local path.
 _DROPPED = ("auto_map", "_name_or_path")
-_FOREIGN = ("is_local", "local_files_only")  # of a tokenizer_config: how it was read
-# Names that a newer transformers writes and older readers do not know.
+_IGNORED = ("is_local", "local_files_only")  # of tokenizer_config.json; not the tokenizer's
+# Names that transformers 5 writes, and the equivalents that older versions know.
 _TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 
 
 def hf_config(model: OpenModel, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
-  """config.json: the source's own where it has one, else made from what is known."""
+  """config.json: the base model's if it has one, else made from its `ModelConfig`."""
   if model.path is not None and model.path.is_dir():
     found = _read_json(model.path / "config.json")
     config = {name: value for name, value in found.items() if name not in _DROPPED}
@@ -35,15 +35,15 @@ def hf_config(model: OpenModel, tokenizer: Tokenizer, dtype: str) -> dict[str, A
     config = {**to_hf(model.config), **_special_ids(tokenizer)}
     assert from_hf(config) == model.config, "to_hf leaves something out"
   config.setdefault("architectures", [f"{model.config.model_type.capitalize()}ForCausalLM"])
-  # transformers 5 writes `dtype`; it and all others read the older name as well.
+  # transformers 5 writes `dtype`; all versions read `torch_dtype`.
   names = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]
   return {**config, **dict.fromkeys(names, dtype)}
 
 
 def to_hf(cfg: ModelConfig) -> dict[str, Any]:
-  """The fields of a config.json, in the form that old readers know as well.
+  """Returns the fields of a config.json, in the form that transformers 4 reads as well.
 
-  `models.hf_config.from_hf` reads them back.
+  The inverse of `models.hf_config.from_hf`.
   """
   kind = cfg.model_type
   config = {
@@ -85,7 +85,7 @@ def _rope_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
 
 
 def generation_config(model: OpenModel, tokenizer: Tokenizer) -> dict[str, Any]:
-  """generation_config.json: the source's, with every id that ends a turn."""
+  """generation_config.json: the base model's, with all end tokens as `eos_token_id`."""
   found = {}
   if model.path is not None and (model.path / "generation_config.json").is_file():
     found = _read_json(model.path / "generation_config.json")
@@ -107,9 +107,9 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def check_copied(model: OpenModel) -> None:
-  """Raises a UserError if what an export takes from a model's folder does not lie in it.
+  """Raises a UserError if a file that an export copies is a link out of the model's folder.
 
-  Whoever made the folder would choose which file of this machine is published.
+  Otherwise the author of the folder could choose a private file of this machine to be published.
   """
   if model.path is None or not model.path.is_dir():
     return
@@ -122,7 +122,7 @@ def check_copied(model: OpenModel) -> None:
 
 
 def _copied(path: pathlib.Path | None) -> list[str]:
-  """The files that an export takes as they are, relative to the model's folder."""
+  """The files that an export copies, relative to the model's folder."""
   if path is None or not path.is_dir() or not has_tokenizer(path):
     return []
   found = {p for kind in _COPIED for p in path.glob(kind) if p.is_file()}
@@ -130,7 +130,7 @@ def _copied(path: pathlib.Path | None) -> list[str]:
 
 
 def write_tokenizer(folder: pathlib.Path, model: OpenModel) -> None:
-  """The tokenizer's files and chat template: the source's own, or such as read the same."""
+  """Writes tokenizer files and chat template: copies the base model's, or makes equivalent ones."""
   path = model.path
   if path is not None and (copied := _copied(path)):
     for name in copied:
@@ -145,7 +145,7 @@ def write_tokenizer(folder: pathlib.Path, model: OpenModel) -> None:
   hf.model_max_length = model.config.max_position_embeddings
   hf.save_pretrained(folder)
   written = folder / "tokenizer_config.json"
-  config = {name: value for name, value in _read_json(written).items() if name not in _FOREIGN}
+  config = {name: value for name, value in _read_json(written).items() if name not in _IGNORED}
   name = config.get("tokenizer_class", "")
   config["tokenizer_class"] = _TOKENIZER_CLASSES.get(name, name)
   written.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
@@ -156,7 +156,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     value = json.loads(path.read_text())
     if isinstance(value, dict):
       return value
-    problem = "it is no JSON object"
+    problem = "it is not a JSON object"
   except (OSError, ValueError, RecursionError) as e:
     problem = one_line(e)
   raise UserError(f"{path} cannot be read ({problem}); get it again")

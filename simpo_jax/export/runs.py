@@ -1,4 +1,4 @@
-"""Exports of a run: by its workdir on any machine, or by itself at its end."""
+"""Exports a run: from its workdir on any machine, or at the end of the run."""
 
 import pathlib
 from typing import Any
@@ -28,18 +28,18 @@ def export_run(
   options: dict[str, Any] | None = None,
   force: bool = False,
 ) -> str:
-  """Exports a run's checkpoint, and returns what to tell the user.
+  """Exports a run's checkpoint, and returns a summary for the user.
 
   Args:
     workdir: of the run.
     out: the folder to write.
     step: of the checkpoint; None: the newest.
-    source: the model that the run began with, if it is no longer where it was.
-    options: fields of `config.export`; the others are the run's.
-    force: do so although the model's config or tokenizer have changed since.
+    source: current location of the base model, if it was moved.
+    options: fields of `config.export` that override the run's.
+    force: continue even if the base model's config or tokenizer has changed.
 
   Raises:
-    UserError: there is no such checkpoint, it is damaged, or the folder cannot be had.
+    UserError: there is no such checkpoint, it is damaged, or the folder cannot be written.
   """
   workdir, out, options = plain(workdir), plain(out), options or {}
   if problem := "shard_gb" in options and range_problem(
@@ -58,11 +58,11 @@ def export_run(
     model=saved.model,
     tokenizer=saved.tokenizer,
   )
-  return _text(export, write_folder(export))
+  return _summary(export, write_folder(export))
 
 
 def check_at_end(config: Settings, folder: storage.Path, shared: bool, model: OpenModel) -> None:
-  """Raises a UserError before anything runs if there could be no export at the end."""
+  """Raises a UserError at the start of a run if its export at the end would fail."""
   if not config.export.at_end:
     return
   if not isinstance(folder, pathlib.Path):
@@ -80,10 +80,10 @@ def check_at_end(config: Settings, folder: storage.Path, shared: bool, model: Op
 
 
 def export_at_end(config: Settings, run: ResolvedRun, folder: pathlib.Path, checkpoint: str) -> str:
-  """Writes WORKDIR/export; all processes must call. Returns what to tell the user.
+  """Writes WORKDIR/export, and returns a summary for the user; all processes must call this.
 
   Args:
-    checkpoint: the name of that of the last step.
+    checkpoint: name of the last step's checkpoint.
   """
   export = Export(
     checkpoint=folder / checkpoints_folder(folder).name / checkpoint,
@@ -100,11 +100,11 @@ def export_at_end(config: Settings, run: ResolvedRun, folder: pathlib.Path, chec
     jax.process_count(),
     distributed.gather,
   )
-  return _text(export, written)
+  return _summary(export, written)
 
 
-def _text(export: Export, written: Written) -> str:
-  """ "exported step 7: 134.5M bfloat16 weights, 256.6 MiB in 1 file, to runs/x/export"."""
+def _summary(export: Export, written: Written) -> str:
+  """Formats "exported step 7: 134.5M bfloat16 weights, 256.6 MiB in 1 file, to runs/x/export"."""
   files = "1 file" if written.files == 1 else f"{written.files} files"
   return (
     f"exported step {export.step}: {written.parameters / 1e6:,.1f}M {written.dtype} weights, "

@@ -1,4 +1,4 @@
-"""The flags that `simpo_jax.sample` and `simpo_jax.chat` have in common."""
+"""Flags shared by `simpo_jax.sample` and `simpo_jax.chat`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ SETTINGS = (
 
 
 def define_flags() -> None:
-  """Defines them; what is not given is None."""
+  """Defines the shared flags; those not given are None."""
   flags.DEFINE_string("model", None, "Workdir of a run, Hugging Face folder, .gguf file or hub id.")
   flags.DEFINE_integer("step", None, "Checkpoint step; default: the newest.", lower_bound=0)
   flags.DEFINE_string(
@@ -39,34 +39,35 @@ def define_flags() -> None:
 
 
 def define_field(name: str, field: Field, values: flags.FlagValues = flags.FLAGS) -> None:
-  """A flag that sets a config's field; its help is the field's meaning."""
-  about = field.meaning
+  """Defines a flag that sets a config field; the field's meaning is its help."""
+  meaning = field.meaning
   if field.element is str:
-    about += " May be given several times."
-    flags.DEFINE_multi_string(name, None, about, flag_values=values)
+    meaning += " May be given several times."
+    flags.DEFINE_multi_string(name, None, meaning, flag_values=values)
   else:
     define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
-    define[type(field.default)](name, None, about, flag_values=values)
+    define[type(field.default)](name, None, meaning, flag_values=values)
 
 
 def check(argv: Sequence[str]) -> None:
-  """Raises a UserError unless there are flags alone, and one of them names the model."""
+  """Raises a UserError if there are positional arguments, or --model is missing."""
   refuse_arguments(argv, "--model=runs/mine")
   if not flags.FLAGS.model:
     raise UserError("--model is missing: a workdir, a folder, a .gguf file or a hub id")
 
 
 def changes(names: tuple[str, ...] = SETTINGS, **fields: str) -> dict[str, Any]:
-  """The fields of a config that the flags set, with their values.
+  """Returns the config fields that flags set, with their values.
 
   Args:
-    names: of flags that set the field of `config.generate` of that name.
-    fields: flag="generate.field" where the names differ.
+    names: flags that set the field of `config.generate` with the same name.
+    fields: the config field of each other flag, as FLAG="generate.FIELD".
   """
-  places = {name: f"generate.{name}" for name in names} | fields | {"dtype": "model.compute_dtype"}
-  found = {place: getattr(flags.FLAGS, name) for name, place in places.items()}
+  by_flag = {name: f"generate.{name}" for name in names} | fields
+  by_flag["dtype"] = "model.compute_dtype"
+  values = {field: getattr(flags.FLAGS, name) for name, field in by_flag.items()}
   return {
-    place: tuple(value) if isinstance(value, list) else value
-    for place, value in found.items()
+    field: tuple(value) if isinstance(value, list) else value
+    for field, value in values.items()
     if value is not None
   }

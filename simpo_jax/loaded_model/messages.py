@@ -1,4 +1,4 @@
-"""Messages in the words of the commands that load a model: flags in place of config fields."""
+"""Rewrites messages for commands that load a model: flags instead of config fields."""
 
 import contextlib
 import dataclasses
@@ -7,12 +7,12 @@ import re
 from simpo_jax.errors import UserError
 from simpo_jax.settings import GenerateSettings
 
-_FLAGS = {"num_samples": "samples_per_prompt", "prompt_list": "prompt"}  # that have other names
+_FLAGS = {"num_samples": "samples_per_prompt", "prompt_list": "prompt"}  # if the names differ
 
 
 @contextlib.contextmanager
 def in_flag_names():
-  """Names fields of a config in messages as the flags that set them here."""
+  """Replaces config fields by their flags in UserErrors that the body raises."""
   try:
     yield
   except UserError as e:
@@ -22,7 +22,7 @@ def in_flag_names():
 
 
 def flag_names(text: str) -> str:
-  """ "--config.generate.top_k=-1 ..." -> "--top_k=-1 ..."."""
+  """Replaces config fields by their flags, such as "--config.generate.top_k=-1" by "--top_k=-1"."""
   fields = "|".join(field.name for field in dataclasses.fields(GenerateSettings))
   text = text.replace("--config.model.source", "--model").replace("--workdir=", "--model=")
   text = text.replace("--config.model.compute_dtype", "--dtype")

@@ -1,7 +1,6 @@
-"""A model that is only to speak: opened from wherever it is, with the settings it speaks by.
+"""Opens a model for inference: a checkpoint of a run, or any `config.model.source`.
 
-The model is a run's checkpoint, or any source that a run could begin with. One process, all
-devices of this machine; weights are placed as decoding wants them, and nothing is trained.
+One process, which uses all devices of this machine, with the weights sharded for decoding.
 """
 
 import pathlib
@@ -25,26 +24,27 @@ from simpo_jax.storage.paths import plain
 from simpo_jax.tokenizer.load import run_tokenizer
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
-MODE = "host_data_parallel"  # of one host: all its devices share the weights
-_NEW_TOKENS = 512  # of an answer, where nobody says how many
+MODE = "host_data_parallel"  # with one host: the weights are sharded over all devices
+_NEW_TOKENS = 512  # default of max_new_tokens, unless generation_config.json has one
 
 
 class LoadedModel(NamedTuple):
-  """A model that was opened; nothing is on a device yet.
+  """A model opened for inference; nothing is on a device yet.
 
   Attributes:
-    model: with the weights that will speak: a checkpoint's, if it is a run's.
-    config: the run's, else the default one; `config.generate` has the settings.
-    of_run: whether it is a run's.
-    step: after which the weights were saved; 0 if they are no run's.
-    mesh, dtype: of the weights on this machine.
-    notes: what to tell of it.
+    model: if it is from a run, reads the weights of the run's checkpoint.
+    config: of the run, else the default; `config.generate` has the sampling settings.
+    from_run: whether the model is a checkpoint of a run.
+    step: training step of the checkpoint; 0 if the model is not from a run.
+    mesh: the devices of this machine.
+    dtype: of weights and computation.
+    notes: messages for the user.
   """
 
   model: OpenModel
   tokenizer: Tokenizer
   config: Settings
-  of_run: bool
+  from_run: bool
   step: int
   mesh: Mesh
   dtype: Any
@@ -61,17 +61,16 @@ def load_model(
   """Opens a model by its name.
 
   Args:
-    name: the workdir of a run, or a source as `config.model.source` takes it.
-    changes: config fields in place of those that the run or the model's
-      generation_config.json has.
-    step, source, force: of a run, see `open_run`.
+    name: the workdir of a run, or any `config.model.source`.
+    changes: config fields that override those of the run or of generation_config.json.
+    step, source, force: for a run, see `open_run`.
 
   Raises:
-    UserError: there is no such model, or a setting cannot be.
+    UserError: there is no such model, or a setting is not valid.
   """
   path = plain(name)
-  of_run = _is_workdir(path)
-  if of_run:
+  from_run = _is_workdir(path)
+  if from_run:
     saved = open_run(path, step, source, force)
     config, step = saved.config, saved.step
     lora = make_lora(config.train)
@@ -79,40 +78,42 @@ def load_model(
     model, tokenizer = saved.model._replace(name=name, read=weights.read), saved.tokenizer
     averaged = ", averaged over its steps" if weights.averaged else ""
     notes = [f"weights of step {step}{averaged}", "settings of the run"]
-    own = {"attention": "auto", "num_pages": 0, "prefill_rows": 0}  # the run's machine was another
+    # The run may have used another machine.
+    defaults = {"attention": "auto", "num_pages": 0, "prefill_rows": 0}
   else:
     if step is not None or source is not None:
       raise UserError(f"--step and --source are for the workdir of a run, which {name} is not")
     config, step = replace_fields(Settings(), {"model.source": name}), 0
     model = open_model(name)
     tokenizer = run_tokenizer(config)
-    own = read_generation_config(model)
+    recommended = read_generation_config(model)
     limit = min(_NEW_TOKENS, model.config.max_position_embeddings // 2)
     notes = [] if model.read else ["random weights"]
-    notes += [f"settings of its generation_config.json: {listed(own)}"] if own else []
-    own = {"max_new_tokens": limit, **own}
-  own = {f"generate.{name}": value for name, value in own.items()}
-  config = validate(replace_fields(config, {**own, **changes}))
+    if recommended:
+      notes.append(f"settings of its generation_config.json: {listed(recommended)}")
+    defaults = {"max_new_tokens": limit, **recommended}
+  defaults = {f"generate.{name}": value for name, value in defaults.items()}
+  config = validate(replace_fields(config, {**defaults, **changes}))
   check_vocabulary(tokenizer, model)
   mesh = mesh_of(MeshSettings(), hosts=1)
   dtype = compute_dtype(config.model, mesh.devices.flat[0].platform)
-  return LoadedModel(model, tokenizer, config, of_run, step, mesh, dtype, notes)
+  return LoadedModel(model, tokenizer, config, from_run, step, mesh, dtype, notes)
 
 
 def _is_workdir(path: pathlib.Path) -> bool:
   try:
     return (path / "run.json").is_file() or (path / "checkpoints").is_dir()
-  except (OSError, ValueError):  # a name that can be none; its reader says so
+  except (OSError, ValueError):  # not a valid path; opening the model will fail with a message
     return False
 
 
 def listed(settings: dict[str, Any]) -> str:
-  """ "temperature 0.6, top_p 0.9"."""
+  """Formats settings, such as "temperature 0.6, top_p 0.9"."""
   return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def describe_model(loaded: LoadedModel) -> str:
-  """ "runs/mine: llama, 134.5M parameters, float32, 1 x cpu; weights of step 7"."""
+  """Formats "runs/mine: llama, 134.5M parameters, float32, 1 x cpu; weights of step 7"."""
   cfg, devices = loaded.model.config, loaded.mesh.devices
   what = (
     f"{loaded.model.name}: {cfg.model_type}, {llama.count_params(cfg) / 1e6:,.1f}M parameters, "

@@ -1,4 +1,4 @@
-"""Compiled steps of a loaded model's engine, which the host calls in a loop."""
+"""Compiles decode steps of a loaded model, which the host calls in a loop."""
 
 import time
 from collections.abc import Callable
@@ -21,19 +21,19 @@ from simpo_jax.program.build import compiler_options
 
 
 class Program(NamedTuple):
-  """The compiled steps of an engine: `call(params, pool, rest, *inputs) -> (pool, rest)`.
+  """A compiled program, `call(params, pool, rest, *inputs) -> (pool, rest)`.
 
-  The pool is donated. `rest` is a `State` without it.
+  `pool`, which is donated, is the KV pool of a `State`; `rest` is the `State` without it.
   """
 
   call: Callable[..., Any]
   shardings: Any  # of (params, pool, rest)
   abstract: Any  # of (pool, rest)
-  seconds: float  # that it took to lower and compile
+  seconds: float  # to lower and compile
 
 
 def room_for_pool(loaded: LoadedModel) -> int | None:
-  """Bytes that a device has for the KV pool beside the weights; None if that is unknown."""
+  """Bytes per device that the weights leave for the KV pool; None if unknown."""
   weights = weight_bytes(loaded.model.config, loaded.mesh, MODE, loaded.dtype)
   return free_bytes(loaded.mesh.devices.flat[0], weights)
 
@@ -41,14 +41,14 @@ def room_for_pool(loaded: LoadedModel) -> int | None:
 def compile_steps(
   loaded: LoadedModel, shape: GenerateShape, step: Callable[..., State], inputs: tuple
 ) -> Program:
-  """Compiles `step(engine, inputs[0], state, *inputs[1:])`, which the host then calls in a loop.
+  """Compiles `step(engine, inputs[0], state, *inputs[1:])`.
 
   Args:
     step: such as `engine.generate_some`.
-    inputs: numpy arrays, of the right shapes.
+    inputs: numpy arrays with the shapes and dtypes of the inputs; replicated on all devices.
   """
   cfg, mesh = loaded.model.config, loaded.mesh
-  heads, everywhere = kv_axes(cfg, mesh, MODE), NamedSharding(mesh, P())
+  heads, replicated = kv_axes(cfg, mesh, MODE), NamedSharding(mesh, P())
   start = time.perf_counter()
 
   def run(
@@ -62,16 +62,16 @@ def compile_steps(
   state = jax.eval_shape(lambda: initial(engine))
   pool, rest = state.pool, state._replace(pool=None)
   weights = named(mesh, decode_specs(cfg, mesh, MODE))
-  replicated = lambda tree: jax.tree.map(lambda _: everywhere, tree)  # noqa: E731
-  shardings = weights, NamedSharding(mesh, pool_spec(heads)), replicated(rest)
-  given = (_abstract_decode_params(loaded), pool, rest, *inputs)
+  replicate_all = lambda tree: jax.tree.map(lambda _: replicated, tree)  # noqa: E731
+  shardings = weights, NamedSharding(mesh, pool_spec(heads)), replicate_all(rest)
+  args = (_abstract_decode_params(loaded), pool, rest, *inputs)
   call = jax.jit(
     run,
     donate_argnums=1,
-    in_shardings=(*shardings, *map(replicated, inputs)),
+    in_shardings=(*shardings, *map(replicate_all, inputs)),
     out_shardings=shardings[1:],
   )
-  compiled = call.lower(*given).compile(compiler_options(mesh))
+  compiled = call.lower(*args).compile(compiler_options(mesh))
   return Program(compiled, shardings, (pool, rest), time.perf_counter() - start)
 
 
@@ -82,20 +82,24 @@ def _abstract_decode_params(loaded: LoadedModel):
 
 
 def load(loaded: LoadedModel, program: Program):
-  """Places weights, an empty pool and the rest of the first state; nothing compiles."""
+  """Puts the weights, and an initial state of zeros, on the devices; nothing compiles.
+
+  Returns:
+    params, pool and rest, as `Program.call` takes them.
+  """
   weights, pool, rest = program.shardings
   params = load_decode_params(loaded.model, weights, loaded.dtype, loaded.config.seed)
 
   def zeros(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
-    part = sharding.shard_shape(x.shape)
-    return jax.make_array_from_callback(x.shape, sharding, lambda _: np.zeros(part, x.dtype))
+    shape = sharding.shard_shape(x.shape)
+    return jax.make_array_from_callback(x.shape, sharding, lambda _: np.zeros(shape, x.dtype))
 
   return params, *jax.tree.map(zeros, program.abstract, (pool, rest))
 
 
 def put(loaded: LoadedModel, values: Any) -> Any:
-  """Places numpy arrays on every device of the mesh; what was placed stays as it is."""
-  everywhere = NamedSharding(loaded.mesh, P())
+  """Replicates numpy arrays on all devices; JAX arrays are returned as they are."""
+  replicated = NamedSharding(loaded.mesh, P())
   return jax.tree.map(
-    lambda x: x if isinstance(x, jax.Array) else device_put(np.asarray(x), everywhere), values
+    lambda x: x if isinstance(x, jax.Array) else device_put(np.asarray(x), replicated), values
   )

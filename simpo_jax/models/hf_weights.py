@@ -1,7 +1,7 @@
 """A checkpoint's weights in Hugging Face's names and layout, read piece by piece.
 
 Any machine can do so: neither devices nor the mesh that wrote them are needed, and no more is
-read than is asked for (`manager.by_layer` has saved every layer's matrix by itself).
+read than is asked for (`manager.save_args_by_layer` has saved every layer's matrix by itself).
 """
 
 import functools
@@ -133,7 +133,7 @@ def _place(keys: Keys, arrays: Mapping[str, Any], average: bool) -> Keys:
 
 
 def _path(keys: Keys) -> str:
-  """As `manager.arrays_of` writes it."""
+  """As `manager.array_specs` writes it."""
   return "".join(f"[{key!r}]" for key in keys)
 
 

@@ -1,4 +1,4 @@
-"""What a person sees: banner, one line per step, samples, closing table. Process 0 only."""
+"""Terminal output of process 0: banner, a line per step, samples, closing table."""
 
 import contextlib
 import math
@@ -28,11 +28,11 @@ from simpo_jax.runtime.resolve import ResolvedRun, devices_text
 from simpo_jax.storage.paths import brief
 from simpo_jax.train.step import StepConfig
 
-_SAMPLE_WIDTH = 300  # characters of a shown generation
+_SAMPLE_WIDTH = 300  # characters shown of a generation
 
 
 def human_bytes(n: float, form: str = ".1f") -> str:
-  """1536 -> "1.5 KiB"."""
+  """Formats a number of bytes, such as "1.5 KiB" for 1536."""
   for unit in ("B", "KiB", "MiB", "GiB"):
     if n < 1024 or unit == "GiB":
       return f"{n:.0f} {unit}" if unit == "B" else f"{n:{form}} {unit}"
@@ -41,7 +41,7 @@ def human_bytes(n: float, form: str = ".1f") -> str:
 
 
 class Display:
-  """Prints to the terminal, or to a plain file line by line; silent when not `active`."""
+  """Prints to a terminal or, line by line, to redirected output; silent unless `active`."""
 
   def __init__(self, total_steps: int, active: bool):
     self._console = Console(quiet=not active, highlight=False)
@@ -62,25 +62,27 @@ class Display:
 
   @contextlib.contextmanager
   def running(self):
-    """The progress bar, alive for the length of the run loop."""
+    """Shows the progress bar while the body runs."""
     with self._progress:
       yield
 
   def say(self, text: str) -> None:
-    # Words wrap on a terminal; a file keeps each line whole.
+    """Prints a message as plain text, without rich's markup."""
+    # Wrap at words on a terminal only: in redirected output a message stays on one line.
     self._console.print(escape(text), soft_wrap=not self._console.is_terminal)
 
   def doing(self, what: str) -> None:
-    """What the next launch does, beside the bar."""
+    """Sets the description next to the progress bar."""
     self._progress.update(self._task, description=what)
 
   def banner(
     self, run: ResolvedRun, skips: Mapping[str, SkipReport], params: int, workdir: storage.Path
   ) -> None:
-    """What is about to run, before the compiler starts.
+    """Prints what is about to run, before compilation.
 
     Args:
-      skips: of all rows that the run has read, also before it was resumed.
+      skips: counts over all rows read so far, including those read before a resume.
+      params: number of parameters of the model.
     """
     model, program = run.model, run.program
     table = Table.grid(padding=(0, 2))
@@ -125,11 +127,15 @@ class Display:
       table.add_row(f"[bold]{name}[/bold]", escape(text))
     self._console.print(table)
 
-  def beginning(self, start: ResumePoint, shared: bool) -> None:
-    """What checkpoint the run begins with, and what there is to know about it."""
+  def starting_from(self, start: ResumePoint, shared: bool) -> None:
+    """Prints which checkpoint the run starts from, with its notes.
+
+    Args:
+      shared: whether all hosts see the same workdir.
+    """
     for note in start.notes:
       self.say(note)
-    if start.own:
+    if start.is_resume:
       self.say(f"resuming after step {start.position.step} from {start.folder}")
     elif start.folder is not None:
       self.say(f"beginning with {'the weights of ' if start.weights_only else ''}{start.folder}")
@@ -137,21 +143,22 @@ class Display:
       self.say("no checkpoints: the hosts do not share the workdir; name one that all see")
 
   def compiled(self, compiled: Compiled, changes: list[str]) -> None:
-    """What the compiler made, and `resume.changes_since` the checkpoint."""
+    """Prints compile time, peak memory, and what `resume.changes_since` found."""
     peaks = compiled.memory.peaks()
     peaks.pop("abort", None)
     self.say(
       f"compiled one program ({compiled.fingerprint}) in {compiled.compile_seconds:.1f} s; peak "
-      f"memory per device: {', '.join(f'{k} {human_bytes(v)}' for k, v in peaks.items())}; of "
-      f"it the train state, updated in place: {human_bytes(compiled.memory.aliased)}"
+      f"memory per device: {', '.join(f'{k} {human_bytes(v)}' for k, v in peaks.items())}; the "
+      f"train state, updated in place, is {human_bytes(compiled.memory.aliased)} of it"
     )
     if changes:
       self.say(
-        f"not the program that wrote the checkpoint ({'; '.join(changes)}): the run goes on, but "
+        f"not the program that wrote the checkpoint ({'; '.join(changes)}): the run continues, but "
         "its numbers may differ in the last digits from those of a run that was never interrupted"
       )
 
   def train_step(self, step: int, total: int, row: dict[str, Any]) -> None:
+    """Prints the metrics of a training step."""
     self.say(
       f"step {step:>{len(str(total))}}/{total}  loss {row['loss']:.4f}  "
       f"margin {row['rewards/margins']:+.4f}  accuracy {row['rewards/accuracies']:.2f}  "
@@ -161,6 +168,7 @@ class Display:
     self._progress.update(self._task, completed=step)
 
   def generation(self, summary: dict[str, Any]) -> None:
+    """Prints the summary of a generation, and some of its samples."""
     reasons = ", ".join(f"{n} {reason}" for reason, n in summary["finish_reasons"].items())
     self.say(
       f"generated {summary['generated_tokens']:,} tokens for {summary['requests']} requests "
@@ -169,11 +177,12 @@ class Display:
     for row in summary["samples"]:
       text = " ".join(row["generated_text"].split())
       shown = text[:_SAMPLE_WIDTH] + ("…" if len(text) > _SAMPLE_WIDTH else "")
-      nothing = f"({row['generated_token_count']} tokens, none of them text)"
+      no_text = f"({row['generated_token_count']} tokens, none of them text)"
       prompt = " ".join(row["prompt"].split())[:80]
-      self.say(f"  [{row['prompt_index']}] {prompt}\n      → {shown or nothing}")
+      self.say(f"  [{row['prompt_index']}] {prompt}\n      → {shown or no_text}")
 
   def evaluation(self, row: dict[str, Any]) -> None:
+    """Prints the metrics of an evaluation."""
     pairs = f"{row['pairs']} pair{'s' if row['pairs'] != 1 else ''}"
     self.say(
       f"held out ({pairs})  loss {row['loss']:.4f}  "
@@ -181,7 +190,7 @@ class Display:
     )
 
   def closing(self, record: dict[str, Any], workdir: storage.Path) -> None:
-    """The table at the end: what was launched, how long it took, where it all is."""
+    """Prints launches and their times by mode, and where the results are."""
     table = Table(title=None, show_edge=False, pad_edge=False)
     for name in ("launches", "count", "seconds", "seconds each"):
       table.add_column(name, justify="left" if name == "launches" else "right")
@@ -213,7 +222,7 @@ def _adapters_row(step: StepConfig) -> list[tuple[str, str]]:
 
 
 def skips_text(report: SkipReport) -> str:
-  """ "298 of 300 rows kept; skipped: 2 identical (first: pairs.jsonl:7); cut: 91 prompt"."""
+  """Formats "298 of 300 rows kept; skipped: 2 identical (first: pairs.jsonl:7); cut: 91 prompt"."""
   if not report.total:
     return "read, tokenised and checked while training"
   parts = [f"{report.kept} of {report.total} rows kept"]

@@ -1,4 +1,4 @@
-"""What every launch of the run loop needs."""
+"""What the run loop passes to every launch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from simpo_jax.trackers.tracker import Tracking
 
 
 class RunContext(NamedTuple):
-  """Of a run; none of it changes from launch to launch."""
+  """What every launch of a run needs; constant throughout the run."""
 
   run: ResolvedRun
   config: Settings
@@ -25,8 +25,8 @@ class RunContext(NamedTuple):
   folder: storage.Path
   display: Display
   stop: StopSignal
-  batch_of: Callable[[int], StepBatch]  # a training step's
-  rows: range  # of each micro-batch, those that lie on this process's devices
+  batch_of: Callable[[int], StepBatch]  # by training step, from 1
+  local_rows: range  # rows of each micro-batch that are on this process's devices
   saver: Saver
   track: Tracking
 

@@ -1,4 +1,4 @@
-"""What must be the same on all hosts of a run, field by field, so that an error can name it."""
+"""What must be equal on all hosts of a run, in named fields so that an error can name them."""
 
 import hashlib
 import importlib.metadata
@@ -26,7 +26,7 @@ _PACKAGES = (
   "libtpu",
   "optax",
   "numpy",
-  # What reads data and makes it tokens.
+  # These read and tokenize the data.
   "transformers",
   "tokenizers",
   "jinja2",
@@ -34,11 +34,10 @@ _PACKAGES = (
   "array-record",
   "tensorflow-datasets",
 )
-_COMPILERS = ("jax", "jaxlib", "libtpu")
-# Environment variables that the compiler reads.
-_COMPILER = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
-# Settings of jax that change a program's text or numbers.
-_JAX = (
+_COMPILER_PACKAGES = ("jax", "jaxlib", "libtpu")
+_COMPILER_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+# Settings of JAX that change a program or its results.
+_JAX_SETTINGS = (
   "jax_enable_x64",
   "jax_default_matmul_precision",
   "jax_default_prng_impl",
@@ -46,8 +45,8 @@ _JAX = (
   "jax_numpy_dtype_promotion",
 )
 
-# Fields that the first checkpoints tell of a model, in this order, whatever their values.
-_FIRST = {
+# Fields that the first checkpoints recorded, in this order; later ones only if not the default.
+_FIRST_FIELDS = {
   "ModelConfig": (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
     "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta",
@@ -61,19 +60,19 @@ _FIRST = {
   ),
 }  # fmt: skip
 
-_BLOCKS, _BLOCK = 33, 1 << 16  # of a model's file, that stand for all of it; bytes
-_PROBE = 50_000  # characters that a tokenizer is tried on
-# What ways to split text differ in: digits, contractions, capitals, marks, blanks, ends of lines.
+_BLOCKS, _BLOCK_BYTES = 33, 1 << 16  # a model's file is hashed by samples: how many, how large
+_PROBE_CHARS = 50_000  # of the decoded vocabulary, encoded to compare tokenizers
+# Pre-tokenizers differ in digits, contractions, capitals, combining marks, spaces and newlines.
 _SPLIT_PROBE = (
   " 1 12 123 1234 a1 2b\n 3\n\n4\t5 it's IT'S we'll 'RE a.b /c/\n d\r\n\r\n  e   f\t\tg "
   "1\u00b2 \u00c9 A\u00e9B Ab e\u0301 \u0928\u092e\u0938\u094d\u0924\u0947 \u4f60\u597d\uff0c2024 "
   "...!\n\n -7  "
 )
-SPLIT = "tokenizer's split"  # of the identity
+SPLIT = "tokenizer's split"  # its name in the identity
 
 
 def versions() -> dict[str, str]:
-  """Of Python and the packages that a run's numbers depend on."""
+  """Versions of Python and of the packages that can change the results of a run."""
   found = {"python": sys.version.split()[0]}
   for name in _PACKAGES:
     try:
@@ -84,7 +83,7 @@ def versions() -> dict[str, str]:
 
 
 def settings_fields(config: Settings) -> dict[str, str]:
-  """Config, versions, compile options and devices; known before anything is read."""
+  """Config, versions, compiler settings and devices: all that is known before data is read."""
   return {
     **{f"config.{name}": repr(value) for name, value in flatten(config).items()},
     **{f"version of {name}": version for name, version in versions().items()},
@@ -94,11 +93,11 @@ def settings_fields(config: Settings) -> dict[str, str]:
 
 
 def build_fields(compiled: Compiled, mesh: Mesh) -> dict[str, str]:
-  """What decides, to the last bit, on the numbers of a program."""
+  """All that the results of a program depend on, bit for bit, apart from its inputs."""
   found = versions()
   return {
     "program text": compiled.fingerprint,
-    **{f"version of {name}": found[name] for name in _COMPILERS},
+    **{f"version of {name}": found[name] for name in _COMPILER_PACKAGES},
     **_compile_settings(),
     "compile options": str(compiler_options(mesh)),
     "mesh": str(dict(mesh.shape)),
@@ -108,16 +107,16 @@ def build_fields(compiled: Compiled, mesh: Mesh) -> dict[str, str]:
 
 def _compile_settings() -> dict[str, str]:
   return {
-    **{name: os.environ.get(name, "") for name in _COMPILER},
-    **{name: str(getattr(jax.config, name)) for name in _JAX},
+    **{name: os.environ.get(name, "") for name in _COMPILER_VARIABLES},
+    **{name: str(getattr(jax.config, name)) for name in _JAX_SETTINGS},
   }
 
 
 def data_fields(run: ResolvedRun) -> dict[str, str]:
-  """Digests of what was read: pairs in their order, prompts, tokenizer, the model, pool size."""
+  """Digests of what was read: pairs in order, prompts, tokenizer and model; and of the KV pool."""
   fields = {
     "chat template": run.tokenizer.chat_template or "",
-    "tokenizer": _tokens(run.tokenizer),
+    "tokenizer": _vocabulary(run.tokenizer),
     "training pairs": getattr(run.train_pairs, "identity", run.train_pairs),
     "held-out pairs": run.eval_pairs,
     "prompts and sampling settings": run.packed,
@@ -129,72 +128,73 @@ def data_fields(run: ResolvedRun) -> dict[str, str]:
 
 
 def identity_fields(run: ResolvedRun, fields: dict[str, str]) -> dict[str, str]:
-  """What a run must find unchanged to go on from its checkpoint, on whatever devices.
+  """Digests of what must not change between a checkpoint and its resume; devices may.
 
   Args:
-    fields: the run's `data_fields`, for which all pairs were hashed.
+    fields: the run's `data_fields`, so that the pairs are not hashed twice.
   """
   model = model_fields(run.model, run.tokenizer)
-  asked = [(r.prompt.tokens, str((r.prompt.index, r.sample, r.budget))) for r in run.requests]
+  requests = [(r.prompt.tokens, str((r.prompt.index, r.sample, r.budget))) for r in run.requests]
   return {
     "tokenizer": model["tokenizer"],
     SPLIT: model[SPLIT],
     "weights": fields["model's files"],
     "model's config": model["model's config"],
     **{name: fields[name] for name in ("training pairs", "held-out pairs")},
-    "prompts": hex_digest(asked),
+    "prompts": hex_digest(requests),
   }
 
 
 def model_fields(model: OpenModel, tokenizer: Tokenizer) -> dict[str, str]:
-  """Of a run's identity, what a reader of its weights can tell without its data."""
+  """The part of a run's identity that depends on model and tokenizer, not on the data."""
   return {
     "tokenizer": hex_digest(tokenizer_identity(tokenizer)),
     SPLIT: hex_digest(np.asarray(tokenizer.encode(_SPLIT_PROBE), np.int32)),
-    "model's config": hex_digest(named(model.config)),
+    "model's config": hex_digest(config_text(model.config)),
   }
 
 
-def named(value: Any) -> str:
-  """A model's config as text, which stays the same for a model when fields are added.
+def config_text(value: Any) -> str:
+  """A model's config as text that does not change when a later version adds a field.
 
-  Those of the first checkpoints (`_FIRST`), then others that are not at their defaults, by name.
+  Lists the fields that the first checkpoints recorded, then all others that differ from their
+  defaults, sorted by name.
   """
   kind = type(value).__name__
-  if kind not in _FIRST:
+  if kind not in _FIRST_FIELDS:
     return repr(value)
-  first = {name: getattr(value, name) for name in _FIRST[kind]}
+  first = {name: getattr(value, name) for name in _FIRST_FIELDS[kind]}
   later = sorted((n, v) for n, v in changed_fields(value).items() if n not in first)
-  fields = [f"{name}={named(v)}" for name, v in [*first.items(), *later]]
+  fields = [f"{name}={config_text(v)}" for name, v in [*first.items(), *later]]
   return f"{kind}({', '.join(fields)})"
 
 
 def tokenizer_identity(t: Tokenizer) -> tuple:
-  """Its tokens, and what templates make of them."""
-  return *_tokens(t), t.chat_template or ""
+  """Vocabulary and chat template of a tokenizer, to be hashed."""
+  return *_vocabulary(t), t.chat_template or ""
 
 
-def _tokens(t: Tokenizer) -> tuple:
-  """A tokenizer's tokens in their order, and how text is cut into them."""
+def _vocabulary(t: Tokenizer) -> tuple:
+  """A tokenizer's vocabulary in order, special tokens, and the ids of a probe text."""
   text = t.decode(range(t.vocab_size))
-  ids = np.asarray(t.encode(text[:_PROBE]), np.int32)
+  ids = np.asarray(t.encode(text[:_PROBE_CHARS]), np.int32)
   specials = str((t.bos_id, t.eos_ids, t.pad_id, t.vocab_size, t.adds_bos))
   return text, b"\n".join(t.token_bytes()), ids, specials
 
 
 def file_identity(path: pathlib.Path | None) -> str:
-  """Names, sizes and samples of a model's files, whose every byte would take too long to read."""
+  """Names, sizes and digests of samples of a model's weight files; hashing them in full is slow."""
   if path is None:
     return ""
   paths = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-  return str([(p.name, p.stat().st_size, _sample(p)) for p in paths])
+  return str([(p.name, p.stat().st_size, _sampled_digest(p)) for p in paths])
 
 
-def _sample(path: pathlib.Path) -> str:
-  """A digest of blocks all over a file: other weights differ everywhere."""
+def _sampled_digest(path: pathlib.Path) -> str:
+  """SHA-256 of evenly spaced blocks of a file; different weights differ in all of them."""
   digest, size = hashlib.sha256(), path.stat().st_size
   with open(path, "rb") as f:
     for i in range(_BLOCKS):
-      f.seek(max(0, size - _BLOCK) * i // (_BLOCKS - 1))
-      digest.update(f.read(_BLOCK))
+      f.seek(max(0, size - _BLOCK_BYTES) * i // (_BLOCKS - 1))
+      digest.update(f.read(_BLOCK_BYTES))
   return digest.hexdigest()

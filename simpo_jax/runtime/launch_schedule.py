@@ -3,7 +3,7 @@
 from simpo_jax.program.ledger import Mode
 from simpo_jax.settings import Settings
 
-MAX_LAUNCHES = 2  # that can follow a step: a generation and an evaluation
+MAX_LAUNCHES = 2  # after one step: a generation and an evaluation
 
 
 def generates(config: Settings) -> bool:
@@ -13,20 +13,22 @@ def generates(config: Settings) -> bool:
 
 
 def evaluates(config: Settings) -> bool:
-  """Whether the run is to evaluate at all."""
+  """Whether any step of the run is followed by an evaluation."""
   evaluate = config.evaluate
   return bool(evaluate.every) or evaluate.at_start or evaluate.at_end
 
 
 def launches_after(step: int, config: Settings) -> list[Mode]:
-  """The modes to launch once training step `step` (from 1) has finished, in order.
+  """The modes to launch, in order, once training step `step` (from 1) has finished.
 
-  `generate.at_steps` wins over `generate.every`; both count finished steps. Step 0 stands
-  for the start of the run, before any step.
+  `generate.at_steps` takes precedence over `generate.every`. Step 0 is the start of the run.
   """
   if step == 0:
-    asked = (Mode.GENERATE, config.generate.at_start), (Mode.EVALUATE, config.evaluate.at_start)
-    return [mode for mode, wanted in asked if wanted]
+    requested = (
+      (Mode.GENERATE, config.generate.at_start),
+      (Mode.EVALUATE, config.evaluate.at_start),
+    )
+    return [mode for mode, at_start in requested if at_start]
   last = step == config.train.steps
   modes: list[Mode] = []
   if config.generate.at_steps:

@@ -1,4 +1,4 @@
-"""The one place that launches the program: ledger in, report checked, time taken."""
+"""The only caller of the program: passes the ledger in, checks the report, measures the time."""
 
 import dataclasses
 import json
@@ -23,10 +23,10 @@ from simpo_jax.train.step import TrainState
 
 
 class StopRequested(Exception):
-  """Some host asked to stop, and every host has seen it in the same launch, which did nothing.
+  """A host requested a stop; raised on all hosts, after a launch that left the state as it was.
 
   Attributes:
-    state: the train state, as it was before the launch.
+    state: the train state, unchanged by the launch.
   """
 
   def __init__(self, state: TrainState):
@@ -36,19 +36,19 @@ class StopRequested(Exception):
 
 @dataclasses.dataclass
 class Launcher:
-  """Launches the compiled program and keeps the record of it.
+  """Launches the compiled program and logs each launch.
 
   Attributes:
-    program: its sizes.
-    compiled: the one executable.
-    digest: of config, data and prompts; the same on every host or the launch aborts.
-    requests: the prompt set, as numpy arrays; put on the devices once, as is the empty batch
-      passed to launches without one. The ledger row of such a launch has the requests' digest.
+    program: sizes of the program.
+    compiled: the executable.
+    digest: of config, data and prompts; if it differs between hosts, a launch aborts.
+    requests: numpy arrays, put on the devices once, like the empty batch for launches without
+      a batch. The ledger row of those launches has the digest of the requests.
     watchdog: ends a launch that hangs.
-    log: mode, seconds and start (since 1970, by this host's clock) of every launch so far.
-    executables: fingerprints of the executables launched (whether anything else was compiled
-      is what `compile_count` reports).
-    save_asked: whether any host requested a checkpoint in the last launch; the same on all hosts.
+    log: mode, seconds and start (seconds since 1970, by this host's clock) of every launch.
+    executables: fingerprints of the executables launched; `compile_count` counts everything
+      that was compiled.
+    save_requested: whether any host requested a checkpoint in the last launch; equal on all hosts.
   """
 
   program: ProgramConfig
@@ -58,57 +58,58 @@ class Launcher:
   watchdog: Watchdog
   log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   executables: set[str] = dataclasses.field(default_factory=set)
-  save_asked: bool = False
+  save_requested: bool = False
 
   def __post_init__(self, requests: Requests):
     shardings = input_shardings(self.program)
     self._batch_sharding, requests_sharding, self._ledger_sharding = shardings
     self._requests = put_inputs(requests, requests_sharding)
     self._request_contents = request_contents(requests)
-    self._empty_batch = self._placed(empty_batch(self.program.batch, local_rows(self.program)))
+    self._empty_batch = self._put(empty_batch(self.program.batch, local_rows(self.program)))
 
   def __call__(
     self,
     state: TrainState,
     mode: Mode,
     batch: Batch | None = None,
-    pairs: Contents | None = None,
+    contents: Contents | None = None,
     stop: bool = False,
     save: bool = False,
   ) -> tuple[TrainState, Report, float]:
-    """One launch, waited for.
+    """Launches the program and blocks until it is done.
 
     Args:
       state: donated.
-      batch: numpy, for TRAIN and EVALUATE; this process's rows of it.
-      pairs: of the whole batch, on all hosts; see `packing.pair_contents`.
-      stop: this host wants the run to end now. Then the launch does nothing on any
-        host, and `StopRequested` is raised on all of them.
-      save: this host wants a checkpoint after this launch; see `save_asked`.
+      batch: for TRAIN and EVALUATE: this process's rows, numpy arrays.
+      contents: of the global batch, from `packing.pair_contents`; given if a batch is.
+      stop: requests the end of the run. The launch then does nothing on any host, and
+        `StopRequested` is raised on all of them.
+      save: requests a checkpoint after this launch; see `save_requested`.
 
     Returns:
-      The new state, the report, and the seconds it took.
+      The new state, the report, and the seconds that the launch took.
 
     Raises:
-      UserError: the hosts did not agree on the launch; says who wanted what.
+      UserError: the hosts' ledger rows differ; the message names the hosts and fields.
       Interrupted: another host was lost.
-      StopRequested: some host has asked for the end of the run.
+      StopRequested: a host has requested a stop.
     """
     start = time.perf_counter()
-    assert (batch is None) == (pairs is None), "a batch comes with its contents"
-    contents = self._request_contents if pairs is None else pairs
+    assert (batch is None) == (contents is None), "a batch comes with its contents"
+    if contents is None:
+      contents = self._request_contents
     row = make_row(mode, len(self.log), self.digest, contents.words, stop, save)
-    placed = self._empty_batch if batch is None else self._placed(batch)
-    state, report = self._run(mode.name.lower(), state, placed, row)
+    device_batch = self._empty_batch if batch is None else self._put(batch)
+    state, report = self._run(mode.name.lower(), state, device_batch, row)
     seconds = time.perf_counter() - start
     rows = np.asarray(report.ledger)
     disagreement = describe_disagreement(rows)
     stopped = not disagreement and bool(rows[:, STOP].any())
-    self.save_asked = not disagreement and bool(rows[:, SAVE].any())
-    self._note("stop" if stopped else Mode(int(report.mode)).name.lower(), seconds)
+    self.save_requested = not disagreement and bool(rows[:, SAVE].any())
+    self._log_launch("stop" if stopped else Mode(int(report.mode)).name.lower(), seconds)
     if disagreement:
       if (rows[:, 0] == rows[0, 0]).all() and (rows[:, DATA] != rows[0, DATA]).any():
-        disagreement += f"; {self._other_contents(contents)}"
+        disagreement += f"; {self._describe_other_contents(contents)}"
       raise UserError(
         f"the hosts disagree on launch {len(self.log) - 1}, nothing was changed: "
         f"{disagreement}; start all hosts with the same command, files and packages"
@@ -120,9 +121,13 @@ class Launcher:
   def _run(
     self, name: str, state: TrainState, batch: Batch, row: np.ndarray
   ) -> tuple[TrainState, Report]:
-    """Calls the program with this host's row of the ledger, watched and profiled; waits for it."""
+    """Calls the program under watchdog and profiler, and blocks until it is done.
+
+    Args:
+      row: this host's row of the ledger.
+    """
     hosts = self.program.mesh.shape["host"]
-    # Every process fills only its own row: the callback is asked for no other.
+    # The callback is only called for the rows on this process's devices, so only for this row.
     ledger = jax.make_array_from_callback(
       (hosts, len(FIELDS)),
       self._ledger_sharding,
@@ -135,21 +140,21 @@ class Launcher:
       ):
         state, report = self.compiled.call(state, batch, self._requests, ledger)
         return state, jax.block_until_ready(report)
-    except Exception as e:  # of many types, by backend
+    except Exception as e:  # the type depends on the backend
       if lost := distributed.peer_failure(f"in launch {len(self.log)} ({name})"):
         raise lost from e
       raise
 
-  def _note(self, ran: str, seconds: float) -> None:
+  def _log_launch(self, mode: str, seconds: float) -> None:
     self.executables.add(self.compiled.fingerprint)
-    began = round(time.time() - seconds, 3)
-    self.log.append({"mode": ran, "seconds": round(seconds, 4), "start": began})
+    start = round(time.time() - seconds, 3)
+    self.log.append({"mode": mode, "seconds": round(seconds, 4), "start": start})
 
-  def _other_contents(self, contents: Contents) -> str:
-    """Whose data differs, and where; every host has seen that it does, so all ask."""
+  def _describe_other_contents(self, contents: Contents) -> str:
+    """Says which hosts' data differs, and where. All hosts call this: all see the same ledger."""
     name = f"contents of launch {len(self.log) - 1}"
     texts = distributed.gather(name, json.dumps(contents.items))
     return describe_contents([[tuple(item) for item in json.loads(text)] for text in texts])
 
-  def _placed(self, batch: Batch) -> Batch:
+  def _put(self, batch: Batch) -> Batch:
     return put_batch(self.program, batch, self._batch_sharding)

@@ -1,4 +1,4 @@
-"""What this machine's CPU reaches: the rates that least times of a run on it follow from."""
+"""Measured rates of this machine's CPU, from which a report derives lower bounds of times."""
 
 import functools
 import time
@@ -7,35 +7,35 @@ from typing import Any
 
 import numpy as np
 
-READ_BYTES = 2**26  # of the measured read; fewer weights than that may lie in a CPU's cache
-_RUNS = 5
+READ_BYTES = 2**26  # read per measurement; fewer bytes of weights may fit into the CPU's cache
+_REPEATS = 5
 
 
 @functools.cache
 def measured_rates(moment: str) -> dict[str, Any]:
-  """What this machine's CPU reaches in numpy, float32: the best of some short runs.
+  """Measures float32 flop/s and bytes/s of numpy on this machine: the best of a few repeats.
 
   Args:
-    moment: of the run; each is measured once in a process.
+    moment: when in the run, such as "at its end", for `source`. Results are cached by it.
   """
   a, vector = np.ones((768, 768), np.float32), np.ones(4096, np.float32)
   matrix = np.ones((READ_BYTES // 4 // vector.size, vector.size), np.float32)
   return {
-    "flops": 2 * a.shape[0] ** 3 / _best(lambda: a @ a),
-    "bytes_per_second": matrix.nbytes / _best(lambda: matrix @ vector),
+    "flops": 2 * a.shape[0] ** 3 / _best_seconds(lambda: a @ a),
+    "bytes_per_second": matrix.nbytes / _best_seconds(lambda: matrix @ vector),
     "source": f"numpy on this machine, {moment}",
   }
 
 
 def better(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-  """The best of two measurements, as other work on the machine slows either."""
+  """The higher rates of two measurements: other work on the machine only lowers them."""
   best = {name: max(a[name], b[name]) for name in ("flops", "bytes_per_second")}
   return {**best, "source": a["source"] if a["flops"] >= b["flops"] else b["source"]}
 
 
-def _best(f: Callable[[], Any]) -> float:
+def _best_seconds(f: Callable[[], Any]) -> float:
   times = []
-  for _ in range(_RUNS):
+  for _ in range(_REPEATS):
     start = time.perf_counter()
     f()
     times.append(time.perf_counter() - start)

@@ -1,7 +1,7 @@
-"""What a host does around a launch of each mode: what goes in, and what becomes of the report.
+"""One function per mode: prepares the inputs, launches, and writes what the report says.
 
-Each function takes the train state and returns that after the launch. If a stop was requested,
-the launch has changed nothing, and `StopRequested` leaves the function before anything is written.
+Each takes the train state and returns the state after the launch. If a stop was requested, the
+launch changes nothing, and `StopRequested` is raised before anything is written.
 """
 
 import time
@@ -19,7 +19,7 @@ from simpo_jax.errors import UserError
 from simpo_jax.generate.results import sample_rows, summarize
 from simpo_jax.generate.types import FINISH_REASONS
 from simpo_jax.program.ledger import Mode
-from simpo_jax.runtime.bad_steps import leave_out
+from simpo_jax.runtime.bad_steps import handle_bad_step
 from simpo_jax.runtime.console import skips_text
 from simpo_jax.runtime.context import RunContext
 from simpo_jax.runtime.progress import Progress
@@ -38,7 +38,7 @@ from simpo_jax.workdir import files
 def train(
   context: RunContext, progress: Progress, state: TrainState
 ) -> tuple[Progress, TrainState]:
-  """Runs the next training step and writes its metrics; `leave_out` handles non-finite steps."""
+  """Runs the next training step and writes its metrics, unless it is a bad step."""
   run, config = context.run, context.config
   start, step = time.perf_counter(), progress.step + 1
   pairs, rows, batch, contents, read = context.batch_of(step)
@@ -52,7 +52,7 @@ def train(
   metrics = jax.tree.map(np.asarray, report.metrics)
   if not metrics.ok:
     bad = [pair.id for pair, is_bad in zip(pairs, metrics.pairs.bad, strict=True) if is_bad]
-    bad_steps = leave_out(context, step, progress, state, metrics, bad, seconds)
+    bad_steps = handle_bad_step(context, step, progress, state, metrics, bad, seconds)
     progress = progress._replace(bad_steps=bad_steps)
   skips = {**progress.skips, "train": skips}
   progress = progress._replace(position=Position(step), skips=skips)
@@ -79,15 +79,15 @@ def train(
 
 
 def generate(context: RunContext, step: int, state: TrainState) -> TrainState:
-  """Generates for all requests; writes this host's samples, and the summary of all."""
+  """Generates for all requests; writes this host's samples and the summary of all hosts'."""
   run, folder = context.run, context.folder
   state, report, seconds = context.launch(state, Mode.GENERATE, stop=context.stop.requested)
   results = summarize(report.generated, run.assignments)
   process, processes = jax.process_index(), jax.process_count()
 
-  def rows(numbers: Iterable[int], logprobs: bool) -> Iterator[dict[str, Any]]:
+  def rows(indices: Iterable[int], logprobs: bool) -> Iterator[dict[str, Any]]:
     return sample_rows(
-      numbers,
+      indices,
       run.requests,
       run.assignments,
       report.generated,
@@ -98,12 +98,10 @@ def generate(context: RunContext, step: int, state: TrainState) -> TrainState:
       logprobs,
     )
 
-  own = [
-    number for number, assignment in enumerate(run.assignments) if assignment.process == process
-  ]
+  local = [i for i, assignment in enumerate(run.assignments) if assignment.process == process]
   files.write_rows(
     files.samples_file(folder, step, process, processes),
-    rows(own, context.config.generate.logprobs),
+    rows(local, context.config.generate.logprobs),
   )
   shown = list(rows(range(min(context.config.log.samples_shown, len(run.requests))), False))
   reasons = Counter(FINISH_REASONS[int(f)] for f in results.finish)
@@ -137,13 +135,13 @@ def generate(context: RunContext, step: int, state: TrainState) -> TrainState:
 
 
 def evaluate(context: RunContext, step: int, state: TrainState) -> TrainState:
-  """Computes and writes the metrics of the held-out pairs, a batch in each launch."""
+  """Computes and writes the metrics of the held-out pairs, one batch per launch."""
   run = context.run
   size = run.program.batch.pairs
   batches, seconds = [], 0.0
   for start in range(0, len(run.eval_pairs), size):
     pairs = run.eval_pairs[start : start + size]
-    batch = pack(pairs, run.program.batch, context.rows)
+    batch = pack(pairs, run.program.batch, context.local_rows)
     state, report, took = context.launch(
       state, Mode.EVALUATE, batch, pair_contents(pairs), context.stop.requested
     )

@@ -1,4 +1,4 @@
-"""How far a run has come, in one frozen value: what a checkpoint stores beside the arrays."""
+"""The progress of a run as one immutable value, which checkpoints store next to the arrays."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,12 +8,12 @@ from simpo_jax.data.skip_report import SkipReport
 
 
 class Progress(NamedTuple):
-  """What is done of the schedule, and what was met on the way.
+  """How much of the schedule is done, and what was skipped.
 
   Attributes:
-    position: the training steps done, and the launches that followed the last one.
-    skips: what became of the rows that were read, by dataset.
-    bad_steps: training steps that were left out because they were not finite.
+    position: training steps done, and launches done after the last of them.
+    skips: counts of the rows read, used and skipped, by dataset.
+    bad_steps: training steps with a non-finite loss or gradient, whose updates were not applied.
   """
 
   position: Position
@@ -26,5 +26,5 @@ class Progress(NamedTuple):
     return self.position.step
 
   def after_launch(self, done: int) -> "Progress":
-    """The same step, after `done` of the launches that follow it."""
+    """The progress once `done` of the launches that follow this step are done."""
     return self._replace(position=Position(self.step, done))

@@ -1,4 +1,4 @@
-"""run.json: what a run is, what it launched and how it ended, rewritten as it goes."""
+"""run.json: what a run is, what it launched and how it ended; rewritten during the run."""
 
 import contextlib
 import datetime
@@ -30,15 +30,16 @@ from simpo_jax.settings import Settings
 from simpo_jax.trackers.tracker import Tracking
 from simpo_jax.workdir import files
 
-_LONG = 60.0  # seconds of a run that is worth a second look at what its machine can do
-_EVERY = 5.0  # seconds between rewrites in the middle of a run, whose list of launches grows
+_MEASURE_TWICE_AFTER = 60.0  # seconds; a longer run measures the machine's rates again at its end
+_REWRITE_SECONDS = 5.0  # between rewrites: the file's list of launches grows with the run
 
 
 class RunRecord:
-  """The content of run.json; process 0 writes it, whole or not at all.
+  """Content of run.json; process 0 writes the file, atomically.
 
   Attributes:
-    progress: of the run, as it is to be told.
+    progress: of the run; to be set before `save`.
+    data: the content.
   """
 
   def __init__(
@@ -82,14 +83,14 @@ class RunRecord:
     }
     if devices.flat[0].platform == "cpu" and jax.process_count() == 1:
       self.data["rates"] = measured_rates("at the start of the run")
-    if start.folder is not None and not start.own:
+    if start.folder is not None and not start.is_resume:
       self.data["began_with"] = str(start.folder)
     if writes:
       files.write_json(folder / "config.json", as_json(config))
     self.save("compiling")
 
   def compiled(self, compiled: Compiled, changes: list[str]) -> None:
-    """Adds what the compiler said, and what `resume.changes_since` the checkpoint."""
+    """Adds compile time, memory, and what `resume.changes_since` found."""
     self.data["program"] = compiled.fingerprint
     if changes:
       self.data["resumes"][-1]["program_changes"] = changes
@@ -98,18 +99,18 @@ class RunRecord:
     self.data["timings"]["compile"] = round(compiled.compile_seconds, 3)
     self.save("loading")
 
-  def tracking(self, track: Tracking) -> None:
-    """From now on, what becomes of the rows is this one's to say."""
+  def set_tracking(self, track: Tracking) -> None:
+    """Sets the trackers whose state the file includes."""
     self._track = track
 
-  def launching(self, launch: Launcher, saver: Saver) -> None:
-    """From now on, the launches are this launcher's, and the saves this saver's."""
+  def set_launcher(self, launch: Launcher, saver: Saver) -> None:
+    """Sets the launcher and the saver whose logs the file includes."""
     self._launch, self._saver = launch, saver
 
   def save(self, status: str, error: str | None = None) -> None:
-    """Writes the file; while the run goes well, every few seconds at most."""
+    """Writes the file; while the status stays "running", at most every few seconds."""
     now = time.perf_counter()
-    if status == self.data["status"] == "running" and now - self._saved < _EVERY:
+    if status == self.data["status"] == "running" and now - self._saved < _REWRITE_SECONDS:
       return
     self._saved = now
     self.data.update(
@@ -133,54 +134,54 @@ class RunRecord:
       files.write_json(self._path, self.data)
 
   def finished(self, status: str) -> None:
-    """The end of the run, with what every host has to say about itself."""
-    if "rates" in self.data and time.perf_counter() - self._started > _LONG:
+    """Writes the file at the end of the run, with counts of all hosts; all must call this."""
+    if "rates" in self.data and time.perf_counter() - self._started > _MEASURE_TWICE_AFTER:
       self.data["rates"] = better(self.data["rates"], measured_rates("at the end of the run"))
     self.save(status)
-    own = {name: self.data[name] for name in ("compiles", "executables", "launches", "program")}
-    own["peak_rss_bytes"] = self.data["peak_rss_bytes"]
-    hosts = distributed.gather("record", json.dumps({"host": socket.gethostname(), **own}))
+    names = ("compiles", "executables", "launches", "program", "peak_rss_bytes")
+    local = {"host": socket.gethostname(), **{name: self.data[name] for name in names}}
+    hosts = distributed.gather("record", json.dumps(local))
     self.data["hosts"] = [json.loads(host) for host in hosts]
     self.save(status)
 
   def _resumes(self, start: ResumePoint) -> list[dict[str, Any]]:
-    """Of the whole run, this one included: from which step, and when."""
-    if not start.own:
+    """All resumes of the run so far, this one included."""
+    if not start.is_resume:
       return []
     try:
       before = json.loads(self._path.read_text()).get("resumes", [])
-    except (*storage.failures(), ValueError):  # another process's to read
+    except (*storage.failures(), ValueError):  # only process 0 can rely on the file
       before = []
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return [*before, {"step": start.position.step, "checkpoint": start.position.name, "when": now}]
 
   @contextlib.contextmanager
-  def failures(self):
-    """Notes whatever ends the run before its time."""
+  def recording_failures(self):
+    """Records the error if the body raises, or if the process is ended from another thread."""
 
-    def note(error: str) -> None:
-      with contextlib.suppress(UserError):  # where this cannot be written, little can
+    def save_error(error: str) -> None:
+      with contextlib.suppress(UserError):  # the error itself matters more
         self.save("failed", error)
 
-    distributed.at_end(note)
+    distributed.add_exit_hook(save_error)
     try:
       yield
     except KeyboardInterrupt:
-      note("stopped by ^C")
+      save_error("stopped by ^C")
       raise
     except BaseException as e:
-      note(f"{type(e).__name__}: {e}")
+      save_error(f"{type(e).__name__}: {e}")
       raise
 
 
 def _peak_rss() -> int:
-  """Bytes of memory that this process held at most."""
+  """Peak resident memory of this process, in bytes."""
   unit = 1 if sys.platform == "darwin" else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _model(run: ResolvedRun) -> dict[str, Any]:
-  """The sizes that least times follow from."""
+  """The model's name and sizes; a report derives lower bounds of times from them."""
   config, item = run.model.config, jnp.dtype(run.program.step.dtype).itemsize
   return {
     "name": run.model.name,

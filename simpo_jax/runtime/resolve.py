@@ -1,4 +1,4 @@
-"""From a config to everything a run needs: model, data, prompts, program sizes."""
+"""Resolves a config into what a run needs: model, data, prompts and program sizes."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 
 class ResolvedRun(NamedTuple):
-  """All that the run loop works on, resolved and checked; nothing is on a device yet."""
+  """Everything that the config names, opened and checked; nothing is on a device yet."""
 
   model: OpenModel
   tokenizer: Tokenizer
@@ -34,23 +34,23 @@ class ResolvedRun(NamedTuple):
   eval_pairs: list[PairTokens]
   skips: dict[str, SkipReport]
   requests: list[Request]
-  assignments: list[Assignment]  # of the requests
-  packed: Requests  # the requests as the program takes them, numpy
+  assignments: list[Assignment]  # one per request
+  packed: Requests  # the program's input, numpy arrays
   pool: Pool
-  attention_note: str | None  # where and why attention is not the platform's own kernel
+  attention_note: str | None  # where and why attention does not use the platform's kernel
   program: ProgramConfig
-  date: str  # what chat templates take for now, ISO 8601
+  date: str  # ISO 8601; the current time for chat templates
 
 
 def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> ResolvedRun:
-  """Opens and checks all that the config names.
+  """Opens and checks everything that the config names.
 
   Args:
-    mesh: of described devices, to plan a run on them; None: this run's own devices.
-    date: when the run began, for chat templates that print the date; "": now.
+    mesh: of described devices, to plan a run on them; None: the devices of this run.
+    date: when the run began, ISO 8601, for chat templates that print the date; "": now.
 
   Raises:
-    UserError: a field, file, model or prompt that cannot be used, and what to change.
+    UserError: a field, file, model or prompt cannot be used.
   """
   model = open_model(config.model.source)
   tokenizer = run_tokenizer(config, date)
@@ -82,7 +82,7 @@ def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> Resol
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: OpenModel) -> None:
-  """Raises a UserError if the tokenizer has tokens that the model does not know."""
+  """Raises a UserError if the tokenizer has more tokens than the model's vocabulary."""
   if tokenizer.vocab_size > model.config.vocab_size:
     raise UserError(
       f"the tokenizer of {model.name} has {tokenizer.vocab_size} tokens, the model only "
@@ -91,7 +91,7 @@ def check_vocabulary(tokenizer: Tokenizer, model: OpenModel) -> None:
 
 
 def stops_of(generate: GenerateSettings, model: OpenModel, tokenizer: Tokenizer) -> np.ndarray:
-  """The stop automaton that `config.generate` asks for; see `stop_automaton`."""
+  """Builds the automaton for the end tokens and stop strings; see `stop_automaton`."""
   return stop_automaton(
     model.config.vocab_size,
     () if generate.ignore_eos else tokenizer.eos_ids,
@@ -117,12 +117,12 @@ def _check_context(config: Settings, model: OpenModel, requests: list[Request]) 
 
 
 def _budget(request: Request) -> str:
-  own = "max_new_tokens" in request.prompt.settings
-  return f"{'its own ' if own else '--config.generate.'}max_new_tokens={request.budget}"
+  in_prompt = "max_new_tokens" in request.prompt.settings
+  return f"{'its own ' if in_prompt else '--config.generate.'}max_new_tokens={request.budget}"
 
 
 def devices_text(mesh: Mesh) -> str:
-  """The mesh in words: "4 x cpu, host 1 x fsdp 4 x tensor 1"."""
+  """Describes a mesh, such as "4 x cpu, host 1 x fsdp 4 x tensor 1, 1 process(es)"."""
   kind = mesh.devices.flat[0].device_kind
   axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
   return f"{mesh.size} x {kind}, {axes}, {jax.process_count()} process(es)"

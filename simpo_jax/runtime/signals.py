@@ -1,21 +1,21 @@
-"""SIGTERM and ^C: the run ends after the launch in progress, on all hosts, and is saved."""
+"""SIGTERM and ^C: all hosts end the run after the launch in progress, and save it."""
 
 import signal
 import sys
 
 
 class StopSignal:
-  """Remembers the first SIGTERM or SIGINT; the second one ends the process at once."""
+  """Records the first SIGTERM or SIGINT; a second one ends the process immediately."""
 
   def __init__(self):
     self.requested = False
 
   def __enter__(self):
-    self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    self._handlers = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
     return self
 
   def __exit__(self, *_):
-    for number, handler in self._before.items():
+    for number, handler in self._handlers.items():
       signal.signal(number, handler)
 
   def _handle(self, number: int, _: object) -> None:

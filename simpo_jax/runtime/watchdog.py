@@ -1,4 +1,4 @@
-"""A launch that takes far too long ends the process, with the evidence, instead of hanging."""
+"""Ends the process if a launch hangs, with stack traces in a file."""
 
 import contextlib
 import faulthandler
@@ -15,10 +15,10 @@ from simpo_jax.settings import WatchdogSettings
 
 
 class Watchdog:
-  """Times every launch against what launches of its mode have taken before.
+  """Limits the time of each launch by that of earlier launches of its mode.
 
   Args:
-    folder: where a file with the stacks of all threads goes, one per process.
+    folder: the workdir; each process writes the stack traces of its threads to a file there.
   """
 
   def __init__(self, config: WatchdogSettings, folder: storage.Path):
@@ -26,11 +26,11 @@ class Watchdog:
     self._file = folder / f"watchdog_host_{jax.process_index():04d}.txt"
 
   def limit(self, mode: str, log: list[dict[str, Any]]) -> float | None:
-    """Seconds that a launch may take; None for any time.
+    """Returns the seconds that a launch may take; None: no limit.
 
     Args:
       mode: of the launch.
-      log: mode and seconds of every launch so far.
+      log: mode and seconds of every launch so far, as in `Launcher.log`.
     """
     if not self._config.factor:
       return None
@@ -41,7 +41,11 @@ class Watchdog:
 
   @contextlib.contextmanager
   def watching(self, mode: str, log: list[dict[str, Any]], row: list[int]):
-    """Ends the process (exit code 75) if the body takes longer than the limit."""
+    """Ends the process (exit code 75) if the body takes longer than the limit.
+
+    Args:
+      row: this host's ledger row, for the message.
+    """
     seconds = self.limit(mode, log)
     if seconds is None:
       yield
@@ -57,6 +61,7 @@ class Watchdog:
   def on_timeout(
     self, seconds: float, mode: str, log: list[dict[str, Any]], row: list[int]
   ) -> None:
+    """Writes the stack traces and ends the process; called by a timer's thread."""
     with contextlib.suppress(*storage.failures()), tempfile.TemporaryFile("w+") as f:
       f.write(f"launch {len(log)} ({mode}) took more than {seconds:.0f} s\n")
       f.write(f"this host's ledger row: {row}\nlaunches before it: {log}\n\n")
@@ -69,5 +74,6 @@ class Watchdog:
       Interrupted.exit_code,
       f"watchdog: launch {len(log)} ({mode}) took more than {seconds:.0f} s, so it hangs, or a "
       f"host has not come to it; ledger row {row}; stacks and launches are in {self._file}; start "
-      "the run again to go on, or raise --config.watchdog.factor, .least_seconds or .first_seconds",
+      "the run again to continue, or raise --config.watchdog.factor, .least_seconds or "
+      ".first_seconds",
     )

@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
     loaded = load_model(values.model, changes, values.step, values.source, values.force)
     config = loaded.config.generate
     progress.say(describe_model(loaded))
-    if config.prompts == "synthetic" and not config.prompt_list and not loaded.of_run:
+    if config.prompts == "synthetic" and not config.prompt_list and not loaded.from_run:
       raise UserError("--prompts is missing: a file of prompts; or give one with --prompt")
     prompts = usable_prompts(loaded, progress.say)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")

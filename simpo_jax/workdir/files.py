@@ -1,9 +1,9 @@
-"""The files a run leaves behind: config, run.json, metrics, samples; not its checkpoints.
+"""The files of a workdir: config, run.json, metrics, samples; not the checkpoints.
 
-Whole files are written beside their final name and renamed, so that a reader, or
-a killed run, never sees half of one. Process 0 writes all but the samples. In a bucket
-an object is as whole, a lease stands for the lock, and metrics.jsonl is uploaded with
-run.json, before every checkpoint and at the end.
+Files are written under a temporary name and renamed, so that readers never see an incomplete
+file, even if the run is killed. Process 0 writes all but the samples. In a bucket, where uploads
+are atomic, a lease replaces the lock, and metrics.jsonl is uploaded with run.json, before every
+checkpoint and at the end.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from simpo_jax.errors import UserError, one_line
 from simpo_jax.settings import FIELDS
 from simpo_jax.storage.bucket_lock import Held, Lease
 from simpo_jax.storage.paths import brief, refuse_symlinks
-from simpo_jax.workdir.contents import check_others, set_aside
+from simpo_jax.workdir.contents import check_foreign_files, set_aside
 
 _METRICS = "metrics.jsonl"
 _SHOWN = 4  # fields listed in one message
-_locks: dict[storage.Path, int | Lease] = {}  # open files, whose locks are held; leases
+_locks: dict[storage.Path, int | Lease] = {}  # file descriptors that hold a lock, or leases
 
 
 def fresh_name(name: str) -> str:
-  """A dated folder under `runs/` that is not there yet."""
+  """Returns a dated folder name under `runs/` that does not exist yet."""
   stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
   path = f"runs/{stamp}-{name}"
   number = 1
@@ -45,20 +45,21 @@ def fresh_name(name: str) -> str:
 def make_workdir(
   path: str, config: dict[str, Any], process: int = 0, into_existing: bool = False
 ) -> storage.Path:
-  """The run's folder: empty, or as an unfinished run left it.
+  """Creates, checks and locks the workdir.
 
-  What an attempt without a checkpoint has left moves into `attempts/`, as it does with
-  `checkpoint.resume` off; what no run writes stays where it is. Process 0 alone does so: the
-  others may come after its first files.
+  The files of an unfinished run are kept if it is resumed; else, without a checkpoint or with
+  `checkpoint.resume` off, they move to `attempts/`. Other files stay. Only process 0 checks,
+  locks and moves: by the time the other processes get here, it may have written files.
 
   Args:
-    path: its name.
-    config: of the run, as config.json has it.
-    into_existing: whether a folder may be taken that holds other things and no run.
+    path: local or in a bucket.
+    config: of the run, as in config.json.
+    process: index of this process.
+    into_existing: whether to accept a folder with files that no run has written.
 
   Raises:
-    UserError: the folder cannot be made or written, holds a finished run, one of another
-      config, links or other things, or is in use.
+    UserError: the folder cannot be written, is in use, or has a finished run, a run of another
+      config, symbolic links or files that no run has written.
   """
   folder = open_workdir(path)
   try:
@@ -70,32 +71,32 @@ def make_workdir(
     if process:
       return folder
     _check_config_file(folder)
-    check_others(folder, into_existing)
+    check_foreign_files(folder, into_existing)
     storage.try_writing(folder)
     _lock(folder)
     if (folder / "run.json").exists():
-      _check_before(folder, config)
+      _check_earlier_run(folder, config)
       resume, saved = config.get("checkpoint", {}).get("resume"), folder / "checkpoints"
       if not (resume and any(map(storage.committed, saved.glob("step_*[0-9]")))):
         set_aside(folder)
   except storage.failures() as e:
     raise UserError(
-      f"--workdir={brief(folder)} cannot be written ({_why(e)}); choose another folder"
+      f"--workdir={brief(folder)} cannot be written ({_reason(e)}); choose another folder"
     ) from e
   storage.forget(folder / _METRICS)
   return folder
 
 
 def open_workdir(path: str) -> storage.Path:
-  """The path of a workdir; see `storage.open_path`."""
+  """Returns the path of a workdir; see `storage.open_path`."""
   return storage.open_path(path, "--workdir", schemes=("gs",))
 
 
 def unlock(folder: storage.Path) -> None:
-  """Lets another run have the folder; else the end of this process does."""
+  """Releases the lock of the workdir, as the end of the process also does."""
   held = _locks.pop(folder, None)
   if isinstance(held, Lease):
-    with contextlib.suppress(*storage.failures()):  # the run has ended, well or not
+    with contextlib.suppress(*storage.failures()):  # the run has ended either way
       held.check()
       storage.flush(folder / _METRICS)
     held.close()
@@ -104,7 +105,7 @@ def unlock(folder: storage.Path) -> None:
 
 
 def _lock(folder: storage.Path) -> None:
-  """Keeps a second run out of the folder until `unlock`, or for as long as this process lives."""
+  """Locks the folder against other runs, until `unlock` or the end of this process."""
   if storage.is_remote(folder):
     try:
       _locks[folder] = Lease(folder / ".lock")
@@ -118,7 +119,7 @@ def _lock(folder: storage.Path) -> None:
     os.close(opened)
     raise UserError(_in_use(folder)) from None
   except OSError:
-    pass  # a file system without locks
+    pass  # the file system does not support locks
   _locks[folder] = opened
 
 
@@ -126,20 +127,20 @@ def _in_use(folder: storage.Path, by: str = "") -> str:
   return f"--workdir={brief(folder)} is in use by a run in progress{by}; choose another folder"
 
 
-def _check_same(folder: storage.Path) -> None:
-  """Raises an OSError if the folder is another than the run began in, or gone."""
+def _check_not_replaced(folder: storage.Path) -> None:
+  """Raises an OSError if the folder was removed or replaced since the run locked it."""
   held = _locks.get(folder)
   if isinstance(held, Lease):
     held.check()
   elif held is not None and not os.path.samestat(os.fstat(held), os.stat(folder)):
-    # A save in the background may have made it anew.
+    # A background save may have recreated it.
     raise FileNotFoundError(errno.ENOENT, "the folder has vanished, or another is in its place")
 
 
 def _check_config_file(folder: storage.Path) -> None:
-  """Raises a UserError if a config.json is in the way that no run has written, such as a model's.
+  """Raises a UserError if the folder has a config.json of something else, such as a model.
 
-  It would be replaced, and the model's is gone then.
+  The run would overwrite it.
   """
   path = folder / "config.json"
   if (folder / "run.json").exists() or not path.exists():
@@ -155,25 +156,25 @@ def _check_config_file(folder: storage.Path) -> None:
     )
 
 
-def _check_before(folder: storage.Path, config: dict[str, Any]) -> None:
+def _check_earlier_run(folder: storage.Path, config: dict[str, Any]) -> None:
   """Raises a UserError unless the folder holds an unfinished run of this config."""
   try:
     status = json.loads((folder / "run.json").read_text())["status"]
     before = flatten(json.loads((folder / "config.json").read_text()))
   except FileNotFoundError:
-    return  # it was being set aside
+    return  # its files were being moved to `attempts/`
   except (*storage.failures(), ValueError, KeyError, TypeError, AttributeError):
     before = status = None
   if status == "done":
     raise UserError(
       f"--workdir={brief(folder)} holds an earlier run that is finished; choose another folder or "
-      "remove it (a longer run that goes on from it: another folder, and "
+      "remove it (to continue it with more steps: another folder, and "
       f"--config.checkpoint.init_from={brief(folder)} --config.checkpoint.init_what=all)"
     )
   now = flatten(json.loads(json.dumps(config)))
   differs = [] if before is None else changed_fields(before, now)
-  free = {name for name, field in FIELDS.items() if field.resumable}
-  differs = [name for name in differs if name not in free]
+  may_change = {name for name, field in FIELDS.items() if field.resumable}
+  differs = [name for name in differs if name not in may_change]
   if before is None or differs:
     listed = f" ({', '.join(differs[:_SHOWN])}{', ...' if len(differs) > _SHOWN else ''})"
     raise UserError(
@@ -183,16 +184,16 @@ def _check_before(folder: storage.Path, config: dict[str, Any]) -> None:
 
 
 def write_json(path: storage.Path, value: Any) -> None:
-  """Writes a JSON file whole, or not at all."""
-  _replace(path, json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n")
+  """Writes a JSON file atomically."""
+  _replace(path, json.dumps(value, indent=2, allow_nan=False, default=_json_default) + "\n")
 
 
 def write_rows(path: storage.Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Writes a JSONL file whole, and returns its rows."""
+  """Writes a JSONL file atomically, and returns its rows."""
   rows = list(rows)
   if not storage.is_remote(path):
-    with _told(path):
-      # Not `parents`: a workdir that has vanished must not come back empty.
+    with _write_errors_as_user_errors(path):
+      # Not with `parents`, which would recreate a workdir that was removed.
       path.parent.parent.mkdir(exist_ok=True)
       path.parent.mkdir(exist_ok=True)
   _replace(path, "".join(map(row_text, rows)))
@@ -200,74 +201,76 @@ def write_rows(path: storage.Path, rows: Iterable[dict[str, Any]]) -> list[dict[
 
 
 def row_text(row: dict[str, Any]) -> str:
-  """A row as its line of a JSONL file."""
-  return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+  """Formats a row as a line of a JSONL file."""
+  return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_json_default) + "\n"
 
 
 def append_metrics(folder: storage.Path, row: dict[str, Any]) -> None:
   """Appends one line to metrics.jsonl; in a bucket, uploaded later by `flush_metrics`."""
-  with _told(folder):
+  with _write_errors_as_user_errors(folder):
     if not storage.is_remote(folder):
-      _check_same(folder)
-    storage.append(folder / _METRICS, json.dumps(row, allow_nan=False, default=_plain) + "\n")
+      _check_not_replaced(folder)
+    storage.append(
+      folder / _METRICS, json.dumps(row, allow_nan=False, default=_json_default) + "\n"
+    )
 
 
 def flush_metrics(folder: storage.Path, now: bool) -> None:
   """Uploads metrics.jsonl to a bucket; see `storage.flush`."""
   if storage.is_remote(folder):
-    with _told(folder):
-      _check_same(folder)
+    with _write_errors_as_user_errors(folder):
+      _check_not_replaced(folder)
       storage.flush(folder / _METRICS, now)
 
 
 def metrics_bytes(folder: storage.Path) -> int:
-  """Of metrics.jsonl, all of which is then in its place."""
-  with _told(folder):
+  """Size of metrics.jsonl in bytes, after flushing it."""
+  with _write_errors_as_user_errors(folder):
     return storage.size(folder / _METRICS)
 
 
-def cut_metrics(folder: storage.Path, length: int) -> None:
-  """Leaves so many bytes of metrics.jsonl."""
+def truncate_metrics(folder: storage.Path, length: int) -> None:
+  """Truncates metrics.jsonl to `length` bytes."""
   storage.truncate(folder / _METRICS, length)
 
 
 def samples_folder(folder: storage.Path, step: int) -> storage.Path:
-  """Where the generations after a step lie."""
+  """The folder of the samples generated after a step."""
   return folder / "samples" / f"step_{step:06d}"
 
 
 def samples_file(folder: storage.Path, step: int, process: int, processes: int) -> storage.Path:
-  """One process's samples of a step."""
+  """The file of one process's samples after a step."""
   return samples_folder(folder, step) / f"host_{process:04d}_of_{processes:04d}.jsonl"
 
 
 def evaluation_file(folder: storage.Path, step: int) -> storage.Path:
-  """The held-out pairs one by one, as the evaluation after a step found them."""
+  """The file of the metrics of each held-out pair, from the evaluation after a step."""
   return folder / "evaluations" / f"step_{step:06d}" / "pairs.jsonl"
 
 
 def _replace(path: storage.Path, text: str) -> None:
-  with _told(path):
+  with _write_errors_as_user_errors(path):
     storage.write(path, text)
 
 
 @contextlib.contextmanager
-def _told(path: storage.Path):
-  """A full disk, or a folder that is gone or may not be written, as the user's error."""
+def _write_errors_as_user_errors(path: storage.Path):
+  """Turns failures of the storage, such as a full disk, into UserErrors."""
   try:
     yield
   except storage.failures() as e:
     raise UserError(
-      f"{path} cannot be written ({_why(e)}); free space or fix the storage, then start "
-      "the same command again: it goes on from the last checkpoint"
+      f"{path} cannot be written ({_reason(e)}); free space or fix the storage, then start "
+      "the same command again: it resumes from the last checkpoint"
     ) from e
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
   return getattr(error, "strerror", None) or one_line(error)
 
 
-def _plain(value: Any) -> Any:
+def _json_default(value: Any) -> Any:
   if isinstance(value, np.generic):
     return value.item()
   if isinstance(value, np.ndarray):

@@ -18,7 +18,7 @@ from simpo_jax import storage
 from simpo_jax.checkpoint import direct_io, manager
 from simpo_jax.storage import digests
 
-PIECE, BLOCK = direct_io._PIECE, direct_io._BLOCK
+PIECE, BLOCK = direct_io._BUFFER_BYTES, direct_io._ALIGNMENT
 
 
 def saved(folder, tree, by_layer=()):
@@ -90,7 +90,7 @@ def test_orbax_alone_reads_sharded_arrays(tmp_path):
 @pytest.fixture(params=("direct", "cannot open", "cannot write"))
 def disk(request, monkeypatch):
   """One that is written past the cache, and two whose file systems refuse it."""
-  direct = direct_io._DIRECT
+  direct = direct_io._O_DIRECT
   opened, write = os.open, os.write
   files = {}
 

@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
 def test_no_whole_checkpoint_is_an_error(lost):
   for name in names(lost):
     truncate(lost / "checkpoints" / name)
-  with pytest.raises(UserError, match=r"no checkpoint that is whole .*checkpoint.resume=False"):
+  with pytest.raises(UserError, match=r"no intact checkpoint .*checkpoint.resume=False"):
     go(lost, checkpoint__every=1)
 
 

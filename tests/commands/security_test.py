@@ -398,7 +398,7 @@ def test_files_of_a_checkpoint(tmp_path, name):
   (folder / layout.METADATA).write_text(json.dumps(layout.with_checksum(about)))
   for start in (folder, tmp_path):
     config = Settings(checkpoint=CheckpointSettings(init_from=str(start)))
-    with pytest.raises(UserError, match="lies outside of it, or is a link out of it"):
+    with pytest.raises(UserError, match="is outside of the folder, or a link out of it"):
       resume.resolve_init_from(config)
 
 

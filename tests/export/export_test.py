@@ -423,7 +423,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
 
 def test_checkpoints_that_are_not_there(workdir, tmp_path):
   out = tmp_path / "out"
-  with pytest.raises(UserError, match="is no folder; name the folder of a run"):
+  with pytest.raises(UserError, match="is not a folder; name the folder of a run"):
     export_run(tmp_path / "absent", out)
   with pytest.raises(UserError, match="holds no checkpoint; a run saves one at its end"):
     export_run(tmp_path, out)
@@ -479,7 +479,10 @@ def test_another_model_is_noticed(workdir, source, tmp_path):
   moved = tmp_path / "moved"
   shutil.copytree(source, moved)
   export_run(workdir, tmp_path / "out", source=str(moved))
-  with pytest.raises(UserError, match="does not exist.*name the place of the model .* --source"):
+  with pytest.raises(
+    UserError,
+    match="does not exist.*give the current location of the run's base model with --source",
+  ):
     export_run(workdir, tmp_path / "out", source=str(tmp_path / "absent"))
   config = read_json(moved / "config.json")
   config["rms_norm_eps"] = 0.5

@@ -262,7 +262,7 @@ def test_metrics_are_in_the_bucket_when_they_are_counted():
   files.flush_metrics(folder, now=True)
   assert content(f"{folder}/metrics.jsonl") == b'{"step": 1}\n{"step": 2}\n'
   storage.forget(folder / "metrics.jsonl")  # as after a new start
-  files.cut_metrics(folder, 12)
+  files.truncate_metrics(folder, 12)
   files.append_metrics(folder, {"step": 3})
   assert files.metrics_bytes(folder) == 24
   assert content(f"{folder}/metrics.jsonl") == b'{"step": 1}\n{"step": 3}\n'

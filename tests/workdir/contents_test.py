@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from simpo_jax.errors import UserError
-from simpo_jax.workdir.contents import WRITTEN
+from simpo_jax.workdir.contents import RUN_FILES
 from simpo_jax.workdir.files import make_workdir
 from support.commands import command
 from support.hosts import TINY, flags
@@ -52,7 +52,7 @@ def test_a_checkout_is_refused_as_a_workdir(tmp_path, monkeypatch):
   with pytest.raises(
     UserError,
     match=r"--workdir=\. holds \.git, README\.md, notes\.txt, src, which no run has "
-    r"written; choose a fresh folder, or say --into_existing",
+    r"written; choose a fresh folder, or pass --into_existing",
   ):
     command("simpo_jax.main", *flags(".", TINY))
   assert tree(tmp_path) == before
@@ -184,7 +184,7 @@ def test_the_list_has_all_that_a_run_writes(tmp_path):
   )
   found = set(os.listdir(folder))
   assert {"adapter", "export", "profile", "samples", "evaluations", "tensorboard"} <= found
-  assert found <= set(WRITTEN)
+  assert found <= set(RUN_FILES)
   assert json.loads((folder / "run.json").read_text())["compiles"] >= 1
 
 
