@@ -67,7 +67,7 @@ def as_json(settings: Settings) -> dict[str, Any]:
   return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
-def changed_fields(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differing_fields(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
   """Returns the names of fields that differ between two flat configs that were read from JSON.
 
   A field that is missing in one of them, because an earlier version wrote it, counts as having its

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from simpo_jax import storage
-from simpo_jax.config import changed_fields, flatten
+from simpo_jax.config import differing_fields, flatten
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.settings import FIELDS
 from simpo_jax.storage.bucket_lock import Held, Lease
@@ -172,7 +172,7 @@ def _check_earlier_run(folder: storage.Path, config: dict[str, Any]) -> None:
       f"--config.checkpoint.init_from={brief(folder)} --config.checkpoint.init_what=all)"
     )
   now = flatten(json.loads(json.dumps(config)))
-  differs = [] if before is None else changed_fields(before, now)
+  differs = [] if before is None else differing_fields(before, now)
   may_change = {name for name, field in FIELDS.items() if field.resumable}
   differs = [name for name in differs if name not in may_change]
   if before is None or differs:
