@@ -7,7 +7,7 @@ docs/performance.md was made with --batch=64 --windows=2 besides.
 Every part runs in a process of its own, so that its peak memory is its own:
 
   prepare   python -m simpo_jax.prepare of one JSONL file, with all cores
-  read      windows of 32 steps of `--batch` pairs, read at random, tokenised, dealt into
+  read      windows of 32 steps of `--batch` pairs, read at random, tokenized, dealt into
             rows and laid out, for a few windows, by tokenizer
   start     from opening the dataset to a step's batch, for the first step and for a late one
 
@@ -35,7 +35,7 @@ _PAIRS = flags.DEFINE_integer("pairs", 1_000_000, "synthetic pairs", lower_bound
 _MODEL = flags.DEFINE_string("model", None, "a .gguf or folder whose tokenizer is timed, too")
 _BATCH = flags.DEFINE_integer("batch", 64, "pairs a step")
 _WINDOWS = flags.DEFINE_integer("windows", 3, "windows of 32 steps that are timed")
-_WORKERS = flags.DEFINE_integer("workers", 4, "threads that read and tokenise")
+_WORKERS = flags.DEFINE_integer("workers", 4, "threads that read and tokenize")
 _SCRATCH = flags.DEFINE_string("scratch", None, "where to put the data; default: the system's")
 _JOB = flags.DEFINE_string("job", None, "(internal) a part to run in this process")
 

@@ -5,7 +5,7 @@
 `work: convert` writes a GGUF as the Hugging Face folder that TRL needs. `work: train` runs
 CPOTrainer as its documentation has it (loss_type simpo, cpo_alpha 0) on given token ids, in
 the given order, so that it has the same tokens in the same steps as the other side; its own
-tokenisation would add a newline and a second end token after the template's. Exit code 137:
+tokenization would add a newline and a second end token after the template's. Exit code 137:
 the memory did not suffice.
 """
 
@@ -48,7 +48,7 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
   path = pathlib.Path(job["model"])
   config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
   net = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-  # A model from from_pretrained(gguf_file=...) counts as quantised and cannot be saved.
+  # A model from from_pretrained(gguf_file=...) counts as quantized and cannot be saved.
   stored = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=net)["tensors"]
   net.load_state_dict(stored, strict=False)
   net.save_pretrained(job["folder"])
@@ -128,7 +128,7 @@ def _settings(job: dict[str, Any], cuda: bool) -> dict[str, Any]:
 
 
 def _columns(prompt: list[int], chosen: list[int], rejected: list[int]) -> dict:
-  """A row as CPOTrainer's own tokenisation leaves it."""
+  """A row as CPOTrainer's own tokenization leaves it."""
   columns = {"prompt": "", "chosen": "", "rejected": "", "prompt_input_ids": prompt}
   columns["prompt_attention_mask"] = [1] * len(prompt)
   for name, response in (("chosen", chosen), ("rejected", rejected)):

@@ -41,8 +41,8 @@ class Terminal:
     self._in, self._out = stdin or sys.stdin, stdout or sys.stdout
     self.live = self._in.isatty() and self._out.isatty()
     self._notes = self._out if self.live else stderr or sys.stderr
-    coloured = self.live and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    self._dim, self._bold, self._plain = ("\x1b[2m", "\x1b[1m", "\x1b[0m") if coloured else [""] * 3
+    colored = self.live and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    self._dim, self._bold, self._plain = ("\x1b[2m", "\x1b[1m", "\x1b[0m") if colored else [""] * 3
     for file in (self._in, self._out):
       if isinstance(file, io.TextIOWrapper):
         file.reconfigure(errors="replace")

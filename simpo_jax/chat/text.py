@@ -30,7 +30,7 @@ def stream_text(
 
 
 def visible(text: str) -> str:
-  """The text, with whatever would move a cursor, colour, hide or turn text round spelled out."""
+  """The text, with whatever would move a cursor, color, hide or turn text round spelled out."""
   if text.isascii() and text.isprintable():
     return text
   return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in text)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by everyone (Okabe, Ito)
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by everyone (Okabe, Ito)
 _PLOT = (300, 200)  # a panel's, pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 34, 40  # around it
 _LINE = 16  # of the legend below
@@ -81,26 +81,26 @@ def _panel(panel: Panel, x_label: str) -> Iterator[str]:
     _, py = at(left, panel.level)
     yield f'<path d="M0 {py:.1f}H{width}" stroke="#888" stroke-dasharray="4 4"/>'
   for i, series in enumerate(panel.series):
-    colour = _COLOURS[i % len(_COLOURS)]
-    yield from _series(series, colour, at)
+    color = _COLORS[i % len(_COLORS)]
+    yield from _series(series, color, at)
     py = height + _BOTTOM + _LINE * i + 8
-    yield f'<path d="M0 {py - 4}H20" stroke="{colour}" stroke-width="2"/>'
+    yield f'<path d="M0 {py - 4}H20" stroke="{color}" stroke-width="2"/>'
     band = ", 95% interval" if series.bands else ""
     yield _text(26, py, series.label + band, "start")
   yield f'<path d="M0 0V{height}H{width}" fill="none" stroke="#444"/>'
 
 
-def _series(series: Series, colour: str, at: Callable[[float, float], Point]) -> Iterator[str]:
+def _series(series: Series, color: str, at: Callable[[float, float], Point]) -> Iterator[str]:
   line = [at(*point) for point in series.points]
   if series.bands:
     xs = [x for x, _ in series.points]
     edge = [at(x, high) for x, (_, high) in zip(xs, series.bands, strict=True)]
     edge += [at(x, low) for x, (low, _) in reversed(list(zip(xs, series.bands, strict=True)))]
-    yield f'<path d="{_path(edge)}Z" fill="{colour}" fill-opacity="0.15"/>'
-  yield f'<path d="{_path(line)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+    yield f'<path d="{_path(edge)}Z" fill="{color}" fill-opacity="0.15"/>'
+  yield f'<path d="{_path(line)}" fill="none" stroke="{color}" stroke-width="2"/>'
   if series.bands:
     for x, y in line:
-      yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
+      yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>'
 
 
 def _path(points: Sequence[Point]) -> str:

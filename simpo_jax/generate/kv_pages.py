@@ -6,7 +6,7 @@ because `[..., 2 * K, h]` is padded to 128 lanes per head on a TPU: 2 to 2.7 tim
 memory at head dim 64.) A layer is chosen by offsetting page ids.
 
 A page is free when no slot holds it; samples of one prompt hold its full pages
-together. Everything is vectorised over slots and pages.
+together. Everything is vectorized over slots and pages.
 """
 
 from typing import NamedTuple, TypeVar

@@ -75,7 +75,7 @@ def choose(
     The tokens, and their natural log-probabilities under the model itself: before
     penalty, temperature and truncation. Where logits are NaN, so are these.
   """
-  scores = logits if seen is None else penalise(logits, seen, sampling.repetition_penalty)
+  scores = logits if seen is None else penalize(logits, seen, sampling.repetition_penalty)
   greedy = _argmax(scores)
 
   tokens = greedy
@@ -97,7 +97,7 @@ def _argmax(x: Float32[Array, "B V"]) -> Int32[Array, " B"]:
   return jnp.min(jnp.where(x == best, index, x.shape[-1] - 1), axis=-1)
 
 
-def penalise(
+def penalize(
   logits: Float32[Array, "B V"], seen: Bool[Array, "B V"], penalty: Float32[Array, " B"]
 ) -> Float32[Array, "B V"]:
   """Makes tokens that were `seen` less likely, if the row's `penalty` is above 1.
@@ -110,7 +110,7 @@ def penalise(
 
 
 def truncated_weights(logits: Float32[Array, "B V"], sampling: Sampling) -> Float32[Array, "B V"]:
-  """Unnormalised probabilities, 0 outside top-k, then top-p, then min-p.
+  """Unnormalized probabilities, 0 outside top-k, then top-p, then min-p.
 
   top-k (arXiv:1805.04833) and top-p (arXiv:1904.09751) keep the logits at or above a
   threshold that bisection finds: the highest one that still keeps k entries, or a mass

@@ -38,7 +38,7 @@ class State(NamedTuple):
   pool: KVPool
   queue: Queue
   slots: Slots
-  seen: Bool[Array, "slots V"] | None  # tokens of prompt and answer, if penalised
+  seen: Bool[Array, "slots V"] | None  # tokens of prompt and answer, if penalized
   out: Generated
   tally: LoopCounters
 

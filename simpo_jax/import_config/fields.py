@@ -133,7 +133,7 @@ IGNORED = {
     "torch_compile_mode", "torch_empty_cache_steps", "tpu_num_cores", "use_cache", "use_cpu",
     "use_ipex", "use_liger_kernel", "use_mps_device",
   ),
-  "data is read, tokenised and packed by other rules: data.workers, data.lookahead": (
+  "data is read, tokenized and packed by other rules: data.workers, data.lookahead": (
     "data_seed", "dataloader_drop_last", "dataloader_in_order",
     "dataloader_multiprocessing_context", "dataloader_num_workers", "dataloader_persistent_workers",
     "dataloader_pin_memory", "dataloader_prefetch_factor", "dataset_num_proc", "dataset_streaming",

@@ -1,8 +1,8 @@
-"""A GGUF file as a checkpoint in Hugging Face's names and layout, dequantised by slices.
+"""A GGUF file as a checkpoint in Hugging Face's names and layout, dequantized by slices.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A row of a matrix
-is a run of independently quantised blocks along the input axis, so any slice is
-cut out of the bytes before it is dequantised.
+is a run of independently quantized blocks along the input axis, so any slice is
+cut out of the bytes before it is dequantized.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ def open_gguf(path: pathlib.Path) -> tuple[ModelConfig, Weights]:
 
   Raises:
     UserError: not a whole GGUF file, or an architecture, a rope scaling or a
-      quantisation that is not supported.
+      quantization that is not supported.
   """
   try:
     check_header(path)
@@ -66,8 +66,8 @@ def open_gguf(path: pathlib.Path) -> tuple[ModelConfig, Weights]:
   for name, t in tensors.items():
     if not _readable(t.tensor_type):
       raise UserError(
-        f"{path}: {name} has type {t.tensor_type.name}, which cannot be dequantised; "
-        "take another quantisation of this model"
+        f"{path}: {name} has type {t.tensor_type.name}, which cannot be dequantized; "
+        "take another quantization of this model"
       )
   permuted: dict[str, int] = {}
   if _field(reader, "general.architecture") == "llama":
@@ -85,7 +85,7 @@ def _read(tensor: gguf.ReaderTensor, index: Index, heads: int | None) -> np.ndar
   """A slice of a 1-D or 2-D tensor, float; rows un-permuted if it has rotary `heads`."""
   *rows, columns = index
   if heads is not None:
-    # llama.cpp rotates neighbours where Hugging Face rotates halves of a head.
+    # llama.cpp rotates neighbors where Hugging Face rotates halves of a head.
     order: np.ndarray = np.arange(len(tensor.data)).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
     rows = [order[rows[0]]]
   if tensor.data.dtype != np.uint8:
@@ -98,7 +98,7 @@ def _read(tensor: gguf.ReaderTensor, index: Index, heads: int | None) -> np.ndar
 
 
 def _readable(kind: gguf.GGMLQuantizationType) -> bool:
-  """Whether the gguf package can dequantise this type: asked with one block of zeros."""
+  """Whether the gguf package can dequantize this type: asked with one block of zeros."""
   try:
     gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
   except NotImplementedError:

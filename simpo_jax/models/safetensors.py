@@ -51,7 +51,7 @@ def open_folder(folder: pathlib.Path) -> Weights:
   """Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
 
   Raises:
-    UserError: no such file, a shard that is missing or damaged, or quantised tensors.
+    UserError: no such file, a shard that is missing or damaged, or quantized tensors.
   """
   files: dict[str, _File] = {}
   for path in _paths(folder):
@@ -65,7 +65,7 @@ def open_folder(folder: pathlib.Path) -> Weights:
     view = handle.get_slice(name)
     if view.get_dtype() not in _DTYPES:
       raise UserError(
-        f"{folder}: {name} is stored as {view.get_dtype()}; only unquantised checkpoints "
+        f"{folder}: {name} is stored as {view.get_dtype()}; only unquantized checkpoints "
         f"({', '.join(_DTYPES)}) are read"
       )
     shapes[name] = tuple(view.get_shape())

@@ -212,7 +212,7 @@ def _check(config: ModelConfig, found: dict[str, tuple[int, ...]], path: pathlib
   if extra := [name for name in found if name not in expected and not harmless(name)]:
     raise UserError(
       f"{path} holds {_listed(extra)}, which a {config.model_type} model does not have; "
-      "use a plain checkpoint (adapters merged, nothing quantised)"
+      "use a plain checkpoint (adapters merged, nothing quantized)"
     )
 
 

@@ -1,6 +1,6 @@
 """Architectures of well-known models by hub id, for planning where the model is not at hand.
 
-Facts of their config.json files; weights, tokenizer and licence stay with the hub.
+Facts of their config.json files; weights, tokenizer and license stay with the hub.
 """
 
 from typing import Any

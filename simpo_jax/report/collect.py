@@ -144,7 +144,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list]:
 
 
 def _thin(columns: dict[str, list]) -> dict[str, Any]:
-  """At most so many points: means over neighbours, the step that of the last of them.
+  """At most so many points: means over neighbors, the step that of the last of them.
 
   Then `NAME/low` and `NAME/high` are the extremes, and `each` says how many steps are one point.
   """

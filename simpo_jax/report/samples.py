@@ -1,6 +1,6 @@
 """A generation's sample files: figures of every answer, and the texts, compressed in parts.
 
-A part holds the texts of some neighbouring prompts, so that a reader of the report unpacks
+A part holds the texts of some neighboring prompts, so that a reader of the report unpacks
 what is looked at and not tens of megabytes.
 """
 

@@ -14,7 +14,7 @@ def timeline(record: dict[str, Any], first: int = 1) -> dict[str, Any]:
     first: the first training step.
 
   Returns:
-    spans: lists of mode, start, seconds, step, count; neighbours of one mode may be one span.
+    spans: lists of mode, start, seconds, step, count; neighbors of one mode may be one span.
     saves: lists of start, seconds, step, of what the run waited for each checkpoint.
     timed: whether the starts are those of the clock.
     origin: the beginning, seconds since 1970, or None.
@@ -50,7 +50,7 @@ def timeline(record: dict[str, Any], first: int = 1) -> dict[str, Any]:
 
 
 def _merge(spans: list[list]) -> list[list]:
-  """Neighbours of one mode as one span, should there be too many."""
+  """Neighbors of one mode as one span, should there be too many."""
   each = -(-len(spans) // _SPANS)
   out: list[list] = []
   for mode, start, seconds, step, count in spans:

@@ -224,7 +224,7 @@ def _adapters_row(step: StepConfig) -> list[tuple[str, str]]:
 def skips_text(report: SkipReport) -> str:
   """Formats "298 of 300 rows kept; skipped: 2 identical (first: pairs.jsonl:7); cut: 91 prompt"."""
   if not report.total:
-    return "read, tokenised and checked while training"
+    return "read, tokenized and checked while training"
   parts = [f"{report.kept} of {report.total} rows kept"]
   for name, counts in (("skipped", report.skipped), ("cut", report.truncated)):
     first = report.examples if name == "skipped" else {}

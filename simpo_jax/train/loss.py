@@ -152,7 +152,7 @@ def _backward(
     d_logits = (hit - jnp.exp(logits - _chunk(lse, i, chunk)[..., None])) * scale
     if cap is not None:
       d_logits *= 1 - (logits / cap) ** 2
-    # An empty entry has no saved normaliser: its exponential may overflow.
+    # An empty entry has no saved normalizer: its exponential may overflow.
     d_logits = jnp.where(ids[..., None] >= 0, d_logits, 0.0).astype(x.dtype)
     d_x = jnp.einsum(
       "buv,vd->bud", d_logits, matrix.astype(x.dtype), preferred_element_type=jnp.float32

@@ -361,7 +361,7 @@ def until(terminal, text, pressed=""):
   return seen
 
 
-def test_colours_are_for_terminals(monkeypatch):
+def test_colors_are_for_terminals(monkeypatch):
   class Screen(io.StringIO):
     def isatty(self):
       return True

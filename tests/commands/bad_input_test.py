@@ -453,7 +453,7 @@ def test_help(command, args):
 
 @pytest.mark.parametrize("args", [["--help"], [M11, "--config.train.steps=0"]])
 def test_no_device_is_touched(args):
-  # A platform that does not exist: initialising the devices would fail.
+  # A platform that does not exist: initializing the devices would fail.
   done = subprocess.run(
     [sys.executable, "-m", "simpo_jax.main", *args],
     capture_output=True,

@@ -31,7 +31,7 @@ KINDS = ("../runs/a", "./b", "x/../c", "~/d", "link/../e", "f", "/{root}/here/..
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-  """The current folder, with neighbours."""
+  """The current folder, with neighbors."""
   for name in ("here", "home", "elsewhere/deep", "runs"):
     (tmp_path / name).mkdir(parents=True)
   (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere" / "deep")
@@ -56,7 +56,7 @@ def here(tmp_path, monkeypatch):
     ("", "here"),
     ("~", "home"),
     ("~/../a", "a"),
-    ("link/a", "here/link/a"),  # a link stays, for the user to recognise
+    ("link/a", "here/link/a"),  # a link stays, for the user to recognize
     ("link/../a", "elsewhere/a"),
     ("link/b/../a", "here/link/a"),
     ("link/../deep/../a", "elsewhere/a"),

@@ -28,9 +28,9 @@ def pairs(margins):
 def test_wilson_by_its_formula():
   for k, n in ((0, 10), (5, 10), (93, 100), (100, 100)):
     z, p = 1.959964, k / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    np.testing.assert_allclose(share(k, n), (p, centre - half, centre + half), atol=1e-6)
+    np.testing.assert_allclose(share(k, n), (p, center - half, center + half), atol=1e-6)
 
 
 def test_the_interval_of_a_mean():

@@ -79,7 +79,7 @@ def test_unreadable_files_say_why_in_one_line(tmp_path, name, content, says):
   assert "\n" not in str(error.value) and name in str(error.value)
 
 
-def test_missing_file_names_its_neighbours(tmp_path):
+def test_missing_file_names_its_neighbors(tmp_path):
   (tmp_path / "pairs_train.jsonl").write_text("{}")
   with pytest.raises(UserError, match="did you mean .*pairs_train.jsonl"):
     list(read_rows(str(tmp_path / "pair_train.jsonl")))

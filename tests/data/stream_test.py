@@ -124,7 +124,7 @@ def test_every_step_is_full_and_every_epoch_whole(tmp_path):
 
 
 def unusable(rows, every):
-  """Rows of which some fit no row; only whoever tokenises can know."""
+  """Rows of which some fit no row; only whoever tokenizes can know."""
   wide = "z" * 31
   return [{**r, "prompt": wide, "chosen": "c" * 130} if i % every == 0 else r
           for i, r in enumerate(rows)]  # fmt: skip

@@ -130,7 +130,7 @@ def test_each_prompt_has_its_own_settings(params, greedy):
 
 @pytest.mark.slow
 def test_repetition_penalty_equals_transformers_rule(params):
-  """Replays the answer on dense logits: the best token after penalising what was there."""
+  """Replays the answer on dense logits: the best token after penalizing what was there."""
   penalty = 1.7
   answers = _generate(params, repetition_penalty=penalty, max_slots=3)
   changed = 0

@@ -56,8 +56,8 @@ class Sampling(chex.TestCase):
     chex.assert_trees_all_equal(tokens, self.logits.argmax(-1))
 
   @variants(**VARIANTS)
-  def test_penalise(self):
-    out = self.variant(sampling.penalise)(self.logits, self.seen, jnp.full(N, 2.0))
+  def test_penalize(self):
+    out = self.variant(sampling.penalize)(self.logits, self.seen, jnp.full(N, 2.0))
     chex.assert_shape(out, (N, V))
     chex.assert_type(out, jnp.float32)
     halved = jnp.where(self.logits > 0, self.logits / 2, self.logits * 2)

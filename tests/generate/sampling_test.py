@@ -10,7 +10,7 @@ from simpo_jax.generate.sampling import (
   Sampling,
   choose,
   inverse_cdf,
-  penalise,
+  penalize,
   truncated_weights,
   uniforms,
 )
@@ -144,7 +144,7 @@ def test_the_repetition_penalty_equals_transformers_and_leaves_the_log_probabili
   for row, penalty in enumerate(penalties):
     processor = transformers.RepetitionPenaltyLogitsProcessor(penalty)
     theirs = processor(torch.tensor(ids[row][None]), torch.tensor(logits[row][None])).numpy()[0]
-    mine = penalise(*(jnp.asarray(x)[None] for x in (logits[row], seen[row], penalty)))[0]
+    mine = penalize(*(jnp.asarray(x)[None] for x in (logits[row], seen[row], penalty)))[0]
     np.testing.assert_allclose(mine, theirs, rtol=1e-6)
     assert tokens[row] == theirs.argmax()
   model = np.asarray(jax.nn.log_softmax(logits))[np.arange(5), tokens]

@@ -87,9 +87,9 @@ def test_tying_is_off_unless_the_config_says_so(folder):
   refused(folder, "lacks lm_head.weight")
 
 
-def test_quantised_tensors(folder):
+def test_quantized_tensors(folder):
   change_tensors(folder, **{UP: lambda w: w.astype(np.int8)})
-  refused(folder, UP, "I8", "unquantised")
+  refused(folder, UP, "I8", "unquantized")
 
 
 @pytest.mark.parametrize(

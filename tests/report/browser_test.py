@@ -404,7 +404,7 @@ def test_nothing_is_wider_than_a_phone(visit, report, attacked, compared, viewpo
 
 
 @pytest.mark.slow
-def test_colours_follow_the_system_or_the_reader(visit, report):
+def test_colors_follow_the_system_or_the_reader(visit, report):
   page = visit(report, scheme="dark")
   back = "getComputedStyle(document.documentElement).backgroundColor"
   dark = page.evaluate(back)

@@ -121,7 +121,7 @@ def save_source(folder, kind="Llama", dtype="float32", **settings):
 
 @functools.cache
 def hf_smollm2():
-  """The real model as transformers dequantises it, float32; `.double()` changes it for everyone."""
+  """The real model as transformers dequantizes it, float32; `.double()` changes it for everyone."""
   torch = pytest.importorskip("torch")
   from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 

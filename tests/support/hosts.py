@@ -10,7 +10,7 @@ from typing import NamedTuple
 from support.folders import ROOT, TESTS
 
 # Processes that are compared with each other alone compile in two thirds of the time. It is
-# machine code that is optimised less: XLA's own program, its buffers and exchanges are the same.
+# machine code that is optimized less: XLA's own program, its buffers and exchanges are the same.
 QUICK = "--xla_backend_optimization_level=0"
 # A program that compiles in seconds, for drills that end it by force.
 TINY = {

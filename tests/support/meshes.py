@@ -19,6 +19,6 @@ def check_exchanges(step, params, batch, tensor):
   """Tensor parallelism adds up activations; it never gathers a weight or a gradient."""
   run, init = gradient_program(step)
   found = collectives(run.lower(init(params), batch).compile().as_text() or "")
-  neighbours = [list(range(i, i + tensor)) for i in range(0, DEVICES, tensor)]
-  between = {c.kind for c in found if c.groups() == neighbours}
+  neighbors = [list(range(i, i + tensor)) for i in range(0, DEVICES, tensor)]
+  between = {c.kind for c in found if c.groups() == neighbors}
   assert "all-reduce" in between and "all-gather" not in between, between

@@ -236,7 +236,7 @@ def test_terminal_output(finished):
     workdir.name,
   ):
     assert part in out
-  assert "\x1b" not in out, "no colours in a file"
+  assert "\x1b" not in out, "no colors in a file"
 
 
 def test_second_run_is_refused(workdir):

@@ -36,7 +36,7 @@ function smoothed(values, keep) {
 /**
  * Draws a chart into `holder`.
  *
- * spec: { title, form, series: [{ name, x, y, low, high, kind: "line" | "dots", colour, dash }],
+ * spec: { title, form, series: [{ name, x, y, low, high, kind: "line" | "dots", color, dash }],
  *   range: [least, most] of x, marks: [x], log, keep }
  * Returns { at(x) }, which moves the cursor and gives each series' value there.
  */
@@ -77,7 +77,7 @@ function drawChart(holder, spec) {
   for (const s of lines) root.append(...drawSeries(s, place, rise, spec.keep));
 
   const cursor = svg("line", { class: "cursor", y1: EDGE.top, y2: HEIGHT - EDGE.bottom });
-  const dots = lines.map((s) => svg("circle", { class: `dot ${s.colour}`, r: 3.5 }));
+  const dots = lines.map((s) => svg("circle", { class: `dot ${s.color}`, r: 3.5 }));
   root.append(cursor, ...dots);
   holder.replaceChildren(root);
 
@@ -105,17 +105,17 @@ function drawSeries(s, place, rise, keep) {
   const points = (values) => s.x.map((x, i) => (isNumber(values[i]) ? [place(x), rise(values[i])] : null));
   if (s.kind === "dots" || s.x.length === 1) {
     const d = points(s.y).filter(Boolean).map(([x, y]) => `M${fixed(x)} ${fixed(y - 4)}l4 4l-4 4l-4-4z`).join("");
-    out.push(svg("path", { class: `marks ${s.colour}`, d }));
+    out.push(svg("path", { class: `marks ${s.color}`, d }));
   }
   if (s.low && s.high) {
     const up = points(s.high).filter(Boolean);
     const down = points(s.low).filter(Boolean).reverse();
-    out.push(svg("path", { class: `band ${s.colour}`, d: `M${[...up, ...down].map((p) => p.map(fixed).join(" ")).join("L")}Z` }));
+    out.push(svg("path", { class: `band ${s.color}`, d: `M${[...up, ...down].map((p) => p.map(fixed).join(" ")).join("L")}Z` }));
   }
-  if (s.kind === "line" && keep) out.push(svg("path", { class: `line raw ${s.colour}`, d: path(points(s.y)) }));
+  if (s.kind === "line" && keep) out.push(svg("path", { class: `line raw ${s.color}`, d: path(points(s.y)) }));
   if (s.x.length > 1) {
     const kind = s.kind === "dots" ? "thin" : "";
-    out.push(svg("path", { class: `line ${kind} ${s.colour} ${s.dash ?? ""}`, d: path(points(s.shown)) }));
+    out.push(svg("path", { class: `line ${kind} ${s.color} ${s.dash ?? ""}`, d: path(points(s.shown)) }));
   }
   return out;
 }

@@ -82,7 +82,7 @@ function figure([title, form, logOffered, wanted], steps) {
   const series = runs.flatMap((run, number) => wanted.map(([name, mode, column, dash], k) => ({
     name, number, dash, mode,
     kind: mode === "train" ? "line" : "dots",
-    colour: `c${several ? number % 6 : mode === "evaluate" && k === 1 && wanted[0][1] === "train" ? 1 : k % 6}`,
+    color: `c${several ? number % 6 : mode === "evaluate" && k === 1 && wanted[0][1] === "train" ? 1 : k % 6}`,
     x: run.curves[mode].step ?? [],
     y: run.curves[mode][column],
     low: run.curves[mode][`${column}/low`],
@@ -118,7 +118,7 @@ function figure([title, form, logOffered, wanted], steps) {
   function read(x) {
     const found = chart.at(x);
     values.replaceChildren(...shown.map((s, k) => el("span", { class: "value" },
-      el("span", { class: `key ${s.colour} ${s.dash ?? ""} ${s.kind}`, "aria-hidden": "true" }),
+      el("span", { class: `key ${s.color} ${s.dash ?? ""} ${s.kind}`, "aria-hidden": "true" }),
       ` ${[several && runs[s.number].label, s.name].filter(Boolean).join(" ")} `, el("b", {}, form(found[k])))));
   }
   return { node, draw, read };
