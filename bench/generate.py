@@ -177,7 +177,9 @@ class _Ours:
     self.requests = make_requests(prompts, settings)
     assignments = round_robin(self.requests, 1)
     shape = shape_for(self.requests, assignments, settings, 1, jax.default_backend())
-    sizes = dict(
+    impl, _ = select_impl(
+      "auto",
+      jax.default_backend(),
       heads=cfg.num_attention_heads,
       kv_heads=cfg.num_key_value_heads,
       head_dim=cfg.head_dim,
@@ -187,7 +189,7 @@ class _Ours:
       slots=slots,
       pages_per_seq=shape.pages_per_seq,
     )
-    shape = shape._replace(attention=select_impl("auto", jax.default_backend(), **sizes)[0])
+    shape = shape._replace(attention=impl)
     stops = stop_automaton(cfg.vocab_size, stop_ids)
     self.packed: Requests = jax.device_put(
       pack_requests(self.requests, assignments, shape, stops, 0)
