@@ -39,7 +39,7 @@ from simpo_jax.generate.requests import make_requests, pack_requests
 from simpo_jax.generate.sizing import shape_for
 from simpo_jax.generate.stop_automaton import stop_automaton
 from simpo_jax.generate.types import Requests
-from simpo_jax.kernels.paged_attention import Shape, select_impl
+from simpo_jax.kernels.paged_attention import select_impl
 from simpo_jax.models import llama, sharding
 from simpo_jax.models.config import ModelConfig
 from simpo_jax.models.weights import load_params, open_model
@@ -177,7 +177,9 @@ class _Ours:
     self.requests = make_requests(prompts, settings)
     assignments = round_robin(self.requests, 1)
     shape = shape_for(self.requests, assignments, settings, 1, jax.default_backend())
-    sizes = Shape(
+    impl, _ = select_impl(
+      "auto",
+      jax.default_backend(),
       heads=cfg.num_attention_heads,
       kv_heads=cfg.num_key_value_heads,
       head_dim=cfg.head_dim,
@@ -187,7 +189,7 @@ class _Ours:
       slots=slots,
       pages_per_seq=shape.pages_per_seq,
     )
-    shape = shape._replace(attention=select_impl("auto", jax.default_backend(), **sizes)[0])
+    shape = shape._replace(attention=impl)
     stops = stop_automaton(cfg.vocab_size, stop_ids)
     self.packed: Requests = jax.device_put(
       pack_requests(self.requests, assignments, shape, stops, 0)

@@ -95,8 +95,8 @@ def attend(
 
 
 def _sum_by_owner(
-  owns: Bool[Array, "I B"], parts: Float32[Array, "I *part"]
-) -> Float32[Array, "B *part"]:
+  owns: Bool[Array, "I B"], parts: Float32[Array, " I *part"]
+) -> Float32[Array, " B *part"]:
   """The parts of each sequence's blocks added up."""
   flat = parts.reshape(parts.shape[0], -1)
   sums = jnp.matmul(owns.T.astype(flat.dtype), flat, precision="highest")

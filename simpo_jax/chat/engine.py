@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from simpo_jax.arith import ceil_div, common_prefix
 from simpo_jax.errors import UserError
@@ -41,9 +43,10 @@ class ChatEngine:
 
   def __init__(self, loaded: LoadedModel, context: int):
     self._loaded, config = loaded, loaded.config.generate
-    self._stops = stops_of(config, loaded.model, loaded.tokenizer)
+    stops = stops_of(config, loaded.model, loaded.tokenizer)
+    self._stops = _host(stops, stops.dtype)
     self.context, self.notes = _context(loaded, context)
-    shape = _shape(loaded, self.context, len(self._stops))
+    shape = _shape(loaded, self.context, len(stops))
     attention, note = select_paged_attention(
       config.attention, loaded.model.config, loaded.mesh, MODE, shape, loaded.dtype
     )
@@ -113,21 +116,30 @@ class ChatEngine:
   ) -> Requests:
     padded = np.zeros((1, self.context), np.int32)
     padded[0, : len(tokens)] = tokens
-    number = lambda n: np.full(1, n, np.int32)  # noqa: E731
-    sampling = Sampling(
-      *(
-        np.full(1, getattr(settings, name), np.int32 if name == "top_k" else np.float32)
-        for name in Sampling._fields
-      )
-    )
+    kinds = {name: np.int32 if name == "top_k" else np.float32 for name in Sampling._fields}
     requested = RequestArrays(
-      padded, number(len(tokens)), number(budget), number(0), number(sample), sampling
+      _host(padded, np.int32),
+      length=_host([len(tokens)], np.int32),
+      budget=_host([budget], np.int32),
+      prompt=_host([0], np.int32),
+      sample=_host([sample], np.int32),
+      sampling=Sampling(**{n: _host([getattr(settings, n)], kind) for n, kind in kinds.items()}),
     )
-    return Requests(requested, self._stops, np.asarray([0, settings.seed], np.uint32))
+    return Requests(requested, self._stops, _host([0, settings.seed], np.uint32))
 
 
 def _turn(cached: int, until: int, begins: bool, steps: int) -> ChatStep:
-  return ChatStep(np.int32(cached), np.int32(until), np.bool_(begins), np.int32(steps))
+  return ChatStep(
+    cached=_host(cached, np.int32),
+    until=_host(until, np.int32),
+    begins=_host(begins, np.bool_),
+    steps=_host(steps, np.int32),
+  )
+
+
+def _host(value: ArrayLike, dtype: DTypeLike) -> Any:
+  """A numpy array, in place of the device's Array that `put` makes of it."""
+  return np.asarray(value, dtype)
 
 
 def _context(loaded: LoadedModel, requested: int) -> tuple[int, list[str]]:

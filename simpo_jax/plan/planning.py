@@ -9,6 +9,7 @@ import contextlib
 import pathlib
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from simpo_jax.distributed.chips import chip_of
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.generate.kv_pool_size import NoRoom, device_bytes
 from simpo_jax.generate.requests import make_requests
+from simpo_jax.models.sharding import Device
 from simpo_jax.models.weights import open_model
 from simpo_jax.plan.advice import advise
 from simpo_jax.plan.figures import memory_figures, mode_figures
@@ -54,7 +56,7 @@ class Built(NamedTuple):
 
 def make_plan(
   config: Settings,
-  devices: list[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # no stubs
+  devices: Sequence[Device] | None = None,
   *,
   prompt_tokens: int = 256,
   response_tokens: int = 384,
