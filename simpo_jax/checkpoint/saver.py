@@ -49,7 +49,7 @@ def try_saving(workdir: storage.Path, mesh: Mesh) -> None:
         folder.mkdir(exist_ok=True)
     try:
       with contextlib.closing(Checkpoints(trial, 1, 0, low_priority=False)) as checkpoints:
-        checkpoints.save(Position(), TrainState({"trial": one_each}, None, one_each), {})
+        checkpoints.save(Position(), TrainState({"trial": one_each}, {}, one_each), {})
         checkpoints.wait()
     finally:
       if is_primary:

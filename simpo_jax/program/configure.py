@@ -23,7 +23,7 @@ from simpo_jax.kernels import range_attention
 from simpo_jax.models.config import ModelConfig
 from simpo_jax.models.llama import tensors
 from simpo_jax.models.lora import Lora, make_lora
-from simpo_jax.models.sharding import ROWS, make_mesh, named, param_specs, train_rules
+from simpo_jax.models.sharding import ROWS, Device, make_mesh, named, param_specs, train_rules
 from simpo_jax.program.build import room_for_pool
 from simpo_jax.program.config import ProgramConfig
 from simpo_jax.settings import (
@@ -120,7 +120,7 @@ def _step_config(
 
 
 def mesh_of(
-  settings: MeshSettings, devices: Sequence[jax.Device] | None = None, hosts: int | None = None
+  settings: MeshSettings, devices: Sequence[Device] | None = None, hosts: int | None = None
 ) -> Mesh:
   """The mesh that the settings ask for; see `make_mesh`."""
   return make_mesh(devices, hosts, data=settings.data, fsdp=settings.fsdp, tensor=settings.tensor)

@@ -172,8 +172,8 @@ def test_another_run_begins_with_its_weights(lost, data):
 
 def test_a_trace():
   with Profiler((1, 1), opened("traced")) as profiler:
-    profiler.before(1)
-    profiler.after(1)
+    profiler.before_step(1)
+    profiler.after_step(1)
   assert [n for n in objects(f"{BUCKET}/traced/profile") if n.endswith(".xplane.pb")]
 
 
