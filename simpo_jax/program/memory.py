@@ -132,10 +132,10 @@ def memory_of(compiled: Compiled) -> Memory:
 
 def temporaries_by_mode(compiled: Compiled) -> dict[str, int]:
   """Bytes of temporaries per device that each mode needs; {} where the compiler is silent."""
-  executable, stats = compiled.runtime_executable(), compiled.memory_analysis()
-  if executable is None or stats is None:
-    return {}
   try:
+    executable, stats = compiled.runtime_executable(), compiled.memory_analysis()
+    if executable is None or stats is None:
+      return {}
     [module] = executable.hlo_modules()
     owner = _branch_of_instructions(module.as_serialized_hlo_module_proto())
     assignment = bytes(stats.serialized_buffer_assignment_proto)

@@ -18,9 +18,9 @@ from simpo_jax.train.batch import Batch, MicroBatch
 from simpo_jax.train.loss import simpo_loss, target_log_probs
 from simpo_jax.train.types import Metrics, PairStats, StepConfig, TrainState
 
-Scalar = Float32[Array, ""]
+_Scalar = Float32[Array, ""]
 _Part = TypeVar("_Part")
-_Loss = tuple[Scalar, tuple[Scalar, PairStats]]  # with the SFT term's sum, not yet a mean
+_Loss = tuple[_Scalar, tuple[_Scalar, PairStats]]  # with the SFT term's sum, not yet a mean
 
 
 class _Totals(NamedTuple):
@@ -169,7 +169,7 @@ def _no_stats(cfg: StepConfig) -> PairStats:
 
 
 def _merge(a: _Loss, b: _Loss) -> _Loss:
-  """Of disjoint sets of pairs: every absent entry of the statistics is 0 or False."""
+  """The losses of disjoint sets of pairs: absent entries of the statistics are 0 or False."""
 
   def add(x: Array, y: Array) -> Array:
     return x | y if x.dtype == jnp.bool_ else x + y
@@ -180,8 +180,8 @@ def _merge(a: _Loss, b: _Loss) -> _Loss:
 def _metrics(
   whole: _Loss,
   totals: _Totals,
-  grad_norm: Scalar,
-  learning_rate: Scalar,
+  grad_norm: _Scalar,
+  learning_rate: _Scalar,
   ok: Bool[Array, ""],
 ) -> Metrics:
   """Of a step whose micro-batches add up to `whole`."""
