@@ -66,7 +66,8 @@ def _spell(rng: np.random.Generator) -> tuple[str, str, str]:
 def _color(rng: np.random.Generator) -> tuple[str, str, str]:
   thing, color = _pick(rng, _THINGS)
   wrong = _pick(rng, tuple(c for c in _COLORS if c != color))
-  return f"What colour is {thing}?", f"The colour of {thing} is {color}", wrong
+  question = f"What colour is {thing}?"  # codespell:ignore colour
+  return question, f"The colour of {thing} is {color}", wrong  # codespell:ignore colour
 
 
 def _count(rng: np.random.Generator) -> tuple[str, str, str]:
