@@ -16,7 +16,7 @@ from simpo_jax.program.ledger import hex_digest
 from simpo_jax.runtime import fingerprint
 from simpo_jax.runtime.launcher import Launcher
 from simpo_jax.tokenizer.tokenizer import byte_tokenizer
-from support.run_outcome import outcome, record
+from support.run_outcome import assert_same, outcome, record
 from support.runs_in_process import Lost, go, lose
 from support.tiers import sweep
 
@@ -87,7 +87,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
   out = capsys.readouterr().out
   assert re.search(rf"checkpoint step_000003 is damaged: .*{words}", out)
   assert "resuming after step 2" in out
-  assert outcome(lost) == undisturbed
+  assert_same(outcome(lost), undisturbed)
   assert "step_000003.damaged" in names(lost)
 
 
@@ -161,7 +161,7 @@ def small_files():
 def goes_on(folder, undisturbed):
   """After the storage was mended."""
   go(folder, checkpoint__every=1)
-  assert outcome(folder) == undisturbed
+  assert_same(outcome(folder), undisturbed)
 
 
 def test_no_room_for_a_checkpoint(tmp_path, undisturbed, before_launch, small_files):  # noqa: F811

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,15 @@ from simpo_jax.checkpoint import layout, manager
 from simpo_jax.errors import Stopped, UserError
 from simpo_jax.program import compile_count
 from simpo_jax.train.step import TrainState
-from support.run_outcome import outcome, record, rows, saved_state
+from support.run_outcome import (
+  assert_same,
+  assert_same_state,
+  bytes_of,
+  outcome,
+  record,
+  rows,
+  saved_state,
+)
 from support.runs_in_process import LAUNCHES, Lost, go, lose, terminate
 from support.tiers import sweep
 
@@ -56,7 +65,7 @@ def test_a_stop_is_saved_and_gone_on_from(tmp_path, undisturbed, before_launch, 
   compiles = compile_count.compile_count()
   _, folder = go(tmp_path / "run")
   assert compile_count.compile_count() == compiles, "saving or restoring has compiled something"
-  assert outcome(folder) == undisturbed[0]
+  assert_same(outcome(folder), undisturbed[0])
   [resume] = record(folder)["resumes"]
   assert resume["step"] == LAUNCHES[: number + 1].count("train")
   assert not (folder / "attempts").exists()
@@ -68,7 +77,7 @@ def test_a_lost_run_goes_on_from_its_last_checkpoint(tmp_path, undisturbed, befo
   with pytest.raises(Lost):
     go(tmp_path / "run")
   _, folder = go(tmp_path / "run")
-  assert outcome(folder) == undisturbed[0]
+  assert_same(outcome(folder), undisturbed[0])
   assert [r["step"] for r in record(folder)["resumes"]] == [4 if number >= 6 else 2]
 
 
@@ -82,7 +91,7 @@ def test_a_run_that_is_lost_in_its_export_makes_it_anew(tmp_path, undisturbed, m
   compiles = compile_count.compile_count()
   _, folder = go(tmp_path / "run", export__at_end=True)
   assert compile_count.compile_count() == compiles, "an export has compiled something"
-  assert outcome(folder) == undisturbed[0]
+  assert_same(outcome(folder), undisturbed[0])
   assert {"model.safetensors", "config.json", "tokenizer.json"} <= {p.name for p in out.iterdir()}
 
 
@@ -100,7 +109,7 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path, undisturbed, before_la
   with pytest.raises(Lost):
     go(tmp_path / "run")
   _, folder = go(tmp_path / "run")
-  assert outcome(folder) == undisturbed[0]
+  assert_same(outcome(folder), undisturbed[0])
   assert record(folder)["resumes"] == []
   assert (folder / "attempts" / "0001" / "metrics.jsonl").exists()
 
@@ -119,7 +128,8 @@ def test_what_comes_before_the_first_step_is_done_once(tmp_path, undisturbed, be
     (0, "generate"),
     (0, "evaluate"),
   ]
-  assert found["metrics"][2:] == plain["metrics"] and found["saved"] == plain["saved"]
+  assert found["metrics"][2:] == plain["metrics"]
+  assert_same_state(found["saved"], plain["saved"])
   before = {n for n in found["files"] if "step_000000" in n}
   assert {n: f for n, f in found["files"].items() if n not in before} == plain["files"]
   assert {n.split("/")[0] for n in before} == {"samples", "evaluations"}
@@ -141,7 +151,7 @@ def test_resume_can_be_declined(tmp_path, undisturbed, before_launch):  # noqa: 
   with pytest.raises(Lost):
     go(tmp_path / "run")
   _, folder = go(tmp_path / "run", checkpoint__resume=False)
-  assert outcome(folder) == undisturbed[0]
+  assert_same(outcome(folder), undisturbed[0])
   assert (folder / "attempts" / "0001" / "checkpoints" / "step_000002").is_dir()
 
 
@@ -155,24 +165,23 @@ def test_another_run_begins_with_the_weights(tmp_path, undisturbed, monkeypatch)
     return state
 
   monkeypatch.setattr(loop, "load_state", watched)
-  saved = dict(
-    zip(layout.read_metadata(last)["arrays"], saved_state(undisturbed[1])[1], strict=True)
-  )
+  saved = saved_state(undisturbed[1])[1]["params"]
   for name, source in (("of_a_workdir", undisturbed[1]), ("of_a_checkpoint", last)):
     _, folder = go(tmp_path / name, checkpoint__init_from=str(source))
     assert record(folder)["began_with"] == str(last)
     assert [row["step"] for row in rows(folder / "metrics.jsonl")][0] == 1
   for state in found:
-    for path, weight in jax.tree_util.tree_leaves_with_path({"params": state.params}):
-      assert weight.tobytes() == saved[jax.tree_util.keystr(path)]
-    assert not any(np.any(x) for x in jax.tree.leaves((state.opt_state, state.step)))
+    chex.assert_tree_no_nones(state.params)
+    chex.assert_trees_all_equal(jax.tree.map(bytes_of, state.params), saved)
+    rest = state.opt_state, state.step
+    chex.assert_trees_all_equal(rest, jax.tree.map(np.zeros_like, rest))
 
 
 def test_another_run_goes_on_with_everything(tmp_path, undisturbed):
   """From step 4 of the same config, in a folder of its own: step 5 is the same."""
   source = str(undisturbed[1] / "checkpoints" / "step_000004")
   _, folder = go(tmp_path / "run", checkpoint__init_from=source, checkpoint__init_what="all")
-  assert outcome(folder)["saved"] == undisturbed[0]["saved"]
+  assert_same_state(outcome(folder)["saved"], undisturbed[0]["saved"])
   assert rows(folder / "metrics.jsonl") == undisturbed[0]["metrics"][-1:]
 
 

@@ -28,7 +28,7 @@ from simpo_jax.settings import ModelSettings, Settings, TrainSettings, WatchdogS
 from simpo_jax.storage import bucket_lock
 from simpo_jax.workdir import files
 from support.buckets import BUCKET, content, download, objects, put
-from support.run_outcome import outcome, record
+from support.run_outcome import assert_same, outcome, record
 from support.runs_in_process import Lost, go, lose
 
 pytestmark = pytest.mark.usefixtures("emulator", "one_executable")
@@ -80,7 +80,7 @@ def lost(data, request, before_launch):  # noqa: F811
 def goes_on(folder, data, undisturbed, tmp_path, step):
   start(folder, data[1], checkpoint__keep=3)
   copy = download(folder, tmp_path / "copy")
-  assert outcome(copy) == undisturbed
+  assert_same(outcome(copy), undisturbed)
   assert [r["step"] for r in record(copy)["resumes"]] == [step]
   assert (record(copy)["executables"], record(copy)["status"]) == (1, "done")
 
@@ -156,7 +156,7 @@ def test_a_run_without_a_checkpoint_begins_anew(data, undisturbed, tmp_path, bef
     start(folder, data[1], checkpoint__every=0)
   start(folder, data[1])
   copy = download(folder, tmp_path / "copy")
-  assert outcome(copy) == undisturbed
+  assert_same(outcome(copy), undisturbed)
   assert (copy / "attempts" / "0001" / "metrics.jsonl").exists()
 
 

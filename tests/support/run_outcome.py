@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -25,7 +26,7 @@ def record(folder):
 
 
 def saved_state(folder):
-  """The last checkpoint and its arrays, as another reader of Orbax's format finds them."""
+  """The last checkpoint's position, and the bytes of its arrays as Orbax itself reads them."""
   last = layout.positions(folder / "checkpoints")[-1]
   path = folder.absolute() / "checkpoints" / last.name
   reader = ocp.PyTreeCheckpointer()
@@ -33,7 +34,12 @@ def saved_state(folder):
   assert item is not None
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item.tree)
   tree = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-  return last, [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+  return last, jax.tree.map(bytes_of, tree)
+
+
+def bytes_of(x):
+  """An array's bytes: of equal arrays they may differ, in the signs of zeros and in NaN."""
+  return np.frombuffer(np.asarray(x).tobytes(), np.uint8)
 
 
 def outcome(folder):
@@ -53,3 +59,16 @@ def outcome(folder):
     },
     "saved": saved_state(folder),
   }
+
+
+def assert_same(found, expected):
+  """Two outcomes, the checkpoints' trees bit for bit."""
+  rest = {name: part for name, part in expected.items() if name != "saved"}
+  assert {name: part for name, part in found.items() if name != "saved"} == rest
+  assert_same_state(found["saved"], expected["saved"])
+
+
+def assert_same_state(found, expected):
+  """Two checkpoints, as `saved_state` has them."""
+  assert found[0] == expected[0]
+  chex.assert_trees_all_equal(found[1], expected[1])

@@ -11,7 +11,7 @@ from simpo_jax.workdir.contents import RUN_FILES
 from simpo_jax.workdir.files import make_workdir
 from support.commands import command
 from support.hosts import TINY, flags
-from support.run_outcome import outcome, record
+from support.run_outcome import assert_same, outcome, record
 from support.runs_in_process import Lost, go, lose
 
 pytestmark = pytest.mark.usefixtures("one_executable")
@@ -130,7 +130,8 @@ def test_a_restart_moves_a_runs_own_files_only(tmp_path, undisturbed, before_lau
     go(folder, True)
   written = set(os.listdir(folder)) - {name.split("/")[0] for name in THEIRS}
   go(folder, checkpoint__resume=resume)  # there is a run now
-  assert kept(folder, THEIRS) and outcome(folder) == undisturbed
+  assert kept(folder, THEIRS)
+  assert_same(outcome(folder), undisturbed)
   moved = set(os.listdir(folder / "attempts" / "0001"))
   assert {"config.json", "run.json", "metrics.jsonl"} <= moved
   assert moved == {name for name in written if not name.endswith(".tmp")}
@@ -160,7 +161,7 @@ def test_what_a_resume_cuts_back_is_a_runs_own(tmp_path, undisturbed, before_lau
     (folder / name).unlink()
   for name in ("samples/step_9", "evaluations/step_000099x"):
     (folder / name).rmdir()
-  assert outcome(folder) == undisturbed
+  assert_same(outcome(folder), undisturbed)
 
 
 def test_numbers_of_attempts_go_on(tmp_path):
