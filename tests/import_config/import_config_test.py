@@ -487,7 +487,7 @@ def test_the_command(tmp_path):
   assert (c.name, c.simpo.beta, c.train.steps) == ("red-mine", 10.0, 3 * 61135 // 32)
   assert flatten(c).keys() == flatten(default_config()).keys()
   code, _, error = command(*facts, "--allow_unsupported")
-  assert code == 2 and "is there already" in error and "--force" in error
+  assert code == 2 and "already exists" in error and "--force" in error
 
 
 def test_mistakes_on_the_command_line(tmp_path):
