@@ -99,8 +99,8 @@ class Tracking:
     files.append_metrics(self._folder, row)
     self._number += 1
     entry = Entry(self._number, row, values or {}, tuple(samples))
-    for track in self._trackers:
-      track.put(entry)
+    for tracker in self._trackers:
+      tracker.put(entry)
 
   def __enter__(self):
     return self
@@ -111,10 +111,10 @@ class Tracking:
   def end(self, status: str) -> None:
     """Closes the trackers, waiting up to `tracking.flush_seconds`; later calls do nothing."""
     deadline = time.monotonic() + self._seconds
-    for track in self._trackers:
-      track.close(status)
-    for track in self._trackers:
-      track.join(deadline)
+    for tracker in self._trackers:
+      tracker.close(status)
+    for tracker in self._trackers:
+      tracker.join(deadline)
 
   @property
   def state(self) -> dict[str, dict[str, Any]]:
