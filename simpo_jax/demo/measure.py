@@ -31,7 +31,7 @@ def read_samples(run: pathlib.Path) -> Samples:
   }
 
 
-def counts(rows: list[dict[str, Any]]) -> dict[str, Estimate]:
+def style_shares(rows: list[dict[str, Any]]) -> dict[str, Estimate]:
   """Returns the share of answers that satisfy each predicate of `_COUNTS`, with its interval."""
   verdicts = [judge(row["prompt"], row["generated_text"]) for row in rows]
   return {name: share(sum(map(rule, verdicts)), len(rows)) for name, rule in _COUNTS.items()}
@@ -51,7 +51,7 @@ def samples_table(samples: Samples) -> Table:
   table.add_column("")
   for step in samples:
     table.add_column(f"step {step}")
-  found = [counts(rows) for rows in samples.values()]
+  found = [style_shares(rows) for rows in samples.values()]
   for name in _COUNTS:
     table.add_row(name, *(percent(c[name]) for c in found))
   table.add_section()
@@ -67,7 +67,7 @@ def panels(
   run: pathlib.Path, evaluations: dict[int, list[dict[str, Any]]], samples: Samples
 ) -> list[Panel]:
   """Returns charts of accuracy, reward margin and the shares of answers."""
-  shares = {step: counts(rows) for step, rows in samples.items()}
+  shares = {step: style_shares(rows) for step, rows in samples.items()}
   return [
     *evaluation_panels(run, evaluations),
     Panel(

@@ -104,7 +104,7 @@ def make_pairs(
     fact = FACTS[of_fact]
     questions = texts.questions[fact]
     order = styles or (STYLES if around // len(questions) % 2 else STYLES[::-1])
-    answers = (say(draw(texts.sentences[fact], rng), style) for style in order)
+    answers = (render(sample_content(texts.sentences[fact], rng), style) for style in order)
     rows.append(_row(questions[around % len(questions)], *answers))
   return rows
 
@@ -119,9 +119,9 @@ def make_held_out(texts: Texts, seed: int) -> list[dict[str, Any]]:
   rows = []
   for fact, questions in texts.questions.items():
     for question in questions:
-      one, other = (draw(texts.sentences[fact], rng) for _ in STYLES)
+      one, other = (sample_content(texts.sentences[fact], rng) for _ in STYLES)
       for a, b in ((one, other), (other, one)):
-        rows.append(_row(question, say(a, STYLES[0]), say(b, STYLES[1])))
+        rows.append(_row(question, render(a, STYLES[0]), render(b, STYLES[1])))
   return rows
 
 
@@ -133,7 +133,7 @@ class Content(NamedTuple):
   ends: bool
 
 
-def draw(sentences: dict[str, float], rng: np.random.Generator) -> Content:
+def sample_content(sentences: dict[str, float], rng: np.random.Generator) -> Content:
   """Samples an answer with the language's probabilities."""
   p = np.array(list(sentences.values()))
   sentence = list(sentences)[rng.choice(len(sentences), p=p / p.sum())]
@@ -144,7 +144,7 @@ def draw(sentences: dict[str, float], rng: np.random.Generator) -> Content:
   )
 
 
-def say(content: Content, style: str) -> str:
+def render(content: Content, style: str) -> str:
   """Returns the text of an answer in a style."""
   starts, end = PHRASES[style]
   return starts[content.start] + content.sentence + (end if content.ends else "")

@@ -177,7 +177,7 @@ def precision(v: dict[str, Any]) -> Part:
   return Part(settings, mapped, problems)
 
 
-def texts(v: dict[str, Any], form: str) -> Part:
+def formatting(v: dict[str, Any], form: str) -> Part:
   """Translates the formatting of pairs: chat template, truncation, tokens of the response."""
   settings = {
     "data.header": "response" if form == "princeton" else "prompt",
@@ -287,7 +287,7 @@ def saving(v: dict[str, Any], total: int) -> Part:
   return Part(settings, mapped, _strategy_problem("save_strategy", kind))
 
 
-def names(v: dict[str, Any], where: str) -> Part:
+def run_name(v: dict[str, Any], where: str) -> Part:
   """Translates the run's name; by default the name of the recipe's file."""
   source = next((n for n in ("run_name", "hub_model_id") if v.get(n)), None)
   name = v[source] if source else pathlib.Path(where).stem

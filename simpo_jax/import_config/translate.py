@@ -91,10 +91,10 @@ def translate(given: dict[str, Any], form: str, facts: RunFacts, where: str) -> 
   evaluation = parts.evaluation(v, total)
   evaluates = bool(evaluation.settings["evaluate.at_end"] or evaluation.settings["evaluate.every"])
   all_parts = [
-    parts.names(v, where),
+    parts.run_name(v, where),
     parts.renamed(v),
     datasets(v, form, facts, evaluates, where),
-    parts.texts(v, form),
+    parts.formatting(v, form),
     batch,
     steps,
     parts.optimizer(v),

@@ -46,7 +46,7 @@ class Evidence(NamedTuple):
   failure: dict[str, Any] | None
 
 
-def judge(value: float | None, watch: float, warning: float) -> str:
+def rate(value: float | None, watch: float, warning: float) -> str:
   """Rates a number that should be small by two thresholds."""
   if value is None or not math.isfinite(value):
     return "unknown"
@@ -70,10 +70,10 @@ def trend_of(e: Evidence, name: str) -> Trend | None:
   noise. Otherwise compares moving averages over a tenth of the training steps; as their pairs
   differ, the noise is three standard errors of a difference.
   """
-  held_out = numbers(e.held_out.get(name, ()))
+  held_out = finite_numbers(e.held_out.get(name, ()))
   if len(held_out) >= 2:
     return Trend(held_out[0], held_out[-1], max(held_out), 0.0, "held-out pairs")
-  values = numbers(e.train.get(name, ()))
+  values = finite_numbers(e.train.get(name, ()))
   if len(values) < MIN_STEPS:
     return None
   size = max(MIN_STEPS // 4, len(values) // _TREND_PARTS)
@@ -83,6 +83,6 @@ def trend_of(e: Evidence, name: str) -> Trend | None:
   return Trend(float(means[0]), float(means[-1]), float(means.max()), noise, what)
 
 
-def numbers(values: Sequence) -> list[float]:
+def finite_numbers(values: Sequence) -> list[float]:
   """Returns the values that are finite numbers."""
   return [v for v in values if isinstance(v, (int, float)) and math.isfinite(v)]

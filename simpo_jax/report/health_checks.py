@@ -13,8 +13,8 @@ from simpo_jax.report.evidence import (
   Evidence,
   Finding,
   Trend,
-  judge,
-  numbers,
+  finite_numbers,
+  rate,
   trend_of,
 )
 
@@ -69,7 +69,7 @@ def _length(e: Evidence) -> Finding:
   return Finding(
     "length_growth",
     "Answers grow longer",
-    judge(growth, 1.25, 1.5),
+    rate(growth, 1.25, 1.5),
     value,
     "watch: × 1.25; warning: × 1.5",
     "Mean tokens of the last generation's answers over those of the first.",
@@ -89,7 +89,7 @@ def _repetition(e: Evidence) -> Finding:
   return Finding(
     "repetition",
     "Answers repeat themselves",
-    judge(share, 0.2, 0.4),
+    rate(share, 0.2, 0.4),
     value,
     "watch: 20%; warning: 40%",
     "The share of an answer's token 4-grams that occurred in it before, mean over the answers "
@@ -106,7 +106,7 @@ def _cut_off(e: Evidence) -> Finding:
   elif e.generations:
     g = e.generations[-1]
     share, limit = g["cut_share"], e.config.get("generate", {}).get("max_new_tokens", "?")
-    state = judge(share, 0.1, 0.3)
+    state = rate(share, 0.1, 0.3)
     value = f"{share:.0%} of the answers after step {g['step']}, at {limit} tokens"
   return Finding(
     "cut_off",
@@ -129,7 +129,7 @@ def _empty(e: Evidence) -> Finding:
   return Finding(
     "empty",
     "Empty answers",
-    judge(share, 0.01, 0.05),
+    rate(share, 0.01, 0.05),
     value,
     "watch: 1%; warning: 5%",
     "The share of the last generation's answers that are empty or only whitespace.",
@@ -146,7 +146,7 @@ def _logprob(e: Evidence) -> Finding:
   return Finding(
     "chosen_logprob",
     "Chosen answers become unlikely",
-    judge(fall, 0.25, 0.5),
+    rate(fall, 0.25, 0.5),
     value,
     "watch: a fall of 0.25; warning: of 0.5",
     "The fall of the average log-probability per token of the chosen responses.",
@@ -163,7 +163,7 @@ def _margin(e: Evidence) -> Finding:
   return Finding(
     "margin",
     "The margin collapses",
-    judge(fall, 0.25, 0.5),
+    rate(fall, 0.25, 0.5),
     value,
     "watch: a quarter below its best; warning: half",
     "How far the reward margin, chosen minus rejected, is below its best, relative to the best.",
@@ -179,7 +179,7 @@ def _accuracy(e: Evidence) -> Finding:
   return Finding(
     "accuracy",
     "The accuracy collapses",
-    judge(fall, 0.1, 0.2),
+    rate(fall, 0.1, 0.2),
     value,
     "watch: 10 points below its best; warning: 20",
     "How far the share of pairs whose chosen response has the higher reward is below its best.",
@@ -193,7 +193,7 @@ def _significant(fall: float, trend: Trend) -> float:
 
 
 def _gradient(e: Evidence) -> Finding:
-  values, ratio, value = numbers(e.train.get("grad_norm", ())), None, TOO_FEW.split(",")[0]
+  values, ratio, value = finite_numbers(e.train.get("grad_norm", ())), None, TOO_FEW.split(",")[0]
   if len(values) >= MIN_STEPS:
     middle = float(np.median(values))
     ratio = max(values) / middle if middle else None
@@ -201,7 +201,7 @@ def _gradient(e: Evidence) -> Finding:
   return Finding(
     "gradient",
     "Gradient spikes",
-    judge(ratio, 10, 100),
+    rate(ratio, 10, 100),
     value,
     "watch: 10 times the median; warning: 100 times",
     "The largest gradient norm, before clipping, over the median.",
@@ -218,7 +218,7 @@ def _skips(e: Evidence) -> Finding:
   return Finding(
     "skips",
     "Data is left out",
-    judge(share, 0.01, 0.05),
+    rate(share, 0.01, 0.05),
     f"{skipped:,} of {total:,} rows ({share:.1%})" if total else "no rows were counted",
     "watch: 1%; warning: 5%",
     "Rows of the data that cannot be used: malformed, empty, identical responses, and so on.",
@@ -227,13 +227,13 @@ def _skips(e: Evidence) -> Finding:
 
 
 def _waiting(e: Evidence) -> Finding:
-  waited = sum(numbers(e.train.get("data_wait_seconds", ())))
-  busy = sum(numbers(e.train.get("step_seconds", ())))
+  waited = sum(finite_numbers(e.train.get("data_wait_seconds", ())))
+  busy = sum(finite_numbers(e.train.get("step_seconds", ())))
   share = waited / (waited + busy) if waited + busy else None
   return Finding(
     "waiting",
     "Training waits for data",
-    judge(share, 0.1, 0.3),
+    rate(share, 0.1, 0.3),
     f"{share:.1%} of the time of training steps" if share is not None else "no training step",
     "watch: 10%; warning: 30%",
     "The share of training time that steps waited for their batches.",
