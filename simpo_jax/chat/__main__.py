@@ -1,9 +1,10 @@
-"""A conversation with a model in the terminal, by the engine that a run generates with.
+"""Chats with a model in the terminal, using the generation engine of training runs.
 
 The model is a run's newest checkpoint, a Hugging Face folder, a .gguf file or a hub id.
-Answers appear as they are made; ^C stops one, ^D or /exit ends, /help lists commands. Lines
-may also come from a pipe; then answers alone go to the standard output. Settings that no flag
-names are the run's own; else those of the model's generation_config.json; else greedy.
+Answers are streamed; ^C stops an answer, ^D or /exit ends the session, /help lists commands.
+Input may also come from a pipe; then only answers are written to standard output. Settings not
+given as flags come from the run's config or the model's generation_config.json; without
+either, decoding is greedy.
 
 Examples:
   python -m simpo_jax.chat --model=runs/mine
@@ -24,7 +25,7 @@ _PROGRAM_FLAGS = (*model_flags.MODEL, "system", "context", *model_flags.SETTINGS
 
 
 def main(argv: Sequence[str]) -> None:
-  """Talks until the input ends."""
+  """Chats until the input ends."""
   values = flags.FLAGS
   model_flags.check(argv)
   from simpo_jax.chat.engine import ChatEngine
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     chat = Chat(loaded, engine, terminal, values.system or "")
   if chat.completes:
     terminal.note(
-      "this model has no chat template: it goes on with each of your lines, and knows no others"
+      "this model has no chat template: it continues each line and does not see earlier ones"
     )
   if terminal.live:
     terminal.note("^C stops an answer, ^D ends, /help lists commands\n")
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
 def _main(argv: Sequence[str]) -> None:
   try:
     run_command(main, argv)
-  except BrokenPipeError:  # whoever read the answers has left
+  except BrokenPipeError:  # the reader of the pipe has exited
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

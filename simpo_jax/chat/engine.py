@@ -1,4 +1,4 @@
-"""Answers token by token: launches of one compiled program over a conversation's cache."""
+"""Streams answers by repeated launches of one compiled program over a conversation's KV cache."""
 
 import time
 from collections.abc import Iterator
@@ -22,37 +22,39 @@ from simpo_jax.runtime.console import human_bytes
 from simpo_jax.runtime.resolve import stops_of
 from simpo_jax.settings import GenerateSettings
 
-LEAST_CONTEXT = 32  # tokens, in which no conversation has much room
-_LAUNCH_SECONDS = 0.06  # of a launch: short enough for the eye, long enough to be worth it
-_MAX_STEPS = 32
-_CHUNKS = 4  # of the conversation that one launch caches, so that ^C need not wait for all of it
+MIN_CONTEXT = 32  # tokens
+_LAUNCH_SECONDS = 0.06  # target: text streams smoothly, and launch overhead stays small
+_MAX_STEPS = 32  # decode steps per launch
+_CHUNKS_PER_LAUNCH = 4  # prefill chunks, so that ^C does not wait for a long prompt
 
 
 class ChatEngine:
-  """A model that answers conversations of up to `context` tokens, one after another.
+  """A compiled model that answers one conversation at a time.
+
+  The cache persists between answers: only tokens after the common prefix are prefilled.
 
   Attributes:
-    context: tokens of a conversation, its newest answer included.
-    notes: what to tell of it.
-    cached: the tokens whose keys and values are in the cache, in their places.
-    computed: tokens of the last conversation that were not there, and had to be cached.
-    count: tokens of its answer.
-    speed: tokens per second, after the first few; None if there are no others.
-    finish: why it ended, one of FINISH_REASONS; None if it has not.
+    context: maximum tokens of a conversation, including its newest answer.
+    notes: lines about the setup to show the user.
+    cached: tokens whose keys and values are in the cache, by position.
+    computed: prompt tokens of the last answer that were not in the cache.
+    count: tokens of the last answer.
+    speed: tokens per second of the last answer after its first launch; None if that was all.
+    finish: why the last answer ended, one of FINISH_REASONS; None if it was interrupted.
   """
 
   def __init__(self, loaded: LoadedModel, context: int):
     self._loaded, config = loaded, loaded.config.generate
     stops = stops_of(config, loaded.model, loaded.tokenizer)
-    self._stops = _host(stops, stops.dtype)
-    self.context, self.notes = _context(loaded, context)
+    self._stops = _host_array(stops, stops.dtype)
+    self.context, self.notes = _choose_context(loaded, context)
     shape = _shape(loaded, self.context, len(stops))
     attention, note = select_paged_attention(
       config.attention, loaded.model.config, loaded.mesh, MODE, shape, loaded.dtype
     )
     self.notes += [note] if note else []
-    self._feed = _CHUNKS * shape.chunk
-    inputs = (self._requests([0], config, 0, 1), _turn(0, 0, False, 0))
+    self._prefill_tokens = _CHUNKS_PER_LAUNCH * shape.chunk
+    inputs = (self._requests([0], config, 0, 1), _step_inputs(0, 0, False, 0))
     shape = shape._replace(attention=attention)
     self._program = compile_steps(loaded, shape, chat_step, inputs)
     self.notes.append(f"compiled in {self._program.seconds:.1f} s")
@@ -68,13 +70,12 @@ class ChatEngine:
   def answer(
     self, tokens: list[int], settings: GenerateSettings, sample: int = 0
   ) -> Iterator[list[int]]:
-    """Yields the answer's tokens, a few at a time; may be left at any time.
+    """Yields the answer's tokens, a few at a time; the caller may stop iterating at any time.
 
     Args:
-      tokens: the conversation, fewer than `context`.
-      settings: how to sample; the answer has `max_new_tokens` at most, and what
-        the context holds.
-      sample: numbers different answers to the same conversation.
+      tokens: token ids of the conversation, fewer than `context`.
+      settings: sampling settings; the answer is limited by `max_new_tokens` and by the context.
+      sample: distinguishes several answers to the same conversation.
 
     Raises:
       UserError: the logits are not finite.
@@ -86,25 +87,25 @@ class ChatEngine:
     last = len(tokens) - 1
     done = common_prefix(self.cached, tokens[:last])
     self.computed, self.cached = last - done, tokens[:done]
-    while last - done > self._feed:
-      self._launch(requests, _turn(done, done + self._feed, False, 0))
-      done += self._feed
+    while last - done > self._prefill_tokens:
+      self._launch(requests, _step_inputs(done, done + self._prefill_tokens, False, 0))
+      done += self._prefill_tokens
       self.cached = tokens[:done]
     answer, begins, timed, seconds = [], True, 0, 0.0
     while begins or self.finish is None:
       start = time.perf_counter()
-      out = self._launch(requests, _turn(done, last, begins, self._steps))
+      out = self._launch(requests, _step_inputs(done, last, begins, self._steps))
       took = time.perf_counter() - start
       check_finite(out.logprob)
       new = out.tokens[0, self.count : int(out.count[0])].tolist()
-      if not begins:  # the first launch has had other work as well
+      if not begins:  # the first launch also prefills
         timed, seconds = timed + len(new), seconds + took
         self.speed = timed / seconds
         self._steps = min(_MAX_STEPS, 2 * len(new), max(1, int(len(new) * _LAUNCH_SECONDS / took)))
       answer += new
       self.count, begins, done = len(answer), False, last
       self.finish = None if out.finish[0] == RUNNING else FINISH_REASONS[int(out.finish[0])]
-      self.cached = [*tokens, *answer[:-1]]  # the newest is not in the cache yet
+      self.cached = [*tokens, *answer[:-1]]  # the newest token is cached by the next step
       yield new
 
   def _launch(self, requests: Requests, turn: ChatStep):
@@ -118,51 +119,53 @@ class ChatEngine:
     padded[0, : len(tokens)] = tokens
     kinds = {name: np.int32 if name == "top_k" else np.float32 for name in Sampling._fields}
     requested = RequestArrays(
-      _host(padded, np.int32),
-      length=_host([len(tokens)], np.int32),
-      budget=_host([budget], np.int32),
-      prompt=_host([0], np.int32),
-      sample=_host([sample], np.int32),
-      sampling=Sampling(**{n: _host([getattr(settings, n)], kind) for n, kind in kinds.items()}),
+      _host_array(padded, np.int32),
+      length=_host_array([len(tokens)], np.int32),
+      budget=_host_array([budget], np.int32),
+      prompt=_host_array([0], np.int32),
+      sample=_host_array([sample], np.int32),
+      sampling=Sampling(
+        **{n: _host_array([getattr(settings, n)], kind) for n, kind in kinds.items()}
+      ),
     )
-    return Requests(requested, self._stops, _host([0, settings.seed], np.uint32))
+    return Requests(requested, self._stops, _host_array([0, settings.seed], np.uint32))
 
 
-def _turn(cached: int, until: int, begins: bool, steps: int) -> ChatStep:
+def _step_inputs(cached: int, until: int, begins: bool, steps: int) -> ChatStep:
   return ChatStep(
-    cached=_host(cached, np.int32),
-    until=_host(until, np.int32),
-    begins=_host(begins, np.bool_),
-    steps=_host(steps, np.int32),
+    cached=_host_array(cached, np.int32),
+    until=_host_array(until, np.int32),
+    begins=_host_array(begins, np.bool_),
+    steps=_host_array(steps, np.int32),
   )
 
 
-def _host(value: ArrayLike, dtype: DTypeLike) -> Any:
-  """A numpy array, in place of the device's Array that `put` makes of it."""
+def _host_array(value: ArrayLike, dtype: DTypeLike) -> Any:
+  """Returns a numpy array, typed as the Array that `put` will make from it."""
   return np.asarray(value, dtype)
 
 
-def _context(loaded: LoadedModel, requested: int) -> tuple[int, list[str]]:
-  """Tokens of a conversation: what was asked for, or what the model and memory allow."""
-  most, page = loaded.model.config.max_position_embeddings, loaded.config.generate.page_size
+def _choose_context(loaded: LoadedModel, requested: int) -> tuple[int, list[str]]:
+  """Returns the requested context, limited by the model and the free memory, and a note."""
+  limit, page = loaded.model.config.max_position_embeddings, loaded.config.generate.page_size
   each = page_bytes(loaded.model.config, loaded.mesh, MODE, page, loaded.dtype)
   room = room_for_pool(loaded)
-  fits = most if room is None else max(0, room // each) * page
-  context = min(requested, most, fits)
-  if context < LEAST_CONTEXT:
+  fits = limit if room is None else max(0, room // each) * page
+  context = min(requested, limit, fits)
+  if context < MIN_CONTEXT:
     raise UserError(
       f"--context={requested}: there is memory for {fits} tokens of a conversation, the model "
-      f"takes {most}, and less than {LEAST_CONTEXT} are no conversation; use a machine with more "
+      f"supports {limit}, and at least {MIN_CONTEXT} are needed; use a machine with more "
       "memory, or a larger --context"
     )
-  why = "" if context == requested else ", all that the model takes"
-  why = ", what memory allows" if context < min(requested, most) else why
+  reason = "" if context == requested else ", the model's maximum"
+  reason = ", limited by memory" if context < min(requested, limit) else reason
   bytes_ = human_bytes(ceil_div(context, page) * each)
-  return context, [f"context of {context:,} tokens{why} ({bytes_})"]
+  return context, [f"context of {context:,} tokens{reason} ({bytes_})"]
 
 
 def _shape(loaded: LoadedModel, context: int, stop_states: int) -> GenerateShape:
-  """One slot, whose sequence may be as long as the context; every setting can be changed."""
+  """One slot of the full context length, compiled so that all sampling settings can change."""
   config = loaded.config.generate
   return GenerateShape(
     groups=1,

@@ -1,4 +1,4 @@
-"""What was said, and how much of it the model still gets to see."""
+"""Truncates the message history so that it fits into the model's context."""
 
 from typing import NamedTuple
 
@@ -7,30 +7,32 @@ from simpo_jax.data.row_formats import Message
 from simpo_jax.errors import UserError
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
-_KEPT = 3 / 4  # of the room, when turns are dropped: or some would be with every answer
+_KEEP_FRACTION = 3 / 4  # of `room`, once turns are dropped, so that not every answer drops some
 
 
 class Fitted(NamedTuple):
-  """A conversation as the model gets it."""
+  """A conversation that fits into the context."""
 
   tokens: list[int]
-  messages: list[Message]  # those that are left
-  dropped: int
+  messages: list[Message]  # the remaining ones
+  dropped: int  # number of messages
 
 
 def fit(messages: list[Message], tokenizer: Tokenizer, room: int) -> Fitted:
-  """Drops the oldest turns, never the system's message, until the rest takes `room` tokens.
+  """Drops the oldest turns, but not the system message, until the rest fits into `room` tokens.
 
   Args:
-    messages: the last one is the user's.
+    messages: the conversation, ending with a user message.
+    tokenizer: renders the messages with its chat template.
+    room: maximum number of tokens.
 
   Raises:
-    UserError: the last message alone does not fit, or the chat template refuses it.
+    UserError: the last message alone does not fit, or the chat template rejects it.
   """
-  kept, most = messages, room
+  kept, limit = messages, room
   while True:
     tokens = encode_messages("the conversation", kept, tokenizer)
-    if len(tokens) <= most:
+    if len(tokens) <= limit:
       return Fitted(tokens, kept, len(messages) - len(kept))
     shorter = _without_oldest_turn(kept)
     if shorter == kept:
@@ -40,10 +42,10 @@ def fit(messages: list[Message], tokenizer: Tokenizer, room: int) -> Fitted:
         f"this message takes {len(tokens):,} tokens, and there is room for {room:,}; shorten it, "
         "or start with a larger --context"
       )
-    kept, most = shorter, int(_KEPT * room)
+    kept, limit = shorter, int(_KEEP_FRACTION * room)
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message]:
-  """Without the first message by the user, and what follows up to the next one; never the last."""
+  """Drops everything from the first user message up to the second; keeps the last turn."""
   users = [i for i, message in enumerate(messages) if message["role"] == "user"]
   return messages if len(users) < 2 else [*messages[: users[0]], *messages[users[1] :]]

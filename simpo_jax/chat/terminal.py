@@ -1,4 +1,4 @@
-"""The conversation as a person has it: lines in, text out as it is made, commands."""
+"""The chat loop of the terminal: reads lines, streams answers, runs commands such as /reset."""
 
 import contextlib
 import dataclasses
@@ -26,13 +26,14 @@ from simpo_jax.storage.paths import plain
 from simpo_jax.tokenizer.chat_template import TemplateFailed
 
 _CHANGEABLE = (*SETTINGS, "seed")
-_RESERVE = 4  # a fourth of the context, at most, is kept free for the answer
+_RESERVE_DIVISOR = 4  # at most a quarter of the context is reserved for the answer
 
 
 class Terminal:
-  """Where it is said: notes are dim, and go to stderr where stdout is no terminal.
+  """Reads user input, and writes answers and notes; without a terminal, notes go to stderr.
 
-  `live`: a person sits there, and not a file or a pipe.
+  Attributes:
+    live: whether both stdin and stdout are a terminal.
   """
 
   def __init__(
@@ -48,10 +49,10 @@ class Terminal:
         file.reconfigure(errors="replace")
     if self.live:
       with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  gives `input` a history and line editing
+        import readline  # noqa: F401  adds history and line editing to `input`
 
   def lines(self) -> Iterator[str | None]:
-    """What the user enters, None for a ^C; lines that end in a backslash go on in the next."""
+    """Yields input lines, None for a ^C; a trailing backslash continues a line on the next."""
     before = ""
     while True:
       try:
@@ -61,7 +62,7 @@ class Terminal:
           raise
         interrupts.acknowledge(e)
         before = ""
-        self.write("\n")  # the prompt stands there
+        self.write("\n")  # end the line of the prompt
         yield None
         continue
       if line is None:
@@ -87,18 +88,18 @@ class Terminal:
       return None
 
   def write(self, text: str) -> None:
-    """Text of an answer, at once."""
+    """Writes text of an answer and flushes."""
     self._out.write(text)
     self._out.flush()
 
   def note(self, text: str) -> None:
-    """A line, or several, that nobody has said."""
+    """Prints a message of the program, which is not part of the conversation."""
     lines = "\n".join(map(visible, text.split("\n")))
     print(f"{self._dim}{lines}{self._plain}", file=self._notes, flush=True)
 
 
 class Chat:
-  """A conversation; `messages` is what the model sees of it, `transcript` all of it."""
+  """A conversation: `transcript` has all messages, `messages` those the model still sees."""
 
   def __init__(self, loaded: LoadedModel, engine: ChatEngine, terminal: Terminal, system: str = ""):
     self._loaded, self._engine, self._terminal = loaded, engine, terminal
@@ -113,7 +114,7 @@ class Chat:
       self._set_system(system)
 
   def run(self) -> None:
-    """Until the end of the input, or /exit."""
+    """Handles input lines until the input ends or /exit."""
     note = self._terminal.note
     for line in self._terminal.lines():
       try:
@@ -129,10 +130,8 @@ class Chat:
       except UserError as e:
         note(f"error: {flag_names(str(e))}")
 
-  # --- talking ---------------------------------------------------------------------------
-
   def say(self, text: str) -> None:
-    """A message of the user, and its answer."""
+    """Adds a user message, and streams the answer."""
     message = Message(role="user", content=text)
     if self.completes:
       self._answer([message])
@@ -141,7 +140,7 @@ class Chat:
     self._exchange([*self.messages, message], message)
 
   def _exchange(self, messages: list[Message], message: Message | None) -> None:
-    """Has the model answer; what was said counts if it has."""
+    """Streams an answer, and records both messages unless it was stopped before any text."""
     answer, kept = self._answer(messages)
     if answer is None:
       return
@@ -150,10 +149,10 @@ class Chat:
     self.transcript += [reply] if message is None else [message, reply]
 
   def _answer(self, messages: list[Message]) -> tuple[str | None, list[Message]]:
-    """Writes the answer; returns it, None if ^C came before it, and the messages it answers."""
+    """Streams an answer; returns it (None if ^C came first) and the messages the model saw."""
     engine, terminal, tokenizer = self._engine, self._terminal, self._loaded.tokenizer
     system = [Message(role="system", content=self.system)] if self.system else []
-    reserve = min(self._settings.max_new_tokens, engine.context // _RESERVE)
+    reserve = min(self._settings.max_new_tokens, engine.context // _RESERVE_DIVISOR)
     fitted = fit([*system, *messages], tokenizer, engine.context - reserve)
     if fitted.dropped:
       terminal.note(
@@ -175,15 +174,15 @@ class Chat:
         terminal.write(visible(text))
       stopped = interrupted()
     terminal.write("" if written.endswith("\n") else "\n")
-    self._tell(stopped, len(fitted.tokens))
+    self._note_ending(stopped, len(fitted.tokens))
     if stopped and not terminal.live:
-      raise KeyboardInterrupt  # nobody is there to go on with the next line
+      raise KeyboardInterrupt  # a script cannot react, so end it
     if stopped and not written.strip():
       return None, messages
     return tokenizer.decode(ids), fitted.messages[len(system) :]
 
-  def _tell(self, stopped: bool, length: int) -> None:
-    """How the answer ended, and on a terminal how fast it was."""
+  def _note_ending(self, stopped: bool, length: int) -> None:
+    """Notes why the answer ended, and its speed if this is a terminal."""
     engine, budget = self._engine, self._settings.max_new_tokens
     if stopped:
       self._terminal.note("[stopped]")
@@ -200,8 +199,6 @@ class Chat:
         f"{length + engine.count:,} of {engine.context:,} in use]\n"
       )
 
-  # --- commands --------------------------------------------------------------------------
-
   def _command(self, name: str, rest: str) -> None:
     commands: dict[str, Callable[[str], None]] = {
       "help": lambda _: self._terminal.note(HELP.format(names=", ".join(_CHANGEABLE))),
@@ -213,7 +210,7 @@ class Chat:
     }
     if name not in commands:
       raise UserError(
-        f"/{name} is no command; /help lists them (a message may begin with / after a space)"
+        f"/{name} is not a command; /help lists them (a message may begin with / after a space)"
       )
     commands[name](rest)
 
@@ -225,27 +222,27 @@ class Chat:
     if not self.messages:
       raise UserError("there is no answer yet; say something first")
     if not self._settings.temperature:
-      raise UserError("at temperature 0 it would be the same; /settings temperature=0.7")
+      raise UserError("at temperature 0 the answer would be the same; /settings temperature=0.7")
     self._sample += 1
     transcript = self.transcript
     self.transcript = transcript[:-1]
     try:
       self._exchange(self.messages[:-1], None)
     finally:
-      if len(self.transcript) < len(transcript):  # none came
+      if len(self.transcript) < len(transcript):  # it was stopped or failed
         self.transcript = transcript
 
   def _set_system(self, text: str) -> None:
     if self.completes:
-      raise UserError("this model has no chat template, and so no place for a system's message")
+      raise UserError("this model has no chat template, which a system message needs")
     try:
       self._loaded.tokenizer.render(
         [Message(role="system", content=text), Message(role="user", content="a")], True
       )
     except TemplateFailed as e:
-      raise UserError(f"the model's chat template has no system's message ({one_line(e)})") from e
+      raise UserError(f"the model's chat template rejects a system message ({one_line(e)})") from e
     self.system = text
-    self._terminal.note(f"[system: {text}]" if text else "[no system's message]")
+    self._terminal.note(f"[system: {text}]" if text else "[no system message]")
 
   def _set(self, text: str) -> None:
     for pair in text.split():
@@ -265,7 +262,7 @@ class Chat:
   def _show_settings(self) -> None:
     engine, note, speed = self._engine, self._terminal.note, self._engine.speed
     note(listed({name: getattr(self._settings, name) for name in _CHANGEABLE}))
-    last = "" if speed is None else f"; the last answer came at {speed:,.1f} tokens/s"
+    last = "" if speed is None else f"; last answer: {speed:,.1f} tokens/s"
     note(f"{describe_model(self._loaded)}; context of {engine.context:,} tokens{last}")
 
   def _save(self, name: str) -> None:
@@ -281,7 +278,7 @@ class Chat:
     }
     try:
       if path not in self._saved and path.exists():
-        raise UserError(f"{name} is there already; choose another name")
+        raise UserError(f"{name} already exists; choose another name")
       path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except (OSError, ValueError) as e:
       raise UserError(f"{name} cannot be written ({one_line(e)}); choose another file") from e
@@ -291,7 +288,7 @@ class Chat:
 
 @contextlib.contextmanager
 def _interrupts():
-  """Yields a function that says whether ^C was pressed since: it ends no launch halfway."""
+  """Defers ^C, so that no launch is interrupted; yields a function that reports whether it came."""
   pressed = []
   before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
   try:

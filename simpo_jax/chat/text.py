@@ -1,27 +1,27 @@
-"""A model's text on its way to a terminal: whole characters, and none that acts on it."""
+"""Model text for a terminal: complete characters, with control characters escaped."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-_HALF = "\ufffd"  # what decoders write for bytes that are no character, or not yet one
-_PENDING = 3  # bytes of a character at most, before its last one
-# Of the invisible characters, those that join and part letters are part of ordinary writing.
-_KEPT = "\n\t\u00ad\u200b\u200c\u200d\u2060"
+_REPLACEMENT = "\ufffd"  # decoded from bytes that are not a character, or not a complete one
+_MAX_PENDING = 3  # bytes of an incomplete UTF-8 character
+# Joiners and soft breaks are invisible, but part of ordinary text in some languages.
+_ALLOWED_INVISIBLE = "\n\t\u00ad\u200b\u200c\u200d\u2060"
 
 
 def stream_text(
   decode: Callable[[Sequence[int]], str], pieces: Iterable[list[int]]
 ) -> Iterator[str]:
-  """Yields the text of tokens that come piece by piece; together, what `decode` makes of all.
+  """Yields text while token ids arrive; the concatenation equals `decode` of all ids.
 
-  Half a character waits for its other half.
+  An incomplete character is held back until its remaining bytes arrive.
   """
   ids, shown = [], 0
   for piece in pieces:
     ids += piece
     text = decode(ids)
-    pending = len(text) - len(text.rstrip(_HALF))
-    ready = len(text) - min(pending, _PENDING)
+    pending = len(text) - len(text.rstrip(_REPLACEMENT))
+    ready = len(text) - min(pending, _MAX_PENDING)
     if ready > shown:
       yield text[shown:ready]
       shown = ready
@@ -30,23 +30,23 @@ def stream_text(
 
 
 def visible(text: str) -> str:
-  """The text, with whatever would move a cursor, color, hide or turn text round spelled out."""
+  """Escapes characters that would move the cursor, or color, hide or reorder text."""
   if text.isascii() and text.isprintable():
     return text
-  return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in text)
+  return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
 
 
-def _harmless(c: str) -> bool:
-  return c in _KEPT or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+def _is_harmless(c: str) -> bool:
+  return c in _ALLOWED_INVISIBLE or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 HELP = """\
-/help                   this
-/reset                  begin anew; the system's message stays
+/help                   this list
+/reset                  start over; keeps the system message
 /again                  another answer to your last message
-/system TEXT            the system's message; without TEXT, none
-/settings NAME=VALUE    how to sample: {names}; alone, shows them
-/save FILE              the conversation, as JSON
+/system TEXT            set the system message; without TEXT, remove it
+/settings NAME=VALUE    sampling settings: {names}; alone, shows them
+/save FILE              save the conversation as JSON
 /exit                   or ^D
-^C stops an answer. A line that ends in \\ goes on in the next. A message may begin with / after
-a space."""
+^C stops an answer. A line that ends in \\ continues on the next line. Put a space before a /
+that begins a message."""

@@ -1,21 +1,27 @@
-"""Curves as SVG: panels side by side, lines with bands, the same bytes for the same figures."""
+"""Draws line charts as SVG: panels side by side, with interval bands; output is deterministic."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by everyone (Okabe, Ito)
-_PLOT = (300, 200)  # a panel's, pixels
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 34, 40  # around it
-_LINE = 16  # of the legend below
-_TICKS = 6  # about so many
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # colorblind-safe (Okabe and Ito)
+_PLOT = (300, 200)  # width and height of a panel's plot, in pixels
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 34, 40  # margins around the plot
+_LINE = 16  # height of a legend line
+_TICKS = 6  # approximate
 
 Point = tuple[float, float]
 
 
 class Series(NamedTuple):
-  """points: (x, y) in the order of x; bands: (low, high) of each, or none."""
+  """One line of a chart.
+
+  Attributes:
+    label: legend text.
+    points: (x, y), sorted by x.
+    bands: (low, high) of each point; empty: no band.
+  """
 
   label: str
   points: Sequence[Point]
@@ -23,7 +29,14 @@ class Series(NamedTuple):
 
 
 class Panel(NamedTuple):
-  """limits: of y, or None for what the series take; level: a dashed line."""
+  """One chart.
+
+  Attributes:
+    title: shown above the chart.
+    series: the lines.
+    limits: range of y; None: fits the series.
+    level: y of a dashed horizontal line; None: no line.
+  """
 
   title: str
   series: Sequence[Series]
@@ -32,7 +45,7 @@ class Panel(NamedTuple):
 
 
 def draw(panels: Sequence[Panel], x_label: str = "training step") -> str:
-  """The picture, an SVG document on white."""
+  """Returns an SVG document with a white background."""
   legend = _LINE * max(len(panel.series) for panel in panels)
   width = len(panels) * (_LEFT + _PLOT[0] + _RIGHT)
   height = _TOP + _PLOT[1] + _BOTTOM + legend + 8
@@ -49,7 +62,7 @@ def draw(panels: Sequence[Panel], x_label: str = "training step") -> str:
 
 
 def ticks(low: float, high: float) -> list[float]:
-  """Round numbers from `low` to `high`, eight at most."""
+  """Returns at most eight round numbers from `low` to `high`."""
   raw = 0.7 * (high - low) / (_TICKS - 1)
   power = 10.0 ** math.floor(math.log10(raw))
   step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
@@ -62,8 +75,8 @@ def _panel(panel: Panel, x_label: str) -> Iterator[str]:
   xs = [x for s in panel.series for x, _ in s.points]
   ys = [y for s in panel.series for _, y in s.points]
   ys += [y for s in panel.series for band in s.bands for y in band]
-  left, right = _widened(min(xs), max(xs), 0.0)
-  bottom, top = panel.limits or _widened(min(ys), max(ys), 0.05)
+  left, right = _padded_range(min(xs), max(xs), 0.0)
+  bottom, top = panel.limits or _padded_range(min(ys), max(ys), 0.05)
 
   def at(x: float, y: float) -> Point:
     return (x - left) / (right - left) * width, (top - y) / (top - bottom) * height
@@ -111,8 +124,8 @@ def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
   return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(text)}</text>'
 
 
-def _widened(low: float, high: float, part: float) -> tuple[float, float]:
+def _padded_range(low: float, high: float, fraction: float) -> tuple[float, float]:
   if low == high:
     return low - 0.5, high + 0.5
-  room = part * (high - low)
-  return low - room, high + room
+  padding = fraction * (high - low)
+  return low - padding, high + padding

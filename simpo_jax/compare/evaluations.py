@@ -1,4 +1,4 @@
-"""Evaluations of a run compared: held-out accuracy and margin before and after, with intervals."""
+"""Compares evaluations of a run: held-out accuracy and reward margin, with 95% intervals."""
 
 import json
 import pathlib
@@ -13,12 +13,12 @@ from simpo_jax.compare.curve import Panel, Series
 from simpo_jax.errors import UserError
 from simpo_jax.storage.paths import plain
 
-_RESAMPLES = 10_000
-_SMOOTHED = 10  # training steps of which the curve shows the mean
+_RESAMPLES = 10_000  # of the bootstrap
+_WINDOW = 10  # steps of the moving average over training metrics
 
 
 class Estimate(NamedTuple):
-  """A figure and its 95% interval."""
+  """A number and its 95% interval."""
 
   value: float
   low: float
@@ -26,31 +26,32 @@ class Estimate(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """The held-out pairs at two steps of a run; intervals are of 95%."""
+  """Metrics of the held-out pairs at two steps of a run; tuples are (before, after)."""
 
   pairs: int
   steps: tuple[int, int]
   accuracy: tuple[Estimate, Estimate]
   accuracy_change: Estimate
-  gained: int  # pairs on the right side after, and not before
-  lost: int
-  accuracy_p: float  # that chance divides those so unevenly
+  gained: int  # pairs ranked correctly only after
+  lost: int  # pairs ranked correctly only before
+  accuracy_p: float  # p value of McNemar's exact test
   margin: tuple[Estimate, Estimate]
   margin_change: Estimate
-  logps_chosen: tuple[float, float]  # per token
+  logps_chosen: tuple[float, float]  # mean per token
   logps_rejected: tuple[float, float]
 
 
 def share(count: int, total: int) -> Estimate:
-  """A proportion with Wilson's interval."""
+  """Returns a proportion with its Wilson interval."""
   interval = stats.binomtest(count, total).proportion_ci(method="wilson")
   return Estimate(count / total, float(interval.low), float(interval.high))
 
 
 def mean(values: np.ndarray) -> Estimate:
-  """A mean with the interval of its bootstrap, the same each time.
+  """Returns the mean with its percentile bootstrap interval, which is deterministic.
 
-  For a change, `values` are the differences of each pair.
+  Args:
+    values: float [n]; for the interval of a change, the difference of each pair.
   """
   drawn = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
   low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
@@ -58,10 +59,10 @@ def mean(values: np.ndarray) -> Estimate:
 
 
 def read_evaluations(workdir: pathlib.Path) -> dict[int, list[dict[str, Any]]]:
-  """The held-out pairs of every evaluation, by step.
+  """Reads the rows per held-out pair of all evaluations, by step.
 
   Raises:
-    UserError: the folder has fewer than two evaluations.
+    UserError: the workdir has fewer than two evaluations.
   """
   found = {
     int(path.parent.name.removeprefix("step_")): _rows(path)
@@ -69,8 +70,8 @@ def read_evaluations(workdir: pathlib.Path) -> dict[int, list[dict[str, Any]]]:
   }
   if len(found) < 2:
     raise UserError(
-      f"--workdir={workdir} holds {len(found)} evaluation(s), and a comparison needs two; run it "
-      "with --config.evaluate.at_start=True"
+      f"--workdir={workdir} holds {len(found)} evaluation(s), and a comparison needs two; start "
+      "the run with --config.evaluate.at_start=True"
     )
   return found
 
@@ -78,7 +79,7 @@ def read_evaluations(workdir: pathlib.Path) -> dict[int, list[dict[str, Any]]]:
 def compare_pairs(
   before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], steps: tuple[int, int]
 ) -> Comparison:
-  """Two evaluations of the same pairs, in the same order."""
+  """Compares the rows of two evaluations of the same pairs in the same order."""
   old, new = _values(before, "rewards/margins"), _values(after, "rewards/margins")
   was_right, is_right = old > 0, new > 0
   gained, lost = int(np.sum(is_right & ~was_right)), int(np.sum(was_right & ~is_right))
@@ -110,25 +111,25 @@ def _accuracy(margins: np.ndarray) -> Estimate:
 
 
 def compare(evaluations: dict[int, list[dict[str, Any]]]) -> Comparison:
-  """The first evaluation against the last."""
+  """Compares the first evaluation with the last."""
   first, last = min(evaluations), max(evaluations)
   return compare_pairs(evaluations[first], evaluations[last], (first, last))
 
 
 def percent(e: Estimate, form: str = ".0f") -> str:
-  """ "51% [44, 58]"."""
+  """Formats as "51% [44, 58]"."""
   return f"{100 * e.value:{form}}% [{100 * e.low:{form}}, {100 * e.high:{form}}]"
 
 
 def number(e: Estimate, form: str = ".2f") -> str:
-  """ "0.12 [0.05, 0.19]"."""
+  """Formats as "0.12 [0.05, 0.19]"."""
   return f"{e.value:{form}} [{e.low:{form}}, {e.high:{form}}]"
 
 
-def table_of(found: Comparison) -> Table:
-  """What a person reads."""
+def comparison_table(found: Comparison) -> Table:
+  """Returns the comparison as a table for the terminal."""
   table = Table(
-    title=f"{found.pairs} held-out pairs, in brackets 95% intervals",
+    title=f"{found.pairs} held-out pairs, with 95% intervals in brackets",
     title_justify="left",
     show_edge=False,
     pad_edge=False,
@@ -155,7 +156,7 @@ def table_of(found: Comparison) -> Table:
 def evaluation_panels(
   workdir: pathlib.Path, evaluations: dict[int, list[dict[str, Any]]]
 ) -> list[Panel]:
-  """Accuracy and margin by step."""
+  """Returns charts of accuracy and reward margin by step."""
   margins = {step: _values(rows, "rewards/margins") for step, rows in evaluations.items()}
   accuracies = {step: _accuracy(m) for step, m in margins.items()}
   train = [row for row in _rows(workdir / "metrics.jsonl") if row["mode"] == "train"]
@@ -179,7 +180,7 @@ def evaluation_panels(
 
 
 def estimates(label: str, by_step: dict[int, Sequence[float]]) -> Series:
-  """A series with its intervals, from (value, low, high) by step."""
+  """Returns a series with bands from (value, low, high) by step."""
   return Series(
     label,
     [(step, e[0]) for step, e in by_step.items()],
@@ -188,7 +189,7 @@ def estimates(label: str, by_step: dict[int, Sequence[float]]) -> Series:
 
 
 def _smoothed(label: str, rows: list[dict[str, Any]], name: str) -> Series:
-  width = min(_SMOOTHED, len(rows))
+  width = min(_WINDOW, len(rows))
   means = np.convolve([row[name] for row in rows], np.ones(width) / width, "valid")
   steps = [row["step"] for row in rows][width - 1 :]
   return Series(f"{label}, mean of {width} steps", list(zip(steps, means, strict=True)))
@@ -198,11 +199,15 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
   try:
     return [json.loads(line) for line in path.read_text().splitlines()]
   except (OSError, ValueError) as e:
-    raise UserError(f"{path} cannot be read ({e}); is the run whole?") from e
+    raise UserError(f"{path} cannot be read ({e}); is the run complete?") from e
 
 
 def write_text(path: str | pathlib.Path, text: str) -> None:
-  """Writes a file that a flag names."""
+  """Writes an output file named by the user.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
   try:
     plain(path).write_text(text)
   except OSError as e:

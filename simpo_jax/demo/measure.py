@@ -1,4 +1,4 @@
-"""What the demo's model says: its answers by style, counted, tabulated and drawn."""
+"""Counts the generated answers of the demo by style, and shows them as a table and a chart."""
 
 import json
 import pathlib
@@ -11,9 +11,9 @@ from simpo_jax.compare.curve import Panel
 from simpo_jax.compare.evaluations import Estimate, estimates, evaluation_panels, percent, share
 from simpo_jax.demo.text import judge
 
-Samples = dict[int, list[dict[str, Any]]]  # by step, each in the order of prompts and samples
-_APART = 24  # prompts from one that is shown to the next: of another animal and kind
-_COUNTS = {  # how an answer is counted; see `judge`
+Samples = dict[int, list[dict[str, Any]]]  # sample rows by step, sorted by prompt and sample
+_PROMPT_STRIDE = 24  # between the shown prompts, so that animals and kinds of questions differ
+_COUNTS = {  # predicates on a `Verdict`
   "polite": lambda verdict: verdict.style == "polite",
   "grumpy": lambda verdict: verdict.style == "grumpy",
   "neither": lambda verdict: verdict.style is None,
@@ -22,7 +22,7 @@ _COUNTS = {  # how an answer is counted; see `judge`
 
 
 def read_samples(run: pathlib.Path) -> Samples:
-  """The answers of every generation of a run."""
+  """Reads the sample rows of all generations of a run."""
   return {
     int(path.parent.name.removeprefix("step_")): [
       json.loads(line) for line in path.read_text().splitlines()
@@ -31,32 +31,32 @@ def read_samples(run: pathlib.Path) -> Samples:
   }
 
 
-def counts(rows: list[dict[str, Any]]) -> dict[str, Estimate]:
-  """The share of the answers that count as each of `_COUNTS`, with its interval."""
+def style_shares(rows: list[dict[str, Any]]) -> dict[str, Estimate]:
+  """Returns the share of answers that satisfy each predicate of `_COUNTS`, with its interval."""
   verdicts = [judge(row["prompt"], row["generated_text"]) for row in rows]
   return {name: share(sum(map(rule, verdicts)), len(rows)) for name, rule in _COUNTS.items()}
 
 
 def samples_table(samples: Samples) -> Table:
-  """The shares by step, and one question with its answers."""
+  """Returns a table of the shares by step, and of three questions with their answers."""
   first = min(samples)
   table = Table(
-    title=f"{len(samples[first])} answers to held-out questions, in brackets 95% intervals",
+    title=f"{len(samples[first])} answers to held-out questions, with 95% intervals in brackets",
     title_justify="left",
     show_edge=False,
     pad_edge=False,
-    caption="polite, grumpy: how it begins; right: true, and nothing but an answer",
+    caption="polite, grumpy: how the answer begins; right: a correct answer and nothing else",
     caption_justify="left",
   )
   table.add_column("")
   for step in samples:
     table.add_column(f"step {step}")
-  found = [counts(rows) for rows in samples.values()]
+  found = [style_shares(rows) for rows in samples.values()]
   for name in _COUNTS:
     table.add_row(name, *(percent(c[name]) for c in found))
   table.add_section()
   per_prompt = 1 + max(row["sample_index"] for row in samples[first])
-  for i in range(0, 3 * _APART * per_prompt, _APART * per_prompt):
+  for i in range(0, 3 * _PROMPT_STRIDE * per_prompt, _PROMPT_STRIDE * per_prompt):
     question = samples[first][i]["prompt"]
     answers = [rows[i]["generated_text"] for rows in samples.values()]
     table.add_row(*map(escape, (question, *answers)))
@@ -66,8 +66,8 @@ def samples_table(samples: Samples) -> Table:
 def panels(
   run: pathlib.Path, evaluations: dict[int, list[dict[str, Any]]], samples: Samples
 ) -> list[Panel]:
-  """Accuracy and margin, and the answers beside them."""
-  shares = {step: counts(rows) for step, rows in samples.items()}
+  """Returns charts of accuracy, reward margin and the shares of answers."""
+  shares = {step: style_shares(rows) for step, rows in samples.items()}
   return [
     *evaluation_panels(run, evaluations),
     Panel(

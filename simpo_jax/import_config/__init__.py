@@ -1,1 +1,1 @@
-"""Other trainers' recipes as configs of this project: `python -m simpo_jax.import_config`."""
+"""Converts recipes of other trainers to configs: `python -m simpo_jax.import_config`."""

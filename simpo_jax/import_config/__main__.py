@@ -1,13 +1,13 @@
-"""Translates a TRL or princeton-nlp/SimPO recipe (YAML) into a config, and says what becomes of it.
+"""Translates a TRL or princeton-nlp/SimPO recipe (YAML) to a config, and reports on each field.
 
 Examples:
   python -m simpo_jax.import_config simpo.yaml --devices=4 --pairs=61135 --out=configs/mine.py
   python -m simpo_jax.import_config cpo.yaml --devices=8 --pairs=20000 --data=pairs.jsonl
 
-Every field is mapped, ignored for the reason given, or not supported. What is not supported would
-change the training: nothing is written then, and the exit code is 2, unless --allow_unsupported.
-Fields that a recipe leaves out have the defaults of its own trainer, not those of this project:
-TRL's are beta 0.1, gamma 0.5 and a term on the chosen responses (cpo_alpha 1).
+Each field is mapped, ignored for the reason given, or not supported. Unsupported fields would
+change the training: without --allow_unsupported, nothing is written and the exit code is 2.
+Fields that a recipe omits have the defaults of its own trainer, not of this project: TRL's are
+beta 0.1, gamma 0.5 and a cross-entropy term on the chosen responses (cpo_alpha 1).
 """
 
 from collections.abc import Sequence
@@ -41,32 +41,32 @@ def _define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Prints what becomes of each field, and the config; or writes it."""
+  """Prints a table of the fields, then prints or writes the config."""
   from simpo_jax.import_config.parts import RunFacts
   from simpo_jax.import_config.reading import read_yaml
-  from simpo_jax.import_config.translate import UNSUPPORTED, form_of, translate
+  from simpo_jax.import_config.translate import UNSUPPORTED, detect_form, translate
   from simpo_jax.import_config.writing import config_text
 
   values = flags.FLAGS
   if len(argv) != 2:
-    raise UserError("name one YAML: python -m simpo_jax.import_config FILE (see --help)")
+    raise UserError("name one YAML file: python -m simpo_jax.import_config FILE (see --help)")
   source, out = argv[1], values.out and plain(values.out)
   if out and not out.parent.is_dir():
     raise UserError(f"--out={values.out}: there is no folder {brief(out.parent)}; create it first")
   if out and out.exists() and not values.force:
     raise UserError(
-      f"--out={values.out} is there already; name another file, or replace it with --force"
+      f"--out={values.out} already exists; name another file, or overwrite it with --force"
     )
   given = read_yaml(plain(source))
-  form = form_of(given, source) if values.form == "auto" else values.form
+  form = detect_form(given, source) if values.form == "auto" else values.form
   facts = RunFacts(values.devices, values.pairs, values.data)
   translation = translate(given, form, facts, source)
-  _show(translation.rows)
+  _print_table(translation.rows)
   missing = [row.field for row in translation.rows if row.status == UNSUPPORTED]
   if missing and not values.allow_unsupported:
     raise UserError(
-      f"{source}: not supported, and it would train otherwise: {', '.join(missing)}; take them out "
-      "of a copy of it, or go on without them: --allow_unsupported"
+      f"{source}: not supported, and the training would differ: {', '.join(missing)}; remove them "
+      "from a copy of it, or ignore them with --allow_unsupported"
     )
   text = config_text(translation, f"{form}'s {plain(source).name}", values.out or "configs/mine.py")
   if not out:
@@ -75,23 +75,25 @@ def main(argv: Sequence[str]) -> None:
   try:
     out.write_text(text)
   except OSError as e:
-    raise UserError(f"--out={values.out} cannot be written ({e.strerror})") from e
+    raise UserError(
+      f"--out={values.out} cannot be written ({e.strerror}); name another file"
+    ) from e
   print(f"\n{values.out} is written. Next:")
   for line in text.splitlines():
     if line.startswith("# python "):
       print(f"  {line.removeprefix('# ')}")
 
 
-def _show(rows: Sequence[tuple[str, ...]]) -> None:
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
   from rich.console import Console
   from rich.table import Table
   from rich.text import Text
 
   table = Table(show_edge=False)
-  for title in ("field", "value", "", "here"):
+  for title in ("field", "value", "status", "in simpo_jax"):
     table.add_column(title, overflow="fold")
   for row in rows:
-    table.add_row(*map(Text, row))  # as text: brackets in it are no markup
+    table.add_row(*map(Text, row))  # Text: brackets are not markup
   Console(highlight=False).print(table)
 
 

@@ -1,21 +1,21 @@
-"""The fields of other trainers' recipes: their kinds, their defaults, and what is not needed here.
+"""Tables of the fields of other trainers' recipes: types, defaults, and how each is handled.
 
-`trl` is a YAML for TRL's CPOTrainer and its script (`CPOConfig`, `ModelConfig`, `ScriptArguments`
-of TRL 1.16), `princeton` one for princeton-nlp/SimPO's `run_simpo.py`, which is the alignment
-handbook's. Both build on transformers' `TrainingArguments`.
+The form `trl` is a YAML for TRL's CPO script (`CPOConfig`, `ModelConfig` and `ScriptArguments` of
+TRL 1.16); `princeton` is one for `run_simpo.py` of princeton-nlp/SimPO, which has the format of the
+alignment handbook. Both build on transformers' `TrainingArguments`.
 """
 
 from typing import Any
 
 FORMS = ("trl", "princeton")
-# Fields that only one of them has.
-SIGNS = {
+# Fields that only one of the forms has.
+FORM_MARKERS = {
   "trl": ("simpo_gamma", "cpo_alpha", "dataset_name", "dataset_train_split", "datasets", "dtype"),
   "princeton": ("gamma_beta_ratio", "sft_weight", "dataset_mixer", "dataset_splits"),
 }
 
-# run_simpo.py has a chat template of its own for any model with "mistral" in its name. This one
-# writes the same text; its first message is the system's, if there is one.
+# run_simpo.py overrides the chat template of models with "mistral" in their names. This one
+# produces the same text; only the first message may be a system message.
 MISTRAL_TEMPLATE = (
   "{% set system = messages[0].content if messages[0].role == 'system' else none %}"
   "{% for m in messages[0 if system is none else 1:] %}"
@@ -51,7 +51,7 @@ _SHARED = {
   "warmup_steps": 0,
   "weight_decay": 0.0,
 }
-# What holds where a recipe does not say.
+# Values of fields that a recipe omits.
 DEFAULTS: dict[str, dict[str, Any]] = {
   "trl": {
     **_SHARED,
@@ -80,8 +80,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
   },
 }
 
-# The same thing under another name.
-DIRECT = {
+# Fields with the same meaning and another name in a config.
+RENAMED = {
   "chat_template": "data.chat_template",
   "adam_beta1": "train.b1",
   "adam_beta2": "train.b2",
@@ -98,7 +98,7 @@ DIRECT = {
   "weight_decay": "train.weight_decay",
 }
 
-KINDS = {
+FIELD_TYPES = {
   float: (
     "adam_beta1", "adam_beta2", "adam_epsilon", "beta", "cpo_alpha", "eval_steps",
     "gamma_beta_ratio", "label_smoothing", "learning_rate", "lora_alpha", "lora_dropout",
@@ -120,9 +120,9 @@ KINDS = {
   ),
 }  # fmt: skip
 
-# Whatever their value, it changes nothing that is trained.
-IGNORED = {
-  "how a model is run and cut is this project's own: train.attention, mesh.*, train.remat": (
+# Fields that do not affect the trained weights, by the reason shown to the user.
+IGNORED_FIELDS = {
+  "execution and sharding are configured by train.attention, mesh.* and train.remat": (
     "accelerator_config", "activation_checkpointing", "activation_checkpointing_kwargs",
     "attn_implementation", "average_tokens_across_devices", "ddp_backend", "ddp_broadcast_buffers",
     "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph", "ddp_timeout",
@@ -133,7 +133,7 @@ IGNORED = {
     "torch_compile_mode", "torch_empty_cache_steps", "tpu_num_cores", "use_cache", "use_cpu",
     "use_ipex", "use_liger_kernel", "use_mps_device",
   ),
-  "data is read, tokenized and packed by other rules: data.workers, data.lookahead": (
+  "data loading is configured by data.workers and data.lookahead": (
     "data_seed", "dataloader_drop_last", "dataloader_in_order",
     "dataloader_multiprocessing_context", "dataloader_num_workers", "dataloader_persistent_workers",
     "dataloader_pin_memory", "dataloader_prefetch_factor", "dataset_num_proc", "dataset_streaming",
@@ -141,64 +141,67 @@ IGNORED = {
     "preprocessing_num_workers", "remove_unused_columns", "streaming", "text_column",
     "train_sampling_strategy", "truncation_side",
   ),
-  "every step is logged, into metrics.jsonl": (
+  "every step is logged to metrics.jsonl": (
     "disable_tqdm", "include_num_input_tokens_seen", "include_tokens_per_second", "log_level",
     "log_level_replica", "log_on_each_node", "logging_dir", "logging_first_step",
     "logging_nan_inf_filter", "logging_steps", "logging_strategy", "project", "report_to",
     "skip_memory_metrics", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id",
   ),
-  "evaluation computes the loss and its metrics, over all held-out pairs": (
+  "evaluation always computes the loss and its metrics over all held-out pairs": (
     "batch_eval_metrics", "bf16_full_eval", "eval_accumulation_steps", "eval_delay",
     "eval_do_concat_batches", "eval_on_start", "eval_use_gather_object", "fp16_full_eval",
     "include_for_metrics", "include_inputs_for_metrics", "label_names",
     "per_device_eval_batch_size", "prediction_loss_only",
   ),
-  "a run's files are its own, see docs/results.md": (
+  "a run writes a fixed set of files, see docs/results.md": (
     "enable_jit_checkpoint", "greater_is_better", "hub_always_push", "hub_model_revision",
     "hub_private_repo", "hub_revision", "hub_strategy", "hub_token", "ignore_data_skip",
     "metric_for_best_model", "overwrite_output_dir", "push_to_hub",
     "restore_callback_states_from_checkpoint", "resume_from_checkpoint", "save_on_each_node",
     "save_only_model", "save_safetensors",
   ),
-  "the models here have none of it": (
+  "the models have neither dropout nor an encoder": (
     "disable_dropout", "max_completion_length", "max_target_length",
   ),
   "label smoothing of another loss; see label_smoothing": ("label_smoothing_factor",),
-  "no code of a model's repository is run": ("trust_remote_code", "model_code_revision"),
-  "of the process, not of the training": (
+  "code in model repositories is never run": ("trust_remote_code", "model_code_revision"),
+  "does not affect the training": (
     "base_model_revision", "bnb_4bit_quant_storage", "bnb_4bit_quant_type", "debug", "do_predict",
     "do_train", "env", "full_determinism", "ignore_bias_buffers", "lora_task_type",
     "use_bnb_nested_quant",
   ),
 }  # fmt: skip
 
-# These change what is trained, and only the values given here are what this project does.
-ONLY: dict[str, tuple[tuple, str]] = {
-  "adafactor": ((False,), "AdamW is what there is"),
-  "alpha": ((0, 0.0), "AlphaPO's reward is not there"),
-  "auto_find_batch_size": ((False,), "the batch size is what is asked for"),
-  "dataset_config": (("default",), "prepare the files that you mean, and name them with --data"),
-  "dataset_configs": ((), "prepare the files that you mean, and name them with --data"),
-  "fp16": ((False,), "bfloat16 or float32"),
-  "is_encoder_decoder": ((False,), "decoders only"),
-  "load_best_model_at_end": ((False,), "the last weights count; checkpoint.keep keeps others"),
+# Fields that affect the trained weights: the supported values, and why others are unsupported.
+SUPPORTED_VALUES: dict[str, tuple[tuple, str]] = {
+  "adafactor": ((False,), "only AdamW is supported"),
+  "alpha": ((0, 0.0), "AlphaPO's reward is not supported"),
+  "auto_find_batch_size": ((False,), "the batch size is set by the config"),
+  "dataset_config": (("default",), "prepare the files of that subset, and name them with --data"),
+  "dataset_configs": ((), "prepare the files of that subset, and name them with --data"),
+  "fp16": ((False,), "only bfloat16 and float32 are supported"),
+  "is_encoder_decoder": ((False,), "only decoder models are supported"),
+  "load_best_model_at_end": (
+    (False,),
+    "the last weights are the result; checkpoint.keep keeps more",
+  ),
   "load_in_4bit": ((False,), "frozen weights are bfloat16 or float32: model.param_dtype"),
   "load_in_8bit": ((False,), "frozen weights are bfloat16 or float32: model.param_dtype"),
-  "lora_modules_to_save": (([],), "nothing is trained beside the adapters"),
-  "lora_target_parameters": (([],), "adapters are for matrices of the layers"),
-  "lr_scheduler_kwargs": (({},), "schedules end at 0, after one half of a cosine"),
-  "model_init_kwargs": (({},), "set what it means with --config.model.*"),
+  "lora_modules_to_save": (([],), "only the adapters are trained"),
+  "lora_target_parameters": (([],), "only matrices of the layers can have adapters"),
+  "lr_scheduler_kwargs": (({},), "schedules decay to 0, cosine in half a period"),
+  "model_init_kwargs": (({},), "set the same with --config.model.*"),
   "model_revision": (("main",), "download that revision, and name its folder"),
   "neftune_noise_alpha": ((), "no noise is added to embeddings"),
-  "optim_args": (("",), "AdamW has adam_* alone"),
-  "optim_target_modules": ((), "AdamW trains all weights alike"),
+  "optim_args": (("",), "only the options adam_* of AdamW are supported"),
+  "optim_target_modules": ((), "AdamW updates all weights"),
   "tokenizer_name_or_path": ((), "the tokenizer is the model's; put it into the model's folder"),
-  "truncation_mode": (("keep_end",), "a prompt that is too long keeps its end"),
+  "truncation_mode": (("keep_end",), "a prompt that is too long is truncated on the left"),
   "use_dora": ((False,), "adapters are plain LoRA"),
 }
 
-# Translated together with others, in `translate.py`.
-TOGETHER = (
+# Fields that `parts.py` and `datasets.py` translate, some of them together.
+COMBINED = (
   "auto_insert_empty_system_msg", "bf16", "cpo_alpha", "dataset_mixer", "dataset_name",
   "dataset_splits", "dataset_test_split", "dataset_train_split", "datasets", "do_eval", "dtype",
   "eval_steps", "eval_strategy", "evaluation_strategy", "generate_during_eval",
@@ -211,5 +214,10 @@ TOGETHER = (
 )  # fmt: skip
 
 KNOWN = frozenset(
-  [*DIRECT, *ONLY, *TOGETHER, *(name for names in IGNORED.values() for name in names)]
+  [
+    *RENAMED,
+    *SUPPORTED_VALUES,
+    *COMBINED,
+    *(name for names in IGNORED_FIELDS.values() for name in names),
+  ]
 )

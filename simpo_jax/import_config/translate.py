@@ -1,4 +1,4 @@
-"""From the fields of another trainer's recipe to a config, and what is said of each field."""
+"""Translates the fields of another trainer's recipe to a config, with a report on each field."""
 
 import math
 from typing import Any, NamedTuple
@@ -8,13 +8,21 @@ from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
 from simpo_jax.import_config import parts
 from simpo_jax.import_config.datasets import datasets
-from simpo_jax.import_config.fields import DEFAULTS, FORMS, IGNORED, KINDS, KNOWN, ONLY, SIGNS
-from simpo_jax.import_config.parts import RunFacts, shown
+from simpo_jax.import_config.fields import (
+  DEFAULTS,
+  FIELD_TYPES,
+  FORM_MARKERS,
+  FORMS,
+  IGNORED_FIELDS,
+  KNOWN,
+  SUPPORTED_VALUES,
+)
+from simpo_jax.import_config.parts import RunFacts, printable
 
-MAPPED, IGNORES, UNSUPPORTED = "mapped", "ignored", "NOT SUPPORTED"
-_KIND = {name: kind for kind, names in KINDS.items() for name in names}
-_IGNORED = {name: reason for reason, names in IGNORED.items() for name in names}
-_KINDS_IN_WORDS = {
+MAPPED, IGNORED, UNSUPPORTED = "mapped", "ignored", "NOT SUPPORTED"
+_TYPE_OF = {name: kind for kind, names in FIELD_TYPES.items() for name in names}
+_IGNORED_REASON = {name: reason for reason, names in IGNORED_FIELDS.items() for name in names}
+_TYPE_NAMES = {
   float: "a finite number",
   int: "a whole number",
   bool: "true or false",
@@ -23,52 +31,58 @@ _KINDS_IN_WORDS = {
 
 
 class Row(NamedTuple):
-  """What becomes of one field of the recipe."""
+  """Report on one field of the recipe."""
 
   field: str
   value: str
-  status: str  # MAPPED, IGNORES or UNSUPPORTED
-  text: str
+  status: str  # MAPPED, IGNORED or UNSUPPORTED
+  text: str  # what it is mapped to, or the reason
 
 
 class Translation(NamedTuple):
-  """A recipe in this project's terms."""
+  """A translated recipe."""
 
-  settings: dict[str, Any]  # by the names of `config.flatten`
+  settings: dict[str, Any]  # config values by flattened name, such as "train.steps"
   rows: list[Row]
-  prepare: list[str]  # commands that make its datasets
+  prepare: list[str]  # commands that prepare its datasets
   workdir: str
 
 
-def form_of(given: dict[str, Any], where: str) -> str:
-  """Whose recipe it is, by the fields that only one of them has."""
-  found = {form: [name for name in SIGNS[form] if name in given] for form in FORMS}
+def detect_form(given: dict[str, Any], where: str) -> str:
+  """Detects a recipe's form, one of `fields.FORMS`, by fields that only one of them has.
+
+  Raises:
+    UserError: the fields belong to both forms, or to neither.
+  """
+  found = {form: [name for name in FORM_MARKERS[form] if name in given] for form in FORMS}
   if given.get("loss_type") in ("simpo", "alphapo"):
     found["trl"].append("loss_type")
   if found["trl"] and found["princeton"]:
     raise UserError(
       f"{where} has {found['trl'][0]} of TRL and {found['princeton'][0]} of princeton-nlp/SimPO, "
-      "which mean different things; say whose it is with --form=trl or --form=princeton"
+      "which are different trainers; choose one with --form=trl or --form=princeton"
     )
   for form in FORMS:
     if found[form]:
       return form
-  raise UserError(f"{where} could be anybody's; say whose with --form=trl or --form=princeton")
+  raise UserError(
+    f"{where} could be TRL's or princeton-nlp/SimPO's; choose with --form=trl or --form=princeton"
+  )
 
 
 def translate(given: dict[str, Any], form: str, facts: RunFacts, where: str) -> Translation:
-  """The config that trains as the recipe does.
+  """Translates a recipe to a config that trains like the recipe.
 
   Args:
     given: the recipe's fields.
     form: one of `fields.FORMS`.
-    facts: what a recipe does not say.
-    where: its path, for messages.
+    facts: the number of devices and pairs, which recipes do not contain.
+    where: the recipe's path, for messages.
 
   Raises:
-    UserError: a value that makes no sense, or something that must be said and is not.
+    UserError: a value is invalid, or a required field or fact is missing.
   """
-  v = {**DEFAULTS[form], **{name: _checked(name, x, where) for name, x in given.items()}}
+  v = {**DEFAULTS[form], **{name: _convert(name, x, where) for name, x in given.items()}}
   if not v.get("model_name_or_path"):
     raise UserError(f"{where} names no model; add model_name_or_path to it")
   batch = parts.batch(v, facts, where)
@@ -77,10 +91,10 @@ def translate(given: dict[str, Any], form: str, facts: RunFacts, where: str) -> 
   evaluation = parts.evaluation(v, total)
   evaluates = bool(evaluation.settings["evaluate.at_end"] or evaluation.settings["evaluate.every"])
   all_parts = [
-    parts.names(v, where),
-    parts.direct(v),
+    parts.run_name(v, where),
+    parts.renamed(v),
     datasets(v, form, facts, evaluates, where),
-    parts.texts(v, form),
+    parts.formatting(v, form),
     batch,
     steps,
     parts.optimizer(v),
@@ -91,74 +105,74 @@ def translate(given: dict[str, Any], form: str, facts: RunFacts, where: str) -> 
     evaluation,
     parts.saving(v, total),
   ]
-  settings, told, problems = {}, {}, {}
+  settings, mapped, problems = {}, {}, {}
   for part in all_parts:
     settings |= part.settings
-    told |= part.told
+    mapped |= part.mapped
     problems |= part.problems
-  _check(settings, where)
-  rows = [_row(name, value, told, problems) for name, value in given.items()]
+  _validate(settings, where)
+  rows = [_row(name, value, mapped, problems) for name, value in given.items()]
   for name in DEFAULTS[form]:
-    if name not in given and (name in told or name in problems):
-      row = _row(name, v[name], told, problems)
+    if name not in given and (name in mapped or name in problems):
+      row = _row(name, v[name], mapped, problems)
       rows.append(row._replace(value=f"{row.value} (default)"))
-  habits = ("data.header", "data.truncation")
-  rows.append(Row(f"({form})", "", MAPPED, ", ".join(f"{h} = {settings[h]}" for h in habits)))
+  implied = ("data.header", "data.truncation")  # by the form
+  rows.append(Row(f"({form})", "", MAPPED, ", ".join(f"{h} = {settings[h]}" for h in implied)))
   commands = [command for part in all_parts for command in part.prepare]
   return Translation(settings, rows, commands, str(v.get("output_dir", "runs/mine")))
 
 
 def make_config(settings: dict[str, Any]):
-  """The config with these settings; nobody has checked it."""
+  """Returns the default config with these settings, not validated."""
   config = default_config()
   config.update_from_flattened_dict(settings)
   return config
 
 
-def _check(settings: dict[str, Any], where: str) -> None:
+def _validate(settings: dict[str, Any], where: str) -> None:
   try:
     validate(make_config(settings))
   except UserError as e:
     raise UserError(f"{where}: {e}") from e
 
 
-def _checked(name: str, value: Any, where: str) -> Any:
-  """The value in the type of its field; YAML reads 1e-6, without a point, as text."""
-  kind = _KIND.get(name)
+def _convert(name: str, value: Any, where: str) -> Any:
+  """Converts a value to its field's type; YAML reads 1e-6, without a decimal point, as text."""
+  kind = _TYPE_OF.get(name)
   if kind is None:
     return value
   if name.endswith("_strategy") and value is False:
-    return "no"  # which YAML takes for false
-  wrong = UserError(f"{where}: {name} is {shown(value)}, and must be {_KINDS_IN_WORDS[kind]}")
+    return "no"  # YAML reads an unquoted no as false
+  error = UserError(f"{where}: {name} is {printable(value)}, and must be {_TYPE_NAMES[kind]}")
   if kind in (bool, str):
     if type(value) is not kind:
-      raise wrong
+      raise error
     return value
   if type(value) not in (int, float, str):
-    raise wrong
+    raise error
   try:
     number = float(value)
   except (ValueError, OverflowError) as e:
-    raise wrong from e
+    raise error from e
   if not math.isfinite(number) or (kind is int and number != int(number)):
-    raise wrong
+    raise error
   return kind(number)
 
 
-def _row(name: str, value: Any, told: dict[str, str], problems: dict[str, str]) -> Row:
+def _row(name: str, value: Any, mapped: dict[str, str], problems: dict[str, str]) -> Row:
   def row(status: str, text: str) -> Row:
-    return Row(shown(name), shown(value), status, text)
+    return Row(printable(name), printable(value), status, text)
 
   if name in problems:
     return row(UNSUPPORTED, problems[name])
-  if name in told:
-    return row(MAPPED, told[name])
-  if name in ONLY:
-    harmless, why = ONLY[name]
-    same = any(type(value) is type(x) and value == x for x in harmless)
-    return row(IGNORES, "that is how it is here") if same else row(UNSUPPORTED, why)
-  if name in _IGNORED:
-    return row(IGNORES, _IGNORED[name])
+  if name in mapped:
+    return row(MAPPED, mapped[name])
+  if name in SUPPORTED_VALUES:
+    supported, reason = SUPPORTED_VALUES[name]
+    same = any(type(value) is type(x) and value == x for x in supported)
+    return row(IGNORED, "always so in simpo_jax") if same else row(UNSUPPORTED, reason)
+  if name in _IGNORED_REASON:
+    return row(IGNORED, _IGNORED_REASON[name])
   if name in KNOWN:
-    return row(IGNORES, "another field decides")
+    return row(IGNORED, "another field takes precedence")
   return row(UNSUPPORTED, f"neither TRL nor SimPO has this field{did_you_mean(name, KNOWN)}")

@@ -1,4 +1,4 @@
-"""A translated recipe as a config file, and as what a person reads."""
+"""Writes a translated recipe as a config file."""
 
 import shlex
 
@@ -7,22 +7,23 @@ from simpo_jax.import_config.translate import UNSUPPORTED, Translation, make_con
 
 
 def config_text(translation: Translation, source: str, path: str) -> str:
-  """The Python text of the config.
+  """Returns the Python source of the config.
 
   Args:
-    source: whose recipe it was, and its file's name.
-    path: where the text will be.
+    translation: the translated recipe.
+    source: form and file name of the recipe, for the docstring.
+    path: where the config will be stored, for the command in its comments.
   """
-  # Texts of a stranger's file are in comments, a line each, and in literals that Python wrote.
+  # The recipe is untrusted: its texts are only in one-line comments and in `repr` literals.
   lines = [f'"""{_plain(source)}, translated by simpo_jax.import_config."""', ""]
   lines += [f"# {line}" for line in _steps(translation, path)]
   missing = [row for row in translation.rows if row.status == UNSUPPORTED]
   if missing:
-    lines += ["#", "# What the recipe asks for beside this, and what is not done:"]
+    lines += ["#", "# Fields of the recipe that are not supported:"]
     lines += [f"#   {row.field}: {row.value} ({row.text})" for row in missing]
   lines += ["", "from simpo_jax.config import default_config", "", "", "def get_config():"]
   lines.append("  c = default_config()")
-  values = flatten(make_config(translation.settings))  # in the types of the config
+  values = flatten(make_config(translation.settings))  # in the config's types
   lines += [f"  c.{name} = {values[name]!r}" for name in values if name in translation.settings]
   return "\n".join([*lines, "  return c", ""])
 
@@ -33,5 +34,5 @@ def _steps(translation: Translation, path: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-  """The text without what would end a docstring or a line."""
+  """Replaces characters that could end a docstring or a comment."""
   return "".join(c if c.isprintable() and c not in '"\\' else "?" for c in text)

@@ -1,10 +1,10 @@
-"""Writes the report of a run, or of several beside each other, as one HTML file.
+"""Writes the report of one run, or of several runs side by side, as a single HTML file.
 
 Examples:
   python -m simpo_jax.report runs/20261123-150000-m11
   python -m simpo_jax.report runs/a runs/b --out=compared.html
 
-A run rewrites its own report.html as it goes; this is for runs that were killed, and to compare.
+A run updates its own report.html; use this after a run was killed, and to compare runs.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def _define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Writes it and says where it is; nothing where the report itself goes to the terminal."""
+  """Writes the report and prints its path, unless the report itself goes to a stream."""
   from simpo_jax.report.page import is_stream, write_report
 
   values = flags.FLAGS

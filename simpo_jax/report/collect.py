@@ -1,7 +1,7 @@
-"""A workdir's files as one plain dict, whatever state the run is in; and its texts, packed.
+"""Reads a workdir's files into the JSON data of the report page, plus compressed texts.
 
-A run in progress, a killed one, missing or half-written files: what cannot be read is left out
-and noted.
+The run may be in progress or killed, and files may be missing or truncated: whatever cannot be
+read is left out and listed in the report's notes.
 """
 
 import datetime
@@ -16,29 +16,34 @@ from simpo_jax.distributed.chips import chip_of
 from simpo_jax.errors import UserError
 from simpo_jax.report import least_times
 from simpo_jax.report.evidence import Evidence
-from simpo_jax.report.generations import generation_figures, index_of, read_generations, texts_of
+from simpo_jax.report.generations import (
+  answer_index,
+  generation_figures,
+  read_generations,
+  select_texts,
+)
 from simpo_jax.report.health_checks import check_health
-from simpo_jax.report.samples import Generation, look, part_size, read_lines
+from simpo_jax.report.samples import Generation, part_size, read_lines, size_and_mtime
 from simpo_jax.report.timeline import timeline
 from simpo_jax.storage.paths import brief
 
-_POINTS = 2000  # of a curve
-_MAIN = ("run.json", "config.json", "metrics.jsonl", "samples")
-# Columns that are text or lists, or belong to a row's place.
-_NO_CURVES = ("mode", "step", "pairs", "finish_reasons", "bad_steps")
-_RECORD = (
+_MAX_POINTS = 2000  # per curve
+_RUN_FILES = ("run.json", "config.json", "metrics.jsonl", "samples")
+# Fields of metrics.jsonl that are not drawn as curves.
+_NOT_PLOTTED = ("mode", "step", "pairs", "finish_reasons", "bad_steps")
+_RECORD_FIELDS = (
   "status", "error", "compiles", "executables", "devices", "processes", "versions", "data", "pairs",
   "program", "peak_bytes", "memory", "peak_rss_bytes", "model", "began_with", "resumes", "hosts",
 )  # fmt: skip
 
 
 class Collected(NamedTuple):
-  """A run's page data, which is JSON, and the packed texts that it names."""
+  """The report data of one run."""
 
-  run: dict[str, Any]
-  index: dict[str, Any]  # figures of every answer, for the list of prompts
-  parts: dict[tuple[int, int], bytes]  # by generation and part
-  prompt_parts: dict[int, bytes]
+  run: dict[str, Any]  # JSON-serializable
+  index: dict[str, Any]  # statistics of every answer, for the list of prompts
+  parts: dict[tuple[int, int], bytes]  # packed texts of answers by (generation, part)
+  prompt_parts: dict[int, bytes]  # packed texts of prompts by part
 
 
 def collect(
@@ -48,62 +53,65 @@ def collect(
 
   Args:
     folder: the workdir.
-    max_bytes: packed text that the report takes.
-    known: generations that an earlier call has read; then holds those of this call.
+    max_bytes: limit for the packed texts, in bytes.
+    known: cache of generations between calls; updated in place.
 
   Raises:
-    UserError: it is no workdir.
+    UserError: the folder is not a workdir.
   """
-  if not any((folder / name).exists() for name in _MAIN):
+  if not any((folder / name).exists() for name in _RUN_FILES):
     raise UserError(
-      f"{brief(folder)} is no workdir: it has none of {', '.join(_MAIN)}; name the folder of a run"
+      f"{brief(folder)} is not a workdir: it has none of {', '.join(_RUN_FILES)}; name the "
+      "folder of a run"
     )
   notes: list[str] = []
-  record, config = _object(folder / "run.json", notes), _object(folder / "config.json", notes)
-  failure = (folder / "failure.json").exists() and _object(folder / "failure.json", notes)
-  rows = _rows(folder / "metrics.jsonl", notes)
+  record = _read_object(folder / "run.json", notes)
+  config = _read_object(folder / "config.json", notes)
+  failure = (folder / "failure.json").exists() and _read_object(folder / "failure.json", notes)
+  rows = _read_metrics(folder / "metrics.jsonl", notes)
   generations = read_generations(folder, config, max_bytes, {} if known is None else known, notes)
   figures = [
-    generation_figures(g, _row(rows["generate"], g.step), record, config) for g in generations
+    generation_figures(g, _row_of_step(rows["generate"], g.step), record, config)
+    for g in generations
   ]
   train, held_out = _columns(rows["train"]), _columns(rows["evaluate"])
   bad_steps = [{"step": r["step"], "pairs": r.get("pairs", [])} for r in rows["bad_step"]]
   evidence = Evidence(
     train, held_out, figures, [b["step"] for b in bad_steps], record, config, failure or None
   )
-  parts, prompt_parts, texts = texts_of(generations, part_size(config), max_bytes)
+  parts, prompt_parts, texts = select_texts(generations, part_size(config), max_bytes)
   run = {
     "name": str(config.get("name") or folder.name),
     "folder": str(folder),
-    "record": {name: record[name] for name in _RECORD if name in record},
+    "record": {name: record[name] for name in _RECORD_FIELDS if name in record},
     "config": config,
-    "written": _when(folder),
+    "written": _last_written(folder),
     "attempts": len(list((folder / "attempts").glob("[0-9]*"))),
     "failure": failure or None,
     "notes": notes,
     "chip": _chip(record),
-    "rates": least_times.rates_of(record),
+    "rates": least_times.device_rates(record),
     "curves": {
-      "train": _thin(train),
-      "evaluate": _thin(held_out),
-      "generate": _thin(_columns(rows["generate"])),
+      "train": _downsample(train),
+      "evaluate": _downsample(held_out),
+      "generate": _downsample(_columns(rows["generate"])),
     },
-    "floors": _floors(record, config, rows["train"]),
+    "floors": _step_times(record, config, rows["train"]),
     "bad_steps": bad_steps,
     "timeline": timeline(record, train["step"][0] if train["step"] else 1),
     "generations": figures,
     "samples": texts,
     "signs": [finding._asdict() for finding in check_health(evidence)],
   }
-  return Collected(plain(run), plain(index_of(generations)), parts, prompt_parts)
+  return Collected(strict_json(run), strict_json(answer_index(generations)), parts, prompt_parts)
 
 
-def _object(path: storage.Path, notes: list[str]) -> dict[str, Any]:
+def _read_object(path: storage.Path, notes: list[str]) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text())
     if isinstance(value, dict):
       return value
-    notes.append(f"{path.name} holds no JSON object")
+    notes.append(f"{path.name} is not a JSON object")
   except FileNotFoundError:
     notes.append(f"{path.name} is not there (yet)")
   except OSError as e:
@@ -113,8 +121,8 @@ def _object(path: storage.Path, notes: list[str]) -> dict[str, Any]:
   return {}
 
 
-def _rows(path: storage.Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
-  """The rows of metrics.jsonl by mode, in order of step; of one step and mode the last."""
+def _read_metrics(path: storage.Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
+  """Reads metrics.jsonl: rows by mode, in step order; of duplicates the last one."""
   found: dict[str, dict[int, dict]] = {m: {} for m in ("train", "evaluate", "generate", "bad_step")}
   if not path.exists():
     notes.append(f"{path.name} is not there (yet)")
@@ -126,30 +134,31 @@ def _rows(path: storage.Path, notes: list[str]) -> dict[str, list[dict[str, Any]
   return {mode: [rows[step] for step in sorted(rows)] for mode, rows in found.items()}
 
 
-def _row(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:
+def _row_of_step(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:
   return next((row for row in rows if row["step"] == step), {})
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list]:
-  """{"step": [...], "loss": [...], ...}, with None where a row has no such number."""
+  """Returns {"step": [...], "loss": [...], ...}; None where a row lacks the number."""
   names = dict.fromkeys(
     name
     for row in rows
     for name, value in row.items()
-    if name not in _NO_CURVES and isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name not in _NOT_PLOTTED and isinstance(value, (int, float)) and not isinstance(value, bool)
   )
   number = lambda v: v if isinstance(v, (int, float)) else None  # noqa: E731
   columns = {name: [number(row.get(name)) for row in rows] for name in names}
   return {"step": [row["step"] for row in rows], **columns}
 
 
-def _thin(columns: dict[str, list]) -> dict[str, Any]:
-  """At most so many points: means over neighbors, the step that of the last of them.
+def _downsample(columns: dict[str, list]) -> dict[str, Any]:
+  """Limits curves to `_MAX_POINTS` by averaging blocks of rows; a block has its last row's step.
 
-  Then `NAME/low` and `NAME/high` are the extremes, and `each` says how many steps are one point.
+  If blocks have several rows, adds the extremes as `NAME/low` and `NAME/high`, and the rows per
+  block as `each`.
   """
   count = len(columns["step"])
-  each = -(-count // _POINTS)
+  each = -(-count // _MAX_POINTS)
   if each <= 1:
     return columns
   out = {"step": [columns["step"][min(i + each, count) - 1] for i in range(0, count, each)]}
@@ -168,10 +177,10 @@ def _thin(columns: dict[str, list]) -> dict[str, Any]:
   return {**out, "each": each}
 
 
-def _floors(
+def _step_times(
   record: dict[str, Any], config: dict[str, Any], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-  """The training steps' least and actual seconds, over all but the first, which is slower."""
+  """Sums the minimum and actual seconds of training steps, without the first, which is slower."""
   pairs = [(least_times.train_seconds(record, config, r), r.get("step_seconds")) for r in rows]
   pairs = [(a, b) for a, b in pairs[len(pairs) > 1 :] if a and b]
   if not pairs:
@@ -185,21 +194,21 @@ def _chip(record: dict[str, Any]) -> dict[str, Any] | None:
   return {"name": chip.name, "hbm_bytes": chip.hbm_bytes} if chip else None
 
 
-def _when(folder: storage.Path) -> str | None:
-  """When the run last wrote its run.json."""
+def _last_written(folder: storage.Path) -> str | None:
+  """Returns the modification time of run.json in ISO format."""
   try:
-    _, seconds = look(folder / "run.json")
+    _, seconds = size_and_mtime(folder / "run.json")
   except OSError:
     return None
   return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat("T", "seconds")
 
 
-def plain(value: Any) -> Any:
-  """Strict JSON: numbers that are not finite are null."""
+def strict_json(value: Any) -> Any:
+  """Makes a value valid as strict JSON: non-finite numbers become None."""
   if isinstance(value, dict):
-    return {str(k): plain(v) for k, v in value.items()}
+    return {str(k): strict_json(v) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
-    return [plain(v) for v in value]
+    return [strict_json(v) for v in value]
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value

@@ -1,4 +1,4 @@
-"""What a health check looks at, and how it judges a value or a trend."""
+"""Inputs and results of the health checks, and how they rate values and trends."""
 
 import math
 from collections.abc import Sequence
@@ -7,32 +7,34 @@ from typing import Any, NamedTuple
 import numpy as np
 
 STATES = ("warning", "watch", "unknown", "ok")
-FEW_STEPS = 20  # steps below which a trend of the training batches is no trend
-PART = 10  # a trend compares the first and the last such part of the steps
-TOO_FEW = f"too few steps to tell: it takes {FEW_STEPS}, or two evaluations"
+MIN_STEPS = 20  # for a trend of training metrics
+_TREND_PARTS = 10  # a trend compares the first and the last tenth of the steps
+TOO_FEW = f"too few steps: needs {MIN_STEPS}, or two evaluations"
 
 
 class Finding(NamedTuple):
-  """One sign."""
+  """The result of one health check."""
 
   key: str
   title: str
-  state: str  # of STATES
-  value: str  # what was found
-  limits: str  # from where on it is what it is
+  state: str  # one of STATES
+  value: str  # the measured value, as text
+  limits: str  # the thresholds of the states
   meaning: str  # how the number is computed
-  advice: str
+  advice: str  # what to do about it
 
 
 class Evidence(NamedTuple):
-  """What signs are computed from.
+  """Data of a run that the health checks read.
 
   Attributes:
-    train: columns of metrics.jsonl's training rows, by name.
-    held_out: the same of its evaluations.
-    generations: figures, in order of step; see `generations.generation_figures`.
-    bad_steps: training steps that were left out.
-    record: run.json.
+    train: columns of the training rows of metrics.jsonl, by name.
+    held_out: columns of the evaluation rows.
+    generations: statistics in step order; see `generations.generation_figures`.
+    bad_steps: training steps whose update was skipped.
+    record: contents of run.json.
+    config: contents of config.json.
+    failure: contents of failure.json, if it exists.
   """
 
   train: dict[str, list]
@@ -44,43 +46,43 @@ class Evidence(NamedTuple):
   failure: dict[str, Any] | None
 
 
-def judge(value: float | None, watch: float, warning: float) -> str:
-  """The state of a number that should be small."""
+def rate(value: float | None, watch: float, warning: float) -> str:
+  """Rates a number that should be small by two thresholds."""
   if value is None or not math.isfinite(value):
     return "unknown"
   return "warning" if value >= warning else "watch" if value >= watch else "ok"
 
 
 class Trend(NamedTuple):
-  """How a figure has moved: its first and last values, the highest, and its noise."""
+  """How a metric changed over a run."""
 
   first: float
   last: float
-  best: float  # the largest
-  noise: float  # a difference below this says nothing
-  what: str  # the pairs that it is of
+  best: float  # the maximum
+  noise: float  # smaller differences are not significant
+  what: str  # which pairs it was computed on, as text
 
 
 def trend_of(e: Evidence, name: str) -> Trend | None:
-  """How a metric went; None if there are too few values.
+  """Returns the trend of a metric; None if there are too few values.
 
-  Held-out pairs are the same each time. Without two evaluations, these are means over a
-  tenth of the training steps, whose pairs differ; their noise is three standard errors of a
-  difference.
+  Uses the evaluations if there are two: their pairs are the same each time, so they have no
+  noise. Otherwise compares moving averages over a tenth of the training steps; as their pairs
+  differ, the noise is three standard errors of a difference.
   """
-  held_out = numbers(e.held_out.get(name, ()))
+  held_out = finite_numbers(e.held_out.get(name, ()))
   if len(held_out) >= 2:
     return Trend(held_out[0], held_out[-1], max(held_out), 0.0, "held-out pairs")
-  values = numbers(e.train.get(name, ()))
-  if len(values) < FEW_STEPS:
+  values = finite_numbers(e.train.get(name, ()))
+  if len(values) < MIN_STEPS:
     return None
-  size = max(FEW_STEPS // 4, len(values) // PART)
+  size = max(MIN_STEPS // 4, len(values) // _TREND_PARTS)
   means = np.convolve(values, np.ones(size) / size, "valid")
   noise = 3 * float(np.std(np.diff(values))) / math.sqrt(size)
   what = f"training pairs, means of {size} steps"
   return Trend(float(means[0]), float(means[-1]), float(means.max()), noise, what)
 
 
-def numbers(values: Sequence) -> list[float]:
-  """Those of the values that are finite numbers."""
+def finite_numbers(values: Sequence) -> list[float]:
+  """Returns the values that are finite numbers."""
   return [v for v in values if isinstance(v, (int, float)) and math.isfinite(v)]

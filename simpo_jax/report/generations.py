@@ -1,4 +1,4 @@
-"""All generations of a run: what their files hold, each in figures, and the texts that fit."""
+"""Statistics of all generations of a run, and the texts that fit into the report."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from simpo_jax.report.samples import (
   Answers,
   Generation,
   kept_parts,
-  look,
   part_size,
   read_generation,
+  size_and_mtime,
 )
 
-_BINS = 24  # of a histogram of lengths
+_BINS = 24  # of the histogram of answer lengths
 
 
 def read_generations(
@@ -26,38 +26,39 @@ def read_generations(
   known: dict[Any, Generation],
   notes: list[str],
 ) -> list[Generation]:
-  """Every generation in order of step, read anew only where its files have changed.
+  """Reads all generations in step order; reads only those again whose files have changed.
 
   Args:
     folder: the workdir.
-    max_bytes: packed text that the report takes.
-    known: generations that an earlier call has read; then holds those of this call.
-    notes: gets what is missing, or cannot be read.
+    config: contents of config.json.
+    max_bytes: limit for the packed texts, in bytes.
+    known: cache of generations between calls; updated in place.
+    notes: a list to which problems are appended.
   """
   folders = sorted(p for p in (folder / "samples").glob("step_*") if p.name[5:].isdigit())
-  size, most, out = part_size(config), 2**31, []
+  size, max_parts, out = part_size(config), 2**31, []
   now: dict[Any, Generation] = {}
   sizes: dict[int, dict[int, int]] = {}
   for path in folders:
     try:
-      files = tuple((f.name, *look(f)) for f in sorted(path.glob("host_*.jsonl")))
-    except OSError as e:  # a run that goes on again removes what it will write anew
+      files = tuple((f.name, *size_and_mtime(f)) for f in sorted(path.glob("host_*.jsonl")))
+    except OSError as e:  # a resumed run removes samples that it will write again
       notes.append(f"samples/{path.name} cannot be read ({e.strerror or e})")
       continue
     key = (str(path), size, max_bytes, files)
-    read = known.get(key) or read_generation(path, size, most)
+    read = known.get(key) or read_generation(path, size, max_parts)
     if not len(read.answers.prompt):
       continue
     now[key] = read
     out.append(read)
-    # The more generations, the fewer parts of each: what is beyond them need not be packed.
+    # More generations leave fewer parts for each, so later ones need not be packed.
     sizes[read.step] = {part: len(text) for part, text in read.parts.items()}
-    most = max(
+    max_parts = max(
       (1 + max(parts, default=0) for parts in kept_parts(sizes, max_bytes).values()), default=1
     )
   known.clear()
   for key, g in now.items():
-    texts = {part: text for part, text in g.parts.items() if part < most}
+    texts = {part: text for part, text in g.parts.items() if part < max_parts}
     known[key] = g._replace(parts=texts)
   for g in out:
     if g.hosts[0] < g.hosts[1]:
@@ -65,17 +66,20 @@ def read_generations(
         f"samples of step {g.step}: files of {g.hosts[0]} of {g.hosts[1]} hosts are in this folder"
       )
     if g.unreadable:
-      notes.append(f"samples of step {g.step}: {g.unreadable} lines are no samples")
+      notes.append(f"samples of step {g.step}: {g.unreadable} lines are not samples")
   return out
 
 
 def generation_figures(
   g: Generation, row: dict[str, Any], record: dict[str, Any], config: dict[str, Any]
 ) -> dict[str, Any]:
-  """A generation in numbers.
+  """Returns statistics of a generation.
 
   Args:
-    row: its row of metrics.jsonl, {} if there is none.
+    g: the generation.
+    row: its row of metrics.jsonl; {} if there is none.
+    record: contents of run.json.
+    config: contents of config.json.
   """
   a: Answers = g.answers
   top = max(int(a.tokens.max()), config.get("generate", {}).get("max_new_tokens", 1))
@@ -105,8 +109,8 @@ def _mean(values: np.ndarray, weights: np.ndarray | None = None) -> float | None
   return float(np.average(values, weights=weights)) if len(values) else None
 
 
-def index_of(generations: list[Generation]) -> dict[str, Any]:
-  """Columns of figures for every prompt and sample of every generation; null: no such answer."""
+def answer_index(generations: list[Generation]) -> dict[str, Any]:
+  """Returns columns of statistics per answer of each generation; None: no such answer."""
   prompts: dict[int, tuple[str, str]] = {}
   for g in generations:
     prompts.update(g.prompts)
@@ -119,8 +123,8 @@ def index_of(generations: list[Generation]) -> dict[str, Any]:
 
     def spread(values: np.ndarray, digits: int | None = None, at: np.ndarray = at) -> list[Any]:
       out: list[Any] = [None] * (len(order) * samples)
-      for place, value in zip(at.tolist(), values.tolist(), strict=True):
-        out[place] = value if digits is None else round(value, digits)
+      for i, value in zip(at.tolist(), values.tolist(), strict=True):
+        out[i] = value if digits is None else round(value, digits)
       return out
 
     rows.append(
@@ -139,10 +143,10 @@ def index_of(generations: list[Generation]) -> dict[str, Any]:
   }
 
 
-def texts_of(
+def select_texts(
   generations: list[Generation], size: int, max_bytes: int
 ) -> tuple[dict[tuple[int, int], bytes], dict[int, bytes], dict[str, Any]]:
-  """The packed texts that the report takes, of answers and of prompts; and what it says of them."""
+  """Selects the packed texts of answers and of prompts that fit, and describes the selection."""
   sizes = {g.step: {part: len(text) for part, text in g.parts.items()} for g in generations}
   prompts = {part: text for g in reversed(generations) for part, text in g.prompt_parts.items()}
   kept = kept_parts(sizes, max_bytes - sum(map(len, prompts.values())))

@@ -1,11 +1,10 @@
-"""Least times: what a run's work takes at the rates of its devices.
+"""Roofline estimates: the minimum time of a run's work at its devices' peak rates.
 
-A training step's floor is the matrix products of the weights alone: 2 flops a weight and
-token forward, 4 backward (2 where the weights are frozen), and logits of response tokens
-only. Attention, the optimizer, exchange and recomputation are left out. A generation's floor
-is its tokens' matrix products, or reading the weights once per decode step, of which there
-are as many as its longest answer has tokens, and the cached keys and values: whichever
-takes longer. So no program can be faster, and most have to be somewhat slower.
+Training counts only the matrix products with the weights: 2 flops per weight and token forward,
+4 backward (2 if the weights are frozen), and logits for response tokens only. Attention, the
+optimizer, communication and rematerialization are not counted. Generation takes the larger of two
+times: the matrix products of its tokens, and reading the weights once per decode step (one per
+token of the longest answer) plus the cached keys and values. Real programs are slower.
 """
 
 from typing import Any
@@ -16,18 +15,23 @@ from simpo_jax.distributed.chips import chip_of
 from simpo_jax.runtime.machine_rates import READ_BYTES
 
 
-def rates_of(record: dict[str, Any]) -> dict[str, Any] | None:
-  """Rates of one device, and where they are from; None where nothing is known.
+def device_rates(record: dict[str, Any]) -> dict[str, Any] | None:
+  """Returns peak rates of one device and their source; None if they are not known.
 
   Args:
-    record: run.json.
+    record: contents of run.json.
+
+  Returns:
+    flops: per second.
+    bytes_per_second: of memory.
+    source: where the rates come from, as text.
   """
   kind = record.get("devices", {}).get("kind", "")
   if chip := chip_of(kind):
-    source = f"maker's figures of a {chip.name}, bfloat16"
+    source = f"vendor specification of {chip.name}, bfloat16"
     return {"flops": chip.flops, "bytes_per_second": chip.hbm_rate, "source": source}
   if measured := record.get("rates"):
-    count = record["devices"]["count"]  # of one machine, whose cores the devices share
+    count = record["devices"]["count"]  # they share the measured machine's cores
     per_device = {k: measured[k] / count for k in ("flops", "bytes_per_second")}
     return {**per_device, "source": measured["source"]}
   return None
@@ -36,13 +40,14 @@ def rates_of(record: dict[str, Any]) -> dict[str, Any] | None:
 def train_seconds(
   record: dict[str, Any], config: dict[str, Any], row: dict[str, Any]
 ) -> float | None:
-  """Least seconds of a training step.
+  """Returns the minimum seconds of a training step; None if they cannot be estimated.
 
   Args:
-    record: run.json, for the model and the devices.
-    row: the step's of metrics.jsonl.
+    record: contents of run.json, for the model and the devices.
+    config: contents of config.json.
+    row: the step's row of metrics.jsonl.
   """
-  rates, model = rates_of(record), record.get("model")
+  rates, model = device_rates(record), record.get("model")
   if rates is None or model is None:
     return None
   try:
@@ -58,20 +63,22 @@ def train_seconds(
 def generate_seconds(
   record: dict[str, Any], config: dict[str, Any], counts: np.ndarray
 ) -> float | None:
-  """Least seconds of a generation.
+  """Returns the minimum seconds of a generation; None if they cannot be estimated.
 
   Args:
-    counts: tokens of each of its answers.
+    record: contents of run.json, for the model and the devices.
+    config: contents of config.json.
+    counts: tokens of each answer.
   """
-  rates, model = rates_of(record), record.get("model")
+  rates, model = device_rates(record), record.get("model")
   if rates is None or model is None:
     return None
   try:
     devices, counts = record["devices"]["count"], np.asarray(counts, np.float64)
     weights = model["layer_weights"] + model["output_weights"]
     compute = 2 * weights * counts.sum() / (rates["flops"] * devices)
-    alone = config["generate"]["mode"] == "host_data_parallel"
-    sharing = devices / record["processes"] if alone else devices
+    per_host = config["generate"]["mode"] == "host_data_parallel"
+    sharing = devices / record["processes"] if per_host else devices
     size = weights * model["item_bytes"]
     if "rates" in record and size <= READ_BYTES:
       return float(compute)

@@ -1,7 +1,7 @@
-"""report.html of a run in progress, kept up to date in a thread that nothing waits for.
+"""Updates report.html of a run in progress, in a background thread.
 
-The thread reads the workdir like any reader. It launches nothing, takes at most a twentieth of
-the time, and what goes wrong in it is told once.
+The thread only reads the workdir's files and never touches a device. It is busy for at most a
+twentieth of the time, and reports its first error only.
 """
 
 import contextlib
@@ -17,52 +17,54 @@ from simpo_jax.report.page import write_report
 from simpo_jax.settings import ReportSettings
 
 NAME = "report.html"
-_PATIENCE = 10.0  # seconds that a run's end waits for the last rewriting
-_SPARE = 20  # times as long as a rewriting took until the next
-_SOON = 10.0  # seconds until the first
+_JOIN_SECONDS = 10.0  # that the end of a run waits for the last update
+_MIN_PAUSE_FACTOR = 20  # pause between updates, as a multiple of the last one's duration
+_FIRST_SECONDS = 10.0  # until the first update
 
 
 @contextlib.contextmanager
 def reporting(folder: storage.Path, options: ReportSettings, writes: bool) -> Iterator[None]:
-  """Rewrites the report while the body runs, and once more when it ends, however it does.
+  """Updates the report while the body runs, and once more when it ends or raises.
 
   Args:
-    folder: the workdir.
+    folder: the workdir; nothing is written if it is in a bucket.
     options: `config.report`.
-    writes: whether this process does; none does in a bucket.
+    writes: whether this process writes the report.
   """
   if not (writes and options.write and isinstance(folder, pathlib.Path)):
     yield
     return
   ended = threading.Event()
-  thread = threading.Thread(target=_keep, args=(folder, options, ended), name="report", daemon=True)
+  thread = threading.Thread(
+    target=_update_until, args=(folder, options, ended), name="report", daemon=True
+  )
   thread.start()
   try:
     yield
   finally:
     ended.set()
-    thread.join(_PATIENCE)
+    thread.join(_JOIN_SECONDS)
     if thread.is_alive():
-      _tell(f"is not ready; write it with: python -m simpo_jax.report {folder}")
+      _print_problem(f"is not ready; write it with: python -m simpo_jax.report {folder}")
 
 
-def _keep(folder: pathlib.Path, options: ReportSettings, ended: threading.Event) -> None:
-  known, told, last = {}, False, False
+def _update_until(folder: pathlib.Path, options: ReportSettings, ended: threading.Event) -> None:
+  known, reported, last = {}, False, False
   every = options.every_seconds or None
-  pause = every and min(every, _SOON)
+  pause = every and min(every, _FIRST_SECONDS)
   while not last:
     last = ended.wait(pause)
     start = time.monotonic()
-    if not (folder / "run.json").exists():  # a start that fails leaves nothing
+    if not (folder / "run.json").exists():  # a run that fails to start leaves no files behind
       continue
     try:
       write_report([folder], folder / NAME, options.max_mib * 2**20, known)
     except Exception as e:
-      if not told:
-        _tell(f"cannot be written ({one_line(e)}); the run goes on without it")
-      told = True
-    pause = every and max(every, _SPARE * (time.monotonic() - start))
+      if not reported:
+        _print_problem(f"cannot be written ({one_line(e)}); the run continues without it")
+      reported = True
+    pause = every and max(every, _MIN_PAUSE_FACTOR * (time.monotonic() - start))
 
 
-def _tell(text: str) -> None:
+def _print_problem(text: str) -> None:
   print(f"{NAME} {text}", file=sys.stderr, flush=True)

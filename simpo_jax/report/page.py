@@ -1,8 +1,8 @@
-"""The page: runs' data into one HTML file that needs nothing else.
+"""Writes the report page: one self-contained HTML file.
 
-Whatever comes from a run goes into JSON data blocks, which browsers do not execute, with `<`
-escaped, or into base64. The script puts it on the page as text alone. The page's own policy
-lets run the one script whose hash it names, and fetches nothing.
+Data of a run goes into JSON data blocks, which browsers do not execute, with `<` escaped, or into
+base64; the script inserts it as text only. The page's Content Security Policy allows only the
+script and style with its hashes, and no requests.
 """
 
 import base64
@@ -25,7 +25,7 @@ from simpo_jax.report.samples import Generation, pack
 from simpo_jax.storage import temporary
 from simpo_jax.storage.paths import brief
 
-MAX_BYTES = 96 * 2**20  # of packed texts
+MAX_BYTES = 96 * 2**20  # default limit of the packed texts
 _SCRIPTS = (
   "base.js", "facts.js", "chart.js", "curves.js", "timeline.js", "tables.js", "diff.js", "texts.js",
   "samples.js", "main.js",
@@ -38,15 +38,16 @@ def write_report(
   max_bytes: int = MAX_BYTES,
   known: dict[Any, Generation] | None = None,
 ) -> None:
-  """Writes the report of one or more workdirs: a file whole or not at all, else what `is_stream`.
+  """Writes the report of one or more workdirs; a file is replaced atomically.
 
   Args:
     folders: the workdirs.
-    max_bytes: packed text that it takes; the rest is left out and named.
-    known: of one workdir, for the next call with the same; see `collect`.
+    out: the HTML file, or a pipe or terminal; see `is_stream`.
+    max_bytes: limit for the packed texts; the report says which are left out.
+    known: cache between calls for the same single workdir; see `collect`.
 
   Raises:
-    UserError: a folder is no workdir.
+    UserError: a folder is not a workdir.
     OSError: the file cannot be written.
   """
   stream, share = is_stream(out), max_bytes // len(folders)
@@ -57,10 +58,10 @@ def write_report(
 
 
 def is_stream(out: pathlib.Path) -> bool:
-  """Whether `out` is to be written into as it is: a pipe, a terminal, the standard output.
+  """Returns whether `out` is written directly: a pipe, a terminal, or standard output.
 
   Raises:
-    UserError: it is a folder, a disk, or a link to a file, which would be lost.
+    UserError: it is a folder, a block device, or a symlink, which would be replaced.
   """
   try:
     found = out.stat()
@@ -69,7 +70,7 @@ def is_stream(out: pathlib.Path) -> bool:
   mode = found.st_mode if found else stat.S_IFREG
   if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
     return True
-  with contextlib.suppress(OSError):  # there may be no standard output
+  with contextlib.suppress(OSError):  # standard output may be closed
     if found and os.path.samestat(found, os.fstat(1)):
       return True
   if stat.S_ISDIR(mode):
@@ -81,7 +82,7 @@ def is_stream(out: pathlib.Path) -> bool:
 
 
 def page(runs: Sequence[Collected], names: Sequence[str]) -> Iterator[bytes]:
-  """The file, in pieces: first all that is seen at once, then the texts."""
+  """Yields the HTML in pieces: first everything that is shown at once, then the packed texts."""
   style, script = _asset("style.css"), _script()
   title = f"{', '.join(names)} · simpo_jax"
   data = {
@@ -116,13 +117,13 @@ def page(runs: Sequence[Collected], names: Sequence[str]) -> Iterator[bytes]:
 
 
 def embed(value: Any) -> str:
-  """JSON for a `script` element, which nothing in it can end."""
+  """Returns JSON for a `script` element, escaped so that no text in it can end the element."""
   text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
   return text.replace("<", "\\u003c")
 
 
 def labels(folders: Sequence[storage.Path]) -> list[str]:
-  """A short name of each run, no two the same."""
+  """Returns a short, unique name for each run."""
   names = [pathlib.Path(os.path.abspath(f)).name for f in folders]
   if len(set(names)) == len(names):
     return names
@@ -144,7 +145,7 @@ def _script() -> str:
 
 
 def _hash(text: str) -> str:
-  """As a content security policy names an inline script or style."""
+  """Returns the hash of an inline script or style for the Content Security Policy."""
   return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

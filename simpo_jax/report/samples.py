@@ -1,7 +1,7 @@
-"""A generation's sample files: figures of every answer, and the texts, compressed in parts.
+"""Reads the sample files of a generation: statistics per answer, and texts compressed in parts.
 
-A part holds the texts of some neighboring prompts, so that a reader of the report unpacks
-what is looked at and not tens of megabytes.
+A part has the texts of neighboring prompts, so that the report page decompresses only what is
+shown and not tens of megabytes.
 """
 
 import base64
@@ -18,32 +18,32 @@ from simpo_jax import storage
 
 NGRAM = 4  # tokens; see `repetition`
 FINISH = ("stop", "length", "other")
-_PART_BYTES = 2**20  # of texts, about, at the longest that answers may be
-_TOKEN_BYTES = 4  # of text, about
-_HEAD = 160  # characters of a prompt in the list
+_PART_BYTES = 2**20  # approximate size of the texts of a part, if all answers have full length
+_TOKEN_BYTES = 4  # approximate
+_HEAD = 160  # characters of a prompt in the list of prompts
 
 
 class Answers(NamedTuple):
-  """Figures of a generation's answers, in order of prompt and sample; arrays [answers]."""
+  """Statistics of a generation's answers, sorted by prompt and sample; arrays [answers]."""
 
-  prompt: np.ndarray  # int, as the run counts them
+  prompt: np.ndarray  # int, prompt_index
   sample: np.ndarray  # int
   tokens: np.ndarray  # int
-  finish: np.ndarray  # int, of FINISH
-  logprob: np.ndarray  # per token; NaN where it is not known
+  finish: np.ndarray  # int, an index into FINISH
+  logprob: np.ndarray  # mean per token; NaN if not known
   repetition: np.ndarray  # NaN for short answers
-  empty: np.ndarray  # bool: no text but white space
+  empty: np.ndarray  # bool: only whitespace
 
 
 class Generation(NamedTuple):
-  """What one folder samples/step_* holds.
+  """Contents of a folder samples/step_*.
 
   Attributes:
-    prompts: the head and the hash of every prompt.
-    parts: the answers' texts by part, {"prompt index": {"sample index": text}}, packed.
-    prompt_parts: the prompts' texts by part, {"prompt index": text}, packed.
-    hosts: whose files are there, and how many there should be.
-    unreadable: lines that are no sample.
+    prompts: the first characters and the CRC-32 of each prompt, by prompt index.
+    parts: answers by part, as packed {"prompt index": {"sample index": text}}.
+    prompt_parts: prompts by part, as packed {"prompt index": text}.
+    hosts: number of hosts whose files exist, and number of hosts of the run.
+    unreadable: number of lines that are not samples.
   """
 
   step: int
@@ -56,20 +56,20 @@ class Generation(NamedTuple):
 
 
 def part_size(config: dict[str, Any]) -> int:
-  """Prompts per part, a power of two; the same for all generations of a run."""
+  """Returns the prompts per part, a power of two; the same for all generations of a run."""
   settings = config.get("generate", {})
   samples, tokens = settings.get("num_samples", 1), settings.get("max_new_tokens", 2048)
   per_prompt = max(1, samples * tokens * _TOKEN_BYTES)
   return 1 << max(0, (_PART_BYTES // per_prompt).bit_length() - 1)
 
 
-def read_generation(folder: storage.Path, size: int, most_parts: int) -> Generation:
-  """Reads all hosts' files of a generation, in whatever state they are.
+def read_generation(folder: storage.Path, size: int, max_parts: int) -> Generation:
+  """Reads all hosts' files of a generation; skips lines that are incomplete or damaged.
 
   Args:
     folder: samples/step_*.
     size: prompts per part.
-    most_parts: texts of later parts are not kept.
+    max_parts: texts of parts from this number on are not kept.
   """
   answers: dict[tuple[int, int], tuple] = {}
   prompts, hosts, expected, unreadable = {}, 0, 1, 0
@@ -80,19 +80,19 @@ def read_generation(folder: storage.Path, size: int, most_parts: int) -> Generat
     for row in read_lines(path):
       try:
         prompt, sample = int(row["prompt_index"]), int(row["sample_index"])
-        text, asked = str(row["generated_text"]), str(row["prompt"])
+        text, question = str(row["generated_text"]), str(row["prompt"])
         answers[prompt, sample] = _figures(row, text)
         expected = max(expected, int(row["process_count"]))
       except (KeyError, TypeError, ValueError, OverflowError):
         unreadable += 1
         continue
       if prompt not in prompts:
-        # Not for safety: which prompts of two runs are the same.
-        prompts[prompt] = (asked[:_HEAD], f"{zlib.crc32(asked.encode(errors='replace')):08x}")
+        # Identifies equal prompts of two runs; not a security feature.
+        prompts[prompt] = (question[:_HEAD], f"{zlib.crc32(question.encode(errors='replace')):08x}")
       part = prompt // size
-      if part < most_parts:
+      if part < max_parts:
         texts.setdefault(part, {}).setdefault(prompt, {})[sample] = text
-        full.setdefault(part, {})[prompt] = asked
+        full.setdefault(part, {})[prompt] = question
   rows = [(*key, *answers[key]) for key in sorted(answers)]
   columns = zip(*rows, strict=True) if rows else [()] * len(Answers._fields)
   return Generation(
@@ -107,7 +107,7 @@ def read_generation(folder: storage.Path, size: int, most_parts: int) -> Generat
 
 
 def _figures(row: dict[str, Any], text: str) -> tuple[int, int, float, float, bool]:
-  """A sample's fields of `Answers`, but for its place."""
+  """Returns the fields of `Answers` after `prompt` and `sample`."""
   tokens, total = int(row["generated_token_count"]), row.get("logprob_sum")
   finish = row["finish_reason"]
   return (
@@ -120,18 +120,18 @@ def _figures(row: dict[str, Any], text: str) -> tuple[int, int, float, float, bo
 
 
 def repetition(ids: np.ndarray) -> float:
-  """The share of an answer's n-grams of tokens that stood in it before; NaN if it is short.
+  """Returns the share of token n-grams that occurred earlier in the answer; NaN if it is short.
 
-  0 where no n-gram comes twice; near 1 where one phrase is repeated over and over.
+  0: no n-gram occurs twice; near 1: a phrase is repeated over and over.
 
   Args:
-    ids: int [T].
+    ids: int [T], tokens of the answer.
   """
   count = len(ids) - NGRAM + 1
   if count < NGRAM:
     return math.nan
   grams = np.lib.stride_tricks.sliding_window_view(ids, NGRAM)
-  # One number per n-gram: wrapping arithmetic with an odd factor, whose collisions are rare.
+  # A polynomial hash of each n-gram, modulo 2**64: collisions are rare.
   factors = np.int64(6364136223846793005) ** np.arange(NGRAM, dtype=np.int64)
   with np.errstate(over="ignore"):
     keys = grams @ factors
@@ -139,10 +139,11 @@ def repetition(ids: np.ndarray) -> float:
 
 
 def read_lines(path: storage.Path, problems: list[str] | None = None) -> Iterator[dict[str, Any]]:
-  """The objects of a JSONL file; a last line that is still being written is left out.
+  """Yields the objects of a JSONL file; ignores an incomplete last line.
 
   Args:
-    problems: gets a note if other lines are no objects, or the file cannot be read.
+    path: the file.
+    problems: a list for notes, if other lines are not objects or the file cannot be read.
   """
   bad = 0
   try:
@@ -161,11 +162,11 @@ def read_lines(path: storage.Path, problems: list[str] | None = None) -> Iterato
     if problems is not None:
       problems.append(f"{path.name} cannot be read ({e.strerror or e})")
   if bad and problems is not None:
-    problems.append(f"{path.name}: {bad} lines are no JSON objects and are left out")
+    problems.append(f"{path.name}: {bad} lines are not JSON objects and are left out")
 
 
-def look(path: storage.Path) -> tuple[int, float]:
-  """Size and time of a file, which a bucket's path gives under other names."""
+def size_and_mtime(path: storage.Path) -> tuple[int, float]:
+  """Returns the size in bytes and the modification time of a local file or bucket object."""
   found = path.stat()
   if isinstance(found, os.stat_result):
     return found.st_size, found.st_mtime
@@ -173,21 +174,21 @@ def look(path: storage.Path) -> tuple[int, float]:
 
 
 def pack(value: Any) -> bytes:
-  """JSON, compressed, in base64: letters that HTML leaves alone."""
+  """Returns zlib-compressed JSON in base64, which needs no escaping in HTML."""
   text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
   return base64.b64encode(zlib.compress(text.encode(errors="replace"), 6))
 
 
 def kept_parts(sizes: dict[int, dict[int, int]], most: int) -> dict[int, set[int]]:
-  """Which parts' texts a report of at most so many bytes keeps, by generation.
+  """Selects the parts whose texts fit into `most` bytes, by step.
 
-  The same parts of every generation, so that they can be compared: as many as fit. If not
-  even one of each does, the first part of the last generation, the first, the one before
-  the last, and so on.
+  Keeps the same parts of all generations, so that they can be compared. If not even one part
+  of each fits, keeps the first part of as many generations as possible: the last one, the first,
+  the second to last, and so on.
 
   Args:
     sizes: bytes by step and part.
-    most: bytes in all.
+    most: limit in bytes.
   """
   kept: dict[int, set[int]] = {step: set() for step in sizes}
   left = most

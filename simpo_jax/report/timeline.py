@@ -1,23 +1,26 @@
-"""The timeline: when the run compiled, launched and saved."""
+"""Builds the timeline of a run: compilation, launches and checkpoints."""
 
 from typing import Any
 
-_SPANS = 2000  # at most, about
+_MAX_SPANS = 2000  # approximate
 
 
 def timeline(record: dict[str, Any], first: int = 1) -> dict[str, Any]:
-  """Spans of the run, seconds from its beginning: compile, each launch, each save.
+  """Returns the spans of compilation, launches and saves, in seconds from the start of the run.
 
-  Runs of before start times were kept have their launches laid end to end.
+  Runs of early versions did not record start times: their launches are placed end to end.
 
   Args:
-    first: the first training step.
+    record: contents of run.json.
+    first: the first training step of the run.
 
   Returns:
-    spans: lists of mode, start, seconds, step, count; neighbors of one mode may be one span.
-    saves: lists of start, seconds, step, of what the run waited for each checkpoint.
-    timed: whether the starts are those of the clock.
-    origin: the beginning, seconds since 1970, or None.
+    spans: lists of mode, start, seconds, step, count; `count` neighbors of one mode may be merged.
+    saves: lists of start, seconds, step; seconds that the run waited for the checkpoint.
+    saved_seconds: sum over all saves.
+    timed: whether start times were recorded.
+    origin: start of the run in seconds since 1970; None if not recorded.
+    total: seconds of the run; None if it has not ended.
   """
   timings = record.get("timings", {})
   log = [e for e in timings.get("launches", ()) if isinstance(e.get("seconds"), (int, float))]
@@ -50,8 +53,8 @@ def timeline(record: dict[str, Any], first: int = 1) -> dict[str, Any]:
 
 
 def _merge(spans: list[list]) -> list[list]:
-  """Neighbors of one mode as one span, should there be too many."""
-  each = -(-len(spans) // _SPANS)
+  """Merges neighboring spans of a mode if there are more than `_MAX_SPANS`."""
+  each = -(-len(spans) // _MAX_SPANS)
   out: list[list] = []
   for mode, start, seconds, step, count in spans:
     last = out[-1] if out else None

@@ -23,7 +23,7 @@ from simpo_jax.runtime.bad_steps import handle_bad_step
 from simpo_jax.runtime.console import skips_text
 from simpo_jax.runtime.context import RunContext
 from simpo_jax.runtime.progress import Progress
-from simpo_jax.trackers.rows import of_generation
+from simpo_jax.trackers.rows import generation_entry
 from simpo_jax.train.metrics import (
   all_pairs,
   evaluation_metrics,
@@ -129,7 +129,7 @@ def generate(context: RunContext, step: int, state: TrainState) -> TrainState:
   }
   if context.writes:
     files.write_json(files.samples_folder(folder, step) / "summary.json", summary)
-  context.track(*of_generation(summary))
+  context.track(*generation_entry(summary))
   context.display.generation(summary)
   return state
 

@@ -1,13 +1,13 @@
-"""Answers of a model to prompts, as a run writes them: JSONL, one line per answer.
+"""Generates a model's answers to prompts, as JSONL with one line per answer.
 
 The model is a run's newest checkpoint, a Hugging Face folder, a .gguf file or a hub id. The
-engine is that of a run: the same weights, prompts, settings and seed give the same tokens.
-Settings that no flag names are the run's own; else those of the model's
-generation_config.json; else greedy.
+engine is that of training runs: the same weights, prompts, settings and seed give the same
+tokens. Settings not given as flags come from the run's config or the model's
+generation_config.json; without either, decoding is greedy.
 
 Examples:
   python -m simpo_jax.sample --model=runs/mine --prompts=questions.txt --out=answers.jsonl
-  python -m simpo_jax.sample --model=runs/mine --out=answers.jsonl        # the run's own prompts
+  python -m simpo_jax.sample --model=runs/mine --out=answers.jsonl  # the run's own prompts
   python -m simpo_jax.sample --model=HuggingFaceTB/SmolLM2-135M-Instruct \
     --prompt="Why is the sky blue?" --temperature=0.7 --samples_per_prompt=4 --out=-
 """
@@ -30,11 +30,11 @@ _PROGRAM_FLAGS = (
   *model_flags.MODEL, "prompts", "prompt", "count", "out", *model_flags.SETTINGS,
   "samples_per_prompt", "logprobs", "max_slots", "max_prompt_length", "debug",
 )  # fmt: skip
-_LINE_SECONDS = 15.0  # between lines of progress where there is no terminal
+_LOG_SECONDS = 15.0  # between progress lines if stderr is not a terminal
 
 
-def _settings() -> dict:
-  """The config fields that the flags set."""
+def _config_changes() -> dict:
+  """Returns the config fields that the flags set, by name."""
   values = flags.FLAGS
   found = model_flags.changes(
     (*model_flags.SETTINGS, "logprobs", "max_slots", "max_prompt_length", "count"),
@@ -43,10 +43,10 @@ def _settings() -> dict:
     prompt="generate.prompt_list",
   )
   if values.prompts and values.prompt:
-    raise UserError("--prompts and --prompt exclude each other; give one of them")
+    raise UserError("--prompts and --prompt exclude each other; give only one of them")
   if values.prompts:
     found["generate.prompt_list"] = ()
-  if values.prompts or values.prompt:  # the run's own are another matter
+  if values.prompts or values.prompt:  # the run's limits are for its own prompts
     found.setdefault("generate.count", 0)
     found.setdefault("generate.max_prompt_length", 2**24)
   return found
@@ -54,9 +54,15 @@ def _settings() -> dict:
 
 @contextlib.contextmanager
 def open_output(name: str):
-  """Yields a function that writes text to the file, which has its name when all is there.
+  """Yields a function that writes text to a file, which is renamed to NAME when complete.
 
-  Until then it is a new one, NAME.partial; that of an earlier start, or whatever lies there, stays.
+  Until then it is NAME.partial, or NAME.partial-2 and so on if that exists; nothing is overwritten.
+
+  Args:
+    name: path of the file, or "-" for standard output.
+
+  Raises:
+    UserError: the file cannot be written.
   """
   if name == "-":
     yield lambda text: print(text, end="", flush=True)
@@ -80,19 +86,19 @@ def open_output(name: str):
 
 def _check_out(name: str | None) -> None:
   if not name:
-    raise UserError("--out is missing: a file to write, or - for the standard output")
+    raise UserError("--out is missing: name a file to write, or - for standard output")
   if name == "-":
     return
   check_path("--out", name)
   path = plain(name)
   if path.exists():
-    raise UserError(f"--out={name} is there already; choose another name, or remove it")
+    raise UserError(f"--out={name} already exists; choose another name, or remove it")
   if not path.parent.is_dir():
-    raise UserError(f"--out={name}: there is no folder {path.parent}; make it first")
+    raise UserError(f"--out={name}: there is no folder {path.parent}; create it first")
 
 
 class _Progress:
-  """One line that changes on a terminal; elsewhere a line now and then. All on stderr."""
+  """Progress on stderr: one line that is updated on a terminal, else a line every 15 seconds."""
 
   def __init__(self):
     self._live = sys.stderr.isatty()
@@ -101,7 +107,7 @@ class _Progress:
   def show(self, text: str) -> None:
     if self._live:
       print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-    elif time.monotonic() - self._last > _LINE_SECONDS:
+    elif time.monotonic() - self._last > _LOG_SECONDS:
       self._last = time.monotonic()
       print(text, file=sys.stderr, flush=True)
 
@@ -111,11 +117,11 @@ class _Progress:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Writes the answers; exit code 0 when all of them are there."""
+  """Writes all answers to --out."""
   values = flags.FLAGS
   model_flags.check(argv)
   _check_out(values.out)
-  changes = _settings()
+  changes = _config_changes()
   from simpo_jax.loaded_model.messages import in_flag_names
   from simpo_jax.loaded_model.model import describe_model, listed, load_model
   from simpo_jax.sample.answers import sample, usable_prompts
@@ -127,7 +133,9 @@ def main(argv: Sequence[str]) -> None:
     config = loaded.config.generate
     progress.say(describe_model(loaded))
     if config.prompts == "synthetic" and not config.prompt_list and not loaded.from_run:
-      raise UserError("--prompts is missing: a file of prompts; or give one with --prompt")
+      raise UserError(
+        "--prompts is missing: name a file of prompts, or give a prompt with --prompt"
+      )
     prompts = usable_prompts(loaded, progress.say)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     progress.say(listed({name: getattr(config, name) for name in names}))

@@ -1,4 +1,4 @@
-"""Answers to a set of prompts, launch by launch, written as they are done."""
+"""Generates answers to a set of prompts, and writes each as soon as it is complete."""
 
 import time
 from collections import Counter
@@ -25,10 +25,10 @@ from simpo_jax.runtime.console import human_bytes
 from simpo_jax.runtime.resolve import stops_of
 from simpo_jax.workdir.files import row_text
 
-_LAUNCH_SECONDS = 1.0
-_MAX_STEPS = 4096  # of decoding in a launch
-_FIRST_LAUNCH = np.True_, np.int32(8)  # that it is the first; its decode steps
-_EXAMPLES = 3  # skipped prompts that are shown
+_LAUNCH_SECONDS = 1.0  # target, so that progress is reported often
+_MAX_STEPS = 4096  # decode steps per launch
+_FIRST_LAUNCH = np.True_, np.int32(8)  # whether it is the first, and its decode steps
+_MAX_EXAMPLES = 3  # skipped prompts named in a message
 
 
 def sample(
@@ -38,13 +38,14 @@ def sample(
   say: Callable[[str], None],
   show: Callable[[str], None],
 ) -> str:
-  """Answers all prompts, writes a row for each answer in order, and returns a summary.
+  """Answers all prompts, writes one row per answer in order, and returns a summary line.
 
   Args:
-    loaded: whose `config.generate` has the settings.
+    loaded: the model; its `config.generate` has the settings.
     prompts: at least one.
-    out: takes the text of a row, as soon as it and those before it are done.
-    say, show: take a line to tell, and the progress.
+    out: writes the text of one row; called once the row and all before it are complete.
+    say: reports a line to the user.
+    show: updates the progress display.
 
   Raises:
     UserError: the prompts do not fit into memory, or the logits are not finite.
@@ -95,36 +96,36 @@ def _outcome(summary: Summary, seconds: float) -> str:
   reasons = Counter(FINISH_REASONS[int(f)] for f in summary.finish)
   return (
     f"{len(summary.finish)} answers, {tokens:,} tokens in {seconds:.1f} s "
-    f"({tokens / seconds:,.1f} tokens/s): {reasons['stop']} ended by themselves, "
-    f"{reasons['length']} at their limit; {compile_count.compile_count()} compile"
+    f"({tokens / seconds:,.1f} tokens/s): {reasons['stop']} finished, "
+    f"{reasons['length']} cut off at their limit; {compile_count.compile_count()} compile"
   )
 
 
 def _launches(
   loaded: LoadedModel, program: Program, packed: Requests
 ) -> Iterator[tuple[Generated, float]]:
-  """What there is after each launch, numpy with a leading axis of 1, and the seconds so far.
+  """Yields the results after each launch, and the seconds since the first launch started.
 
-  A launch takes about a second, so that there is progress to show.
+  The results are numpy arrays of a single group, thus with a leading axis of 1.
   """
   params, *state = load(loaded, program)
-  packed, begun = put(loaded, packed), time.perf_counter()
+  packed, started = put(loaded, packed), time.perf_counter()
   first, steps = _FIRST_LAUNCH
   while True:
     start = time.perf_counter()
     state = program.call(params, *state, packed, *put(loaded, (first, steps)))
-    # A copy: the next launch takes the state's memory.
+    # Copy: the next launch donates the state's buffers.
     generated = jax.tree.map(lambda x: np.array(x)[None], state[1].out)
     first, took = np.False_, time.perf_counter() - start
     steps = np.int32(min(max(1, steps * min(4.0, _LAUNCH_SECONDS / took)), _MAX_STEPS))
-    yield generated, time.perf_counter() - begun
+    yield generated, time.perf_counter() - started
 
 
 def usable_prompts(loaded: LoadedModel, say: Callable[[str], None]) -> list[Prompt]:
-  """The prompts that the settings name; those that cannot be used are left out and told of.
+  """Loads the prompts of `config.generate`; reports the unusable ones and leaves them out.
 
   Raises:
-    UserError: none is left.
+    UserError: no prompt is usable.
   """
   config, limit = loaded.config.generate, loaded.model.config.max_position_embeddings
   skipped, prompts = [], []
@@ -137,11 +138,11 @@ def usable_prompts(loaded: LoadedModel, say: Callable[[str], None]) -> list[Prom
       )
     else:
       prompts.append(prompt)
-  examples = [flag_names(reason) for reason in skipped[:_EXAMPLES]]
+  examples = [flag_names(reason) for reason in skipped[:_MAX_EXAMPLES]]
   if not prompts:
-    raise UserError(f"no prompt can be used: {'; '.join(examples) or 'there is none'}")
+    raise UserError(f"no prompt can be used: {'; '.join(examples) or 'there are none'}")
   if skipped:
-    more = f" and {len(skipped) - _EXAMPLES} more" if len(skipped) > _EXAMPLES else ""
+    more = f" and {len(skipped) - _MAX_EXAMPLES} more" if len(skipped) > _MAX_EXAMPLES else ""
     say(
       f"{len(prompts)} of {len(prompts) + len(skipped)} prompts kept; skipped: "
       f"{'; '.join(examples)}{more}"

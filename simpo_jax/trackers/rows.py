@@ -1,4 +1,4 @@
-"""What trackers are told: a row of metrics.jsonl, with what belongs to it."""
+"""What trackers receive: rows of metrics.jsonl with their histograms and samples."""
 
 import json
 import numbers
@@ -12,7 +12,7 @@ from simpo_jax import storage
 from simpo_jax.config import flatten
 from simpo_jax.workdir.files import samples_folder
 
-_GROUPS = {"evaluate": "eval"}  # where a mode's group has another name than the mode
+_GROUPS = {"evaluate": "eval"}  # modes whose tags begin with another name
 _SAMPLE = (
   "prompt_index",
   "sample_index",
@@ -25,13 +25,13 @@ _SAMPLE = (
 
 
 class Entry(NamedTuple):
-  """One row and its company.
+  """One row of metrics.jsonl with its histograms and samples.
 
   Attributes:
-    number: of its line in metrics.jsonl, from 1.
-    row: the line.
-    values: of each pair or answer, by name: what histograms are made of.
-    samples: rows of samples.
+    number: line number in metrics.jsonl, from 1.
+    row: the parsed line.
+    values: values per pair or answer for histograms, by name; arrays of shape [n].
+    samples: sample rows.
   """
 
   number: int
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
   @property
   def scalars(self) -> dict[str, float]:
-    """Every number of the row under its tag, such as "train/loss" or "eval/rewards/margins"."""
+    """All numbers of the row by tag, such as "train/loss" or "eval/rewards/margins"."""
     rest = {name: value for name, value in self.row.items() if name not in ("step", "mode")}
     return {
       tag(self.row, name): float(value)
@@ -51,24 +51,24 @@ class Entry(NamedTuple):
 
   @property
   def histograms(self) -> dict[str, np.ndarray]:
-    """The values under their tags, float64; none without values."""
+    """Non-empty arrays of `values` as float64, by tag."""
     arrays = {tag(self.row, name): np.asarray(v, np.float64) for name, v in self.values.items()}
     return {name: array for name, array in arrays.items() if array.size}
 
 
 def group(row: dict[str, Any]) -> str:
-  """The first part of the tags of a row."""
+  """Returns the first part of the row's tags, such as "train" or "eval"."""
   mode: str = row["mode"]
   return _GROUPS.get(mode, mode)
 
 
 def tag(row: dict[str, Any], name: str) -> str:
-  """A name in the row's group, of characters that every tracker takes."""
+  """Returns a name prefixed with the row's group, in characters that every tracker accepts."""
   return f"{group(row)}/{re.sub(r'[^A-Za-z0-9_./-]', '_', name)}"
 
 
-def of_generation(summary: dict[str, Any]) -> tuple[dict, dict[str, np.ndarray], list]:
-  """A generation's summary.json as row, values and samples of an entry."""
+def generation_entry(summary: dict[str, Any]) -> tuple[dict, dict[str, np.ndarray], list]:
+  """Converts a generation's summary.json to the row, values and samples of an `Entry`."""
   rest = {k: v for k, v in summary.items() if k not in ("samples", "results")}
   lengths = [result["generated_token_count"] for result in summary["results"]]
   samples = [{name: row[name] for name in _SAMPLE} for row in summary["samples"]]
@@ -76,8 +76,8 @@ def of_generation(summary: dict[str, Any]) -> tuple[dict, dict[str, np.ndarray],
   return row, {"answers/tokens": np.asarray(lengths)}, samples
 
 
-def rows_of(folder: storage.Path, size: int) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Numbers and rows in the first `size` bytes of metrics.jsonl."""
+def read_rows(folder: storage.Path, size: int) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields (line number, row) for the first `size` bytes of metrics.jsonl."""
   if not size:
     return
   with (folder / "metrics.jsonl").open("rb") as f:
@@ -88,18 +88,18 @@ def rows_of(folder: storage.Path, size: int) -> Iterator[tuple[int, dict[str, An
         return
 
 
-def entries_of(folder: storage.Path, size: int, after: int) -> Iterator[Entry]:
-  """The rows beyond number `after` in the first `size` bytes of metrics.jsonl.
+def read_entries(folder: storage.Path, size: int, after: int) -> Iterator[Entry]:
+  """Yields the rows after line number `after` in the first `size` bytes of metrics.jsonl.
 
-  Generations come with all that summary.json has of them; a step's values per pair are
-  in no file.
+  Values and samples of generations are read from summary.json. Values per training pair are not
+  stored in any file, so those entries have none.
   """
-  for number, row in rows_of(folder, size):
+  for number, row in read_rows(folder, size):
     if number <= after:
       continue
     summary = samples_folder(folder, row["step"]) / "summary.json"
     if row["mode"] == "generate" and summary.exists():
-      _, values, samples = of_generation(json.loads(summary.read_text()))
+      _, values, samples = generation_entry(json.loads(summary.read_text()))
       yield Entry(number, row, values, tuple(samples))
     else:
       yield Entry(number, row)

@@ -1,7 +1,7 @@
-"""A tracker that talks to a server, in a process of its own.
+"""Runs a tracker that talks to a server in a subprocess.
 
-What it imports, starts, patches, prints or registers for the exit is not in the run's
-process, and what hangs there can be ended.
+Its client library cannot affect the run (imports, threads, patches, output, exit handlers), and
+can be killed if it hangs.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ from simpo_jax import storage
 from simpo_jax.trackers.rows import Entry
 
 _WORKER = pathlib.Path(__file__).with_name("service_worker.py")
-_PATIENCE = 120  # seconds for an answer; a login over a bad line may take a minute
+_REPLY_SECONDS = 120  # timeout; a login over a slow connection may take a minute
 
 
 class Service:
-  """One tracker of `service_worker`.
+  """A `tracker.Writer` that forwards to a `service_worker` process.
 
   Args:
     name: "wandb" or "mlflow".
-    workdir: keeps the tracker's own run id, and a log, in its folder `tracking`.
-    config: of the run, as config.json has it.
+    workdir: its folder `tracking` stores the service's run id and a log.
+    config: contents of config.json.
   """
 
   def __init__(self, name: str, workdir: storage.Path, config: dict[str, Any]):
@@ -35,8 +35,8 @@ class Service:
     folder = workdir / "tracking"
     folder.mkdir(exist_ok=True)
     self._log = folder / f"{name}.log"
-    # -P: neither the files beside it nor a folder such as ./wandb are modules.
-    # Of a session of its own: ^C and signals to the group are for the run.
+    # -P: neither the script's folder nor the current one, which may have a ./wandb, is imported
+    # from. A new session: ^C and signals to the run's process group do not reach it.
     with open(self._log, "ab") as log:
       self._process = subprocess.Popen(
         [sys.executable, "-P", str(_WORKER), name, str(folder / f"{name}.json")],
@@ -45,17 +45,17 @@ class Service:
         stderr=log,
         start_new_session=True,
       )
-    requests, answers = self._process.stdin, self._process.stdout
-    assert requests and answers  # both are pipes
-    self._requests, self._answers = requests, answers
+    requests, replies = self._process.stdin, self._process.stdout
+    assert requests and replies  # both are pipes
+    self._requests, self._replies = requests, replies
 
   def open(self) -> int:
-    """Joins the tracker's run, or begins one; returns the number of the last row that it has."""
-    return self._ask("open", folder=str(self._workdir), config=self._config)["rows"]
+    """Resumes the service's run or creates one; returns the number of the last row it has."""
+    return self._call("open", folder=str(self._workdir), config=self._config)["rows"]
 
   def write(self, entry: Entry) -> None:
-    """Hands a row over, and waits until the tracker has taken it."""
-    self._ask(
+    """Sends a row, and waits until the service has accepted it."""
+    self._call(
       "write",
       number=entry.number,
       step=entry.row["step"],
@@ -66,36 +66,36 @@ class Service:
     )
 
   def close(self, status: str) -> None:
-    """Ends the tracker's run: "done", "stopped" or "failed"."""
-    self._ask("close", status=status)
+    """Ends the service's run with status "done", "stopped" or "failed"."""
+    self._call("close", status=status)
     self._requests.close()
     self._process.wait()
 
   def abandon(self) -> None:
-    """Ends the process by force, from any thread."""
+    """Kills the process; may be called from any thread."""
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self._process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
       self._process.wait(1)
 
-  def _ask(self, what: str, **message: Any) -> dict[str, Any]:
+  def _call(self, method: str, **message: Any) -> dict[str, Any]:
     try:
-      self._requests.write(json.dumps({"do": what, **message}).encode() + b"\n")
+      self._requests.write(json.dumps({"do": method, **message}).encode() + b"\n")
       self._requests.flush()
-      answer = self._answer()
+      reply = self._read_reply()
     except BrokenPipeError:
-      answer = b""
-    if not answer:
+      reply = b""
+    if not reply:
       raise RuntimeError(f"its process ended with code {self._process.wait()}; see {self._log}")
-    answer = json.loads(answer)
-    if "failed" in answer:
-      raise RuntimeError(answer["failed"])
-    return answer
+    reply = json.loads(reply)
+    if "failed" in reply:
+      raise RuntimeError(reply["failed"])
+    return reply
 
-  def _answer(self) -> bytes:
+  def _read_reply(self) -> bytes:
     with selectors.DefaultSelector() as selector:
-      selector.register(self._answers, selectors.EVENT_READ)
-      # Second by second: a machine that was asleep has not waited.
-      if not any(selector.select(1) for _ in range(_PATIENCE)):
-        raise TimeoutError(f"no answer for {_PATIENCE} s")
-    return self._answers.readline()
+      selector.register(self._replies, selectors.EVENT_READ)
+      # In steps of a second, so that time in which the machine was suspended does not count.
+      if not any(selector.select(1) for _ in range(_REPLY_SECONDS)):
+        raise TimeoutError(f"no answer for {_REPLY_SECONDS} s")
+    return self._replies.readline()

@@ -1,8 +1,8 @@
-"""Weights & Biases and MLflow, in a process of their own; run as a script by `service`.
+"""Subprocess for Weights & Biases and MLflow; `service` runs it as a script.
 
-Reads a JSON object per line and answers each with one. Imports neither jax nor anything of
-simpo_jax that needs more than the standard library. The end of its input without a "close" is
-the end of a run that was killed.
+Reads requests as one JSON object per line, and replies to each with one. Imports neither jax nor
+modules of simpo_jax that need more than the standard library. If its input ends without a
+"close", the run was killed.
 """
 
 import json
@@ -14,21 +14,22 @@ import sys
 import time
 from typing import Any
 
-sys.path.append(str(pathlib.Path(__file__).parents[2]))  # last, for a checkout not installed
+# For a checkout that is not installed.
+sys.path.append(str(pathlib.Path(__file__).parents[2]))
 from simpo_jax.storage import temporary  # noqa: E402
 
-_AFTER = 60  # seconds that are left to it after a run that was killed
-_PARAMS = 100  # that MLflow takes at once
-_LONGEST = 500  # characters of a parameter that every MLflow server takes
+_CLOSE_SECONDS = 60  # timeout for closing after the run was killed
+_PARAMS_PER_BATCH = 100  # MLflow's limit
+_MAX_PARAM_LENGTH = 500  # characters; every MLflow server accepts this many
 
 
 class Wandb:
   """A run of Weights & Biases.
 
   Args:
-    run: the id of the run to go on with; None: a new one.
+    run: id of the run to resume; None: creates one.
     folder: the workdir.
-    config: of the run.
+    config: contents of config.json.
   """
 
   def __init__(self, run: str | None, folder: str, config: dict[str, Any]):
@@ -63,7 +64,7 @@ class Wandb:
     if samples:
       rows = [[step, *sample.values()] for sample in samples]
       data[f"{group}/samples"] = self._wandb.Table(columns=["step", *samples[0]], data=rows)
-    # W&B's own step is the row: it refuses those that it has.
+    # W&B's step is the row number: it rejects rows that it already has.
     self._run.log(data, step=number, commit=True)
 
   def close(self, status: str) -> None:
@@ -73,7 +74,7 @@ class Wandb:
 
 
 class MLflow:
-  """A run of MLflow; the arguments are those of `Wandb`."""
+  """A run of MLflow; same arguments as `Wandb`."""
 
   def __init__(self, run: str | None, folder: str, config: dict[str, Any]):
     from mlflow import MlflowClient, entities
@@ -90,12 +91,12 @@ class MLflow:
     run_name = options["name"] or pathlib.Path(folder).name
     self.id = client.create_run(experiment, run_name=run_name).info.run_id
     params = [
-      entities.Param(f"{section}.{name}" if name else section, str(value)[:_LONGEST])
+      entities.Param(f"{section}.{name}" if name else section, str(value)[:_MAX_PARAM_LENGTH])
       for section, fields in config.items()
       for name, value in (fields.items() if isinstance(fields, dict) else [("", fields)])
     ]
-    for start in range(0, len(params), _PARAMS):
-      client.log_batch(self.id, params=params[start : start + _PARAMS])
+    for start in range(0, len(params), _PARAMS_PER_BATCH):
+      client.log_batch(self.id, params=params[start : start + _PARAMS_PER_BATCH])
 
   def write(
     self,
@@ -114,15 +115,15 @@ class MLflow:
       self._client.log_text(self.id, text, f"samples/step_{step:06d}.json")
 
   def close(self, status: str) -> None:
-    ends = {"done": "FINISHED", "stopped": "KILLED"}
-    self._client.set_terminated(self.id, ends.get(status, "FAILED"))
+    statuses = {"done": "FINISHED", "stopped": "KILLED"}
+    self._client.set_terminated(self.id, statuses.get(status, "FAILED"))
 
 
 _TRACKERS = {"wandb": Wandb, "mlflow": MLflow}
 
 
 class State:
-  """The tracker's run id and the number of the last row that it has, kept in a file."""
+  """The service's run id and the number of the last row it has, stored in a file."""
 
   def __init__(self, path: str):
     self._path = pathlib.Path(path)
@@ -138,36 +139,36 @@ class State:
 
 
 def main(name: str, path: str) -> None:
-  """Answers until its input ends."""
-  # What others print must not come between the answers.
-  answers = os.fdopen(os.dup(1), "w")
+  """Handles requests until the input ends."""
+  # Output of the client libraries must not mix with the replies.
+  replies = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
   state, tracker, closed = State(path), None, False
   while line := sys.stdin.readline():
     message = json.loads(line)
-    what = message.pop("do")
+    method = message.pop("do")
     try:
-      if what == "open":
+      if method == "open":
         tracker = _TRACKERS[name](state.run, **message)
         state.save(tracker.id, state.rows)
       elif tracker is None:
-        raise RuntimeError(f"{what} before open")
-      elif what == "write":
+        raise RuntimeError(f"{method} before open")
+      elif method == "write":
         tracker.write(**message)
         state.save(tracker.id, message["number"])
       else:
         tracker.close(**message)
         closed = True
-      answer = {"rows": state.rows}
+      reply = {"rows": state.rows}
     except Exception as error:
       reason = " ".join(str(error).split())[:1000]
-      answer = {"failed": f"{type(error).__name__}: {reason}"}
+      reply = {"failed": f"{type(error).__name__}: {reason}"}
     try:
-      print(json.dumps(answer), file=answers, flush=True)
+      print(json.dumps(reply), file=replies, flush=True)
     except BrokenPipeError:
       break
   if tracker and not closed:
-    signal.alarm(_AFTER)
+    signal.alarm(_CLOSE_SECONDS)
     tracker.close("failed")
 
 

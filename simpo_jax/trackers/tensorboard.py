@@ -1,6 +1,6 @@
-"""TensorBoard's event files, by its own record writer and messages, without TensorFlow."""
+"""Writes TensorBoard event files with TensorBoard's record writer, without TensorFlow."""
 
-# The messages' classes are made when their modules are imported.
+# Protobuf message classes are created at import, so pyright cannot see their fields.
 # pyright: reportAttributeAccessIssue=false
 
 import json
@@ -25,59 +25,61 @@ from tensorboard.plugins.text import metadata as text
 from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 
 from simpo_jax.config import flatten
-from simpo_jax.trackers.rows import Entry, group, rows_of, tag
+from simpo_jax.trackers.rows import Entry, group, read_rows, tag
 
-_NAME = "events.out.tfevents.{}.{}"  # seconds since 1970, host
-_BINS = 30
-_WIDTH = 100  # characters of a line of text
-_CONFIG = "config"  # the tag of the config, written once, as are hyperparameters
+_NAME = "events.out.tfevents.{}.{}"  # seconds since 1970, host name
+_BINS = 30  # of histograms
+_WIDTH = 100  # characters per line of text
+_CONFIG = "config"  # tag of the config, which like the hyperparameters is written once
 _METRICS = ("train/loss", "train/rewards/margins", "train/rewards/accuracies")
 _METRICS += tuple(name.replace("train", "eval") for name in _METRICS)
 
 
 class EventFiles:
-  """The event files of a run in a folder, one for each time that it was started.
+  """A `tracker.Writer` for event files in `tensorboard/`; each start of a run adds a file.
 
   Args:
-    workdir: the folder lies in it.
-    config: of the run, as config.json has it.
-    size: of metrics.jsonl as this start of the run has found it, in bytes.
+    workdir: a local folder.
+    config: contents of config.json.
+    size: bytes of metrics.jsonl when the run was started.
   """
 
   def __init__(self, workdir: pathlib.Path, config: dict[str, Any], size: int):
     self._workdir, self._config, self._size = workdir, config, size
     self._folder = workdir / "tensorboard"
-    self._file: RecordWriter  # from `open` on
+    self._file: RecordWriter  # set by `open`
 
   def open(self) -> int:
-    """Cuts off what metrics.jsonl does not have; returns the number of the last row left."""
-    self._folder.mkdir(exist_ok=True)  # not its parents: a workdir that is gone stays so
-    rows = {(group(row), row["step"]): number for number, row in rows_of(self._workdir, self._size)}
-    last, step = _cut(self._folder, rows)
-    # Readers go by the names, whatever the clock of this start says.
+    """Removes events that metrics.jsonl does not have; returns the number of the last row kept."""
+    self._folder.mkdir(exist_ok=True)  # not parents=True: a deleted workdir stays deleted
+    rows = {
+      (group(row), row["step"]): number for number, row in read_rows(self._workdir, self._size)
+    }
+    last_row, last_step = _truncate_files(self._folder, rows)
+    # TensorBoard reads files in name order, so timestamps must increase even if the clock does not.
     before = [int(path.name.split(".")[3]) for path in self._folder.glob(_NAME.format("*", "*"))]
-    moment = max([int(time.time()), *(number + 1 for number in before)])
-    name = _NAME.format(f"{moment:010d}", socket.gethostname())
+    timestamp = max([int(time.time()), *(number + 1 for number in before)])
+    name = _NAME.format(f"{timestamp:010d}", socket.gethostname())
     self._file = RecordWriter(open(self._folder / name, "xb"))
     self._write(file_version="brain.Event:2")
     if before:
-      # A TensorBoard that has been watching drops what was cut off.
-      self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+      # Makes a running TensorBoard drop the events that were removed.
+      self._write(step=last_step + 1, session_log=SessionLog(status=SessionLog.START))
     else:
       self._write(summary=Summary(value=_hyperparameters(self._config)))
       settings = json.dumps(self._config, indent=2, ensure_ascii=False)
       self._write(summary=Summary(value=[_text(_CONFIG, code_block(settings))]))
-    return last
+    return last_row
 
   def write(self, entry: Entry) -> None:
-    """Writes a row and its company as one record, so that there is all of it or nothing."""
+    """Writes an entry as a single record, so that it is stored completely or not at all."""
     values = [Summary.Value(tag=t, simple_value=v) for t, v in entry.scalars.items()]
     values += [Summary.Value(tag=t, histo=histogram(v)) for t, v in entry.histograms.items()]
     values += [_text(sample_tag(entry.row, s), sample_text(s)) for s in entry.samples]
     self._write(step=entry.row["step"], summary=Summary(value=values))
 
   def close(self, status: str) -> None:
-    """Writes how the run has ended, unless it is to go on."""
+    """Writes the final status, unless the run was stopped and may be resumed."""
     if status != "stopped":
       code = api_pb2.STATUS_SUCCESS if status == "done" else api_pb2.STATUS_FAILURE
       end = plugin_data_pb2.SessionEndInfo(status=code, end_time_secs=time.time())
@@ -87,7 +89,7 @@ class EventFiles:
     self._file.close()
 
   def abandon(self) -> None:
-    """Nothing is to be ended by force."""
+    """Does nothing: local file writes need no cancellation."""
 
   def _write(self, **fields: Any) -> None:
     self._file.write(Event(wall_time=time.time(), **fields).SerializeToString())
@@ -95,7 +97,7 @@ class EventFiles:
 
 
 def histogram(values: np.ndarray) -> HistogramProto:
-  """Counts in bins of one width; `values` are finite, float64 `[n]`."""
+  """Returns a histogram with bins of equal width; `values` are finite, float64 [n]."""
   counts, edges = np.histogram(values, _BINS)
   return HistogramProto(
     min=values.min(),
@@ -109,13 +111,13 @@ def histogram(values: np.ndarray) -> HistogramProto:
 
 
 def sample_tag(row: dict[str, Any], sample: dict[str, Any]) -> str:
-  """The same at every step, so that TensorBoard shows a prompt's answers one after the other."""
+  """Returns a tag that is the same at every step, so that TensorBoard groups a prompt's answers."""
   number = f"_sample_{sample['sample_index']}" if sample["sample_index"] else ""
   return tag(row, f"prompt_{sample['prompt_index']:04d}{number}")
 
 
 def sample_text(sample: dict[str, Any]) -> str:
-  """A sample as Markdown."""
+  """Formats a sample as Markdown."""
   return (
     f"**Prompt**\n\n{code_block(sample['prompt'])}\n\n"
     f"**Answer**: {sample['generated_token_count']} tokens, {sample['finish_reason']}, "
@@ -124,10 +126,10 @@ def sample_text(sample: dict[str, Any]) -> str:
 
 
 def code_block(untrusted: str) -> str:
-  """Text as an indented block of code, in which Markdown and HTML mean nothing.
+  """Formats text as an indented code block, in which Markdown and HTML have no effect.
 
-  Fences would end at a fence in the text. Long lines are broken; control characters, two of
-  which are Markdown's own marks, are shown as signs.
+  Not a fenced block, since a fence in the text would end it. Long lines are wrapped; control
+  characters, two of which the Markdown renderer uses internally, become Unicode control pictures.
   """
   shown = untrusted.replace("\r\n", "\n").replace("\r", "\n").replace("\t", "    ")
   shown = "".join(c if c == "\n" or ord(c) >= 32 else chr(0x2400 + ord(c)) for c in shown)
@@ -151,7 +153,7 @@ def _hparams(name: str, **data: Any) -> Summary.Value:
 
 
 def _hyperparameters(config: dict[str, Any]) -> list[Summary.Value]:
-  """The config for TensorBoard's table of runs, and what to compare them by."""
+  """Returns the config and the metrics to compare for TensorBoard's HParams dashboard."""
   start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
   infos = []
   for name, value in flatten(config).items():
@@ -171,16 +173,17 @@ def _hyperparameters(config: dict[str, Any]) -> list[Summary.Value]:
   ]
 
 
-def _cut(folder: pathlib.Path, rows: dict[tuple[str, int], int]) -> tuple[int, int]:
-  """Ends each file before the first of its events that is no row.
+def _truncate_files(folder: pathlib.Path, rows: dict[tuple[str, int], int]) -> tuple[int, int]:
+  """Truncates each event file before its first event that is not in metrics.jsonl.
 
-  A run writes its rows in their order, so what follows such an event is none either.
+  Rows are written in order, so later events are not in metrics.jsonl either.
 
   Args:
-    rows: group and step of each row, and its number.
+    folder: the folder of the event files.
+    rows: row numbers by (group, step).
 
   Returns:
-    Number and step of the last row that is left; 0 and 0 if none is.
+    Number and step of the last row kept; 0 and 0 if there is none.
   """
   last = (0, 0)
   for path in sorted(folder.glob(_NAME.format("*", "*"))):
@@ -203,13 +206,13 @@ def _cut(folder: pathlib.Path, rows: dict[tuple[str, int], int]) -> tuple[int, i
 
 
 def _events(path: pathlib.Path) -> Iterator[tuple[int, Event]]:
-  """The events that are whole, each with the place where its record ends."""
+  """Yields (end offset of the record, event) for all complete events of a file."""
   end, size = 0, path.stat().st_size
   with open(path, "rb") as f:
     while len(header := f.read(12)) == 12:
-      length, check = struct.unpack("<QI", header)
+      length, crc = struct.unpack("<QI", header)
       end += 12 + length + 4
-      if check != masked_crc32c(header[:8]) or end > size:
+      if crc != masked_crc32c(header[:8]) or end > size:
         return
       data = f.read(length + 4)[:-4]
       try:

@@ -1,8 +1,8 @@
-"""metrics.jsonl, which is the record, and the trackers that show it elsewhere.
+"""Writes metrics.jsonl, and forwards its rows to trackers such as TensorBoard or W&B.
 
-A row is in metrics.jsonl before the run goes on. To the trackers it goes through queues
-that never make the run wait, each with a thread of its own; what goes wrong there is told
-once, and the run goes on without that tracker. Nothing here touches a device.
+Rows are appended to metrics.jsonl synchronously. Each tracker has a queue and a thread, and never
+blocks the run; if one fails, the error is reported once and the run continues without it. Nothing
+here touches a device.
 """
 
 import contextlib
@@ -21,45 +21,45 @@ from simpo_jax import storage
 from simpo_jax.config import as_json
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.settings import Settings
-from simpo_jax.trackers.rows import Entry, entries_of
+from simpo_jax.trackers.rows import Entry, read_entries
 from simpo_jax.trackers.service import Service
 from simpo_jax.workdir import files
 
-_WAITING = 1000  # rows that a slow tracker may be behind
-_SERVICES = ("wandb", "mlflow")  # fields of config.tracking, modules, and extras of setup.py
+_MAX_QUEUED = 1000  # rows; a slower tracker loses rows
+_SERVICES = ("wandb", "mlflow")  # names of config.tracking fields, modules, and setup.py extras
 
 
 class Writer(Protocol):
-  """A tracker as its thread sees it; an error of any method is the end of it."""
+  """The interface of a tracker. All methods but `abandon` run in its thread; errors disable it."""
 
   def open(self) -> int:
-    """Gets ready; returns the number of the last row that the tracker has already."""
+    """Prepares for writing; returns the number of the last row that the tracker already has."""
     ...
 
   def write(self, entry: Entry) -> None:
-    """Takes a row."""
+    """Writes a row."""
     ...
 
   def close(self, status: str) -> None:
-    """The run is "done", "failed" or, to go on later, "stopped"."""
+    """Ends with status "done", "failed" or "stopped"; a stopped run can be resumed."""
     ...
 
   def abandon(self) -> None:
-    """Ends what may be hanging; called from another thread."""
+    """Cancels calls that may hang; called from another thread."""
     ...
 
 
 class Tracking:
-  """Writes the rows of a run, and has them shown.
+  """Writes the rows of a run to metrics.jsonl and to the enabled trackers.
 
   Args:
-    config: of the run.
-    folder: the workdir; its metrics.jsonl has what is to be kept of the run so far.
-    say: tells the user something, from any thread.
-    writes: whether this process does; others do nothing.
+    config: the run's config.
+    folder: the workdir; rows in its metrics.jsonl are kept, and sent to trackers that lack them.
+    say: reports a message to the user; called from any thread.
+    writes: whether this process writes; otherwise all methods do nothing.
 
   Raises:
-    UserError: a tracker is wanted and not installed.
+    UserError: a tracker is enabled but not installed.
   """
 
   def __init__(
@@ -67,14 +67,16 @@ class Tracking:
   ):
     self._folder, self._writes = folder, writes
     self._seconds = config.tracking.flush_seconds
-    self._tracks: list[_Track] = []
+    self._trackers: list[_TrackerThread] = []
     if not writes:
       return
     metrics = folder / "metrics.jsonl"
     size = storage.size(metrics)
     self._number = metrics.read_bytes().count(b"\n") if size else 0
-    wanted = _writers(config, folder, size)
-    self._tracks = [_Track(name, make, folder, size, say) for name, make in wanted.items()]
+    self._trackers = [
+      _TrackerThread(name, make, folder, size, say)
+      for name, make in _factories(config, folder, size).items()
+    ]
 
   def __call__(
     self,
@@ -82,12 +84,12 @@ class Tracking:
     values: dict[str, np.ndarray] | None = None,
     samples: Sequence[dict[str, Any]] = (),
   ) -> None:
-    """Appends a row to metrics.jsonl, and passes it on.
+    """Appends a row to metrics.jsonl, and queues it for the trackers.
 
     Args:
-      row: with "step" and "mode"; finite.
-      values: of each pair or answer, for histograms.
-      samples: as in the samples files, to be shown as text.
+      row: has "step" and "mode"; all numbers are finite.
+      values: values per pair or answer for histograms, by name; arrays of shape [n].
+      samples: rows as in the samples files, shown as text.
 
     Raises:
       UserError: metrics.jsonl cannot be written.
@@ -97,8 +99,8 @@ class Tracking:
     files.append_metrics(self._folder, row)
     self._number += 1
     entry = Entry(self._number, row, values or {}, tuple(samples))
-    for track in self._tracks:
-      track.put(entry)
+    for tracker in self._trackers:
+      tracker.put(entry)
 
   def __enter__(self):
     return self
@@ -107,23 +109,25 @@ class Tracking:
     self.end("failed")
 
   def end(self, status: str) -> None:
-    """Gives the trackers a little time to finish; nothing happens if that has been."""
+    """Closes the trackers, waiting up to `tracking.flush_seconds`; later calls do nothing."""
     deadline = time.monotonic() + self._seconds
-    for track in self._tracks:
-      track.close(status)
-    for track in self._tracks:
-      track.join(deadline)
+    for tracker in self._trackers:
+      tracker.close(status)
+    for tracker in self._trackers:
+      tracker.join(deadline)
 
   @property
   def state(self) -> dict[str, dict[str, Any]]:
-    """Of each tracker: rows that it has, rows left out because it was slow, what went wrong."""
+    """Rows written, rows dropped because the tracker was slow, and the error, by tracker."""
     return {
-      t.name: {"rows": t.rows, "dropped": t.dropped, "problem": t.problem} for t in self._tracks
+      t.name: {"rows": t.rows, "dropped": t.dropped, "problem": t.problem} for t in self._trackers
     }
 
 
-def _writers(config: Settings, folder: storage.Path, size: int) -> dict[str, Callable[[], Writer]]:
-  """How to make each tracker that is wanted; what they import is imported in their threads."""
+def _factories(
+  config: Settings, folder: storage.Path, size: int
+) -> dict[str, Callable[[], Writer]]:
+  """Returns a factory for each enabled tracker; it imports the tracker, in the tracker's thread."""
   options, plain = config.tracking, as_json(config)
   out: dict[str, Callable[[], Writer]] = {}
 
@@ -132,12 +136,12 @@ def _writers(config: Settings, folder: storage.Path, size: int) -> dict[str, Cal
 
     return EventFiles(workdir, plain, size)
 
-  if options.tensorboard and isinstance(folder, pathlib.Path):  # event files are appended to
+  if options.tensorboard and isinstance(folder, pathlib.Path):  # buckets cannot append
     out["tensorboard"] = functools.partial(event_files, folder)
   for name in _SERVICES:
     if getattr(options, name):
       spec = importlib.util.find_spec(name)
-      if spec is None or spec.origin is None:  # None, too, for a mere folder of that name
+      if spec is None or spec.origin is None:  # origin is None for a plain folder of that name
         raise UserError(
           f"--config.tracking.{name}=True, but {name} is not installed: pip install "
           f"'simpo_jax[{name}]', or leave it out"
@@ -146,13 +150,13 @@ def _writers(config: Settings, folder: storage.Path, size: int) -> dict[str, Cal
   return out
 
 
-class _Track:
-  """One tracker: its queue, its thread, and how it is doing.
+class _TrackerThread:
+  """One tracker with its queue and thread.
 
   Attributes:
-    rows: that the tracker has.
-    dropped: rows that it was too slow for.
-    problem: why it is off.
+    rows: number of rows that the tracker has.
+    dropped: number of rows dropped because the queue was full.
+    problem: the error that disabled the tracker, or None.
   """
 
   def __init__(
@@ -168,45 +172,45 @@ class _Track:
     self._make, self._folder, self._size, self._say = make, folder, size, say
     self._writer: Writer | None = None
     self._closing = False
-    # With room for the end, whatever waits before it.
-    self._queue: queue.Queue[Entry | str] = queue.Queue(_WAITING + 1)
-    self._thread = threading.Thread(target=self._work, name=f"tracking {name}", daemon=True)
+    # One more than `_MAX_QUEUED`, so that `close` never blocks.
+    self._queue: queue.Queue[Entry | str] = queue.Queue(_MAX_QUEUED + 1)
+    self._thread = threading.Thread(target=self._run, name=f"tracking {name}", daemon=True)
     self._thread.start()
 
   def put(self, entry: Entry) -> None:
     if self.problem is not None:
       return
-    if self._queue.qsize() < _WAITING:
+    if self._queue.qsize() < _MAX_QUEUED:
       self._queue.put_nowait(entry)
       return
     self.dropped += 1
     if self.dropped == 1:
-      self._say(f"{self.name} is slower than the run: it misses rows that metrics.jsonl has")
+      self._say(f"{self.name} is slower than the run and skips rows; metrics.jsonl has every row")
 
   def close(self, status: str) -> None:
-    """Has the tracker finish; see `join`."""
+    """Asks the tracker to finish its queue and close; see `join`."""
     if not self._closing:
       self._closing = True
       self._queue.put_nowait(status)
 
   def join(self, deadline: float) -> None:
-    """Waits until then, and no longer; for a tracker that is off, not at all."""
+    """Waits for the tracker until the deadline, then disables it; does not wait if it failed."""
     if self.problem is None:
       self._thread.join(max(0.0, deadline - time.monotonic()))
     if self._thread.is_alive():
-      self._fail("not done in the time that it had at the end (--config.tracking.flush_seconds)")
+      self._fail("did not finish within --config.tracking.flush_seconds")
 
-  def _work(self) -> None:
+  def _run(self) -> None:
     try:
       writer = self._writer = self._make()
-      have = self.rows = writer.open()
-      for entry in entries_of(self._folder, self._size, have):
+      last_row = self.rows = writer.open()
+      for entry in read_entries(self._folder, self._size, last_row):
         self._write(writer, entry)
       while not isinstance(item := self._queue.get(), str):
-        if item.number > have:  # it may have seen rows that a run which goes on writes again
+        if item.number > last_row:  # a resumed run writes some rows again
           self._write(writer, item)
       writer.close(item)
-    except BaseException as error:  # of other people's code
+    except BaseException as error:  # third-party code may raise anything
       self._fail(one_line(error))
 
   def _write(self, writer: Writer, entry: Entry) -> None:
@@ -217,7 +221,7 @@ class _Track:
     if self.problem is not None:
       return
     self.problem = problem
-    with contextlib.suppress(OSError):  # the terminal may be a file on the same full disk
+    with contextlib.suppress(OSError):  # output may go to a file on the same full disk
       self._say(f"{self.name} is off: {problem}; metrics.jsonl has every row")
     if self._writer is not None:
       self._writer.abandon()

@@ -272,7 +272,7 @@ def test_commands(loaded, voice, tmp_path):
   assert [m["role"] for m in saved["messages"]] == ["system", "user", "assistant"]
   assert "[system: Be kind.]" in err
   out, err, chat = talk(loaded, voice, "hi", f"/save {file}", "/reset", "/nope", "/again", "/help")
-  assert "is there already" in err and "/nope is no command" in err and "say something" in err
+  assert "already exists" in err and "/nope is not a command" in err and "say something" in err
   assert "/system TEXT" in err and not chat.messages and not chat.transcript
   bad = ["top_p=2", "top_k=x", "temperature=nan", "stop=a", "seed"]
   _, err, chat = talk(loaded, voice, *(f"/settings {b}" for b in bad))

@@ -10,17 +10,17 @@ import pytest
 
 from simpo_jax.compare.evaluations import compare, percent, read_evaluations
 from simpo_jax.demo import __main__ as command
-from simpo_jax.demo.measure import counts, read_samples
+from simpo_jax.demo.measure import read_samples, style_shares
 from simpo_jax.demo.text import (
   FACTS,
   PHRASES,
   STYLES,
   Verdict,
-  draw,
   judge,
   make_held_out,
   make_pairs,
-  say,
+  render,
+  sample_content,
   split_texts,
 )
 from simpo_jax.errors import UserError
@@ -107,7 +107,7 @@ def test_whatever_the_language_says_is_right():
   rng = np.random.default_rng(0)
   for fact in FACTS:
     for style in STYLES:
-      text = say(draw(fact.sentences(), rng), style)
+      text = render(sample_content(fact.sentences(), rng), style)
       assert judge(fact.questions()[0], text) == (style, True)
     assert sum(fact.sentences().values()) == pytest.approx(1.0)
 
@@ -150,7 +150,7 @@ def test_held_out_accuracy_rises_from_a_half_to_nearly_all(short):
 @pytest.mark.slow
 def test_the_answers_change_accordingly(short):
   samples = read_samples(short[0] / "prefer")
-  before, after = (counts(samples[step]) for step in (0, 60))
+  before, after = (style_shares(samples[step]) for step in (0, 60))
   assert before["polite"].high < 0.65 and before["grumpy"].value > 0.25
   assert after["polite"].low > before["polite"].high
   assert after["grumpy"].high < before["grumpy"].low
@@ -162,7 +162,7 @@ def test_what_is_shown_is_what_was_measured(short):
   folder, out = short
   found = compare(read_evaluations(folder / "prefer"))
   assert percent(found.accuracy[0]) in out and percent(found.accuracy[1]) in out
-  assert percent(counts(read_samples(folder / "prefer")[60])["polite"]) in out
+  assert percent(style_shares(read_samples(folder / "prefer")[60])["polite"]) in out
   assert ET.parse(folder / "curve.svg").getroot().tag.endswith("svg")
 
 

@@ -21,22 +21,22 @@ from simpo_jax.config import default_config, flatten
 from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
 from simpo_jax.import_config.fields import (
+  COMBINED,
   DEFAULTS,
-  DIRECT,
-  IGNORED,
-  KINDS,
+  FIELD_TYPES,
+  IGNORED_FIELDS,
   KNOWN,
   MISTRAL_TEMPLATE,
-  ONLY,
-  TOGETHER,
+  RENAMED,
+  SUPPORTED_VALUES,
 )
 from simpo_jax.import_config.parts import RunFacts
 from simpo_jax.import_config.reading import MAX_BYTES, MAX_DEPTH, read_yaml
 from simpo_jax.import_config.translate import (
-  IGNORES,
+  IGNORED,
   MAPPED,
   UNSUPPORTED,
-  form_of,
+  detect_form,
   make_config,
   translate,
 )
@@ -56,7 +56,7 @@ PRINCETON = {
 
 
 def translated(fields, facts=ASKED):
-  return translate(fields, form_of(fields, "r.yaml"), facts, "r.yaml")
+  return translate(fields, detect_form(fields, "r.yaml"), facts, "r.yaml")
 
 
 def config_of(fields, facts=ASKED):
@@ -198,7 +198,7 @@ def test_weights_that_train_stay_float32(name):
   recipe = {**TRL, name: "bfloat16", "bf16": False}
   c = config_of(recipe)
   assert (c.model.param_dtype, c.model.compute_dtype) == ("float32", "bfloat16")
-  assert "the weights that train are float32" in texts(translated(recipe))[name]
+  assert "trained weights are float32" in texts(translated(recipe))[name]
 
 
 def test_lora():
@@ -258,11 +258,11 @@ def test_evaluation_and_saving():
 
 
 def test_whose_it_is():
-  assert form_of(TRL, "") == "trl" and form_of(PRINCETON, "") == "princeton"
+  assert detect_form(TRL, "") == "trl" and detect_form(PRINCETON, "") == "princeton"
   with pytest.raises(UserError, match="simpo_gamma of TRL and gamma_beta_ratio.*--form"):
-    form_of({"simpo_gamma": 1, "gamma_beta_ratio": 1}, "r.yaml")
-  with pytest.raises(UserError, match="could be anybody's"):
-    form_of({"beta": 2.0}, "r.yaml")
+    detect_form({"simpo_gamma": 1, "gamma_beta_ratio": 1}, "r.yaml")
+  with pytest.raises(UserError, match="could be TRL's or princeton"):
+    detect_form({"beta": 2.0}, "r.yaml")
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "hinge", "ipo"])
@@ -306,7 +306,7 @@ def test_harmless_fields_pass_with_a_reason():
   fields = {"logging_steps": 5, "fp16": False, "model_revision": "main", "fsdp": "full_shard"}
   t = translated({**TRL, **fields})
   rows = {row.field: row for row in t.rows}
-  assert all(rows[name].status == IGNORES and rows[name].text for name in fields)
+  assert all(rows[name].status == IGNORED and rows[name].text for name in fields)
   assert rows["beta"].value.endswith("(default)") and rows["beta"].status == MAPPED
 
 
@@ -342,9 +342,14 @@ def test_values_that_make_no_sense(fields, message):
 
 
 def test_every_field_of_the_trainers_is_known_once():
-  tables = [*DIRECT, *ONLY, *TOGETHER, *(n for names in IGNORED.values() for n in names)]
+  tables = [
+    *RENAMED,
+    *SUPPORTED_VALUES,
+    *COMBINED,
+    *(n for names in IGNORED_FIELDS.values() for n in names),
+  ]
   assert not [name for name, n in collections.Counter(tables).items() if n > 1]
-  ours = [name for names in KINDS.values() for name in names]
+  ours = [name for names in FIELD_TYPES.values() for name in names]
   assert set(ours) <= KNOWN and len(ours) == len(set(ours))
   assert all(set(defaults) <= KNOWN for defaults in DEFAULTS.values())
   assert {f.name for f in dataclasses.fields(transformers.TrainingArguments)} <= KNOWN
@@ -387,8 +392,8 @@ BOMB = "a: &a [x, x]\n" + "".join(
     (BOMB, "line 2: aliases"),
     ("a: &a [*a]", "aliases"),
     ("a: !!python/object/apply:os.system ['false']", "could not determine a constructor"),
-    ("beta: 1\nbeta: 2", "'beta' is there twice"),
-    ("a:\n  b: 1\n  b: 2", "'b' is there twice"),
+    ("beta: 1\nbeta: 2", "'beta' occurs twice"),
+    ("a:\n  b: 1\n  b: 2", "'b' occurs twice"),
     ("[" * (MAX_DEPTH + 1), f"nested more than {MAX_DEPTH} deep"),
     ("{a: " * 10_000, f"nested more than {MAX_DEPTH} deep"),
     ("- a\n- b", "not a mapping"),
@@ -487,7 +492,7 @@ def test_the_command(tmp_path):
   assert (c.name, c.simpo.beta, c.train.steps) == ("red-mine", 10.0, 3 * 61135 // 32)
   assert flatten(c).keys() == flatten(default_config()).keys()
   code, _, error = command(*facts, "--allow_unsupported")
-  assert code == 2 and "is there already" in error and "--force" in error
+  assert code == 2 and "already exists" in error and "--force" in error
 
 
 def test_mistakes_on_the_command_line(tmp_path):

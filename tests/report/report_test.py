@@ -202,8 +202,8 @@ def test_damaged_lines_are_counted(made):
   for path, text in ((made / "metrics.jsonl", "{\n[]\n"), (_first(made), '{"prompt_index": 1}\n')):
     path.write_text(text + path.read_text())
   assert collect(made, MIB).run["notes"] == [
-    "metrics.jsonl: 2 lines are no JSON objects and are left out",
-    "samples of step 2: 1 lines are no samples",
+    "metrics.jsonl: 2 lines are not JSON objects and are left out",
+    "samples of step 2: 1 lines are not samples",
   ]
 
 
@@ -267,7 +267,7 @@ def test_any_field_may_be_missing(made):
 
 
 def test_a_folder_that_is_no_workdir(tmp_path):
-  with pytest.raises(UserError, match="is no workdir: it has none of run.json"):
+  with pytest.raises(UserError, match="is not a workdir: it has none of run.json"):
     collect(tmp_path, MIB)
   assert not list(tmp_path.iterdir())
 
@@ -472,7 +472,7 @@ def test_the_command(tmp_path):
   assert command("made", "made", "--out=both.html") == (0, "both.html", "")
   assert len(Page(tmp_path / "both.html").runs) == 2
   code, _, error = command("empty")
-  assert code == 2 and error.startswith("error: empty is no workdir")
+  assert code == 2 and error.startswith("error: empty is not a workdir")
   code, _, error = command("made", "--out=nowhere/x.html")
   assert code == 2 and "--out=nowhere/x.html cannot be written" in error
 
@@ -485,7 +485,7 @@ def options(write=True, every_seconds=0.0, max_mib=1):
 
 
 def test_it_is_written_as_the_run_goes_and_at_its_end(made, monkeypatch):
-  monkeypatch.setattr(live, "_SPARE", 0)
+  monkeypatch.setattr(live, "_MIN_PAUSE_FACTOR", 0)
   with live.reporting(made, options(every_seconds=0.02), writes=True):
     deadline = time.monotonic() + 30
     while not (made / live.NAME).exists():
@@ -515,18 +515,18 @@ def test_what_goes_wrong_is_told_once(made, monkeypatch, capsys):
     calls.append(1)
     raise MemoryError("no\nroom")
 
-  monkeypatch.setattr(live, "_SPARE", 0)
+  monkeypatch.setattr(live, "_MIN_PAUSE_FACTOR", 0)
   monkeypatch.setattr(live, "write_report", fails)
   with live.reporting(made, options(every_seconds=0.01), writes=True):
     while len(calls) < 3:
       time.sleep(0.01)
-  told = "report.html cannot be written (no room); the run goes on without it\n"
+  told = "report.html cannot be written (no room); the run continues without it\n"
   assert capsys.readouterr().err == told
 
 
 def test_a_report_that_hangs_is_not_waited_for(made, monkeypatch, capsys):
   hangs = threading.Event()
-  monkeypatch.setattr(live, "_PATIENCE", 0.05)
+  monkeypatch.setattr(live, "_JOIN_SECONDS", 0.05)
   monkeypatch.setattr(live, "write_report", lambda *_: hangs.wait(60))
   start = time.monotonic()
   with live.reporting(made, options(), writes=True):
@@ -699,13 +699,13 @@ def test_floors_are_those_of_a_calculation_by_hand():
 
 def test_floors_of_what_is_not_known():
   record = {"devices": {"kind": "cpu", "count": 1}, "processes": 1, "model": MODEL}
-  assert least_times.rates_of(record) is None
+  assert least_times.device_rates(record) is None
   assert least_times.train_seconds(record, {}, {}) is None
   assert least_times.generate_seconds({}, {}, np.asarray([3])) is None
   measured = measured_rates("now")
   assert measured["flops"] > 1e8 and measured["bytes_per_second"] > 1e7
   assert better(measured, {**measured, "flops": 1e20})["flops"] == 1e20
-  halves = least_times.rates_of(
+  halves = least_times.device_rates(
     {**record, "devices": {"kind": "cpu", "count": 2}, "rates": measured}
   )
   assert halves and halves["flops"] == measured["flops"] / 2

@@ -20,7 +20,7 @@ from simpo_jax.config import replace_fields
 from simpo_jax.errors import UserError
 from simpo_jax.settings import Settings, SimPOSettings
 from simpo_jax.trackers import service, tensorboard, tracker
-from simpo_jax.trackers.rows import of_generation
+from simpo_jax.trackers.rows import generation_entry
 from simpo_jax.trackers.tensorboard import EventFiles, _events, code_block
 from simpo_jax.trackers.tracker import Tracking
 from simpo_jax.train.metrics import pair_values
@@ -92,7 +92,7 @@ def play(folder, rows, said=None, **changes):
         values = summary(r["step"])
         samples_folder(folder, r["step"]).mkdir(parents=True, exist_ok=True)
         write_json(samples_folder(folder, r["step"]) / "summary.json", values)
-        track(*of_generation(values))
+        track(*generation_entry(values))
       else:
         track(r, {"pairs/margins": np.arange(4) * 0.5})
     track.end("done")
@@ -351,7 +351,7 @@ def test_services_go_on_with_their_runs(tmp_path):
   track = Tracking(config(**options), folder, print)
   for r in ROWS[:5]:
     track(r if r["mode"] != "generate" else {**r, "requests": 3})
-  services = [t for t in track._tracks if t.name != "tensorboard"]
+  services = [t for t in track._trackers if t.name != "tensorboard"]
   for t in services:
     while t.rows < 5:
       assert t._thread.is_alive(), t.problem
@@ -410,7 +410,7 @@ def test_text_that_is_no_unicode_is_written(tmp_path):
   folder = tmp_path / "run"
   folder.mkdir()
   with Tracking(config(), folder, print) as track:
-    track(*of_generation(summary(1, "half a \ud83d pair")))
+    track(*generation_entry(summary(1, "half a \ud83d pair")))
   [(_, text)] = tracked.texts(tracked.tensorboard(folder), "generate/prompt_0003")
   assert text.endswith("    half a ? pair")
 
@@ -452,7 +452,7 @@ def test_a_run_goes_on_without_its_tracker(tmp_path, monkeypatch, capfd, shown, 
   freed.set()
   assert record(folder)["status"] == "done"
   assert len(lines(folder)) == len(lines(shown))
-  words = {"raises": "No space left on device", "hangs": "not done in the time that it had"}[ill]
+  words = {"raises": "No space left on device", "hangs": "did not finish within"}[ill]
   assert words in record(folder)["tracking"]["tensorboard"]["problem"]
   out, err = capfd.readouterr()
   assert " ".join(out.split()).count(f"tensorboard is off: {words}") == 1
@@ -469,7 +469,7 @@ def test_the_queue_is_bounded_and_never_waits(tmp_path, monkeypatch):
     write(self, entry)
 
   monkeypatch.setattr(EventFiles, "write", slow)
-  monkeypatch.setattr(tracker, "_WAITING", 10)
+  monkeypatch.setattr(tracker, "_MAX_QUEUED", 10)
   folder, said = tmp_path / "run", []
   folder.mkdir()
   with Tracking(config(), folder, said.append) as track:
@@ -494,7 +494,7 @@ def test_the_end_waits_for_a_tracker_once(tmp_path, monkeypatch):
     track(row(1))
     track.end("done")
     track._seconds = 60.0
-  assert track._tracks[0]._thread.is_alive(), "waited until it was done"
+  assert track._trackers[0]._thread.is_alive(), "waited until it was done"
   freed.set()
   assert len(said) == 1
 
@@ -513,7 +513,7 @@ def test_a_service_that_hangs_or_dies(tmp_path, monkeypatch, script, words):
   worker, said, folder = tmp_path / "worker.py", [], tmp_path / "run"
   worker.write_text(script)
   monkeypatch.setattr(service, "_WORKER", worker)
-  monkeypatch.setattr(service, "_PATIENCE", 1)
+  monkeypatch.setattr(service, "_REPLY_SECONDS", 1)
   changes = {name.replace(".", "__"): value for name, value in OFFLINE.items()}
   state = play(folder, ROWS, said, **changes)
   assert len(said) == 1 and words in said[0]
@@ -533,12 +533,12 @@ def test_a_server_that_is_not_there_does_not_hold_the_end(tmp_path):
   )
   with track:
     track(row(1))
-  [service_track] = track._tracks
+  [service_track] = track._trackers
   service_track._thread.join(60)
   assert not service_track._thread.is_alive()
   assert isinstance(service_track._writer, service.Service)
   assert service_track._writer._process.poll() == -9
-  assert len(said) == 1 and said[0].startswith("mlflow is off: not done in the time")
+  assert len(said) == 1 and said[0].startswith("mlflow is off: did not finish within")
 
 
 def test_what_is_not_installed_is_refused_before_compiling(tmp_path, monkeypatch):
