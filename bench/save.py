@@ -39,16 +39,18 @@ def main(argv: list[str]) -> None:
   del argv
   with tempfile.TemporaryDirectory(prefix="simpo_jax_save_", dir=_SCRATCH.value) as name:
     folder = pathlib.Path(name)
-    without, _ = _run(folder / "without", every=0)
-    beside, saves = _run(folder / "with", every=2)
+    without_saves, _ = _run(folder / "without", every=0)
+    with_saves, saves = _run(folder / "with", every=2)
     size = sum(storage.sizes(folder / "with" / "checkpoints").values())
   # Without the first step, which also pays for first-touch memory.
-  pace = statistics.mean(beside[i] / without[i] for i in range(1, len(beside), 2))
+  pace = statistics.mean(with_saves[i] / without_saves[i] for i in range(1, len(with_saves), 2))
   rows = []
-  for index, waited in zip(range(2, len(beside), 2), saves, strict=True):
-    alone = without[index] * pace
-    rows.append(_cost(str(index + 1), alone, beside[index], waited))
-  means = [statistics.mean(row[name] for row in rows) for name in ("alone", "beside", "waited")]
+  for index, waited in zip(range(2, len(with_saves), 2), saves, strict=True):
+    alone = without_saves[index] * pace
+    rows.append(_cost(str(index + 1), alone, with_saves[index], waited))
+  means = [
+    statistics.mean(row[name] for row in rows) for name in ("alone", "while_saving", "waited")
+  ]
   rows.append(_cost("mean", *means))
   common.report(
     f"seconds per step; saves of {size / 2**30:.2f} GiB, {_PAIRS.value} pairs per step; steps "
@@ -57,12 +59,12 @@ def main(argv: list[str]) -> None:
   )
 
 
-def _cost(step: str, alone: float, beside: float, waited: float) -> dict:
-  cost = beside - alone + waited
+def _cost(step: str, alone: float, while_saving: float, waited: float) -> dict:
+  cost = while_saving - alone + waited
   return {
     "step": step,
     "alone": alone,
-    "beside": beside,
+    "while_saving": while_saving,
     "waited": waited,
     "cost": cost,
     "percent": 100 * cost / alone,

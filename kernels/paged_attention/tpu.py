@@ -255,7 +255,7 @@ def _kernel(
     return div(start[row] + count[row] + page - 1, page)
 
   def place(i: Index, size: Index = 1) -> pl.Slice | slice:
-    start = pl.multiple_of(i * page, page)  # pyright: ignore[reportArgumentType]  # takes ints, too
+    start = pl.multiple_of(i * page, page)  # pyright: ignore[reportArgumentType]  # accepts ints
     return pl.ds(start, size * page)
 
   def fetch(row: Array, begin: Index, slot: Index) -> None:

@@ -57,7 +57,7 @@ def check_finite(logprob: Float32[np.ndarray, " requests"]) -> None:
   if bad.size:
     raise UserError(
       f"generation: the logits of requests {bad[:5].tolist()} ({bad.size} in all, some perhaps "
-      "for what was decoded beside them) are not finite; "
+      "because of requests in the same batch) are not finite; "
       "check the weights, or lower --config.train.learning_rate if training did this"
     )
 

@@ -54,7 +54,7 @@ def open_gguf(path: pathlib.Path) -> tuple[ModelConfig, Weights]:
     check_header(path)
     reader = gguf.GGUFReader(path)
   except (ValueError, IndexError, KeyError, OverflowError, OSError) as e:
-    raise UserError(f"{path} is not a whole GGUF file ({one_line(e)}); get it again") from e
+    raise UserError(f"{path} is not a complete GGUF file ({one_line(e)}); get it again") from e
   stored = {t.name: t for t in reader.tensors}
   factors = stored.pop(_ROPE_FACTORS, None)
   try:

@@ -63,14 +63,14 @@ def open_checkpoint(
   try:
     arrays = read_metadata(folder)["arrays"]
   except (OSError, ValueError, KeyError) as e:
-    raise UserError(f"{folder} is no checkpoint that is whole ({one_line(e)})") from e
+    raise UserError(f"{folder} is not a complete checkpoint ({one_line(e)})") from e
   places = {keys: _place(keys, arrays, average) for keys, _ in _flat(all_tensors(cfg, lora))}
   for keys, tensor in _flat(all_tensors(cfg, lora)):
     found = arrays.get(_path(places[keys]), ["absent"])[0]
     if found != list(tensor.shape):
       raise UserError(
-        f"{folder} is not of this model: {'.'.join(keys)} is {found} there, and the model's "
-        f"config asks for {list(tensor.shape)}; name the source that the run had"
+        f"{folder} is not of this model: {'.'.join(keys)} is {found} there, but the model's "
+        f"config asks for {list(tensor.shape)}; use the model source of the run"
       )
   table = dict(_by_layer(cfg))
 

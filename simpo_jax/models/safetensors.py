@@ -96,7 +96,7 @@ def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
       raise UserError(f"{index} is not a safetensors index; get it again") from e
     if outside:
       raise UserError(
-        f"{index} lists {outside[0]!r}, which is no file of its own folder, or a link out of it; "
+        f"{index} lists {outside[0]!r}, which is not a file in its folder, or a link out of it; "
         "get the model from somebody you trust, or put that file into the folder"
       )
     if missing:

@@ -54,7 +54,7 @@ def remat(policy: str, single_device: bool = False) -> Callable[[_Layer], _Layer
   """
   if policy == "none" and single_device:
     return lambda f: f
-  # Inside a scan there is no CSE with the forward pass to prevent.
+  # prevent_cse is not needed inside a scan, where CSE with the forward pass cannot happen.
   return cast(
     Callable[[_Layer], _Layer],
     functools.partial(jax.checkpoint, policy=_KEPT[policy], prevent_cse=False),

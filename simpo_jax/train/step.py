@@ -178,14 +178,14 @@ def _merge(a: _Loss, b: _Loss) -> _Loss:
 
 
 def _metrics(
-  whole: _Loss,
+  step_loss: _Loss,
   totals: _Totals,
   grad_norm: _Scalar,
   learning_rate: _Scalar,
   ok: Bool[Array, ""],
 ) -> Metrics:
-  """The metrics of a step whose micro-batches add up to `whole`."""
-  loss, (sft_sum, stats) = whole
+  """The metrics of a step whose micro-batches add up to `step_loss`."""
+  loss, (sft_sum, stats) = step_loss
   return Metrics(
     loss,
     jnp.sum(stats.loss) / totals.pairs,
@@ -232,19 +232,19 @@ def train_step(
   def micro_step(
     index: Int32[Array, ""], carry: tuple[llama.Params, _Loss]
   ) -> tuple[llama.Params, _Loss]:
-    grads, whole = carry
+    grads, step_loss = carry
     (loss, (sft_sum, stats)), part_grads = gradient(learning, _micro(batch, index))
     part_grads = jax.lax.with_sharding_constraint(part_grads, shardings)
     finite = jnp.isfinite(optax.tree.norm(part_grads))
     bad = stats.bad | (stats.present & ~finite)
     part = loss, (sft_sum, stats._replace(bad=bad))
-    return jax.tree.map(_add, grads, part_grads), _merge(whole, part)
+    return jax.tree.map(_add, grads, part_grads), _merge(step_loss, part)
 
   zero = jnp.zeros((), jnp.float32)
   init = (jax.tree.map(_zeros, learning), (zero, (zero, _no_stats(cfg))))
-  grads, whole = fori_loop(0, jnp.asarray(batch.num_micro), micro_step, init)
+  grads, step_loss = fori_loop(0, jnp.asarray(batch.num_micro), micro_step, init)
   grad_norm = optax.tree.norm(grads)
-  ok = jnp.isfinite(whole[0]) & jnp.isfinite(grad_norm)
+  ok = jnp.isfinite(step_loss[0]) & jnp.isfinite(grad_norm)
   learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
 
   def update(state: TrainState) -> TrainState:
@@ -261,17 +261,17 @@ def train_step(
     return state
 
   state = cast(TrainState, jax.lax.cond(ok, update, keep, state))
-  return state, _metrics(whole, totals, grad_norm, learning_rate, ok)
+  return state, _metrics(step_loss, totals, grad_norm, learning_rate, ok)
 
 
 def evaluate_step(params: llama.Params, batch: Batch, cfg: StepConfig) -> Metrics:
   """Computes the loss and per-pair statistics of one batch, without gradients."""
   totals = _totals(batch, cfg)
 
-  def micro_step(index: Int32[Array, ""], whole: _Loss) -> _Loss:
-    return _merge(whole, _micro_loss(params, _micro(batch, index), totals, cfg))
+  def micro_step(index: Int32[Array, ""], step_loss: _Loss) -> _Loss:
+    return _merge(step_loss, _micro_loss(params, _micro(batch, index), totals, cfg))
 
   zero = jnp.zeros((), jnp.float32)
   init = (zero, (zero, _no_stats(cfg)))
-  whole = fori_loop(0, jnp.asarray(batch.num_micro), micro_step, init)
-  return _metrics(whole, totals, zero, zero, jnp.isfinite(whole[0]))
+  step_loss = fori_loop(0, jnp.asarray(batch.num_micro), micro_step, init)
+  return _metrics(step_loss, totals, zero, zero, jnp.isfinite(step_loss[0]))
