@@ -1,4 +1,4 @@
-"""What the benchmarks share: honest timing, the machine's own limits, reports."""
+"""Shared code of the benchmarks: timing, hardware limits, reports."""
 
 import datetime
 import itertools
@@ -22,11 +22,11 @@ from rich.table import Table
 
 from simpo_jax.errors import UserError
 
-JSON = flags.DEFINE_string("json", None, "a file for the figures, with versions and device")
+JSON = flags.DEFINE_string("json", None, "write the results to this file, with versions and device")
 
 
 def seconds(f: Callable[..., object], *args: object, runs: int = 5, warm: int = 1) -> float:
-  """Median wall time of `f(*args)`, its result awaited, after `warm` runs that do not count."""
+  """Returns the median wall time of `f(*args)`, result included, after `warm` untimed runs."""
   for _ in range(warm):
     jax.block_until_ready(f(*args))
   times = []
@@ -38,39 +38,39 @@ def seconds(f: Callable[..., object], *args: object, runs: int = 5, warm: int = 
 
 
 def peak_rss() -> int:
-  """Bytes of memory that this process held at most."""
+  """Returns the peak resident memory of this process in bytes."""
   unit = 1 if sys.platform == "darwin" else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def say(text: str) -> None:
-  """Tells how it goes, beside the result."""
+  """Prints progress to stderr."""
   print(text, file=sys.stderr, flush=True)
 
 
-def answering(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-  """A benchmark's `main` for `app.run`; a user's mistake ends it with its message."""
+def with_user_errors(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+  """Wraps a benchmark's `main` for `app.run`: a UserError ends it with its message alone."""
 
-  def answered(argv: list[str]) -> None:
+  def wrapped(argv: list[str]) -> None:
     try:
       main(argv)
     except UserError as e:
       sys.exit(f"error: {e}")
 
-  # A program's --help has the flags of its own module, and those that are registered for it.
+  # --help shows only key flags of the main module: make --json one.
   flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[JSON.name])
-  return answered
+  return wrapped
 
 
 def read_bandwidth() -> float:
-  """Bytes per second that a sum over a large array reads."""
+  """Measures the read bandwidth of a sum over a large array, in bytes per second."""
   size = 2**28 if jax.default_backend() == "cpu" else 2**30
   x = jnp.ones(size // 4, jnp.float32)
   return size / seconds(jax.jit(jnp.sum), x)
 
 
 def machine() -> dict[str, str]:
-  """The device and the versions that a figure belongs to."""
+  """Describes the environment of a measurement: device, package versions, date."""
   import importlib.metadata
 
   versions = {}
@@ -109,15 +109,17 @@ def result(
   floor: float | None = None,
   smaller_is_better: bool = False,
 ) -> dict[str, Any]:
-  """What every benchmark's `--json` holds, beside figures of its own.
+  """Returns the fields that the `--json` files of all benchmarks have in common.
+
+  `ratio` and `fraction_of_floor` are higher if ours is faster, whatever the unit.
 
   Args:
     unit: of `ours`, `theirs` and `floor`.
-    rows: of the table, a dict each; any floats.
-    ours, theirs: the one figure that stands for the whole; None where there is none.
-    peer: what `theirs` was measured on.
-    floor: what the machine's own limits, measured in the same run, allow.
-    smaller_is_better: as of seconds. `ratio` and `fraction_of_floor` grow with our speed.
+    rows: the table's rows, each a dict by column.
+    ours, theirs: the headline figure of each side; None if there is none.
+    peer: the software that `theirs` was measured with.
+    floor: the hardware limit, measured in the same run.
+    smaller_is_better: True for times, False for rates.
   """
 
   def over(a: float | None, b: float | None) -> float | None:
@@ -139,18 +141,18 @@ def result(
 
 
 def report(title: str, result: dict[str, Any]) -> None:
-  """Prints the rows as tables, and writes all of it where `--json` says; both name the machine.
+  """Prints the rows as tables and writes `result` to `--json`, both with the environment.
 
-  Rows that follow each other with the same columns are one table.
+  Consecutive rows with the same columns form one table.
   """
-  where = machine()
+  environment = machine()
   if JSON.value:
-    place = {name: where[name] for name in ("device", "devices", "date")}
-    versions = {name: text for name, text in where.items() if name not in place}
-    text = json.dumps({**result, **place, "versions": versions}, indent=2, default=float)
+    device = {name: environment[name] for name in ("device", "devices", "date")}
+    versions = {name: text for name, text in environment.items() if name not in device}
+    text = json.dumps({**result, **device, "versions": versions}, indent=2, default=float)
     pathlib.Path(JSON.value).write_text(text + "\n")
   for columns, rows in itertools.groupby(result["rows"], tuple):
-    table = Table(title=title, caption=", ".join(f"{k} {v}" for k, v in where.items()))
+    table = Table(title=title, caption=", ".join(f"{k} {v}" for k, v in environment.items()))
     for name in columns:
       table.add_column(name.replace("_", " "), justify="left" if name == columns[0] else "right")
     for row in rows:

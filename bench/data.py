@@ -1,18 +1,19 @@
-"""Preparing and reading many synthetic pairs: speed, memory, and starting again late.
+"""Benchmarks the data pipeline on many synthetic pairs: speed, memory, and time to resume.
 
   python bench/data.py --pairs=1000000 --model=SmolLM2-135M-Instruct.Q4_1.gguf
 
-docs/performance.md was made with --batch=64 --windows=2 besides.
+The figures in docs/performance.md were measured with --batch=64 --windows=2 in addition.
 
-Every part runs in a process of its own, so that its peak memory is its own:
+Each part runs in a separate process, to measure its peak memory:
 
-  prepare   python -m simpo_jax.prepare of one JSONL file, with all cores
-  read      windows of 32 steps of `--batch` pairs, read at random, tokenized, dealt into
-            rows and laid out, for a few windows, by tokenizer
-  start     from opening the dataset to a step's batch, for the first step and for a late one
+  prepare   python -m simpo_jax.prepare of one JSONL file, on all cores
+  verify    python -m simpo_jax.prepare --verify of the prepared dataset
+  read      random reads, tokenization and packing of `--windows` windows of 32 steps of
+            `--batch` pairs, for each tokenizer, near the first step and near a late one;
+            `start_seconds` is the time from opening the dataset to the first batch
 
-Peak memory of `prepare` is that of its largest process. Everything lies in a folder under
-`--scratch`, which is deleted at the end.
+Peak memory of `prepare` is that of its largest process. All files are in a temporary
+folder under `--scratch`, deleted at the end.
 """
 
 import json
@@ -29,19 +30,23 @@ from absl import app, flags
 from simpo_jax.errors import UserError
 
 HERE = pathlib.Path(__file__).resolve().parent
-WORDS = 4096  # of the synthetic language
+WORDS = 4096  # vocabulary of the synthetic text
 
 _PAIRS = flags.DEFINE_integer("pairs", 1_000_000, "synthetic pairs", lower_bound=1000)
-_MODEL = flags.DEFINE_string("model", None, "a .gguf or folder whose tokenizer is timed, too")
-_BATCH = flags.DEFINE_integer("batch", 64, "pairs a step")
-_WINDOWS = flags.DEFINE_integer("windows", 3, "windows of 32 steps that are timed")
+_MODEL = flags.DEFINE_string(
+  "model", None, ".gguf file or folder whose tokenizer is timed in addition"
+)
+_BATCH = flags.DEFINE_integer("batch", 64, "pairs per step")
+_WINDOWS = flags.DEFINE_integer("windows", 3, "number of timed windows of 32 steps")
 _WORKERS = flags.DEFINE_integer("workers", 4, "threads that read and tokenize")
-_SCRATCH = flags.DEFINE_string("scratch", None, "where to put the data; default: the system's")
-_JOB = flags.DEFINE_string("job", None, "(internal) a part to run in this process")
+_SCRATCH = flags.DEFINE_string(
+  "scratch", None, "folder for the data; default: the system's temporary folder"
+)
+_JOB = flags.DEFINE_string("job", None, "(internal) the part to run in this process, as JSON")
 
 
 def write_pairs(path: pathlib.Path, count: int, seed: int = 0) -> None:
-  """JSONL rows {prompt: [message], chosen, rejected} of about 1,500 characters, seeded."""
+  """Writes JSONL rows {prompt: [message], chosen, rejected} of about 1,500 characters."""
   rng = np.random.default_rng(seed)
   lengths = rng.integers(2, 9, WORDS)
   words = np.array(["".join(map(chr, rng.integers(97, 123, n))) for n in lengths])
@@ -56,7 +61,7 @@ def write_pairs(path: pathlib.Path, count: int, seed: int = 0) -> None:
 
 
 def main(argv: list[str]) -> None:
-  """Prints tables."""
+  """Runs all parts and prints their tables."""
   del argv
   if _JOB.value:
     _work(json.loads(_JOB.value))
@@ -101,7 +106,7 @@ def _measure(folder: pathlib.Path) -> list[dict]:
   return rows
 
 
-# A process's peak counts what its parent held when it forked: this one holds little.
+# A child's peak RSS includes its parent's memory at the fork: launch from a small process.
 _LAUNCH = """
 import os, subprocess, sys, time
 start = time.perf_counter()
@@ -114,7 +119,7 @@ with open(sys.argv[1], "w") as f:
 
 
 def _timed(folder: pathlib.Path, command: list[str]) -> dict[str, float]:
-  """Seconds, CPU seconds of all its processes, and the peak of the largest, of a command."""
+  """Runs a command; returns its wall time, the CPU time and peak memory of its processes."""
   out = folder / "usage"
   subprocess.run([sys.executable, "-S", "-c", _LAUNCH, str(out), *command], check=True)
   status, seconds, cpu, peak = out.read_text().split()
@@ -147,12 +152,12 @@ def _work(job: dict) -> None:
   read = open_stream(mixture, tokenizer, data, batch, seed=0)
   shape = batch_shape(batch, 2 * data.max_length, data.max_pairs_per_row, 8)
   window = window_source(read, batch, shape.row_length, shape.slots, data.lookahead, 0)
-  # A late step: of the third epoch, in the middle of a window.
+  # The late step is in the middle of the third epoch.
   step = 1 if not job["late"] else 5 * len(mixture) // (2 * batch)
   with prefetch_batches(window, data.lookahead, shape, range(shape.rows)) as batch_of:
     batch_of(step)
     started = time.perf_counter() - start
-    # To the beginning of the next window but one: what is ready by then does not count.
+    # Start timing at the next window's first step, so that prefetched batches do not count.
     first = step - (step - 1) % data.lookahead + data.lookahead
     batch_of(first)
     clock, cpu = time.perf_counter(), time.process_time()
@@ -176,4 +181,4 @@ def _work(job: dict) -> None:
 
 
 if __name__ == "__main__":
-  app.run(common.answering(main))
+  app.run(common.with_user_errors(main))

@@ -1,22 +1,23 @@
-"""Generation side by side with transformers: same weights, same prompts, one run.
+"""Benchmarks generation against transformers: same weights, same prompts, in one run.
 
   python bench/generate.py --model=SmolLM2-135M-Instruct.Q4_1.gguf --data=dpo_en_demo.json
   python bench/generate.py ... --cases=queue,batch16 --json=generate.json
 
-docs/performance.md was made with --cases=batch16,batch64,queue,short16.
+The figures in docs/performance.md were measured with --cases=batch16,batch64,queue,short16.
 
-Cases (greedy, prompts rendered from real pairs unless it says short):
+Cases (greedy decoding; prompts from real pairs):
 
-  batch16, batch64   so many prompts at once, exactly 128 new tokens each
-  short16, short64   the same with prompts cut to 40 tokens
-  queue              128 prompts through 16 slots, up to 256 tokens, ending at end tokens;
+  batch16, batch64   16 or 64 prompts at once, exactly 128 new tokens each
+  short16, short64   the same with prompts truncated to 40 tokens
+  queue              128 prompts through 16 slots, up to 256 new tokens or an end token;
                      transformers gets them in the same order in batches of 16
-  scale128, scale1024   so many short prompts through 16 slots, 64 tokens each; ours alone
+  scale128, scale1024   128 or 1,024 short prompts through 16 slots, 64 new tokens each;
+                     without transformers
 
-Columns: tokens per second of both, their ratio, and how near ours comes to two floors,
-each from what this machine did in the same run: `of_matmuls` is the time that the model's
-matrix products alone take (decode steps at this batch, and prompt tokens) over our time;
-`of_memory` the time to read weights and cache once per step over our decoding time.
+Columns: tokens per second of both, their ratio, and two fractions of hardware limits
+measured in the same run: `of_matmuls` is the time of the model's matmuls alone (decode
+steps at this batch size, and prompt tokens) over our time; `of_memory` is the time to read
+weights and KV cache once per step over our decoding time.
 """
 
 import json
@@ -47,7 +48,7 @@ from simpo_jax.settings import GenerateSettings
 from simpo_jax.tokenizer.load import load_tokenizer
 from simpo_jax.tokenizer.tokenizer import Tokenizer, encode_with_bos
 
-CASES = {  # prompts, slots, tokens of a prompt (0: as they are), new tokens, ends at end tokens
+CASES = {  # prompts, slots, prompt tokens (0: not truncated), new tokens, stops at end tokens
   "short16": (16, 16, 40, 128, False),
   "batch16": (16, 16, 0, 128, False),
   "short64": (64, 64, 40, 128, False),
@@ -56,14 +57,16 @@ CASES = {  # prompts, slots, tokens of a prompt (0: as they are), new tokens, en
   "scale128": (128, 16, 40, 64, False),
   "scale1024": (1024, 16, 40, 64, False),
 }
-LONGEST = 512  # tokens; longer prompts are left out
+LONGEST = 512  # tokens; longer prompts are not used
 
 _MODEL = flags.DEFINE_string("model", None, "folder, .gguf file or hub id", required=True)
 _DATA = flags.DEFINE_string("data", None, "a JSON file of preference pairs", required=True)
-_CASES = flags.DEFINE_list("cases", ["short16", "batch16", "batch64", "queue"], "of the list above")
-_PEER = flags.DEFINE_bool("peer", True, "run transformers, too")
-_RUNS = flags.DEFINE_integer("runs", 3, "timed runs of each; the median counts")
-_DTYPE = flags.DEFINE_string("dtype", None, "float32 or bfloat16; by default the platform's")
+_CASES = flags.DEFINE_list("cases", ["short16", "batch16", "batch64", "queue"], "cases to run")
+_PEER = flags.DEFINE_bool("peer", True, "also run transformers")
+_RUNS = flags.DEFINE_integer("runs", 3, "timed runs per case; the median is reported")
+_DTYPE = flags.DEFINE_string(
+  "dtype", None, "float32 or bfloat16; default: float32 on CPU, else bfloat16"
+)
 
 
 def main(_: list[str]) -> None:
@@ -109,7 +112,7 @@ def _case(
   first = _Ours(cfg, params, mesh, dtype, prompts, slots, 1, stop_ids)
   theirs = peer if not name.startswith("scale") else None
   times, prefill, their_times = [], [], []
-  for _ in range(_RUNS.value):  # in turn, so that a busy machine disturbs both
+  for _ in range(_RUNS.value):  # interleaved, so that load on the machine affects both sides
     times.append(ours.seconds())
     prefill.append(first.seconds())
     if theirs:
@@ -155,11 +158,11 @@ def _prompts(tokenizer: Tokenizer, count: int, cut: int) -> list[Prompt]:
   ids = [x for x in ids if len(x) <= LONGEST and len(x) >= cut]
   return [
     Prompt(i, "", np.asarray(ids[i % len(ids)][-cut:], np.int32)) for i in range(count)
-  ]  # of a cut prompt the end stays, which opens the answer
+  ]  # truncated prompts keep their end, which starts the assistant's turn
 
 
 class _Ours:
-  """One compiled generation, as the program's generate branch has it."""
+  """A compiled generation, the same as in the program's generate branch."""
 
   def __init__(
     self,
@@ -213,7 +216,7 @@ class _Ours:
 def _matmul_seconds(
   cfg: ModelConfig, weights: llama.Params, rows: int, dtype: np.dtype, logits: bool = True
 ) -> float:
-  """Seconds for all products of one pass with `rows` tokens, and nothing else."""
+  """Measures the seconds of the model's matmuls in one forward pass over `rows` tokens."""
   steps = 8
 
   def one(x: jax.Array, w: llama.Params) -> jax.Array:
@@ -232,7 +235,7 @@ def _matmul_seconds(
 
 
 class _Transformers:
-  """transformers' generate on the same weights, as its documentation has it."""
+  """transformers' generate on the same weights, used as documented."""
 
   def __init__(self, source: str, dtype: np.dtype):
     import pathlib
@@ -248,13 +251,13 @@ class _Transformers:
 
       config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
       net = transformers.AutoModelForCausalLM.from_config(config, dtype=kind)
-      # from_pretrained(gguf_file=...) does this too, but only where accelerate is installed.
+      # Same as from_pretrained(gguf_file=...), which needs accelerate.
       stored = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=net)["tensors"]
       net.load_state_dict(stored, strict=False)
     else:
       net = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=kind)
     self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    self.net: Any = net.eval()  # its decorated methods have lost their types
+    self.net: Any = net.eval()  # its decorators lose the types of its methods
     self.net.to(self.device)
     self.net.generation_config.pad_token_id = 0
 
@@ -264,8 +267,8 @@ class _Transformers:
     batches = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
     self.answers = []
     start = time.perf_counter()
-    for some in batches:
-      self.answers += self._answers(some, new, stop_ids)
+    for batch_prompts in batches:
+      self.answers += self._answers(batch_prompts, new, stop_ids)
     return time.perf_counter() - start
 
   def _answers(self, prompts: list[Prompt], new: int, stop_ids: tuple[int, ...]) -> list[list[int]]:
@@ -288,4 +291,4 @@ class _Transformers:
 
 
 if __name__ == "__main__":
-  app.run(common.answering(main))
+  app.run(common.with_user_errors(main))

@@ -1,14 +1,14 @@
-"""One decode step of paged attention alone, against the memory floor and the dense form.
+"""Benchmarks a decode step of paged attention against memory bandwidth and a dense version.
 
   python bench/paged_attention.py [--impl=auto] [--batch=16,128] [--context=256,2048]
 
-Nothing in docs/performance.md was made with it: it has no figure of a machine with a kernel.
+docs/performance.md has no figures of it: it covers no machine with a Pallas kernel yet.
 
-The pool has several layers, and a run goes through all of them, each call's output in the
-next one's queries, so that no cache keeps what the next call reads. Pages are scattered;
-`--ragged` draws lengths evenly between 1 and the context. `floor_us` is the time to read
-each sequence's keys and values once at the bandwidth measured in the same run; `dense_us`
-is the `reference` implementation, which gathers every page.
+The pool has several layers, and a run attends to each of them, with one call's output added
+to the next one's queries, so that no cache holds what the next call reads. Page ids are
+shuffled; `--ragged` draws lengths uniformly from 1 to the context. `floor_us` is the time to
+read each sequence's keys and values once at the bandwidth measured in the same run;
+`dense_us` is the `reference` implementation, which gathers every page.
 """
 
 import common
@@ -23,13 +23,15 @@ from simpo_jax.kernels.paged_attention import IMPLEMENTATIONS, paged_attention, 
 _IMPL = flags.DEFINE_enum("impl", "auto", IMPLEMENTATIONS, "implementation")
 _BATCH = flags.DEFINE_list("batch", ["16", "128"], "sequences")
 _CONTEXT = flags.DEFINE_list("context", ["256", "2048"], "tokens in the cache")
-_RAGGED = flags.DEFINE_bool("ragged", False, "lengths from 1 to the context")
+_RAGGED = flags.DEFINE_bool("ragged", False, "draw lengths from 1 to the context")
 _HEADS = flags.DEFINE_integer("heads", 32, "query heads")
 _KV_HEADS = flags.DEFINE_integer("kv_heads", 8, "key and value heads")
 _HEAD_DIM = flags.DEFINE_integer("head_dim", 128, "size of a head")
-_PAGE = flags.DEFINE_integer("page_size", 0, "tokens of a page; 0: 128, on CPU 64")
-_DTYPE = flags.DEFINE_string("dtype", None, "float32 or bfloat16; by default the platform's")
-_LAYERS = flags.DEFINE_integer("layers", 4, "of the pool")
+_PAGE = flags.DEFINE_integer("page_size", 0, "tokens per page; 0: 64 on CPU, else 128")
+_DTYPE = flags.DEFINE_string(
+  "dtype", None, "float32 or bfloat16; default: float32 on CPU, else bfloat16"
+)
+_LAYERS = flags.DEFINE_integer("layers", 4, "layers of the pool")
 
 
 def main(_: list[str]) -> None:
@@ -106,4 +108,4 @@ def _case(B: int, S: int, bandwidth: float) -> dict:
 
 
 if __name__ == "__main__":
-  app.run(common.answering(main))
+  app.run(common.with_user_errors(main))

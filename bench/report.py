@@ -1,13 +1,13 @@
-"""The run report at its full size: writing it, and opening and using it in Chromium.
+"""Benchmarks the run report at full size: writing it, and opening and using it in Chromium.
 
   python bench/report.py
 
-docs/performance.md was made with exactly this.
+The figures in docs/performance.md were measured with this command.
 
-A made-up run of `--prompts` x `--samples` answers of exactly `--tokens` tokens after each of
-the steps `--at` (tests/support/example_run.py). `write` is what a run's own thread does the
-first time, `rewrite` what it does when nothing was generated since. Opening is timed in new tabs
-of one browser, from the local disk, the file in the system's cache; the median of `--opens`.
+The run is synthetic (tests/support/example_run.py): `--prompts` x `--samples` answers of exactly
+`--tokens` tokens after each of the steps `--at`. `write` is the first write of the report by a
+run's background thread, `rewrite` one with no new samples since. Opening is timed in new tabs of
+one browser, from a local file in the page cache; the median of `--opens` is reported.
 """
 
 import pathlib
@@ -27,15 +27,17 @@ from simpo_jax.report.page import MAX_BYTES, write_report
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
 
 _PROMPTS = flags.DEFINE_integer("prompts", 1024, "prompts")
-_SAMPLES = flags.DEFINE_integer("samples", 4, "answers of each")
-_TOKENS = flags.DEFINE_integer("tokens", 2048, "of every answer")
-_AT = flags.DEFINE_list("at", "50,100,150,200", "steps that generate")
-_OPENS = flags.DEFINE_integer("opens", 5, "times that the page is opened")
-_SCRATCH = flags.DEFINE_string("scratch", None, "where to put the run; default: the system's")
+_SAMPLES = flags.DEFINE_integer("samples", 4, "answers per prompt")
+_TOKENS = flags.DEFINE_integer("tokens", 2048, "tokens per answer")
+_AT = flags.DEFINE_list("at", "50,100,150,200", "training steps after which samples were generated")
+_OPENS = flags.DEFINE_integer("opens", 5, "how often the page is opened")
+_SCRATCH = flags.DEFINE_string(
+  "scratch", None, "folder for the run; default: the system's temporary folder"
+)
 
 
 def main(argv: list[str]) -> None:
-  """Prints a table."""
+  """Runs the benchmark and prints its table."""
   del argv
   from support.example_run import make
 
@@ -117,10 +119,10 @@ def _open(path: pathlib.Path) -> list[dict]:
       page.close()
     browser.close()
   return [
-    {"case": case, "seconds": statistics.median(each), "cpu_seconds": None, "MiB": None}
-    for case, each in times.items()
+    {"case": case, "seconds": statistics.median(values), "cpu_seconds": None, "MiB": None}
+    for case, values in times.items()
   ]
 
 
 if __name__ == "__main__":
-  app.run(common.answering(main))
+  app.run(common.with_user_errors(main))

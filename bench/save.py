@@ -1,13 +1,13 @@
-"""What saving costs the step beside it.
+"""Benchmarks how much an asynchronous checkpoint save slows down training.
 
   python bench/save.py --model=SmolLM2-135M-Instruct.Q4_1.gguf --data=dpo_en_demo.json --pairs=8
 
-docs/performance.md was made with --saves=4 besides.
+The figures in docs/performance.md were measured with --saves=4 in addition.
 
-Trains the same steps twice, each run in a process of its own: without saves, and with a save
-after every second step. Steps 3, 5, ... of the second have a checkpoint written in the
-background; what they take longer, and what the run waited before each, is the cost of that
-save. The steps between tell how much faster or slower the machine was in the second run.
+Trains the same steps in two processes: without saves, and with a save after every second step.
+During steps 3, 5, ... of the second run a checkpoint is written in the background; the cost of a
+save is how much longer that step takes, plus the time that the run blocked before it. The steps
+in between calibrate for changes in the machine's speed between the two runs.
 """
 
 import json
@@ -26,41 +26,45 @@ from simpo_jax.errors import UserError
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 _MODEL = flags.DEFINE_string("model", None, "a .gguf file or a folder", required=True)
-_DATA = flags.DEFINE_string("data", None, "preference pairs", required=True)
-_PAIRS = flags.DEFINE_integer("pairs", 8, "pairs a step", lower_bound=1)
+_DATA = flags.DEFINE_string("data", None, "file of preference pairs", required=True)
+_PAIRS = flags.DEFINE_integer("pairs", 8, "pairs per step", lower_bound=1)
 _SAVES = flags.DEFINE_integer("saves", 3, "checkpoints", lower_bound=1)
-_SCRATCH = flags.DEFINE_string("scratch", None, "where to put the runs; default: the system's")
+_SCRATCH = flags.DEFINE_string(
+  "scratch", None, "folder for the runs; default: the system's temporary folder"
+)
 
 
 def main(argv: list[str]) -> None:
-  """Prints a table."""
+  """Runs the benchmark and prints its table."""
   del argv
   with tempfile.TemporaryDirectory(prefix="simpo_jax_save_", dir=_SCRATCH.value) as name:
     folder = pathlib.Path(name)
-    without, _ = _run(folder / "without", every=0)
-    beside, saves = _run(folder / "with", every=2)
+    without_saves, _ = _run(folder / "without", every=0)
+    with_saves, saves = _run(folder / "with", every=2)
     size = sum(storage.sizes(folder / "with" / "checkpoints").values())
-  # The first step of a run is the one that its memory is new to.
-  pace = statistics.mean(beside[i] / without[i] for i in range(1, len(beside), 2))
+  # Without the first step, which also pays for first-touch memory.
+  pace = statistics.mean(with_saves[i] / without_saves[i] for i in range(1, len(with_saves), 2))
   rows = []
-  for index, waited in zip(range(2, len(beside), 2), saves, strict=True):
-    alone = without[index] * pace
-    rows.append(_cost(str(index + 1), alone, beside[index], waited))
-  means = [statistics.mean(row[name] for row in rows) for name in ("alone", "beside", "waited")]
+  for index, waited in zip(range(2, len(with_saves), 2), saves, strict=True):
+    alone = without_saves[index] * pace
+    rows.append(_cost(str(index + 1), alone, with_saves[index], waited))
+  means = [
+    statistics.mean(row[name] for row in rows) for name in ("alone", "while_saving", "waited")
+  ]
   rows.append(_cost("mean", *means))
   common.report(
-    f"seconds of a step; saves of {size / 2**30:.2f} GiB, {_PAIRS.value} pairs a step; the "
-    f"second run took {pace:.3f} of the first's time between saves",
-    common.result("saving", "seconds of a step more", rows, ours=rows[-1]["cost"]),
+    f"seconds per step; saves of {size / 2**30:.2f} GiB, {_PAIRS.value} pairs per step; steps "
+    f"without a save took {pace:.3f} times as long in the second run",
+    common.result("saving", "extra seconds per save", rows, ours=rows[-1]["cost"]),
   )
 
 
-def _cost(step: str, alone: float, beside: float, waited: float) -> dict:
-  cost = beside - alone + waited
+def _cost(step: str, alone: float, while_saving: float, waited: float) -> dict:
+  cost = while_saving - alone + waited
   return {
     "step": step,
     "alone": alone,
-    "beside": beside,
+    "while_saving": while_saving,
     "waited": waited,
     "cost": cost,
     "percent": 100 * cost / alone,
@@ -68,7 +72,7 @@ def _cost(step: str, alone: float, beside: float, waited: float) -> dict:
 
 
 def _run(folder: pathlib.Path, every: int) -> tuple[list[float], list[float]]:
-  """Seconds of every step, and those that the run waited for each save."""
+  """Trains; returns the seconds of each step, and the seconds that each save blocked."""
   common.say(f"training {'with' if every else 'without'} saves")
   config = {
     "model.source": _MODEL.value,
@@ -94,4 +98,4 @@ def _run(folder: pathlib.Path, every: int) -> tuple[list[float], list[float]]:
 
 
 if __name__ == "__main__":
-  app.run(common.answering(main))
+  app.run(common.with_user_errors(main))

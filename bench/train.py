@@ -1,29 +1,28 @@
-"""Training side by side with TRL's CPOTrainer: same weights, same pairs, one run.
+"""Benchmarks training against TRL's CPOTrainer: same weights, same pairs, in one run.
 
   python bench/train.py --model=SmolLM2-135M-Instruct.Q4_1.gguf --data=dpo_en_demo.json
   python bench/train.py ... --max_length=512 --pairs=4 --steps=2 --json=train.json
   python bench/train.py ... --sweep [--sweep_pairs=8 --sweep_pairs=32 --sweep_rows=1]
 
-docs/performance.md was made with --dtype=float32 --steps=2 --peer_micro=2, and with --sweep
---sweep_pairs=8 --sweep_pairs=32 --sweep_rows=1.
+The figures in docs/performance.md were measured with --dtype=float32 --steps=2 --peer_micro=2,
+and with --sweep --sweep_pairs=8 --sweep_pairs=32 --sweep_rows=1.
 
-Ours is the real program of configs/m11.py:smollm2 (without its generation), launched as a
-run launches it; TRL has loss_type simpo, cpo_alpha 0, and the same token ids in the same
-steps. Only pairs that need no truncation take part, because the two truncate differently.
-Each side has a process of its own, with as many threads; the first step does not count.
-Where memory does not suffice for TRL with all pairs of a step at once, it accumulates
-gradients over the largest micro-batch that lives (`--peer_micro=fastest`: over the fastest
-of those that live). The run fails if the losses of the first step are not the same.
+Ours is the program of configs/m11.py:smollm2 (without generation), launched as in a run; TRL
+uses loss_type simpo, cpo_alpha 0, and the same token ids in the same steps. Only pairs that
+need no truncation are used, because the two truncate differently. Each side runs in a separate
+process with the same number of threads; the first step is not timed. If TRL runs out of memory
+with all pairs of a step at once, it accumulates gradients over the largest micro-batch that
+fits (`--peer_micro=fastest`: over the fastest that fits). The benchmark fails if the losses of
+the first step differ.
 
-`--sweep` is ours alone, over pairs per step, row length and pairs' lengths (real; the
-shortest third; the longest third): how the cost of a pair grows.
+`--sweep` runs ours alone, over pairs per step, row length and pair lengths (real; the shortest
+third; the longest third), to show how the cost per pair grows.
 
-ours, theirs, floor: seconds per pair, median over steps, data and metrics included; ratio:
-theirs over ours. The floor is the time that the model's own matrix products take, forward
-and backward, for the tokens that count (attention's at the best rate). mfu: the model's
-flops over our time, as a part of the best matrix product's rate. Both limits are measured
-in the same run, right after our steps. peak_bytes: of the whole process on CPU, of the
-device's memory on GPU.
+ours, theirs, floor: seconds per pair, median over steps, including data and metrics; ratio:
+theirs over ours. The floor is the time of the model's matmuls alone, forward and backward,
+without padding (attention's at the best matmul rate). mfu: model flops per second of our steps
+over the rate of the fastest matmul. Both limits are measured in the same run, right after our
+steps. peak_bytes: resident memory of the process on CPU, device memory on GPU.
 """
 
 import dataclasses
@@ -47,29 +46,31 @@ from simpo_jax.prepare.__main__ import cores
 from simpo_jax.tokenizer.load import load_tokenizer
 from simpo_jax.train.batch import row_length
 
-# Relative, of the first step. TRL takes log-probabilities of logits in bfloat16: for 2 pairs
-# its loss was 2.4% off the float32 one, ours 0.3%.
+# Relative, for the first step. TRL computes log-probabilities from bfloat16 logits: for 2 pairs
+# its loss was 2.4% off the float32 loss, ours 0.3%.
 LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-INSTALL = "TRL is not installed: pip install -e '.[bench]', or leave it out with --no_peer"
+INSTALL = "TRL is not installed: pip install -e '.[bench]', or skip it with --no_peer"
 
 _MODEL = flags.DEFINE_string("model", None, "folder, .gguf file or hub id", required=True)
-_DATA = flags.DEFINE_string("data", None, "a file of preference pairs", required=True)
+_DATA = flags.DEFINE_string("data", None, "file of preference pairs", required=True)
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 1024, "tokens of prompt and one response")
-_PAIRS = flags.DEFINE_integer("pairs", 8, "per optimizer step")
-_STEPS = flags.DEFINE_integer("steps", 0, "timed steps; 0: 5, of each case of the sweep 1")
+_PAIRS = flags.DEFINE_integer("pairs", 8, "pairs per optimizer step")
+_STEPS = flags.DEFINE_integer("steps", 0, "timed steps; 0: 5, or 1 per case of the sweep")
 _DTYPE = flags.DEFINE_enum(
-  "dtype", "auto", ["auto", "float32", "bfloat16"], "to compute in; weights are float32"
+  "dtype", "auto", ["auto", "float32", "bfloat16"], "compute dtype; weights are float32"
 )
-_NO_PEER = flags.DEFINE_bool("no_peer", False, "ours alone")
+_NO_PEER = flags.DEFINE_bool("no_peer", False, "do not run TRL")
 _PEER_MICRO = flags.DEFINE_string(
   "peer_micro", "largest", "TRL's pairs per forward pass: largest | fastest, or a number"
 )
 _PEER_CHECKPOINTING = flags.DEFINE_bool(
-  "peer_checkpointing", False, "TRL recomputes activations, which is its default"
+  "peer_checkpointing", False, "use gradient checkpointing in TRL, which is its default"
 )
-_SWEEP = flags.DEFINE_bool("sweep", False, "ours alone over sizes")
-_SWEEP_PAIRS = flags.DEFINE_multi_integer("sweep_pairs", [8, 16, 32], "per step; repeat it")
-_SWEEP_ROWS = flags.DEFINE_multi_integer("sweep_rows", [1, 2], "in default lengths; repeat it")
+_SWEEP = flags.DEFINE_bool("sweep", False, "run ours alone, over several sizes")
+_SWEEP_PAIRS = flags.DEFINE_multi_integer("sweep_pairs", [8, 16, 32], "pairs per step; repeatable")
+_SWEEP_ROWS = flags.DEFINE_multi_integer(
+  "sweep_rows", [1, 2], "row length, times the default; repeatable"
+)
 
 
 def main(_: list[str]) -> None:
@@ -105,7 +106,7 @@ def main(_: list[str]) -> None:
 
 
 def _choose_pairs(path: pathlib.Path, options: Options, least: int) -> dict[str, int]:
-  """Writes the rows that both sides take whole; how many of how many."""
+  """Writes the data rows that need no truncation to `path`; returns their number and the total."""
   data = config(options.job(path, options.pairs)).data
   data = dataclasses.replace(data, max_length=2**20, truncation="prompt_first")
   pairs, report = load_pairs(data, load_tokenizer(options.model), (options.data,), 0)
@@ -125,7 +126,7 @@ def _choose_pairs(path: pathlib.Path, options: Options, least: int) -> dict[str,
 
 
 def _side_by_side(folder: pathlib.Path, options: Options, peer: bool) -> dict[str, Any]:
-  """The contract's fields, the table's rows, and what was measured of each step."""
+  """Runs both sides; returns `common.result` with additional fields for each step."""
   steps, job = WARM + (options.steps or 5), options.job(folder / "pairs.json", options.pairs)
   common.say(f"simpo_jax: {steps} steps of {options.pairs} pairs")
   ours = start(folder, {**job, "side": "ours", "steps": steps})
@@ -157,7 +158,7 @@ def _side_by_side(folder: pathlib.Path, options: Options, peer: bool) -> dict[st
     "mfu": median(s["flops"] / s["seconds"] for s in counted) / rates[0],
     "matmul_flops_per_second": rates,
     "pairs_per_step": options.pairs,
-    "threads": cores(),  # XLA takes as many as it may be scheduled on
+    "threads": cores(),  # XLA uses one per core that the process may run on
     "peak_bytes": {"ours": ours["peak_bytes"], "theirs": (theirs or {}).get("peak_bytes")},
     "ours_steps": ours["steps"],
     "theirs_steps": theirs["steps"] if theirs else None,
@@ -169,7 +170,7 @@ def _side_by_side(folder: pathlib.Path, options: Options, peer: bool) -> dict[st
 
 
 def _notes(result: dict[str, Any]) -> list[str]:
-  """What is said below the table."""
+  """Lines to print below the table."""
   notes = [f"peer: {result['peer']}"] if result["peer"] else []
   if result["ratio"]:
     differ = result["first_step"]
@@ -206,11 +207,11 @@ def _their_row(ours: dict, theirs: dict, pairs: int) -> dict[str, Any]:
 def _row(
   case: str, per_pair: float, useful: float, computed: float, side: dict[str, Any]
 ) -> dict[str, Any]:
-  """A line of the table: medians over steps; loss and gradient norm of the first.
+  """A row of the table: medians over steps; loss and gradient norm of the first step.
 
   Args:
-    useful: tokens per second, each prompt counted once.
-    computed: tokens of a step, padding and repeated prompts included.
+    useful: tokens per second without padding, each prompt counted once.
+    computed: tokens per step, including padding and repeated prompts.
   """
   return {
     "case": case,
@@ -224,10 +225,10 @@ def _row(
 
 
 def _same_work(ours: dict, theirs: dict) -> dict[str, float]:
-  """Relative differences of the first step, before any update.
+  """Relative differences of loss and gradient norm in the first step, before any update.
 
   Raises:
-    UserError: of the loss, too large a one for the same work.
+    UserError: the losses differ by more than `LOSS_TOLERANCE`.
   """
   a, b = ours["steps"][0], theirs["steps"][0]
   out = {k: abs(a[k] - b[k]) / abs(b[k]) for k in ("loss", "grad_norm")}
@@ -239,13 +240,13 @@ def _same_work(ours: dict, theirs: dict) -> dict[str, float]:
 
 
 def _padded(pairs: list, micro: int) -> int:
-  """Tokens that TRL computes in a step: two sequences a pair, padded to the longest at once."""
+  """Tokens that TRL computes in a step: two sequences per pair, padded within a micro-batch."""
   longest = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in pairs]
   return sum(2 * micro * max(longest[i : i + micro]) for i in range(0, len(longest), micro))
 
 
 def _floor(step: dict, limits: dict) -> float:
-  """Seconds that a step's matrix products take by themselves."""
+  """Seconds of a step's matmuls alone."""
   products = limits["token_seconds"] * step["tokens"] + limits["target_seconds"] * step["targets"]
   return products + step["attention_flops"] / limits["rate"]
 
@@ -282,4 +283,4 @@ def _sweep_row(name: str, steps: list[dict], done: dict, rate: float) -> dict:
 
 
 if __name__ == "__main__":
-  app.run(common.answering(main))
+  app.run(common.with_user_errors(main))

@@ -1,4 +1,4 @@
-"""The processes that bench/train.py starts, one after the other."""
+"""Starts the processes of bench/train.py, one after the other."""
 
 import json
 import os
@@ -20,11 +20,11 @@ PEER = "CPOTrainer"
 
 
 class OutOfMemory(UserError):
-  """A job that the system or its own allocator has ended for want of memory."""
+  """A job was killed or failed because memory ran out."""
 
 
 class Options(NamedTuple):
-  """The flags of bench/train.py that say what is trained."""
+  """The flags of bench/train.py that define what is trained."""
 
   model: str
   data: str
@@ -36,7 +36,7 @@ class Options(NamedTuple):
   peer_checkpointing: bool
 
   def job(self, data: pathlib.Path, pairs: int, row_length: int = 0) -> dict[str, Any]:
-    """What `train_ours.config` reads."""
+    """Returns the fields that `train_ours.config` reads."""
     return {
       "model": self.model,
       "dtype": self.dtype,
@@ -48,10 +48,10 @@ class Options(NamedTuple):
 
 
 def run_trl(folder: pathlib.Path, options: Options, ours: dict) -> dict:
-  """TRL with the micro-batch that `--peer_micro` asks for; its `text` says what was tried."""
+  """Runs TRL with the micro-batch sizes of `--peer_micro`; `text` of the result describes them."""
   model = options.model
   if model.endswith(".gguf"):
-    common.say("transformers writes the GGUF as a folder")
+    common.say("converting the GGUF file to a Hugging Face folder")
     model = str(folder / "model")
     convert = {"work": "convert", "model": str(pathlib.Path(options.model).resolve())}
     start(folder, {**convert, "folder": model}, "train_trl.py")
@@ -67,7 +67,7 @@ def run_trl(folder: pathlib.Path, options: Options, ours: dict) -> dict:
     **ours["settings"],
   }
   tried: dict[int, float | None] = {}
-  lived: list[dict[str, Any]] = []
+  succeeded: list[dict[str, Any]] = []
   for micro in micro_sizes(options):
     common.say(f"TRL: {len(ours['tokens'])} steps of {options.pairs} pairs, {micro} at once")
     sizes = {"micro": micro, "accumulate": options.pairs // micro}
@@ -76,27 +76,27 @@ def run_trl(folder: pathlib.Path, options: Options, ours: dict) -> dict:
     except OutOfMemory:
       tried[micro] = None
       continue
-    lived.append({**done, **sizes})
+    succeeded.append({**done, **sizes})
     tried[micro] = median(s["seconds"] for s in done["steps"][WARM:]) / options.pairs
     if options.peer_micro != "fastest":
       break
   took = {m: seconds for m, seconds in tried.items() if seconds is not None}
-  dead = [str(m) for m in tried if m not in took]
-  killed = f"; out of memory with {', '.join(dead)} at once" if dead else ""
-  if not lived:
-    return {"steps": None, "tried": tried, "text": f"{PEER}{killed}: no step done"}
-  best = min(lived, key=lambda d: took[d["micro"]])
+  failed = [str(m) for m in tried if m not in took]
+  out_of_memory = f"; out of memory with {', '.join(failed)} at once" if failed else ""
+  if not succeeded:
+    return {"steps": None, "tried": tried, "text": f"{PEER}{out_of_memory}: no step done"}
+  best = min(succeeded, key=lambda d: took[d["micro"]])
   others = [f"{m} at once: {s:.3g} s" for m, s in took.items() if m != best["micro"]]
   text = (
     f"{PEER}, {best['micro']} pairs at once x {best['accumulate']} accumulated, "
     f"{best['attention']} attention, checkpointing {'on' if options.peer_checkpointing else 'off'}"
-    f"{killed}" + (f" ({', '.join(others)} per pair)" if others else "")
+    f"{out_of_memory}" + (f" ({', '.join(others)} per pair)" if others else "")
   )
   return {**best, "tried": tried, "text": text}
 
 
 def micro_sizes(options: Options) -> list[int]:
-  """TRL's micro-batches to try, the largest first; all divide the pairs of a step."""
+  """Returns the micro-batch sizes to try with TRL, largest first."""
   if options.peer_micro.isdigit():
     return [max(1, int(options.peer_micro))]
   if options.peer_micro not in ("largest", "fastest"):
@@ -108,17 +108,17 @@ def micro_sizes(options: Options) -> list[int]:
 
 
 def start(folder: pathlib.Path, job: dict, script: str = "train_ours.py") -> dict[str, Any]:
-  """Runs a job in a process of its own and returns its result.
+  """Runs a job in a new process and returns its result.
 
   Raises:
-    OutOfMemory: it was killed, or says that memory did not suffice.
-    UserError: it failed otherwise.
+    OutOfMemory: the job was killed, or reported that memory ran out.
+    UserError: it failed for another reason.
   """
   paths = {name: folder / name for name in ("job.json", "out.json", "log.txt")}
   paths["out.json"].unlink(missing_ok=True)
   paths["job.json"].write_text(json.dumps({**job, "out": str(paths["out.json"])}))
   command = [sys.executable, str(HERE / script), str(paths["job.json"])]
-  # One GPU each, however many there are: the first.
+  # Both sides use only the first GPU.
   gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
   env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
   with open(paths["log.txt"], "w") as log:
@@ -134,5 +134,5 @@ def start(folder: pathlib.Path, job: dict, script: str = "train_ours.py") -> dic
 
 
 def median(values: Iterable[float]) -> float:
-  """Of any iterable."""
+  """Returns the median of any iterable."""
   return statistics.median(list(values))

@@ -1,9 +1,9 @@
-"""simpo_jax's side of bench/train.py, in a process of its own.
+"""simpo_jax's side of bench/train.py, run in a separate process.
 
   python bench/train_ours.py JOB.json
 
-`side: ours` and `side: sweep` make steps as a run makes them; `side: limits` measures what this
-machine's matrix products take. The result goes to the path that the job names.
+`side: ours` and `side: sweep` run training steps as a run does; `side: limits` measures this
+machine's matmuls. The result is written to the job's `out` path.
 """
 
 import json
@@ -38,20 +38,20 @@ from simpo_jax.runtime.resolve import resolve
 from simpo_jax.runtime.watchdog import Watchdog
 from simpo_jax.train.step import TrainState
 
-WARM = 1  # steps that do not count
-LAYERS = 8  # of the model whose products are timed at once
+WARM = 1  # untimed steps
+LAYERS = 8  # layers whose matmuls are timed together
 M11 = pathlib.Path(__file__).resolve().parent.parent / "configs" / "m11.py"
 
 
 def main(path: str) -> None:
-  """Does the job and writes its result to the path that it names."""
+  """Runs the job of a JSON file and writes its result to the job's `out` path."""
   job = json.loads(pathlib.Path(path).read_text())
   result = {"ours": _ours, "sweep": _ours, "limits": _limits}[job["side"]](job)
   pathlib.Path(job["out"]).write_text(json.dumps(result))
 
 
 def config(job: dict):
-  """configs/m11.py:smollm2 with a job's settings, without what comes after training."""
+  """Returns configs/m11.py:smollm2 with a job's settings, without generation and evaluation."""
   c = runpy.run_path(str(M11))["get_config"]("smollm2")
   c.model.source = job["model"]
   c.model.compute_dtype = job["dtype"]
@@ -67,7 +67,7 @@ def config(job: dict):
 
 
 def _ours(job: dict) -> dict:
-  """Steps as a run makes them: figures of each, and what the other side needs to follow."""
+  """Runs training steps; returns their figures, and the token ids and settings for TRL."""
   c = config(job)
   run = resolve(c)
   program = run.program
@@ -92,7 +92,7 @@ def _ours(job: dict) -> dict:
   }
   if job["side"] == "sweep":
     pairs = run.train_pairs
-    assert isinstance(pairs, list)  # as they are of a JSON file
+    assert isinstance(pairs, list)  # true for a JSON file
     by_length = sorted(pairs, key=pair_length)
     third = len(by_length) // 3
     cases = {"real": pairs, "short": by_length[:third], "long": by_length[-third:]}
@@ -126,13 +126,13 @@ def _ours(job: dict) -> dict:
 def _steps(
   launch: Launcher, state: TrainState, source: Callable[[int], list[PairTokens]], count: int
 ) -> tuple[TrainState, list[dict[str, Any]]]:
-  """The state after so many training steps, and a record of each."""
+  """Runs `count` training steps; returns the new state and a record of each step."""
   program = launch.program
-  model, own, out = program.step.model, local_rows(program), []
+  model, rows, out = program.step.model, local_rows(program), []
   for step in range(1, count + 1):
     start = time.perf_counter()
     chosen = source(step)
-    batch = pack(chosen, program.batch, own)
+    batch = pack(chosen, program.batch, rows)
     state, report, launched = launch(state, Mode.TRAIN, batch, pair_contents(chosen))
     metrics = jax.tree.map(np.asarray, report.metrics)
     seconds = time.perf_counter() - start
@@ -157,7 +157,7 @@ def _steps(
 
 
 def _peak_bytes() -> int:
-  """The most memory that this process, or on GPU its device, ever held."""
+  """Peak memory in bytes: of the device on GPU, of this process on CPU."""
   stats = jax.devices()[0].memory_stats()
   if stats and jax.default_backend() != "cpu":
     return stats["peak_bytes_in_use"]
@@ -165,13 +165,16 @@ def _peak_bytes() -> int:
 
 
 def _limits(job: dict) -> dict[str, float]:
-  """Flops per second of the best matrix product; seconds of the model's, forward and backward.
+  """Measures the fastest matmul, and the model's matmuls forward and backward.
 
-  Of the model's layers per token (`token_seconds`), in rows of `tokens`; of the output
-  embedding per response token (`target_seconds`), `targets` at a time.
+  Returns:
+    `rate`: flops per second of the fastest matmul. `token_seconds`: matmuls of all layers per
+    token, in rows of `job["tokens"]`. `target_seconds`: output embedding per response token,
+    `job["targets"]` at a time.
   """
   model, dtype = open_model(job["model"]).config, jnp.dtype(job["dtype"])
-  T, U, D, F = job["tokens"], job["targets"], model.hidden_size, model.intermediate_size
+  T, targets = job["tokens"], job["targets"]
+  D, F = model.hidden_size, model.intermediate_size
   q, kv = (n * model.head_dim for n in (model.num_attention_heads, model.num_key_value_heads))
   layer = [(D, q), (D, kv), (D, kv), (q, D), (D, F), (D, F), (F, D)]
   assert sum(a * b for a, b in layer) * model.num_hidden_layers == layer_weights(model)
@@ -179,7 +182,7 @@ def _limits(job: dict) -> dict[str, float]:
   return {
     "rate": max(_rate(*s, dtype) for s in ((T, D, F), (T, F, D), (square, square, square))),
     "token_seconds": _products(layer, T, dtype) * model.num_hidden_layers / T,
-    "target_seconds": _products([(D, model.vocab_size)], U, dtype) / U,
+    "target_seconds": _products([(D, model.vocab_size)], targets, dtype) / targets,
   }
 
 
@@ -190,15 +193,16 @@ def _rate(m: int, k: int, n: int, dtype: np.dtype) -> float:
 
 
 def _products(shapes: list[tuple[int, int]], rows: int, dtype: np.dtype) -> float:
-  """Seconds for the products of `rows` tokens with matrices of these shapes and their gradients."""
+  """Seconds of the matmuls of `rows` tokens with matrices of `shapes`, forward and backward."""
   matrices = [jnp.full(s, 1e-3, dtype) for s in shapes]
   inputs = [jnp.ones((rows, a), dtype) for a, _ in shapes]
 
   def once(_: jax.Array, carry: list[tuple[jax.Array, ...]]) -> list[tuple[jax.Array, ...]]:
     out = []
     for x, _, w in carry:
-      y = x @ w  # stands in for the gradient, too
-      out.append((1 + 1e-6 * (y @ w.T), x.T @ y, w))  # nothing can be dropped, or taken out
+      y = x @ w  # also used as the gradient
+      # Every product feeds the next iteration, so XLA can neither drop nor hoist it.
+      out.append((1 + 1e-6 * (y @ w.T), x.T @ y, w))
     return out
 
   @jax.jit

@@ -1,12 +1,11 @@
-"""TRL's side of bench/train.py, in a process of its own that never imports jax.
+"""TRL's side of bench/train.py, run in a separate process that never imports jax.
 
   python bench/train_trl.py JOB.json
 
-`work: convert` writes a GGUF as the Hugging Face folder that TRL needs. `work: train` runs
-CPOTrainer as its documentation has it (loss_type simpo, cpo_alpha 0) on given token ids, in
-the given order, so that it has the same tokens in the same steps as the other side; its own
-tokenization would add a newline and a second end token after the template's. Exit code 137:
-the memory did not suffice.
+`work: convert` converts a GGUF file to the Hugging Face folder that TRL needs. `work: train`
+runs CPOTrainer as documented (loss_type simpo, cpo_alpha 0) on given token ids in the given
+order, so that both sides have the same tokens in the same steps; CPOTrainer's tokenization
+would add a newline and a second end token after the template's. Exit code 137: out of memory.
 """
 
 import contextlib
@@ -24,17 +23,17 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 import torch
 import transformers
 
-OUT_OF_MEMORY = 137  # as a shell says it of a process killed by SIGKILL
+OUT_OF_MEMORY = 137  # a shell's exit code for a process killed by SIGKILL
 
 
 def main(path: str) -> None:
-  """Does the job and writes its result to the path that it names."""
-  with contextlib.suppress(OSError):  # should memory run out, this process is the one to go
+  """Runs the job of a JSON file and writes its result to the job's `out` path."""
+  with contextlib.suppress(OSError):  # if memory runs out, the kernel kills this process first
     pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
   job = json.loads(pathlib.Path(path).read_text())
   try:
     result = {"convert": _convert, "train": _train}[job["work"]](job)
-  except (MemoryError, RuntimeError) as e:  # of torch: OutOfMemoryError, or the CPU's allocator
+  except (MemoryError, RuntimeError) as e:  # torch raises RuntimeError on CPU
     if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(e):
       raise
     print(e, file=sys.stderr)
@@ -58,19 +57,19 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(job: dict[str, Any]) -> dict[str, Any]:
-  """Seconds, loss and gradient norm of every step, and the peak of memory in bytes."""
-  # Of the extra `bench`, which the checked environment does not have.
+  """Trains; returns seconds, loss and gradient norm of each step, and peak memory in bytes."""
+  # Installed by the extra `bench`, which the type checker's environment lacks.
   from datasets import Dataset  # pyright: ignore[reportMissingImports]
   from trl.experimental.cpo import CPOConfig, CPOTrainer  # pyright: ignore[reportMissingImports]
 
   cuda = torch.cuda.is_available()
   torch.set_num_threads(job["threads"])
   if cuda and job["dtype"] == "float32":
-    torch.set_float32_matmul_precision("high")  # TF32, jax's default
+    torch.set_float32_matmul_precision("high")  # TF32, JAX's default
   losses, clock = [], _Clock(cuda)
 
   class Trainer(CPOTrainer):
-    """CPOTrainer, given its tokens and listened to."""
+    """CPOTrainer on pre-tokenized pairs, recording its losses."""
 
     def tokenize_row(self, feature: dict[str, Any], model: object = None) -> dict[str, Any]:
       return feature
@@ -101,7 +100,7 @@ def _train(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(job: dict[str, Any], cuda: bool) -> dict[str, Any]:
-  """CPOTrainer's settings, as its documentation has them."""
+  """CPOTrainer's settings, as documented."""
   return dict(
     output_dir=job["folder"],
     loss_type="simpo",
@@ -116,7 +115,7 @@ def _settings(job: dict[str, Any], cuda: bool) -> dict[str, Any]:
     learning_rate=job["learning_rate"],
     lr_scheduler_type="constant",
     max_grad_norm=job["max_grad_norm"],
-    bf16=job["dtype"] == "bfloat16",  # over float32 weights, as on the other side
+    bf16=job["dtype"] == "bfloat16",  # weights stay float32, as on our side
     gradient_checkpointing=job["checkpointing"],
     use_cpu=not cuda,
     dataloader_pin_memory=cuda,
@@ -128,7 +127,7 @@ def _settings(job: dict[str, Any], cuda: bool) -> dict[str, Any]:
 
 
 def _columns(prompt: list[int], chosen: list[int], rejected: list[int]) -> dict:
-  """A row as CPOTrainer's own tokenization leaves it."""
+  """A row with the columns that CPOTrainer's tokenization would produce."""
   columns = {"prompt": "", "chosen": "", "rejected": "", "prompt_input_ids": prompt}
   columns["prompt_attention_mask"] = [1] * len(prompt)
   for name, response in (("chosen", chosen), ("rejected", rejected)):
@@ -140,7 +139,7 @@ def _columns(prompt: list[int], chosen: list[int], rejected: list[int]) -> dict:
 
 
 class _Clock(transformers.TrainerCallback):
-  """Wall seconds of each optimizer step, data loading and logging included."""
+  """Records the wall time of each optimizer step, including data loading and logging."""
 
   def __init__(self, cuda: bool):
     self._cuda = cuda

@@ -1,19 +1,19 @@
-"""Learning that shows: SimPO moves held-out preferences, and what the model says.
+"""Demo: SimPO visibly changes held-out preferences and the model's answers.
 
   python -m simpo_jax.demo
   python -m simpo_jax.main --config=configs/demo.py:smollm2
 
-The demo runs the variants fit and prefer one after the other, a minute or two on 2 CPU
-cores in all, and says what it starts them with. docs/demo.md has before and after. Variants:
+simpo_jax.demo runs the variants fit and prefer one after the other, in a minute or two
+on 2 CPU cores, and prints their commands. docs/demo.md shows the results. Variants:
 
   fit      The embedded model learns the language of simpo_jax/demo/text.py. Held-out
-           preference accuracy ends at about 50%: its two styles are equally likely.
-  prefer   Begins with fit's weights (--config.checkpoint.init_from) and learns to prefer
+           preference accuracy ends at about 50%: the two styles are equally likely.
+  prefer   Starts from fit's weights (--config.checkpoint.init_from) and learns to prefer
            one of the styles: accuracy over 90%, and most answers begin in that style.
-  smollm2  SmolLM2-135M-Instruct on 300 real pairs, 100 of them held out and measured
+  smollm2  SmolLM2-135M-Instruct on 300 real pairs, 100 of them held out and evaluated
            before the first step and after every tenth; set --config.model.source
-           (folder, .gguf or hub id) and --config.data.train. A quarter of an hour on
-           2 CPU cores that have nothing else to do.
+           (folder, .gguf or hub id) and --config.data.train. Takes 15 minutes on
+           2 otherwise idle CPU cores.
 """
 
 from simpo_jax.config import Config, default_config, did_you_mean
@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> Config:
 
 
 def fit(c: Config) -> None:
-  """The language alone: the preference term has next to no weight beside the SFT term."""
+  """Learns the language alone: the preference term is negligible next to the SFT term."""
   _tiny(c)
   c.simpo.beta = 1e-6
   c.simpo.sft_weight = 1.0
@@ -45,10 +45,10 @@ def fit(c: Config) -> None:
 
 
 def prefer(c: Config) -> None:
-  """One of the styles, by the preference term alone."""
+  """Learns to prefer one style, with the preference term alone."""
   _tiny(c)
-  # What differs is a choice or two of the 45 bytes that are averaged over: a change that makes
-  # an answer e times as likely moves the average by 1/45, and with it the margin by 4.
+  # The styles differ in one or two of about 45 bytes per answer, and the margin uses the average
+  # log-probability: an answer e times as likely raises the margin only by beta / 45, about 4.
   c.simpo.beta = 200.0
   c.simpo.gamma_beta_ratio = 0.02
   c.train.steps = 80
@@ -73,9 +73,9 @@ def _tiny(c: Config) -> None:
 
 
 def smollm2(c: Config) -> None:
-  """One and a half epochs of real pairs."""
+  """Trains one and a half epochs on real pairs."""
   c.model.source = "HuggingFaceTB/SmolLM2-135M-Instruct"
-  c.data.train = ("dpo_en_demo.json",)  # of hiyouga/LLaMA-Factory, data/; or your own
+  c.data.train = ("dpo_en_demo.json",)  # from hiyouga/LLaMA-Factory, data/; or your own
   c.data.eval_fraction = 1 / 3
   c.data.max_length = 512
   c.data.max_prompt_length = 256

@@ -3,10 +3,10 @@
   python -m simpo_jax.main --config=configs/m12.py[:VARIANT]
 
 The variants are those of configs/m11.py: the embedded default (the same tiny model,
-up to 256 new tokens a prompt so that it stays a matter of minutes on 2 CPU cores),
-smollm2, the pods llama3_8b_v5p32, llama3_70b_v5p256, llama32_1b_v5e16 and
-llama3_8b_v6e64 (2,048 new tokens), and the phase_a shapes (2 steps, generate, 1 step,
-here with 1,024 prompts). One compile in all, 4 x 1,024 sample rows.
+up to 256 new tokens per prompt, so that it takes minutes on 2 CPU cores), smollm2,
+the pods llama3_8b_v5p32, llama3_70b_v5p256, llama32_1b_v5e16 and llama3_8b_v6e64
+(2,048 new tokens), and the phase_a runs (2 steps, generate, 1 step, here with 1,024
+prompts). A single compilation; 4 x 1,024 sample rows.
 """
 
 import pathlib

@@ -1,8 +1,8 @@
-"""SimPO's published settings, model by model: what was run, and what it should give.
+"""SimPO's published settings for each model, with the published results.
 
   python -m simpo_jax.main --config=configs/simpo.py:VARIANT --config.data.dir=data --workdir=...
 
-The pairs are prepared first, once (python -m simpo_jax.prepare --out=data --source=... --name=...):
+First prepare the pairs, once (python -m simpo_jax.prepare --out=data --source=... --name=...):
 
   SOURCE                                                        NAME
   HuggingFaceH4/ultrafeedback_binarized:data/train_prefs-*      ultrafeedback
@@ -12,13 +12,13 @@ The pairs are prepared first, once (python -m simpo_jax.prepare --out=data --sou
   princeton-nlp/llama3-ultrafeedback-armorm:data/train-*        llama3_armorm
   princeton-nlp/gemma2-ultrafeedback-armorm:data/train-*        gemma2_armorm
 
-and those of princeton-nlp again with :data/test-* and _held behind the name. A variant trains
-on the one, and evaluates on the other.
+and those of princeton-nlp again, with :data/test-* as SOURCE and _held appended to NAME. A variant
+trains on NAME and evaluates on NAME_held.
 
-Published results: the tables "Released Models" of github.com/princeton-nlp/SimPO (the paper is
+Published results are from the tables "Released Models" of github.com/princeton-nlp/SimPO (paper:
 arXiv:2405.14734). AE2 LC and AE2 WR are the length-controlled and the raw win rate on AlpacaEval 2,
-AH the win rate on Arena-Hard, each in per cent; in brackets what the model had before. Nobody has
-measured a model trained by this project yet.
+AH the win rate on Arena-Hard, all in percent; in parentheses, the value before SimPO. No model
+trained by this project has been evaluated on these benchmarks yet.
 
   VARIANT                  AE2 LC        AE2 WR        AH            pairs
   mistral_7b_base          21.4 (8.4)    20.8 (6.2)    16.6 (1.3)    61.1k
@@ -27,18 +27,18 @@ measured a model trained by this project yet.
   llama3_8b_instruct       44.7 (26.0)   40.5 (25.3)   33.8 (22.3)   59.9k
   llama3_8b_instruct_v02   53.7 (26.0)   47.5 (25.3)   36.5 (22.3)   59.9k
   gemma2_9b                72.4 (51.1)   65.9 (38.1)   59.1 (40.8)   59.6k
-  qwen2_5_7b               none: SimPO's authors published no settings for it. The loss is that of
-                           gemma2_9b with a smaller learning rate: a beginning, not a result
+  qwen2_5_7b               none: SimPO's authors published no settings for it. It uses the loss of
+                           gemma2_9b with a smaller learning rate, as a starting point
   smollm2                  none, as above: SmolLM2-135M-Instruct, small enough for one accelerator
 
-What they share: 128 pairs a step for one epoch, AdamW without weight decay, the gradient's norm
-clipped at 1, 10% warm-up and a cosine to 0, float32 weights and bfloat16 compute, seed 42, and two
-habits of princeton's code: the assistant's header counts as response, and its rule of truncation.
-What differs from that code: the order of the pairs, and that a response has one end token, where
-the code puts the tokenizer's EOS behind a template's own.
+Common settings: 128 pairs per step for one epoch, AdamW without weight decay, gradient norm clipped
+at 1, 10% warm-up and cosine decay to 0, float32 weights and bfloat16 compute, seed 42, and two
+conventions of princeton's code: the assistant's header counts as part of the response, and its rule
+of truncation. Differences from that code: the order of the pairs, and that a response has one end
+token, where the code appends the tokenizer's EOS to the template's end token.
 
-Hardware: the authors trained on 4 H100. docs/plans.md says what gemma2_9b and qwen2_5_7b take on
-TPUs; any slice will do that `python -m simpo_jax.plan` finds large enough.
+Hardware: the authors trained on 4 H100 GPUs. docs/plans.md has the memory and time of gemma2_9b and
+qwen2_5_7b on TPUs; any slice works that fits according to `python -m simpo_jax.plan`.
 """
 
 from simpo_jax.config import Config, default_config, did_you_mean
@@ -60,7 +60,7 @@ def get_config(variant: str = "") -> Config:
 
 
 def published(c: Config) -> None:
-  """What all released models were trained with."""
+  """Sets what all released models have in common."""
   c.seed = 42
   c.data.max_length = 2048
   c.data.max_prompt_length = 1800
@@ -70,14 +70,14 @@ def published(c: Config) -> None:
   c.train.schedule = "cosine"
   c.train.warmup_ratio = 0.1
   c.train.max_grad_norm = 1.0
-  c.generate.every = 100  # to see what it says on the way
+  c.generate.every = 100  # to inspect answers during training
   c.generate.count = 32
   c.generate.max_new_tokens = 512
   c.evaluate.every = 400
 
 
 def pairs(c: Config, name: str, steps: int):
-  """One epoch of a prepared dataset, and the held-out pairs that belong to it."""
+  """Sets one epoch of a prepared dataset, and its held-out pairs for evaluation."""
   c.data.train = (f"tfds:{name}:train",)
   c.data.eval = (f"tfds:{name}_held:train",)
   c.train.steps = steps

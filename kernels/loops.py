@@ -1,4 +1,4 @@
-"""jax's loops with types."""
+"""JAX's loops with precise types."""
 
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -14,5 +14,5 @@ def fori_loop(
   body: Callable[[jax.Array, State], State],
   init: State,
 ) -> State:
-  """`jax.lax.fori_loop`, which itself leaves open that the result is like `init`."""
+  """`jax.lax.fori_loop`, typed so that the result has the type of `init`."""
   return cast(State, jax.lax.fori_loop(lower, upper, body, init))

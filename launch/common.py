@@ -1,7 +1,6 @@
-"""What the launchers share: their options, running with signals passed on, restarts, YAML.
+"""Shared code of the launchers: options, signal forwarding, restarts, YAML.
 
-Only the standard library: any Python 3.11 can launch, on a machine that has neither JAX nor
-this package.
+Uses only the standard library, so any Python 3.11 can launch, without JAX or this package.
 """
 
 import argparse
@@ -16,21 +15,21 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-# Exit codes of simpo_jax.main. Any other failure is a crash; it may be worth another attempt.
-MISTAKE = 2  # of the user: another attempt would end the same way
+# Exit codes of simpo_jax.main. Any other failure is a crash, which a restart may fix.
+USER_ERROR = 2  # a restart would fail again
 RESUMABLE = 75  # a lost peer, a hang, a preemption
 COORDINATOR_PORT = 8476
 
 
-class Mistake(Exception):
-  """A mistake of the user, told in one line that says what to change."""
+class UserError(Exception):
+  """A mistake of the user; its message is one line that says how to fix it."""
 
 
 class _Parser(argparse.ArgumentParser):
   def error(self, message: str) -> NoReturn:
     if message.startswith("unrecognized arguments"):
       message += "; the flags of simpo_jax.main go after --"
-    raise Mistake(f"{message}; see --help")
+    raise UserError(f"{message}; see --help")
 
 
 def parser(doc: str | None, python: str, max_restarts: int) -> argparse.ArgumentParser:
@@ -44,10 +43,10 @@ def parser(doc: str | None, python: str, max_restarts: int) -> argparse.Argument
   out.add_argument("--dry-run", action="store_true", help="print what would run; run nothing")
   out.add_argument(
     "--max-restarts",
-    type=whole,
+    type=nonnegative_int,
     default=max_restarts,
     metavar="N",
-    help=f"after a failure run the same line again, up to N times (default {max_restarts})",
+    help=f"after a failure, run the same command again, up to N times (default {max_restarts})",
   )
   out.add_argument(
     "--python",
@@ -66,22 +65,27 @@ def add_env(to: argparse.ArgumentParser) -> None:
     action="append",
     default=[],
     metavar="KEY[=VALUE]",
-    help="an environment variable of the run; without a value, the one it has here; repeatable",
+    help="an environment variable of the run; without =VALUE, copied from here; repeatable",
   )
 
 
-def parse(by: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-  """Returns (options, flags of simpo_jax.main): what stands before and after the first `--`.
+def parse(
+  parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+  """Splits `argv` at the first `--` into (launcher options, flags of simpo_jax.main).
 
-  Raises Mistake for a bad option, for no flags, and for restarts that could not resume.
+  Raises:
+    UserError: an invalid option, no flags, or --max-restarts without a --workdir to resume.
   """
   cut = argv.index("--") if "--" in argv else len(argv)
-  options = by.parse_args(argv[:cut])
+  options = parser.parse_args(argv[:cut])
   flags = list(argv[cut + 1 :])
   if not flags:
-    raise Mistake("no flags for simpo_jax.main; put them after --: ... -- --config=configs/m11.py")
+    raise UserError(
+      "no flags for simpo_jax.main; put them after --: ... -- --config=configs/m11.py"
+    )
   if options.max_restarts and not any(re.match(r"--?workdir(=.|$)", flag) for flag in flags):
-    raise Mistake(
+    raise UserError(
       f"--max-restarts={options.max_restarts} needs --workdir=DIR after --, since a restart "
       "resumes that folder; name one, or say --max-restarts=0"
     )
@@ -89,19 +93,19 @@ def parse(by: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Na
 
 
 def main_line(python: str, flags: Sequence[str]) -> list[str]:
-  """Returns the one command line of every process on every host."""
+  """Returns the command line, which is the same for every process on every host."""
   return [python, "-m", "simpo_jax.main", *flags]
 
 
-def whole(text: str) -> int:
-  """Returns `text` as a whole number; raises argparse.ArgumentTypeError below 0."""
+def nonnegative_int(text: str) -> int:
+  """Parses an integer option; raises argparse.ArgumentTypeError below 0."""
   if not re.fullmatch(r"\d+", text):
     raise argparse.ArgumentTypeError(f"expected a whole number from 0, not {text!r}")
   return int(text)
 
 
-def positive(text: str) -> int:
-  """Returns `text` as a whole number; raises argparse.ArgumentTypeError below 1."""
+def positive_int(text: str) -> int:
+  """Parses an integer option; raises argparse.ArgumentTypeError below 1."""
   if not re.fullmatch(r"0*[1-9]\d*", text):
     raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
   return int(text)
@@ -117,18 +121,18 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def say(message: str) -> None:
-  """Tells the person who launches, apart from what the run prints."""
+  """Prints a message of the launcher to stderr, marked to set it apart from the run's output."""
   print(f"[launch] {message}", file=sys.stderr, flush=True)
 
 
 def exit_code(returncode: int) -> int:
-  """Returns Popen's `returncode` as a shell tells it: 128 + n for a death by signal n."""
+  """Converts Popen's `returncode` to a shell's exit code: 128 + n if killed by signal n."""
   return 128 - returncode if returncode < 0 else returncode
 
 
 @contextlib.contextmanager
-def passing_signals(deliver: Callable[[int], object]) -> Iterator[list[int]]:
-  """Hands each SIGINT and SIGTERM to `deliver`; yields the growing list of those that came."""
+def forward_signals(deliver: Callable[[int], object]) -> Iterator[list[int]]:
+  """Calls `deliver` for each SIGINT and SIGTERM; yields the list that collects them."""
   received: list[int] = []
 
   def handle(signum: int, _: FrameType | None) -> None:
@@ -143,41 +147,41 @@ def passing_signals(deliver: Callable[[int], object]) -> Iterator[list[int]]:
       signal.signal(signum, handler)
 
 
-def start(argv: Sequence[str], **how: Any) -> subprocess.Popen:
-  """Returns the started command; raises Mistake when it cannot be started."""
+def start(argv: Sequence[str], **kwargs: Any) -> subprocess.Popen:
+  """Starts a command (`kwargs` as for Popen); raises UserError if that is impossible."""
   try:
-    return subprocess.Popen(argv, **how)
+    return subprocess.Popen(argv, **kwargs)
   except OSError as e:
-    raise Mistake(f"cannot run {argv[0]}: {e.strerror}; install it or put it on PATH") from e
+    raise UserError(f"cannot run {argv[0]}: {e.strerror}; install it or put it on PATH") from e
 
 
 def run(argv: Sequence[str], text: str | None = None) -> tuple[int, bool]:
-  """Runs a command with `text` as its input; returns (exit code, whether a signal came)."""
+  """Runs a command with `text` as its stdin; returns (exit code, whether a signal arrived)."""
   children: list[subprocess.Popen] = []
-  with passing_signals(lambda s: [child.send_signal(s) for child in children]) as received:
+  with forward_signals(lambda s: [child.send_signal(s) for child in children]) as received:
     children.append(start(argv, stdin=None if text is None else subprocess.PIPE, text=True))
     children[0].communicate(text)
   return exit_code(children[0].returncode), bool(received)
 
 
 def with_restarts(attempt: Callable[[int], int], limit: int, received: list[int]) -> int:
-  """Calls attempt(0), attempt(1), ... until one need not or must not be followed by another.
+  """Calls attempt(0), attempt(1), ... and returns the last exit code.
 
-  Returns the last exit code. Success, a mistake, and a signal to the launcher end it.
+  Stops after a success, a user error, a signal to the launcher, or `limit` restarts.
   """
   number = 0
   while True:
     code = attempt(number)
-    if code in (0, MISTAKE) or received or number == limit:
+    if code in (0, USER_ERROR) or received or number == limit:
       return code
     number += 1
     say(f"exit code {code}; restart {number} of {limit}")
 
 
 def to_yaml(value: dict | list, depth: int = 0) -> str:
-  """Returns YAML of nested dicts, lists, strings, numbers and booleans.
+  """Serializes nested dicts, lists, strings, numbers and booleans as YAML.
 
-  Strings stand in JSON's quotes, so nothing in them can mean anything else; scripts are blocks.
+  Strings are quoted as in JSON, so YAML never interprets them; scripts become block scalars.
   """
   pad = "  " * depth
   lines = []
@@ -195,12 +199,12 @@ def to_yaml(value: dict | list, depth: int = 0) -> str:
 
 
 def entry(main: Callable[[Sequence[str]], int]) -> None:
-  """Ends this process with main's exit code; a Mistake is one line and exit code 2."""
+  """Exits with main's exit code; prints a UserError as one line and exits with 2."""
   try:
     sys.exit(main(sys.argv[1:]))
-  except Mistake as e:
+  except UserError as e:
     print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-    sys.exit(MISTAKE)
-  except BrokenPipeError:  # the reader has left, as `| head` does
+    sys.exit(USER_ERROR)
+  except BrokenPipeError:  # the reader is gone, as with `| head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)

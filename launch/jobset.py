@@ -1,10 +1,10 @@
-"""The JobSet that gke.py creates, as nested dicts."""
+"""Builds the JobSet that gke.py creates, as nested dicts."""
 
 import math
 import re
 from collections.abc import Sequence
 
-from common import COORDINATOR_PORT, MISTAKE, Mistake
+from common import COORDINATOR_PORT, USER_ERROR, UserError
 
 LABEL = "jobset.sigs.k8s.io"
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -12,13 +12,13 @@ TPU = "google.com/tpu"
 
 
 def hosts_of(topology: str, per_host: int | None) -> tuple[int, int]:
-  """Returns (hosts, chips per host) of a TPU slice such as 2x2x4. Raises Mistake."""
+  """Returns (hosts, chips per host) of a TPU slice such as 2x2x4. Raises UserError."""
   if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", topology):
-    raise Mistake(f"--topology={topology}: expected the slice's chips, such as 2x2x4 or 4x4")
+    raise UserError(f"--topology={topology}: expected the slice's chips, such as 2x2x4 or 4x4")
   chips = math.prod(map(int, topology.split("x")))
   per_host = per_host or min(4, chips)
   if chips % per_host:
-    raise Mistake(f"--topology={topology} has {chips} chips; --devices-per-host must divide them")
+    raise UserError(f"--topology={topology} has {chips} chips; --devices-per-host must divide them")
   return chips // per_host, per_host
 
 
@@ -54,18 +54,18 @@ def jobset(
     claim, path = volume
     container["volumeMounts"] = [{"name": "workdir", "mountPath": path}]
     pod["volumes"] = [{"name": "workdir", "persistentVolumeClaim": {"claimName": claim}}]
-  mistake = {"containerName": "main", "operator": "In", "values": [MISTAKE]}
+  user_error = {"containerName": "main", "operator": "In", "values": [USER_ERROR]}
   job = {
     "parallelism": hosts,
     "completions": hosts,
     "completionMode": "Indexed",
-    "backoffLimit": 0,  # every failure is JobSet's: the hosts only restart together
-    "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": mistake}]},
+    "backoffLimit": 0,  # JobSet handles every failure: the hosts only restart together
+    "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": user_error}]},
     "template": {"spec": pod},
   }
   metadata: dict = {"name": name}
   if resource == TPU:
-    # Else the pods could spread over two slices of the same kind.
+    # Otherwise the pods could spread over two slices of the same kind.
     pool = {f"alpha.{LABEL}/exclusive-topology": "cloud.google.com/gke-nodepool"}
     metadata["annotations"] = pool
   never = {"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
@@ -82,7 +82,7 @@ def jobset(
 
 
 def _variables(env: dict[str, str], coordinator: str | None, hosts: int) -> list[dict]:
-  """The containers' environment; where no TPU tells jax of its hosts, the JobSet's name does."""
+  """The containers' environment, with JAX's cluster variables unless TPU metadata has them."""
   variables: list[dict] = [{"name": k, "value": _literal(v)} for k, v in env.items()]
   if coordinator is None:
     return variables
@@ -96,5 +96,5 @@ def _variables(env: dict[str, str], coordinator: str | None, hosts: int) -> list
 
 
 def _literal(text: str) -> str:
-  """Guards against Kubernetes, which puts a variable's value in place of $(NAME)."""
+  """Escapes `$`, since Kubernetes expands $(NAME) to the value of a variable."""
   return text.replace("$", "$$")

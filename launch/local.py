@@ -1,14 +1,14 @@
-"""Several processes on this machine, for trying out and testing runs of many hosts.
+"""Launches several processes on this machine, to try out and test multi-host runs.
 
   python launch/local.py --processes=4 --devices=4 -- --config=configs/m11.py --workdir=runs/four
 
---devices=M gives every process M CPU devices. Without it a single process keeps the machine's
-own devices; several get one CPU device each, since they cannot share accelerators.
+--devices=M gives every process M CPU devices. Without it, a single process uses the machine's
+devices, and several processes get one CPU device each, since they cannot share accelerators.
 
-Lines of process 2 begin with `[2] `. SIGINT and SIGTERM are passed on, each time they come. When
-a process fails the others notice and end; what has not ended after --grace is killed. The exit
-code is 0 if all ended with 0, else that of the first that failed (128 + n: ended by signal n; 75:
-stopped by a signal and saved). With --max-restarts=N what fails is started again, and goes on.
+Output lines of process 2 begin with `[2] `. Every SIGINT and SIGTERM is forwarded. When a process
+fails, the others notice and exit; those still running after --grace are killed. The exit code is 0
+if all processes exit with 0, else that of the first that failed (128 + n: killed by signal n; 75:
+stopped by a signal after saving). With --max-restarts=N a failed run is restarted and resumes.
 If the launcher is killed, Linux kills the processes.
 """
 
@@ -26,34 +26,34 @@ from typing import IO
 
 from common import (
   RESUMABLE,
-  Mistake,
+  UserError,
   entry,
   exit_code,
+  forward_signals,
   main_line,
+  nonnegative_int,
   parse,
   parser,
-  passing_signals,
-  positive,
+  positive_int,
   say,
   start,
-  whole,
   with_restarts,
 )
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
-_NOISE = b"[Gloo] Rank "  # a line per connection, from the library that carries CPU collectives
+_NOISE = b"[Gloo] Rank "  # printed per connection by Gloo, which runs the CPU collectives
 
 
-def additions(
+def extra_env(
   index: int, count: int, address: str, devices: int | None, base: Mapping[str, str]
 ) -> dict[str, str]:
-  """Returns what process `index` of `count` has in its environment beyond `base`."""
+  """Returns the environment variables of process `index` of `count` to add to `base`."""
   out = {
     "JAX_COORDINATOR_ADDRESS": address,
     "JAX_NUM_PROCESSES": str(count),
     "JAX_PROCESS_ID": str(index),
-    "PYTHONUNBUFFERED": "1",  # a pipe would hold lines back until 8 KiB of them
+    "PYTHONUNBUFFERED": "1",  # Python would buffer 8 KiB for a pipe
   }
   if devices or count > 1:
     out["JAX_PLATFORMS"] = base.get("JAX_PLATFORMS") or "cpu"
@@ -64,28 +64,28 @@ def additions(
 
 
 def dry_run(line: Sequence[str], count: int, devices: int | None, base: Mapping[str, str]) -> str:
-  """Returns the commands as a shell would run them; $PORT is free, and chosen at the start."""
+  """Returns the commands as a shell script; $PORT stands for a free port, chosen at the start."""
   rows = []
   for index in range(count):
-    extra = additions(index, count, "127.0.0.1:PORT", devices, base)
+    extra = extra_env(index, count, "127.0.0.1:PORT", devices, base)
     words = [f"{k}={shlex.quote(v)}" for k, v in extra.items()]
     rows.append(f"{' '.join(words)} {shlex.join(line)} &".replace(":PORT ", ':"$PORT" ', 1))
   return "\n".join([*rows, "wait"])
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the processes; returns the launcher's exit code. Raises Mistake."""
-  by = parser(__doc__, sys.executable, 0)
-  by.add_argument("--processes", type=positive, default=1, metavar="N", help="default 1")
-  by.add_argument("--devices", type=positive, metavar="M", help="CPU devices of each process")
-  by.add_argument(
+  """Runs the processes; returns the launcher's exit code. Raises UserError."""
+  args = parser(__doc__, sys.executable, 0)
+  args.add_argument("--processes", type=positive_int, default=1, metavar="N", help="default 1")
+  args.add_argument("--devices", type=positive_int, metavar="M", help="CPU devices of each process")
+  args.add_argument(
     "--grace",
-    type=whole,
+    type=nonnegative_int,
     default=30,
     metavar="SECONDS",
-    help="how long the rest may take to end after a failure or a signal (default 30)",
+    help="time for the remaining processes to exit after a failure or a signal (default 30)",
   )
-  options, flags = parse(by, argv)
+  options, flags = parse(args, argv)
   line = main_line(options.python, flags)
   if options.dry_run:
     print(dry_run(line, options.processes, options.devices, os.environ))
@@ -94,13 +94,13 @@ def main(argv: Sequence[str]) -> int:
   processes: list[subprocess.Popen] = []
 
   def attempt(_: int) -> int:
-    address = f"127.0.0.1:{_free_port()}"  # the last attempt's may still be taken
+    address = f"127.0.0.1:{_free_port()}"  # the last attempt's port may still be in use
     processes[:] = []
     _start_all(
       processes,
       line,
       [
-        additions(i, options.processes, address, options.devices, os.environ)
+        extra_env(i, options.processes, address, options.devices, os.environ)
         for i in range(options.processes)
       ],
     )
@@ -109,13 +109,13 @@ def main(argv: Sequence[str]) -> int:
     finally:
       _kill(processes)
 
-  with passing_signals(lambda s: [p.send_signal(s) for p in processes]) as received:
+  with forward_signals(lambda s: [p.send_signal(s) for p in processes]) as received:
     return with_restarts(attempt, options.max_restarts, received)
 
 
 def _start_all(processes: list, line: Sequence[str], extras: Sequence[dict]) -> None:
-  # A single process keeps the terminal, for its progress bars. Several are in sessions of their
-  # own, so that a ^C of the terminal reaches them once, from the launcher.
+  # A single process keeps the terminal, for its progress bars. Every process is in a new session,
+  # so that a ^C in the terminal reaches it only once, through the launcher.
   several = len(extras) > 1
   pipe = subprocess.PIPE if several else None
   parent = os.getpid()
@@ -128,7 +128,7 @@ def _start_all(processes: list, line: Sequence[str], extras: Sequence[dict]) -> 
     if os.getppid() != parent:  # the launcher died before the line above
       os._exit(1)
 
-  # A signal now would reach only the processes that exist already.
+  # A signal during the loop would reach only the processes started so far.
   signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
   try:
     for extra in extras:
@@ -143,7 +143,7 @@ def _start_all(processes: list, line: Sequence[str], extras: Sequence[dict]) -> 
           preexec_fn=in_child,
         )
       )
-  except Mistake:
+  except UserError:
     _kill(processes)
     raise
   finally:
@@ -151,7 +151,7 @@ def _start_all(processes: list, line: Sequence[str], extras: Sequence[dict]) -> 
 
 
 def _watch(processes: Sequence[subprocess.Popen], grace: float, received: Sequence[int]) -> int:
-  """Passes the output on until all have ended; returns the exit code of them together."""
+  """Forwards the output until all processes have ended; returns the combined exit code."""
   selector = selectors.DefaultSelector()
   for index, process in enumerate(processes):
     for pipe, to in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
@@ -170,8 +170,8 @@ def _watch(processes: Sequence[subprocess.Popen], grace: float, received: Sequen
       deadline = time.monotonic() + grace
     if deadline is not None and time.monotonic() > deadline:
       left = _kill(processes)
-      say(f"killed what had not ended {grace:g} s later: process {', '.join(map(str, left))}")
-  # What a process wrote before its end is in its pipe by now.
+      say(f"killed after {grace:g} s: process {', '.join(map(str, left))}")
+  # By now the pipes contain everything that the processes wrote.
   while keys := selector.select(timeout=0):
     for key, _ in keys:
       _forward(selector, key)
@@ -184,15 +184,15 @@ def _watch(processes: Sequence[subprocess.Popen], grace: float, received: Sequen
 
 
 class _Lines:
-  """Writes a pipe's whole lines behind a prefix, however they arrive."""
+  """Copies a pipe line by line, each with a prefix; an incomplete line waits for its end."""
 
   def __init__(self, prefix: bytes, pipe: IO[bytes], to: IO[bytes]):
     self.prefix, self.pipe, self.to, self.rest = prefix, pipe, to, b""
 
   def write(self, chunk: bytes) -> None:
     *lines, self.rest = (self.rest + chunk).split(b"\n")
-    told = (line for line in lines if not line.startswith(_NOISE))
-    self.to.write(b"".join(self.prefix + line + b"\n" for line in told))
+    shown = (line for line in lines if not line.startswith(_NOISE))
+    self.to.write(b"".join(self.prefix + line + b"\n" for line in shown))
     self.to.flush()
 
 
@@ -208,7 +208,7 @@ def _forward(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> No
 
 
 def _kill(processes: Sequence[subprocess.Popen]) -> list[int]:
-  """Kills what has not ended, with all that it started; returns which that was."""
+  """Kills the running processes with their children; returns their indices."""
   left = [i for i, p in enumerate(processes) if p.poll() is None]
   for i in left:
     os.killpg(processes[i].pid, signal.SIGKILL)
@@ -220,9 +220,9 @@ def _kill(processes: Sequence[subprocess.Popen]) -> list[int]:
 def _outcome(process: subprocess.Popen) -> str:
   code = exit_code(process.returncode)
   if process.returncode < 0:
-    return f"was ended by {signal.Signals(-process.returncode).name} (exit code {code})"
+    return f"was killed by {signal.Signals(-process.returncode).name} (exit code {code})"
   if code == RESUMABLE:
-    return f"ended with exit code {code}; the same command goes on"
+    return f"ended with exit code {code}; the same command resumes the run"
   return f"failed with exit code {code}"
 
 

@@ -1,15 +1,15 @@
-"""A SkyPilot task, on any cloud: `sky jobs launch` (managed), or `sky launch` on --cluster.
+"""Launches a SkyPilot task on any cloud, as a managed job or with `sky launch` on --cluster.
 
   python launch/sky.py --accelerators=H100:8 --nodes=2 --mount=/outputs=gs://my-bucket \\
     -- --config=configs/m11.py --workdir=/outputs/mine
 
-SkyPilot copies the folder it is called in and runs --setup there, then the line, on every node.
-A managed job follows preemptions by itself; --max-restarts is for failures of the run, with any
-exit code: SkyPilot cannot leave one out, so a mistake (2) is repeated, too. A node's disk ends
-with the node: put the workdir on a --mount. On TPUs JAX finds the hosts itself.
+SkyPilot copies the current directory to every node, runs --setup there, and then the command.
+A managed job recovers from preemptions by itself. --max-restarts applies to failures of the run
+with any exit code: SkyPilot cannot exclude one, so user errors (2) are retried too. A node's disk
+is deleted with the node: put the workdir on a --mount. On TPUs JAX finds the other hosts itself.
 
-The command follows the log, and its exit code is SkyPilot's: 0 if the job succeeded, 100 if it
-failed. A signal ends the following, not the job (`sky jobs cancel`, `sky down`).
+This script follows the log and returns SkyPilot's exit code: 0 if the job succeeded, 100 if it
+failed. A signal stops following the log; it does not stop the job (`sky jobs cancel`, `sky down`).
 """
 
 import os
@@ -22,18 +22,18 @@ from collections.abc import Sequence
 
 from common import (
   COORDINATOR_PORT,
-  Mistake,
+  UserError,
   add_env,
   entry,
   main_line,
   parse,
   parser,
-  positive,
+  positive_int,
   run,
   to_yaml,
 )
 
-_WHO = f"""\
+_CLUSTER_ENV = f"""\
 export JAX_COORDINATOR_ADDRESS="${{SKYPILOT_NODE_IPS%%$'\\n'*}}:{COORDINATOR_PORT}"
 export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES"
 export JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"
@@ -54,7 +54,7 @@ def task(
   resources: dict = {"accelerators": accelerators}
   if restarts:
     resources["job_recovery"] = {"max_restarts_on_errors": restarts}
-  who = "" if accelerators.startswith("tpu") else _WHO
+  cluster_env = "" if accelerators.startswith("tpu") else _CLUSTER_ENV
   return {
     "name": name,
     "workdir": ".",
@@ -63,34 +63,36 @@ def task(
     "envs": {"PYTHONUNBUFFERED": "1", **env},
     **({"file_mounts": mounts} if mounts else {}),
     "setup": f"{setup}\n",
-    # exec: SkyPilot's signals reach the run, and its exit code SkyPilot.
-    "run": f"{who}exec {shlex.join(line)}\n",
+    # exec: the run receives SkyPilot's signals, and SkyPilot the run's exit code.
+    "run": f"{cluster_env}exec {shlex.join(line)}\n",
   }
 
 
 def main(argv: Sequence[str]) -> int:
-  """Launches the task; returns sky's exit code. Raises Mistake."""
-  by = parser(__doc__, ".venv/bin/python", 3)
-  by.add_argument("--accelerators", required=True, metavar="TYPE:COUNT", help="per node")
-  by.add_argument("--nodes", type=positive, default=1, metavar="N", help="default 1")
-  by.add_argument("--name", default="simpo", help="job name (default simpo)")
-  by.add_argument("--cluster", help="launch on this cluster, not as a managed job")
-  by.add_argument("--setup", metavar="SHELL", help="default: install into .venv, for the platform")
-  by.add_argument(
+  """Launches the task; returns sky's exit code. Raises UserError."""
+  args = parser(__doc__, ".venv/bin/python", 3)
+  args.add_argument("--accelerators", required=True, metavar="TYPE:COUNT", help="per node")
+  args.add_argument("--nodes", type=positive_int, default=1, metavar="N", help="default 1")
+  args.add_argument("--name", default="simpo", help="job name (default simpo)")
+  args.add_argument("--cluster", help="launch on this cluster instead of as a managed job")
+  args.add_argument(
+    "--setup", metavar="SHELL", help="default: install this package into .venv, for the accelerator"
+  )
+  args.add_argument(
     "--mount",
     type=lambda text: text.partition("=")[::2],
     action="append",
     default=[],
     metavar="PATH=URL",
-    help="a bucket as a folder, such as /outputs=gs://my-bucket; repeatable",
+    help="mount a bucket, such as /outputs=gs://my-bucket; repeatable",
   )
-  add_env(by)
-  options, flags = parse(by, argv)
+  add_env(args)
+  options, flags = parse(args, argv)
   if options.cluster and options.max_restarts:
-    raise Mistake("only managed jobs are restarted; say --max-restarts=0 with --cluster")
+    raise UserError("only managed jobs are restarted; say --max-restarts=0 with --cluster")
   for path, url in options.mount:
     if not path.startswith("/") or not re.match(r"\w+://.", url):
-      raise Mistake(f"--mount={path}={url}: expected PATH=URL, such as /outputs=gs://my-bucket")
+      raise UserError(f"--mount={path}={url}: expected PATH=URL, such as /outputs=gs://my-bucket")
   extra = "tpu" if options.accelerators.startswith("tpu") else "cuda12"
   install = f"python3 -m venv .venv && .venv/bin/pip install -e '.[{extra}]'"
   text = to_yaml(
@@ -108,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
   where = ["launch", f"--cluster={options.cluster}"] if options.cluster else ["jobs", "launch"]
   if options.dry_run:
     print(text, end="", flush=True)
-    print(f"# the task of: {shlex.join(['sky', *where, '--yes', 'TASK.yaml'])}", file=sys.stderr)
+    print(f"# TASK.yaml for: {shlex.join(['sky', *where, '--yes', 'TASK.yaml'])}", file=sys.stderr)
     return 0
   with tempfile.TemporaryDirectory() as folder:
     file = pathlib.Path(folder) / "task.yaml"

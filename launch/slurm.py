@@ -1,16 +1,17 @@
-"""A Slurm job: one task per node, submitted with sbatch.
+"""Submits a Slurm job with sbatch: one task per node.
 
   python launch/slurm.py --nodes=4 --sbatch=--gpus-per-node=8 --sbatch=--exclusive \\
     --sbatch=--time=24:00:00 -- --config=configs/m11.py --workdir=/shared/runs/mine
 
---sbatch=ARGUMENT hands anything else to sbatch; it wins over what this script sets. The folder,
-the interpreter and the workdir must be the same on all nodes (a shared file system).
+--sbatch=ARGUMENT passes any other argument to sbatch and overrides what this script sets. The
+repository, the interpreter and the workdir must have the same path on all nodes (a shared file
+system).
 
-Before the time limit the run gets SIGTERM, to save and end (exit code 75). It is requeued (scontrol
-requeue, up to --max-restarts times) after every exit code but 0 and 2, and goes on; `scancel` ends
-it for good.
+Before the time limit the run gets SIGTERM, saves a checkpoint and exits with code 75. After every
+exit code except 0 and 2 the job is requeued (scontrol requeue, up to --max-restarts times), and
+the run resumes. `scancel` ends it permanently.
 --wait waits for the job and returns its exit code, the highest of all tasks; a signal then ends
-the waiting, not the job. --dry-run prints the script, and the command that reads it.
+the waiting, not the job. --dry-run prints the batch script and the sbatch command.
 """
 
 import os
@@ -18,10 +19,20 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from common import MISTAKE, add_env, entry, main_line, parse, parser, positive, run, whole
+from common import (
+  USER_ERROR,
+  add_env,
+  entry,
+  main_line,
+  nonnegative_int,
+  parse,
+  parser,
+  positive_int,
+  run,
+)
 
-# The port comes from the job's number, since two jobs may share a node. kill-on-bad-exit: no task
-# may hang when another has failed. cpu-bind: Slurm else ties a task to one core.
+# The port is derived from the job id, since two jobs may share a node. kill-on-bad-exit: no task
+# may hang after another failed. cpu-bind: Slurm would otherwise bind a task to one core.
 _SCRIPT = """\
 #!/bin/bash
 #SBATCH --job-name=simpo
@@ -32,7 +43,7 @@ _SCRIPT = """\
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 
-cd {folder} || exit {mistake}
+cd {folder} || exit {user_error}
 {exports}
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export JAX_COORDINATOR_ADDRESS="${{hosts%%$'\\n'*}}:$((20000 + SLURM_JOB_ID % 10000))"
@@ -42,7 +53,7 @@ srun --kill-on-bad-exit=1 --cpu-bind=none \\
   bash -c 'JAX_PROCESS_ID="$SLURM_PROCID" exec "$@"' task \\
   {line}
 code=$?
-if ((code != 0 && code != {mistake} && ${{SLURM_RESTART_COUNT:-0}} < {restarts})); then
+if ((code != 0 && code != {user_error} && ${{SLURM_RESTART_COUNT:-0}} < {restarts})); then
   echo "exit code $code; requeued" >&2
   scontrol requeue "$SLURM_JOB_ID"
 fi
@@ -58,7 +69,11 @@ def script(
   notice: int,
   restarts: int,
 ) -> str:
-  """Returns the batch script; it ends with the exit code of the highest of its tasks."""
+  """Returns the batch script, which exits with the highest exit code of its tasks.
+
+  Args:
+    notice: seconds between SIGTERM and the time limit.
+  """
   variables = [("PYTHONUNBUFFERED", "1"), *env]
   return _SCRIPT.format(
     nodes=nodes,
@@ -67,38 +82,38 @@ def script(
     notice=notice,
     requeue="requeue" if restarts else "no-requeue",
     restarts=restarts,
-    mistake=MISTAKE,
+    user_error=USER_ERROR,
     line=shlex.join(line),
   )
 
 
 def main(argv: Sequence[str]) -> int:
-  """Submits the job; returns sbatch's exit code. Raises Mistake."""
-  by = parser(__doc__, ".venv/bin/python", 3)
-  by.add_argument("--nodes", type=positive, default=1, metavar="N", help="default 1")
-  by.add_argument(
+  """Submits the job; returns sbatch's exit code. Raises UserError."""
+  args = parser(__doc__, ".venv/bin/python", 3)
+  args.add_argument("--nodes", type=positive_int, default=1, metavar="N", help="default 1")
+  args.add_argument(
     "--repo-dir",
     default=os.getcwd(),
     metavar="DIR",
-    help="working directory on every node (default: here)",
+    help="working directory on every node (default: the current one)",
   )
-  by.add_argument(
+  args.add_argument(
     "--notice",
-    type=whole,
+    type=nonnegative_int,
     default=120,
     metavar="SECONDS",
-    help="SIGTERM comes this long before the time limit (default 120)",
+    help="send SIGTERM this long before the time limit (default 120)",
   )
-  by.add_argument(
+  args.add_argument(
     "--sbatch",
     action="append",
     default=[],
     metavar="ARGUMENT",
     help="extra sbatch argument; repeatable",
   )
-  by.add_argument("--wait", action="store_true", help="wait for the job; return its exit code")
-  add_env(by)
-  options, flags = parse(by, argv)
+  args.add_argument("--wait", action="store_true", help="wait for the job; return its exit code")
+  add_env(args)
+  options, flags = parse(args, argv)
   text = script(
     main_line(options.python, flags),
     options.nodes,
@@ -110,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
   command = ["sbatch", *(["--wait"] if options.wait else []), *options.sbatch]
   if options.dry_run:
     print(text, end="", flush=True)
-    print(f"# the input of: {shlex.join(command)}", file=sys.stderr)
+    print(f"# stdin of: {shlex.join(command)}", file=sys.stderr)
     return 0
   return run(command, text)[0]
 

@@ -1,23 +1,25 @@
-"""Every worker of a Cloud TPU VM, over `gcloud compute tpus tpu-vm ssh --worker=all`.
+"""Launches a run on every worker of a Cloud TPU VM, over `gcloud compute tpus tpu-vm ssh`.
 
   python launch/tpu_vm.py my-v5p-32 --zone=us-east5-a -- --config=configs/m11.py \\
     --workdir=runs/pod
 
-On each worker it goes to --repo-dir and runs the line there; JAX finds the other workers itself.
-Install once before, with the same gcloud command and
+Runs the command in --repo-dir on each worker; JAX finds the other workers itself. Install the
+package there first, with `gcloud compute tpus tpu-vm ssh NAME --worker=all` and
   --command='git clone URL simpo_jax && cd simpo_jax && python3 -m venv .venv &&
              .venv/bin/pip install -e ".[tpu]"'
 
-Worker 2's lines begin with `[2] `, and also go to launch_logs/ in its --repo-dir.
+Output lines of worker 2 begin with `[2] `, and are also logged in launch_logs/ in its --repo-dir.
 
-How a run ends early. ssh sends no signals, so each worker watches its ssh connection's input,
-which this launcher holds open. When the input ends the worker sends SIGTERM to the run, and
+Stopping a run: ssh does not forward signals, so each worker watches the stdin of its ssh
+connection, which this launcher keeps open. At its end the worker sends SIGTERM to the run, and
 SIGKILL --grace seconds later. It ends on the first SIGINT or SIGTERM here (output and exit code
-still arrive), when this launcher or gcloud dies, and when the connection breaks: nothing is left
-running. A second signal drops the connections. A worker never runs one attempt twice, although
-gcloud repeats a command whose connection broke. gcloud cannot ask for a passphrase: use ssh-agent.
+still arrive), if this launcher or gcloud dies, or if the connection breaks, so that no process is
+left running. A second signal closes the connections. gcloud repeats a command whose connection
+broke, but a worker never runs the same attempt twice. gcloud cannot prompt for a passphrase: use
+ssh-agent.
 
-The exit code is gcloud's: of the first worker in order that failed, 255 for a broken connection.
+The exit code is gcloud's: that of the lowest-numbered worker that failed, or 255 for a broken
+connection.
 """
 
 import contextlib
@@ -33,23 +35,23 @@ from common import (
   add_env,
   entry,
   exit_code,
+  forward_signals,
   main_line,
+  nonnegative_int,
   parse,
   parser,
-  passing_signals,
   start,
-  whole,
   with_restarts,
 )
 
-_PAUSE_SECONDS = 10  # between attempts: for the TPUs of the last one to be free again
+_PAUSE_SECONDS = 10  # between attempts, until the last one has released the TPUs
 
 _SCRIPT = """\
 cd {folder} || exit 2
 mkdir -p launch_logs
 log=launch_logs/{attempt}.log
 if ! (set -o noclobber && : > "$log") 2> /dev/null; then
-  echo "{attempt} was run here before; its connection broke" >&2
+  echo "{attempt} already ran here; its connection broke" >&2
   exit {resumable}
 fi
 exec 3<&0
@@ -77,10 +79,10 @@ exit "$code"
 def remote_script(
   line: Sequence[str], folder: str, env: Sequence[tuple[str, str]], grace: int, attempt: str
 ) -> str:
-  """Returns the bash script of one attempt on one worker; it ends with the line's exit code."""
+  """Returns the bash script of one attempt on one worker, which exits with the run's code."""
   variables = [("PYTHONUNBUFFERED", "1"), *env]
   return _SCRIPT.format(
-    folder=shlex.quote(folder.removeprefix("~/")),  # ssh begins at home
+    folder=shlex.quote(folder.removeprefix("~/")),  # ssh starts in the home directory
     attempt=attempt,
     resumable=RESUMABLE,
     exports="\n".join(f"export {k}={shlex.quote(v)}" for k, v in variables),
@@ -101,22 +103,26 @@ def gcloud(name: str, zone: str, project: str | None, script: str) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs on all workers, again after failures; returns the exit code. Raises Mistake."""
-  by = parser(__doc__, ".venv/bin/python", 3)
-  by.add_argument("name", metavar="NAME", help="the TPU VM")
-  by.add_argument("--zone", required=True)
-  by.add_argument("--project")
-  by.add_argument(
+  """Runs on all workers, with restarts; returns the exit code. Raises UserError."""
+  args = parser(__doc__, ".venv/bin/python", 3)
+  args.add_argument("name", metavar="NAME", help="name of the TPU VM")
+  args.add_argument("--zone", required=True)
+  args.add_argument("--project")
+  args.add_argument(
     "--repo-dir",
     default="simpo_jax",
     metavar="DIR",
-    help="this repository on the workers, from their home folder (default simpo_jax)",
+    help="this repository on the workers, relative to the home directory (default simpo_jax)",
   )
-  by.add_argument(
-    "--grace", type=whole, default=120, metavar="SECONDS", help="SIGTERM to SIGKILL (default 120)"
+  args.add_argument(
+    "--grace",
+    type=nonnegative_int,
+    default=120,
+    metavar="SECONDS",
+    help="time from SIGTERM to SIGKILL (default 120)",
   )
-  add_env(by)
-  options, flags = parse(by, argv)
+  add_env(args)
+  options, flags = parse(args, argv)
   stamp = time.strftime("%Y%m%d-%H%M%S")
   line = main_line(options.python, flags)
 
@@ -144,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
       time.sleep(_PAUSE_SECONDS)
       if received:
         return RESUMABLE
-    # A session of its own: a ^C in the terminal must not reach ssh, which would hang up.
+    # A new session: a ^C in the terminal must not reach ssh, which would close the connection.
     running[:] = [start(command(number), stdin=subprocess.PIPE, start_new_session=True)]
     if received:
       stop(received[-1])
@@ -152,7 +158,7 @@ def main(argv: Sequence[str]) -> int:
     running.clear()
     return exit_code(code)
 
-  with passing_signals(stop) as received:
+  with forward_signals(stop) as received:
     return with_restarts(attempt, options.max_restarts, received)
 
 

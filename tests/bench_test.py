@@ -12,7 +12,7 @@ from support.folders import DOCS, ROOT
 BENCHES = sorted(
   path
   for path in (ROOT / "bench").glob("*.py")
-  if re.search(r"app\.run\(common\.answering\(main\)\)", path.read_text())
+  if re.search(r"app\.run\(common\.with_user_errors\(main\)\)", path.read_text())
 )
 FIELDS = {
   *("name", "unit", "ours", "theirs", "ratio", "peer", "floor", "fraction_of_floor", "rows"),

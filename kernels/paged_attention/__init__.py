@@ -1,8 +1,8 @@
-"""Attention over a paged KV pool: one contract, four implementations.
+"""Attention over a paged KV pool (PagedAttention, arXiv:2309.06180): four implementations.
 
-The pool is token-major, `[L * P, page, 2 * K * h]`: the last axis holds, head by
-head, a token's K and then its V. A layer is chosen by offsetting its page ids by
-`layer * P`, so nothing ever slices a layer out of the pool.
+The pool is token-major, `[L * P, page, 2 * K * h]`: the last axis contains, head by
+head, a token's K followed by its V. A layer is selected by offsetting its page ids by
+`layer * P`, so that no layer is ever sliced out of the pool.
 """
 
 import importlib
@@ -18,15 +18,15 @@ _NATIVE = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu", "cpu": "xla"}  # by platfo
 
 
 class Shape(TypedDict):
-  """What a call looks like on one device, as far as kernels can refuse it."""
+  """The per-device shape of a call, as checked by `unsupported_reason`."""
 
   heads: int
   kv_heads: int
   head_dim: int
   page_size: int
   dtype: DTypeLike
-  queries: NotRequired[int]  # T: 1 in decoding, a chunk's in prefill
-  slots: NotRequired[int]  # B, dead rows included
+  queries: NotRequired[int]  # T: 1 in decoding, the chunk size in prefill
+  slots: NotRequired[int]  # B, including dead rows
   pages_per_seq: NotRequired[int]
 
 
@@ -40,19 +40,19 @@ def paged_attention(
   soft_cap: float | None = None,
   impl: str = "auto",
 ) -> Float[Array, "B H h"]:
-  """Attention of each sequence's newest token to its own pages (one decode step).
+  """Attention of each sequence's newest token to its pages (one decode step).
 
   Args:
     q: float32 or bfloat16, not yet scaled.
     pool: all layers' pages, `[L * P, page, 2 * K * h]`, in q's dtype.
-    page_ids: offset for the layer; entries past the sequence's end may hold anything.
-    lengths: tokens in the cache, the newest included; 0 for a dead row.
-    window: a query sees only this many newest tokens.
+    page_ids: offset for the layer; entries past the sequence's end are ignored.
+    lengths: tokens in the cache, including the newest; 0 for a dead row.
+    window: a query sees only the `window` newest tokens.
     soft_cap: scores become `cap * tanh(scores / cap)` (Gemma 2, arXiv:2408.00118).
-    impl: one of `IMPLEMENTATIONS`; "auto" is that of the default device's platform.
+    impl: one of `IMPLEMENTATIONS`; "auto" selects by the default device's platform.
 
   Returns:
-    The attention in q's dtype; dead rows are 0.
+    The attention output in q's dtype; 0 in dead rows.
   """
   out = paged_prefill(
     q[:, None],
@@ -78,18 +78,18 @@ def paged_prefill(
   soft_cap: float | None = None,
   impl: str = "auto",
 ) -> Float[Array, "B T H h"]:
-  """Attention of a chunk of each sequence to its pages, the chunk's own tokens included.
+  """Attention of a chunk of each sequence to its pages, including the chunk itself.
 
   Query t of row b, `t < count[b]`, sees the keys `s <= start[b] + t`. The chunk's keys
-  and values must be in the pool already.
+  and values must already be in the pool.
 
   Args:
     start: the position of `q[:, 0]` in its sequence.
-    count: queries that are real, 0 to T.
+    count: number of valid queries, 0 to T.
     q, pool, page_ids, window, soft_cap, impl: as for `paged_attention`.
 
   Returns:
-    The attention in q's dtype; 0 where there is no query.
+    The attention output in q's dtype; 0 for invalid queries.
   """
   if impl == "auto":
     impl = _NATIVE[jax.default_backend()]
@@ -97,25 +97,28 @@ def paged_prefill(
 
 
 def select_impl(impl: str, platform: str, **shape: Unpack[Shape]) -> tuple[str, str | None]:
-  """The implementation to build with, and why it is not the platform's own kernel.
+  """Selects an implementation; "auto" falls back to "xla" if the platform's kernel cannot run.
 
   Args:
-    impl: what was asked for, one of `IMPLEMENTATIONS`.
+    impl: the requested implementation, one of `IMPLEMENTATIONS`.
     platform: "cpu", "tpu" or "gpu".
-    **shape: what it will be called with.
+    **shape: the shape of the calls.
+
+  Returns:
+    The implementation, and why it is not the platform's kernel (None if it is).
 
   Raises:
-    ValueError: `impl` was asked for by name and cannot take this shape; says why.
+    ValueError: `impl` was requested by name and does not support this shape; says why.
   """
-  asked, impl = impl, _NATIVE[platform] if impl == "auto" else impl
+  requested, impl = impl, _NATIVE[platform] if impl == "auto" else impl
   reason = unsupported_reason(impl, platform, **shape)
-  if reason and asked != "auto":
+  if reason and requested != "auto":
     raise ValueError(reason)
   return ("xla", reason) if reason else (impl, None)
 
 
 def unsupported_reason(impl: str, platform: str, **shape: Unpack[Shape]) -> str | None:
-  """Why `impl` cannot take a shape on a platform, or None if it can."""
+  """Returns why `impl` does not support a shape on a platform; None if it does."""
   if impl not in ("tpu", "gpu"):
     return None
   if _NATIVE[platform] != impl:
@@ -124,7 +127,7 @@ def unsupported_reason(impl: str, platform: str, **shape: Unpack[Shape]) -> str 
 
 
 def _module(impl: str) -> ModuleType:
-  # Only what is used is imported: Pallas is slow to import and not on every machine.
+  # Imported lazily: Pallas is slow to import and not available on every machine.
   if impl not in IMPLEMENTATIONS:
     raise ValueError(f"paged attention has no implementation {impl!r}: {IMPLEMENTATIONS}")
   return importlib.import_module(f"{__name__}.{impl}")

@@ -1,13 +1,13 @@
 """Paged attention for NVIDIA GPUs, in Pallas (Triton): decoding and prefill chunks.
 
-A program takes one KV head of one row: the queries of a sequence, or one tile of them
-if they are many. The query heads of a KV head share a matmul's rows. Where rows and
-heads are too few to fill a GPU, the keys of a row are split between programs too: each
-walks its own blocks of keys with a running softmax (arXiv:1805.02867), and the parts are
-merged by their log-sum-exp, as in flash-decoding. Only keys that some query of the row
-sees are loaded, each from the page that the table says.
+A program computes one KV head of one row, which is one sequence or, in long chunks, one tile
+of its queries. All query heads of the KV head form the rows of one matmul. If there are too
+few rows and heads to fill a GPU, the keys of a row are also split between programs: each
+iterates over its blocks of keys with an online softmax (arXiv:1805.02867), and the partial
+results are merged by their log-sum-exp, as in Flash-Decoding. Only keys that some query of
+the row sees are loaded, through the page table.
 
-Triton's arrays have power-of-two sizes: what heads, lanes and keys lack is masked.
+Triton's arrays have power-of-two sizes: rows, lanes and keys are padded and masked.
 """
 
 import functools
@@ -23,15 +23,15 @@ from jaxtyping import Array, Float, Float32, Int32
 from simpo_jax.kernels.loops import fori_loop
 from simpo_jax.kernels.paged_attention.refs import Ref
 
-ROWS = 16  # fewest of a matmul on tensor cores
-STAGES = 3  # of the loop over blocks: page ids, then keys and values, then arithmetic
+ROWS = 16  # minimum rows of a matmul on tensor cores
+STAGES = 3  # pipeline stages of the loop over blocks: page ids, keys and values, arithmetic
 KIB = 2**10
-SHARED = 96 * KIB  # to aim at: 99 is what a GeForce or an L4 has
-SHARED_MOST = 227 * KIB  # H100
-PROGRAMS = 8 * 132  # enough to keep an H100's multiprocessors busy until the longest row ends
+SHARED = 96 * KIB  # target for shared memory; a GeForce or an L4 has 99 KiB
+SHARED_MOST = 227 * KIB  # of an H100
+PROGRAMS = 8 * 132  # keeps the 132 multiprocessors of an H100 busy until the longest row ends
 LOG2E = math.log2(math.e)
 
-Sums = tuple[Array, Array, Array]  # each row's largest score, sum of weights, weighted sum of V
+Sums = tuple[Array, Array, Array]  # of each row: maximum score, sum of weights, weighted sum of V
 
 
 def attend(
@@ -47,7 +47,7 @@ def attend(
 ) -> Float[Array, "B T H h"]:
   """See `simpo_jax.kernels.paged_attention.paged_prefill`.
 
-  `interpret` is what `pl.pallas_call` takes: True to run on CPU.
+  `interpret` is passed to `pl.pallas_call`; True runs the kernel on CPU.
   """
   B, T, H, h = q.shape
   page, lanes = pool.shape[1:]
@@ -60,7 +60,7 @@ def attend(
     _kernel,
     tile=tile,
     R=R,
-    D=_lanes(h),
+    width=_padded_head_dim(h),
     block=block,
     page=page,
     window=window,
@@ -69,7 +69,8 @@ def attend(
   parts = [jax.ShapeDtypeStruct((splits, *q.shape), q.dtype if splits == 1 else jnp.float32)]
   if splits > 1:
     parts.append(jax.ShapeDtypeStruct((splits, B, T, H), jnp.float32))
-  # The heads of a row are launched side by side: their keys lie side by side in memory.
+  # KV heads are the first grid axis, so that the heads of a row run at the same time: their
+  # keys are adjacent in memory.
   out, *lse = pl.pallas_call(
     kernel,
     out_shape=parts,
@@ -92,7 +93,10 @@ def unsupported_reason(
   slots: int = 1,
   pages_per_seq: int = 1,
 ) -> str | None:
-  """Why the kernel cannot take a shape, or None. Pages, slots and queries can be any number."""
+  """Returns why the kernel does not support a shape; None if it does.
+
+  Pages, slots and queries are not restricted.
+  """
   del page_size, slots, pages_per_seq
   dtype = jnp.dtype(dtype)
   if dtype not in (jnp.float32, jnp.bfloat16):
@@ -109,39 +113,39 @@ def unsupported_reason(
 
 
 def tile_plan(H: int, K: int, h: int, dtype: DTypeLike, T: int) -> tuple[int, int, int, int, int]:
-  """Queries per tile, matmul rows, keys per block, warps, bytes of shared memory."""
-  G, D = H // K, _lanes(h)
+  """Returns queries per tile, matmul rows, keys per block, warps, bytes of shared memory."""
+  G, width = H // K, _padded_head_dim(h)
   item = jnp.dtype(dtype).itemsize
-  # float32 cannot use the tensor cores, whose tf32 is too coarse: its tiles fill the registers.
+  # TF32 on tensor cores is too inexact, so float32 tiles must fit into registers.
   most, keys = (128, 64) if item == 2 else (32, 32)
-  most = max(most * 128 // max(D, 128), ROWS)
+  most = max(most * 128 // max(width, 128), ROWS)
   tile = min(max(most // G, 1), T)
-  tile = -(-T // -(-T // tile))  # as many tiles, equally full
+  tile = -(-T // -(-T // tile))  # balance the tiles, without changing their number
   R = max(pl.next_power_of_2(tile * G), ROWS)
-  warps = 8 if item == 4 or R * max(D, 128) > 64 * 128 else 4
+  warps = 8 if item == 4 or R * max(width, 128) > 64 * 128 else 4
 
   def shared(block: int) -> int:
-    kept = STAGES - 1  # blocks at a time
-    weights = R * block if item == 4 or R < 64 else 0  # else Triton has them in registers
-    return item * (kept * 2 * block * D + R * D + weights)
+    buffered = STAGES - 1  # blocks
+    weights = R * block if item == 4 or R < 64 else 0  # otherwise Triton keeps them in registers
+    return item * (buffered * 2 * block * width + R * width + weights)
 
   block = next((b for b in (keys, keys // 2) if shared(b) <= SHARED), 16)
   return tile, R, block, warps, shared(block)
 
 
 def num_splits(programs: int, R: int, block: int, keys: int) -> int:
-  """Parts of a row's keys: enough for `PROGRAMS`, none so short that merging outweighs it."""
+  """Splits per row: up to `PROGRAMS` programs, with enough keys per split to outweigh merging."""
   return max(min(PROGRAMS // programs, keys // max(2 * block, 4 * R)), 1)
 
 
-def _lanes(h: int) -> int:
+def _padded_head_dim(h: int) -> int:
   return max(pl.next_power_of_2(h), 16)
 
 
 def _merge(
   out: Float32[Array, "splits B T H h"], lse: Float32[Array, "splits B T H"]
 ) -> Float32[Array, "B T H h"]:
-  """The softmax over all keys, given that over each split's own."""
+  """Merges attention over each split's keys into attention over all keys."""
   weights = jnp.exp2(lse - jnp.max(lse, axis=0))
   weights /= jnp.sum(weights, axis=0)
   return jnp.sum(out * weights[..., None], axis=0)
@@ -157,7 +161,7 @@ def _kernel(
   *lse: Ref,  # float32 [splits, B, T, H], base 2, if there is more than one split
   tile: int,
   R: int,
-  D: int,
+  width: int,
   block: int,
   page: int,
   window: int | None,
@@ -170,14 +174,14 @@ def _kernel(
   tiles = -(-T // tile)
   b, first = jax.lax.div(row, tiles), jax.lax.rem(row, tiles) * tile
 
-  r, lane = jnp.arange(R, dtype=jnp.int32), jnp.arange(D, dtype=jnp.int32)
+  r, lane = jnp.arange(R, dtype=jnp.int32), jnp.arange(width, dtype=jnp.int32)
   query, head = jax.lax.div(r, G), kv_head * G + jax.lax.rem(r, G)
   t = first + query
   exists, inside = (query < tile) & (t < T), (lane < h)[None]
   where = b, t[:, None], head[:, None], lane[None]
   queries = plgpu.load(q.at[where], mask=exists[:, None] & inside, other=0)
 
-  real = jnp.clip(count[b] - first, 0, tile)  # queries of this tile
+  real = jnp.clip(count[b] - first, 0, tile)  # valid queries of this tile
   position = start[b] + first
   begin = 0 if window is None else jnp.maximum(position - window + 1, 0)
   end = position + real
@@ -192,12 +196,12 @@ def _kernel(
     token = (ids * page + jax.lax.rem(key, page))[:, None]
 
     def fetch(i: int) -> Array:
-      # What is not loaded must be 0, not just unseen: 0 * NaN is NaN.
+      # Masked loads must give 0, since 0 * NaN is NaN.
       lanes = (2 * kv_head + i) * h + lane[None]
       return plgpu.load(pool.at[token, lanes], mask=used[:, None] & inside, other=0)
 
     scores = dot(queries, fetch(0), trans_b=True)
-    if soft_cap is None:  # in base 2, which is what the GPU has
+    if soft_cap is None:  # in base 2, as GPUs only have exp2
       scores *= h**-0.5 * LOG2E
     else:
       scores = soft_cap * LOG2E * jnp.tanh(scores * (h**-0.5 / soft_cap))
@@ -219,7 +223,7 @@ def _kernel(
     (
       jnp.full((R,), -1e30, jnp.float32),
       jnp.zeros((R,), jnp.float32),
-      jnp.zeros((R, D), jnp.float32),
+      jnp.zeros((R, width), jnp.float32),
     ),
   )
   total = jnp.maximum(total, 1e-30)

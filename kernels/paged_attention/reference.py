@@ -1,4 +1,4 @@
-"""Dense paged attention: gathers every page. The oracle of the other implementations."""
+"""Dense paged attention that gathers every page; the oracle in tests of the others."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
@@ -25,7 +25,7 @@ def attend(
   seen = key <= position  # [B, T, S]
   if window is not None:
     seen &= position - key < window
-  # What no query may see can be anything, NaN included: 0 * NaN must not leak.
+  # Unseen keys and values may be NaN, and 0 * NaN is NaN.
   used = jnp.any(seen, axis=1)[:, :, None, None]
   k, v = (jnp.where(used, kv[:, :, :, i], 0.0) for i in (0, 1))
   grouped = (q.astype(jnp.float32) * h**-0.5).reshape(B, T, K, H // K, h)

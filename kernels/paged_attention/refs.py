@@ -1,4 +1,4 @@
-"""The type of what a Pallas kernel is given in place of arrays."""
+"""The type of the refs that a Pallas kernel gets in place of arrays."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,7 +8,7 @@ import numpy as np
 
 @runtime_checkable
 class Ref(Protocol):
-  """A ref to memory, as far as kernels use it; jax.Ref leaves the types of its values open."""
+  """The interface of a ref that the kernels use; jax.Ref does not declare the type of values."""
 
   @property
   def shape(self) -> tuple[int, ...]: ...
@@ -18,7 +18,7 @@ class Ref(Protocol):
 
   @property
   def at(self) -> Any:
-    """Its views, by index: each may become a source or target of a copy, load or store."""
+    """Indexing gives a view of the ref, for copies, loads and stores."""
 
   def __getitem__(self, index: Any, /) -> jax.Array: ...
 

@@ -1,15 +1,15 @@
 """Paged attention for TPU, in Pallas (Mosaic): decoding and prefill chunks.
 
-A row is the queries of one sequence, or one tile of them if they are many; the query
-heads of a KV head share a matmul's rows. Rows are dealt to two shares, one for each
-core of a chip that has two. A share walks the blocks of its rows one after the other
-and always has the next block on its way from HBM, across rows too. A running softmax
-(arXiv:1805.02867) joins the blocks. Only pages that some query of the row sees are
-fetched, all KV heads of a token at once.
+A row is one sequence or, in long chunks, one tile of its queries; all query heads of a KV head
+form the rows of one matmul. Rows are divided into two shares, one for each core of a chip with
+two cores. A share processes the blocks of its rows one after the other, with the DMA of the
+next block always in flight, also from one row to the next. An online softmax (arXiv:1805.02867)
+combines the blocks. Only pages that some query of the row sees are fetched, with all KV heads of
+a token at once.
 
-Mosaic slices lanes well only at multiples of 128. Where a head's K or V is not so
-aligned, the matmuls take the whole lane tiles that cover it: q is padded with zeros
-at the other lanes, and what came of them is cut off the result.
+Mosaic slices lanes efficiently only at multiples of 128. If a head's K or V is not aligned, the
+matmuls use the full lane tiles that cover it: q is zero-padded at the other lanes, and the other
+lanes of the result are dropped.
 """
 
 import functools
@@ -26,17 +26,17 @@ from simpo_jax.kernels.paged_attention.refs import Ref
 
 LANES = 128
 MIB = 2**20
-BLOCK_BYTES = 1 * MIB  # of keys and values: a long enough DMA, a small enough wait for the first
-BLOCK_KEYS = (256, 1024)  # fewest and most keys of a block
-TILE = 512  # matmul rows of a tile of queries: K and V are read once for that many
-TILE_HEADS = 8  # with more KV heads a tile has fewer rows, so that its state fits into VMEM
-SCORES = 512 * 512  # most scores of a KV head at a time
+BLOCK_BYTES = 1 * MIB  # keys and values: large for efficient DMAs, small for a short first wait
+BLOCK_KEYS = (256, 1024)  # minimum and maximum keys of a block
+TILE = 512  # matmul rows of a tile of queries, which share one read of K and V
+TILE_HEADS = 8  # with more KV heads, tiles have fewer rows, so that their state fits into VMEM
+SCORES = 512 * 512  # maximum scores per KV head at a time
 SMEM = 960 * 2**10
 VMEM = 48 * MIB
-SPILL = {2: 6 * MIB, 4: 12 * MIB}  # by item size: compilers needed up to 3 and 9 beside the buffers
+SPILL = {2: 6 * MIB, 4: 12 * MIB}  # by item size; compilers used up to 3 and 9 MiB extra
 
-Index = int | Array  # of what may be known only on the device
-Covers = tuple[tuple[int, int], ...]  # of each KV head, the lanes (begin, end) taken for it
+Index = int | Array  # static or traced
+Covers = tuple[tuple[int, int], ...]  # for each KV head, the lanes (begin, end) that cover it
 
 
 def attend(
@@ -52,7 +52,7 @@ def attend(
 ) -> Float[Array, "B T H h"]:
   """See `simpo_jax.kernels.paged_attention.paged_prefill`.
 
-  `interpret` is what `pl.pallas_call` takes: `pltpu.InterpretParams()` to run on CPU.
+  `interpret` is passed to `pl.pallas_call`; `pltpu.InterpretParams()` runs the kernel on CPU.
   """
   B, T, H, h = q.shape
   page, lanes = pool.shape[1:]
@@ -66,14 +66,14 @@ def attend(
   q = jnp.pad(q, ((0, 0), (0, tiles * tile - T), (0, 0), (0, 0)))
   q = q.reshape(rows, tile, K, G, h).swapaxes(1, 2).reshape(rows, K, R, h)
   q = _spread(q, [2 * k * h - begin for k, (begin, _) in enumerate(keys)], _widest(keys))
-  first = jnp.arange(tiles, dtype=jnp.int32) * tile  # query of each tile
+  first = jnp.arange(tiles, dtype=jnp.int32) * tile  # first query of each tile
   start = (start[:, None] + first).reshape(rows)
   count = jnp.clip(count[:, None] - first, 0, tile).reshape(rows)
 
   shares = min(2, rows)
 
   def block(share: Array, i: Array, *_: Ref) -> tuple[Index, ...]:
-    # The shorter share's last step visits its last row again and leaves it alone.
+    # If one share is shorter, its last step revisits its last row without changing it.
     last = jax.lax.div(rows - 1 - share, shares)
     return jnp.minimum(i, last) * shares + share, 0, 0, 0
 
@@ -113,7 +113,7 @@ def attend(
     ),
     name="paged_attention",
     interpret=interpret,
-  )(page_ids.reshape(-1), start, count, q, pool)  # a flat table: SMEM pads the last of two axes
+  )(page_ids.reshape(-1), start, count, q, pool)  # flat, since SMEM pads the last of two axes
   out = out.reshape(rows, K, tile, G, h).swapaxes(1, 2)
   return out.reshape(B, tiles * tile, H, h)[:, :T]
 
@@ -129,7 +129,10 @@ def unsupported_reason(
   slots: int = 1,
   pages_per_seq: int = 1,
 ) -> str | None:
-  """Why the kernel cannot take a shape, or None; what it takes compiles for v5e, v5p and v6e."""
+  """Returns why the kernel does not support a shape; None if it does.
+
+  Supported shapes compile for v5e, v5p and v6e.
+  """
   dtype = jnp.dtype(dtype)
   if dtype not in (jnp.float32, jnp.bfloat16):
     return f"the tpu kernel computes in float32 or bfloat16, not {dtype.name}"
@@ -159,7 +162,7 @@ def unsupported_reason(
 def _plan(
   H: int, K: int, h: int, page: int, dtype: DTypeLike, T: int, n: int
 ) -> tuple[int, int, int, int]:
-  """Tiles of queries, queries per tile, pages per block, bytes of VMEM to ask for."""
+  """Returns tiles of queries, queries per tile, pages per block, bytes of VMEM to request."""
   G = H // K
   rows = TILE * TILE_HEADS // max(K, TILE_HEADS)
   tiles = ceil_div(T * G, max(rows, G))
@@ -179,7 +182,7 @@ def _plan(
 
 
 def _covers(K: int, h: int) -> tuple[Covers, Covers]:
-  """The lanes taken for the KV heads' K, and for their V."""
+  """Returns the lanes that cover each KV head's K, and its V."""
 
   def covers(i: int) -> Covers:
     lanes = [(2 * k + i) * h for k in range(K)]
@@ -195,7 +198,7 @@ def _widest(covers: Covers) -> int:
 def _spread(
   q: Float[Array, "rows K R h"], offsets: list[int], width: int
 ) -> Float[Array, "rows K R lanes"]:
-  """Puts each KV head's queries, `q[:, k]`, where its keys are in the lanes taken for them."""
+  """Aligns each KV head's queries, `q[:, k]`, with its keys inside their covering lanes."""
   h = q.shape[-1]
 
   def pad(x: Array, offset: int) -> Array:
@@ -217,7 +220,7 @@ def _kernel(
   peak: Ref,  # VMEM float32 [K, R, 1], the largest score so far
   total: Ref,  # VMEM float32 [K, R, 1], the sum of weights so far
   acc: Ref,  # VMEM float32 [K, R, lanes of the widest V cover]
-  turn: Ref,  # SMEM int32 [1], the buffer that the block due next arrives in
+  turn: Ref,  # SMEM int32 [1], the buffer that the next block is copied to
   arrived: Ref,  # DMA semaphores [2]
   *,
   shares: int,
@@ -235,7 +238,7 @@ def _kernel(
   pages = block // page
   K, R, h = out.shape[1:]
   precision = jax.lax.Precision.HIGHEST if pool.dtype == jnp.float32 else None
-  div = jax.lax.div  # of what is not negative: cheaper than //, and needs no device at hand
+  div = jax.lax.div  # for nonnegative numbers: cheaper than //, and traces without a device
   share, i = pl.program_id(0), pl.program_id(1)
   row = i * shares + share
 
@@ -252,7 +255,7 @@ def _kernel(
     return div(start[row] + count[row] + page - 1, page)
 
   def place(i: Index, size: Index = 1) -> pl.Slice | slice:
-    start = pl.multiple_of(i * page, page)  # pyright: ignore[reportArgumentType]  # takes ints, too
+    start = pl.multiple_of(i * page, page)  # pyright: ignore[reportArgumentType]  # accepts ints
     return pl.ds(start, size * page)
 
   def fetch(row: Array, begin: Index, slot: Index) -> None:
@@ -266,7 +269,7 @@ def _kernel(
 
   @pl.when(i == 0)
   def _() -> None:
-    # What is left of a buffer beyond the fetched pages gets weight 0, so it must be finite.
+    # Keys beyond the fetched pages have weight 0, so the rest of a buffer must be finite.
     buffer[...] = jnp.zeros_like(buffer)
     turn[0] = 0
     row = live_from(share)
@@ -275,17 +278,17 @@ def _kernel(
     def _() -> None:
       fetch(row, first_page(row), 0)
 
-  own = jnp.minimum(row, rows - 1)
+  valid_row = jnp.minimum(row, rows - 1)
 
-  @pl.when((row < rows) & (count[own] == 0))
+  @pl.when((row < rows) & (count[valid_row] == 0))
   def _() -> None:
     out[...] = jnp.zeros_like(out)
 
-  @pl.when((row < rows) & (count[own] > 0))
+  @pl.when((row < rows) & (count[valid_row] > 0))
   def _() -> None:
     begin, end = first_page(row), page_end(row)
     after = live_from(row + shares)
-    query = jax.lax.broadcasted_iota(jnp.int32, (R, 1), 0)  # G times the query, plus the head
+    query = jax.lax.broadcasted_iota(jnp.int32, (R, 1), 0)  # query index * G + head
     peak[...] = jnp.full_like(peak, -1e30)
     total[...] = jnp.zeros_like(total)
     acc[...] = jnp.zeros_like(acc)

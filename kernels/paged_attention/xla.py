@@ -1,8 +1,8 @@
-"""Paged attention in plain XLA whose cost follows the actual lengths.
+"""Paged attention in plain XLA, with a cost proportional to the actual lengths.
 
 The key blocks of all sequences form one list, ordered by sequence, and each iteration
-of a loop processes a fixed number of them regardless of which sequence they belong to:
-no sequence waits for a longer one. Partial results are combined per sequence with an
+of a loop processes the next `I` blocks, whichever sequences they belong to, so that no
+sequence waits for a longer one. Partial results are combined per sequence with an
 online softmax (arXiv:1805.02867).
 """
 
@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from simpo_jax.arith import ceil_div
 from simpo_jax.kernels.loops import fori_loop
 
-BLOCK = 64  # keys of a block, or one page if that is more
-STEP_KEYS = 2048  # keys of a step: enough to fill a core, few enough for its cache
-STEP_SCORES = 2**20  # scores of a step, at most
+BLOCK = 64  # keys per block; one page if that is larger
+STEP_KEYS = 2048  # keys per step: enough to keep a core busy, few enough for its cache
+STEP_SCORES = 2**20  # maximum scores per step
 
-Sums = tuple[Array, Array, Array]  # each row's largest score, sum of weights, weighted sum of V
+Sums = tuple[Array, Array, Array]  # of each row: maximum score, sum of weights, weighted sum of V
 
 
 def attend(
@@ -33,10 +33,10 @@ def attend(
   B, T, H, h = q.shape
   page, lanes = pool.shape[1:]
   K, G = lanes // (2 * h), H * 2 * h // lanes
-  R = G * T  # rows of a KV head's products
-  pages = max(1, BLOCK // page)  # of a block
+  R = G * T  # matmul rows of a KV head
+  pages = max(1, BLOCK // page)  # pages per block
   block = pages * page
-  I = max(1, min(STEP_KEYS // block, STEP_SCORES // (K * R * block)))  # blocks of a step
+  I = max(1, min(STEP_KEYS // block, STEP_SCORES // (K * R * block)))  # blocks per step
   page_ids = jnp.pad(page_ids, ((0, 0), (0, -page_ids.shape[1] % pages)))
   page_ids = page_ids.reshape(B, -1, pages)
 
@@ -47,7 +47,7 @@ def attend(
   end = jnp.where(count > 0, start + count, 0)
   first = 0 if window is None else jnp.maximum(start - window + 1, 0) // block
   blocks = jnp.maximum(ceil_div(end, block) - first, 0)  # [B]
-  behind = jnp.cumsum(blocks)  # where each sequence's blocks end in the line
+  behind = jnp.cumsum(blocks)  # where each sequence's blocks end in the list
 
   def step(i: Array, sums: Sums) -> Sums:
     peak, total, acc = sums
@@ -55,7 +55,7 @@ def attend(
     owner = jnp.sum(place[:, None] >= behind, axis=1, dtype=jnp.int32)  # B past the last
     owns = owner[:, None] == jnp.arange(B)  # [I, B]
     b = jnp.minimum(owner, B - 1)
-    number = place - (behind - blocks - first)[b]  # of the block in its sequence
+    number = place - (behind - blocks - first)[b]  # index of the block in its sequence
     ids = page_ids.at[owner, number].get(mode="fill", fill_value=0)
     kv = jnp.take(pool, ids, axis=0, mode="clip").reshape(I, block, K, 2, h)
     key = number[:, None] * block + jnp.arange(block, dtype=jnp.int32)  # [I, block]
@@ -63,7 +63,7 @@ def attend(
     if window is not None:
       seen &= position[b][..., None] - key[:, None] < window
     seen = seen[:, None]  # [I, 1, R, block]
-    # An unwritten slot of the pool may hold NaN, and 0 * NaN must not leak.
+    # Unwritten tokens of a page may be NaN, and 0 * NaN is NaN.
     v = jnp.where((key < end[b][:, None])[:, :, None, None], kv[:, :, :, 1], 0)
     scores = jnp.einsum(
       "ikrh,iskh->ikrs", rows[b], kv[:, :, :, 0], preferred_element_type=jnp.float32
@@ -78,7 +78,7 @@ def attend(
       "ikrs,iskh->ikrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
     shrink = jnp.exp(peak - new_peak)
-    # A product with `owns` adds up each sequence's parts faster than a scatter.
+    # A matmul with `owns` sums the parts of each sequence faster than a scatter.
     total = total * shrink + _sum_by_owner(owns, jnp.sum(weights, axis=-1))
     acc = acc * shrink[..., None] + _sum_by_owner(owns, part)
     return new_peak, total, acc
@@ -97,7 +97,7 @@ def attend(
 def _sum_by_owner(
   owns: Bool[Array, "I B"], parts: Float32[Array, " I *part"]
 ) -> Float32[Array, " B *part"]:
-  """The parts of each sequence's blocks added up."""
+  """Sums the parts of each sequence's blocks."""
   flat = parts.reshape(parts.shape[0], -1)
   sums = jnp.matmul(owns.T.astype(flat.dtype), flat, precision="highest")
   return sums.reshape(-1, *parts.shape[1:])

@@ -1,8 +1,8 @@
-"""Attention over packed training rows, where each token sees one range of keys.
+"""Attention over packed training rows, where each token sees one contiguous range of keys.
 
-That one range per token expresses any packing of `[chosen reversed | prompt |
-rejected]` pairs (see `simpo_jax/data/packing.py`). One contract, four implementations,
-all with a backward pass.
+One range per token can express any packing of `[chosen reversed | prompt | rejected]`
+pairs (see `simpo_jax/data/packing.py`). There are four implementations, all with a
+backward pass.
 """
 
 import importlib
@@ -14,12 +14,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
 IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "reference")
-RESIDUALS = "attention"  # what the backward pass needs of the forward pass, to checkpoint policies
-_NATIVE = {"tpu": "tpu", "gpu": "gpu"}  # by platform; others have no kernel of their own: XLA
+RESIDUALS = "attention"  # checkpoint name of the residuals of the backward pass
+_NATIVE = {"tpu": "tpu", "gpu": "gpu"}  # by platform; "xla" on others
 
 
 class Shape(TypedDict):
-  """What a call looks like on one device, as far as kernels can refuse it."""
+  """The per-device shape of a call, as checked by `unsupported_reason`."""
 
   heads: int
   kv_heads: int
@@ -47,13 +47,13 @@ def range_attention(
   Args:
     q: not yet scaled; H is a multiple of K.
     k_start, k_end: indices into the row. A token's range contains the token itself.
-    positions: rotary, below S; used by `window` alone.
-    window: a query sees keys less than this many positions back (Mistral); may be traced.
+    positions: rotary positions, below S; used only with `window`.
+    window: a query sees keys less than `window` positions back (Mistral); may be traced.
     soft_cap: scores become `cap * tanh(scores / cap)` (Gemma 2, arXiv:2408.00118).
-    impl: one of `IMPLEMENTATIONS`; "auto" is that of the default device's platform.
+    impl: one of `IMPLEMENTATIONS`; "auto" selects by the default device's platform.
 
   Returns:
-    The attention in q's dtype; scores and softmax are float32.
+    The attention output in q's dtype; scores and softmax are computed in float32.
   """
   if impl == "auto":
     impl = _NATIVE.get(jax.default_backend(), "xla")
@@ -62,25 +62,28 @@ def range_attention(
 
 
 def select_impl(impl: str, platform: str, **shape: Unpack[Shape]) -> tuple[str, str | None]:
-  """The implementation to build with, and why it is not the platform's own kernel.
+  """Selects an implementation; "auto" falls back to "xla" if the platform's kernel cannot run.
 
   Args:
-    impl: what was asked for, one of `IMPLEMENTATIONS`.
+    impl: the requested implementation, one of `IMPLEMENTATIONS`.
     platform: "cpu", "tpu" or "gpu".
-    **shape: what it will be called with.
+    **shape: the shape of the calls.
+
+  Returns:
+    The implementation, and why it is not the platform's kernel (None if it is).
 
   Raises:
-    ValueError: `impl` was asked for by name and cannot take this shape; says why.
+    ValueError: `impl` was requested by name and does not support this shape; says why.
   """
-  asked, impl = impl, _NATIVE.get(platform, "xla") if impl == "auto" else impl
+  requested, impl = impl, _NATIVE.get(platform, "xla") if impl == "auto" else impl
   reason = unsupported_reason(impl, platform, **shape)
-  if reason and asked != "auto":
+  if reason and requested != "auto":
     raise ValueError(reason)
   return ("xla", reason) if reason else (impl, None)
 
 
 def unsupported_reason(impl: str, platform: str, **shape: Unpack[Shape]) -> str | None:
-  """Why `impl` cannot take a shape on a platform, or None if it can."""
+  """Returns why `impl` does not support a shape on a platform; None if it does."""
   if impl not in _NATIVE.values():
     return None
   if _NATIVE.get(platform) != impl:
@@ -89,7 +92,7 @@ def unsupported_reason(impl: str, platform: str, **shape: Unpack[Shape]) -> str 
 
 
 def _module(impl: str) -> ModuleType:
-  # Only what is used is imported: Pallas is slow to import and not on every machine.
+  # Imported lazily: Pallas is slow to import and not available on every machine.
   if impl not in IMPLEMENTATIONS:
     raise ValueError(f"range attention has no implementation {impl!r}: {IMPLEMENTATIONS}")
   return importlib.import_module(f"{__name__}.{impl}")

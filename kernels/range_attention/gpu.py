@@ -1,9 +1,9 @@
-"""Range attention for GPU: tokamax's flash attention, or cuDNN's.
+"""Range attention for GPU, with flash attention from tokamax or cuDNN.
 
-tokamax takes a first and a last key per query and skips blocks that no query of a block
-sees, forward and backward (Mosaic kernels on Hopper and Blackwell, Triton's before). cuDNN
-takes a mask as an `[S, S]` bias, which only short rows can afford, and computes all of it.
-Which of the two is by what is installed; neither comes with jax.
+tokamax accepts a range of keys per query and skips blocks that no query of a block sees,
+forward and backward (Mosaic kernels on Hopper and Blackwell, Triton kernels on older GPUs).
+cuDNN needs the mask as an `[S, S]` bias, which limits the row length, and skips no blocks.
+tokamax is used if it is installed; neither is a dependency of jax.
 """
 
 import importlib.util
@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int32
 from simpo_jax.distributed.chips import chip_of
 from simpo_jax.kernels.range_attention.reference import dense_mask
 
-MOST_CUDNN_TOKENS = 4096  # of a row: the bias of one row is 32 MiB, in the backward pass as well
-MOSAIC_GPU = (9, 10)  # compute capabilities that tokamax's Mosaic kernels are written for
+MOST_CUDNN_TOKENS = 4096  # per row: its bias has 32 MiB, also in the backward pass
+MOSAIC_GPU = (9, 10)  # compute capabilities supported by tokamax's Mosaic kernels
 _INSTALL = "pip install tokamax for the gpu kernel"
 
 
@@ -39,7 +39,7 @@ def attend(
   """See `simpo_jax.kernels.range_attention.range_attention`.
 
   Args:
-    engine: auto, cudnn, or one of tokamax's implementations (mosaic_gpu | triton | xla_chunked).
+    engine: auto, cudnn, tokamax, or a tokamax implementation (mosaic_gpu, triton, xla_chunked).
   """
   if engine == "auto":
     engine = _engine(window)
@@ -48,11 +48,11 @@ def attend(
       raise ValueError("cuDNN has no soft cap on scores")
     seen = dense_mask(k_start, k_end, positions, window)
     return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], implementation="cudnn")
-  # Its public function has no ranges.
+  # tokamax's public function has no argument for ranges.
   from tokamax._src.ops.attention import api, base
 
   if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()  # or tokamax parses the command line, whoever's that is
+    flags.FLAGS.mark_as_parsed()  # otherwise tokamax would parse the caller's command line
   mask = base.Mask(k_start=k_start[:, None], k_end=k_end[:, None])
   if engine == "tokamax":
     engine = "mosaic_gpu" if int(_capability()) in MOSAIC_GPU else "triton"
@@ -71,7 +71,7 @@ def unsupported_reason(
   window: int | None = None,
   soft_cap: float | None = None,
 ) -> str | None:
-  """Why neither library can take a shape here, or None."""
+  """Returns why neither library supports a shape here; None if one does."""
   dtype = jnp.dtype(dtype)
   if dtype != jnp.bfloat16:
     return f"the gpu kernel computes in bfloat16, not {dtype.name}"
@@ -107,16 +107,16 @@ def _has_cudnn() -> bool:
 
 
 def _capability() -> float:
-  """Compute capability of the GPU that is traced for: the mesh's, which need not be here.
+  """Compute capability of the GPU to compile for: the mesh's, which may not be attached.
 
   Raises:
-    ValueError: the mesh's devices are only described, and of a kind that is not known.
+    ValueError: the mesh's devices are not attached, and of an unknown kind.
   """
-  here = cast(Any, backend.get_default_device())  # jaxlib says nothing of its type
-  meant = jax.sharding.get_abstract_mesh().abstract_device
-  if meant is None or meant.device_kind == here.device_kind:
-    return float(here.compute_capability)
-  chip = chip_of(meant.device_kind)
+  local = cast(Any, backend.get_default_device())  # jaxlib declares no type
+  target = jax.sharding.get_abstract_mesh().abstract_device
+  if target is None or target.device_kind == local.device_kind:
+    return float(local.compute_capability)
+  chip = chip_of(target.device_kind)
   if chip is None or not chip.capability:
-    raise ValueError(f"{meant.device_kind} is no GPU that simpo_jax/distributed/chips.py knows")
+    raise ValueError(f"{target.device_kind} is not a GPU in simpo_jax/distributed/chips.py")
   return chip.capability

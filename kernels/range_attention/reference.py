@@ -1,4 +1,4 @@
-"""Dense range attention: all `[S, S]` scores at once. The oracle of the other implementations."""
+"""Dense range attention with all `[S, S]` scores; the oracle in tests of the others."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def dense_mask(
   positions: Int32[Array, "B S"],
   window: int | Int32[Array, ""] | None,
 ) -> Bool[Array, "B S S"]:
-  """Which keys (last axis) each query sees."""
+  """Returns which keys (last axis) each query (middle axis) sees."""
   key = jnp.arange(k_start.shape[1], dtype=jnp.int32)
   seen = (key >= k_start[..., None]) & (key < k_end[..., None])
   if window is not None:

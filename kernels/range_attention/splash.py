@@ -1,13 +1,13 @@
-"""jax's splash attention with a mask of two integers per token.
+"""JAX's splash attention with a mask given by two integers per token.
 
-Splash attention walks a grid of blocks, takes from a table in scalar memory which of
-them to compute and which to fetch next, and calls a function for the mask inside a
-block. Its own way to build those from a mask that changes from step to step needs the
-mask itself, `[S, S]`, and fails under `jit`; here they come from `k_start` and `k_end`.
+Splash attention iterates over a grid of blocks. A table in scalar memory says which blocks
+to compute and which to fetch next, and a function computes the mask inside a block. For a
+mask that changes from step to step, splash attention would build the table from the dense
+`[S, S]` mask, which fails under `jit`; here it is built from `k_start` and `k_end`.
 
-Every token sees itself, so what the tokens of a block see together has no gaps: the
-least `k_start` and the largest `k_end` of a block of queries say exactly which blocks
-of keys it needs.
+Every token sees itself, so the keys that a block of queries sees together have no gaps: the
+smallest `k_start` and the largest `k_end` of the block determine exactly which blocks of keys
+it needs.
 """
 
 import math
@@ -28,8 +28,8 @@ from simpo_jax.arith import ceil_div
 from simpo_jax.kernels.range_attention import RESIDUALS
 
 LANES = 128
-QUERY_BLOCK, KEY_BLOCK = 1024, 1024  # a grid step costs as much as many scores: few, large ones
-COMPUTE_BLOCK = 512  # keys whose scores exist at once
+QUERY_BLOCK, KEY_BLOCK = 1024, 1024  # large, since each grid step has a high overhead
+COMPUTE_BLOCK = 512  # keys whose scores are computed at once
 
 
 def attend(
@@ -42,7 +42,7 @@ def attend(
   soft_cap: float | None,
   interpret: bool,
 ) -> Float[Array, "B S H h"]:
-  """Range attention without a window."""
+  """Range attention without a sliding window."""
   B, S, H, h = q.shape
   K = k.shape[2]
   blocks = _block_sizes(S, h)
@@ -62,7 +62,7 @@ def attend(
         mask_next=None,
         block_mask=active.astype(jnp.int32)[None],
         partial_mask_blocks=None,
-        q_sequence=spans,  # pyright: ignore[reportArgumentType]  # takes traced ones, too
+        q_sequence=spans,  # pyright: ignore[reportArgumentType]  # accepts tracers
       )
       for axis in (1, 0)
     )
@@ -79,10 +79,10 @@ def attend(
       mask_function=_sees,
       interpret=interpret,
     )
-    # Its own type covers what it returns with save_residuals, too.
+    # The declared type includes the result with save_residuals.
     attend = cast(Callable[[Array, Array, Array], Array], kernel)
-    # Over KV heads by vmap: its grid axis is the only one that the backward kernels let
-    # both cores of a v5p chip share.
+    # vmap over KV heads adds a grid axis, the only one that the backward kernels can split
+    # over both cores of a v5p chip.
     return jax.vmap(attend)(q, k, v)
 
   q = (q * h**-0.5).reshape(B, S, K, H // K, h).transpose(0, 2, 3, 1, 4)  # [B, K, G, S, h]
@@ -94,10 +94,10 @@ def attend(
 def seen_blocks(
   k_start: Int32[Array, " S"], k_end: Int32[Array, " S"], queries: int, keys: int
 ) -> Bool[Array, "query_blocks key_blocks"]:
-  """Whether some query of a block sees some key of a block.
+  """Returns which blocks contain a query and a key that it sees.
 
   Args:
-    queries, keys: sizes of the blocks, which divide S.
+    queries, keys: block sizes, which divide S.
   """
   first = jnp.min(k_start.reshape(-1, queries), axis=1, keepdims=True)
   end = jnp.max(k_end.reshape(-1, queries), axis=1, keepdims=True)
@@ -108,9 +108,9 @@ def seen_blocks(
 def _fetched(
   active: Bool[Array, "query_blocks key_blocks"], axis: int
 ) -> Int32[Array, "query_blocks key_blocks"]:
-  """The block that each step along `axis` has in memory: its own, or else the next one due.
+  """The block to have in memory at each step along `axis`: the next active one.
 
-  After the last active one that stays, so that nothing is fetched in vain.
+  After the last active block it stays the same, so that nothing is fetched needlessly.
   """
   i = jax.lax.broadcasted_iota(jnp.int32, active.shape, axis)
   due = jnp.where(active, i, active.shape[axis])
@@ -124,7 +124,7 @@ def _sees(span: Array, key: Array) -> Array:
 
 
 def _block_sizes(S: int, h: int) -> BlockSizes:
-  # Of wide heads (Gemma 2) fewer queries, or the backward pass needs more VMEM than it may have.
+  # Fewer queries for wide heads (Gemma 2), so that the backward pass fits into VMEM.
   queries = QUERY_BLOCK >> (ceil_div(h, LANES) - 1).bit_length()
   queries, keys = math.gcd(S, queries), math.gcd(S, KEY_BLOCK)
   compute = math.gcd(S, COMPUTE_BLOCK)

@@ -1,4 +1,4 @@
-"""Range attention for TPU: what jax's splash attention can take of it, and the call."""
+"""Range attention for TPU: checks the shape, then calls JAX's splash attention."""
 
 import importlib
 
@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
 LANES = 128
-MOST_TOKENS = 2**15  # of a row: start and end share 32 bits
+MOST_TOKENS = 2**15  # per row: k_start and k_end are packed into 32 bits
 _SPLASH = "simpo_jax.kernels.range_attention.splash"
 
 
@@ -26,7 +26,7 @@ def attend(
 ) -> Float[Array, "B S H h"]:
   """See `simpo_jax.kernels.range_attention.range_attention`.
 
-  `interpret` runs it on CPU.
+  `interpret=True` runs it on CPU.
   """
   reason = unsupported_reason(
     heads=q.shape[2],
@@ -54,8 +54,11 @@ def unsupported_reason(
   window: int | None = None,
   soft_cap: float | None = None,
 ) -> str | None:
-  """Why the kernel cannot take a shape, or None; what it takes compiles for v5e, v5p and v6e."""
-  del soft_cap  # any
+  """Returns why the kernel does not support a shape; None if it does.
+
+  Supported shapes compile for v5e, v5p and v6e.
+  """
+  del soft_cap  # any value is supported
   dtype = jnp.dtype(dtype)
   if missing := _missing():
     return f"jax {jax.__version__} has not got the tpu kernel's splash attention: {missing}"
@@ -77,7 +80,7 @@ def unsupported_reason(
 
 
 def _missing() -> str | None:
-  """Why splash attention cannot be imported, or None; a jax release may move it."""
+  """Why splash attention cannot be imported (a jax release may move it); None if it can."""
   try:
     importlib.import_module(_SPLASH)
   except ImportError as error:

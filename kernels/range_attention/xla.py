@@ -1,13 +1,14 @@
-"""Range attention in plain XLA: blocks of queries walk only the blocks of keys that they see.
+"""Range attention in plain XLA: each block of queries iterates over the blocks of keys it sees.
 
-A running softmax joins the blocks, forward and backward (FlashAttention-2,
-arXiv:2307.08691): no `[S, S]` array exists, and what a packed row masks out is mostly
+An online softmax combines the blocks, forward and backward (FlashAttention-2,
+arXiv:2307.08691): no `[S, S]` array exists, and most of what a packed row masks out is
 never computed.
 
-Scores are held with the keys first, `[B, K, E, G, C]` with E keys of a block, G query heads
-of a KV head and C queries: then no matrix product, forward or backward, contracts its left
-factor's first axis, for which a CPU would have to transpose a block of scores each time.
-In products G and C are one axis, N: XLA for CPU transposes where two are summed over.
+Scores are laid out with the keys first, `[B, K, E, G, C]`, for a block of E keys and C queries
+with G query heads per KV head. In this layout no matmul, forward or backward, contracts over
+the first axis of its left operand, for which a CPU would transpose a block of scores each time.
+In matmuls G and C are merged into one axis, GC, because XLA for CPU transposes to contract over
+two axes.
 """
 
 import functools
@@ -21,14 +22,14 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from simpo_jax.kernels.loops import fori_loop
 from simpo_jax.kernels.range_attention import RESIDUALS
 
-NEGATIVE = -1e30  # a masked score: exp gives exactly 0, and no NaN arises from it
+NEGATIVE = -1e30  # a masked score: finite, so that no NaN arises, but its exp is exactly 0
 QUERY_BLOCK = 256
 KEY_BLOCK = 256
 
 Window = int | Int32[Array, ""] | None
 Mask = tuple[Array, Array, Array]  # k_start, k_end, positions
-Sums = tuple[Array, Array, Array]  # what a walk over key blocks adds up
-# q, k, v, the mask, the window, the attention, the log-sum-exp of each query's scores
+Sums = tuple[Array, Array, Array]  # accumulators of the loop over key blocks
+# q, k, v, the mask, the window, the output, the log-sum-exp of each query's scores
 Residuals = tuple[Array, Array, Array, Array, Array, Array, Window, Array, Array]
 
 
@@ -74,17 +75,17 @@ def _block(x: Array, i: Array, size: int, axis: int) -> Array:
 
 
 def _flat(x: Array, axis: int) -> Array:
-  """`[..., G, C, ...]`, with G at `axis`, to `[..., N, ...]`."""
+  """Reshapes `[..., G, C, ...]`, with G at `axis`, to `[..., GC, ...]`."""
   return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
 def _queries(x: Array, i: Array, C: int, axis: int) -> Array:
-  """Query block i, `[..., N, ...]`, of `[..., G, S, ...]` with G at `axis`."""
+  """Query block i, `[..., GC, ...]`, of `[..., G, S, ...]` with G at `axis`."""
   return _flat(_block(x, i, C, axis + 1), axis)
 
 
 def _key_blocks(i: Array, mask: Mask, S: int) -> tuple[Array, Array, Array, Array, Array]:
-  """Bounds of query block i's tokens, and the first and one-past-last key blocks they see."""
+  """The mask of query block i, and the first and one-past-last key blocks that it sees."""
   C, E = _blocks(S)
   start, end, positions = (_block(x, i, C, 1) for x in mask)
   return start, end, positions, jnp.min(start) // E, -(-jnp.max(end) // E)
@@ -99,7 +100,7 @@ def _seen(
   E: int,
   window: Window,
 ) -> Bool[Array, "B 1 E 1 C"]:
-  """Which keys of block j each query of the block sees."""
+  """Which keys of key block j each query of a query block sees."""
   keys = (j * E + jnp.arange(E, dtype=jnp.int32))[:, None]
   seen = (keys >= start[:, None]) & (keys < end[:, None])
   if window is not None:
@@ -112,7 +113,7 @@ _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 def _scores(
   k: Float[Array, "B K E h"],
-  q: Float[Array, "B K h N"],
+  q: Float[Array, "B K h GC"],
   seen: Bool[Array, "B 1 E 1 C"],
   soft_cap: float | None,
 ) -> Float32[Array, "B K E G C"]:
@@ -122,7 +123,7 @@ def _scores(
   return jnp.where(seen, scores, NEGATIVE)
 
 
-def _grouped(x: Float[Array, "*other N"], C: int) -> Float[Array, "*other G C"]:
+def _grouped(x: Float[Array, "*other GC"], C: int) -> Float[Array, "*other G C"]:
   return x.reshape(*x.shape[:-1], -1, C)
 
 
@@ -158,7 +159,7 @@ def _forward(
       total = total * shrink + jnp.sum(weights, axis=2)
       return new_peak, total, acc * shrink[:, :, None] + part
 
-    # A peak above NEGATIVE makes the weights of a wholly masked block 0, not 1.
+    # The initial peak is above NEGATIVE, so that a fully masked block has weights 0, not 1.
     init = (
       jnp.full((B, K, G, C), NEGATIVE / 2, jnp.float32),
       jnp.zeros((B, K, G, C), jnp.float32),
@@ -186,7 +187,7 @@ def _backward(
   mask = (k_start, k_end, positions)
   delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
   delta = delta.transpose(0, 2, 3, 1)  # [B, K, G, S]
-  # Each factor in the order in which its matrix products want it.
+  # Each operand in the layout that its matmuls need.
   q_last, d_out_last = (x.transpose(0, 2, 4, 3, 1) for x in (q, d_out))  # [B, K, h, G, S]
   q, d_out = (x.transpose(0, 2, 3, 1, 4) for x in (q, d_out))  # [B, K, G, S, h]
   k_last = k.transpose(0, 2, 3, 1)  # [B, K, h, S]

@@ -1,17 +1,17 @@
-"""Assignment of requests to hosts and to positions in their queues."""
+"""Assignment of requests to prompt groups and to positions in their queues."""
 
 from simpo_jax.generate.types import Assignment, Request
 
 
 def round_robin(requests: list[Request], groups: int, processes: int = 1) -> list[Assignment]:
-  """Assigns the requests to groups in turn, so that the groups' loads match.
+  """Assigns requests to groups round robin, to balance the load.
 
-  The samples of a prompt stay together, to share its pages, unless there are fewer
-  prompts than groups. In the global mesh (one group) every process has every answer
-  and each writes its part.
+  The samples of a prompt stay in one group, to share its KV pages, unless there are fewer
+  prompts than groups. In `global_mesh` mode (one group) every process has all answers, and
+  each process writes some of them.
 
   Returns:
-    An assignment for each request, in their order.
+    One assignment per request, in the same order.
   """
   prompts = list(dict.fromkeys(r.prompt.index for r in requests))
   ordinal = {index: i for i, index in enumerate(prompts)}

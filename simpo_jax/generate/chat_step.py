@@ -1,4 +1,4 @@
-"""A conversation on the device: one slot of the generation engine with a persistent cache.
+"""One step of a chat: a single slot of the generation engine with a persistent KV cache.
 
 The host launches the compiled `chat_step` for a few tokens at a time. Shapes are sized for
 the longest conversation, so one compilation serves all turns.
@@ -18,12 +18,12 @@ from simpo_jax.generate.types import Requests
 
 
 class ChatStep(NamedTuple):
-  """What one launch does."""
+  """The inputs of one launch."""
 
-  cached: Int32[Array, ""]  # tokens of the conversation that are in the cache
-  until: Int32[Array, ""]  # tokens of it that shall be; when an answer begins, all but the last
+  cached: Int32[Array, ""]  # tokens of the conversation that are already in the cache
+  until: Int32[Array, ""]  # tokens to cache by the end; when an answer begins, all but the last
   begins: Bool[Array, ""]  # whether an answer begins
-  steps: Int32[Array, ""]  # decode steps, at most; 0 until all is cached
+  steps: Int32[Array, ""]  # maximum decode steps; 0 until the conversation is cached
 
 
 def chat_step(engine: Engine, requests: Requests, s: State, turn: ChatStep) -> State:
@@ -33,14 +33,14 @@ def chat_step(engine: Engine, requests: Requests, s: State, turn: ChatStep) -> S
   cache is reused; only the remaining tokens are computed.
 
   Args:
-    engine: of one slot and one request.
-    requests: that one, without a leading group axis.
-    s: what the last call has returned; the first one reads nothing of it.
+    engine: has one slot and one request.
+    requests: the single request, without a leading group axis.
+    s: the state returned by the last call; its values are ignored in the first call.
   """
   arrays, P = requests.each, engine.shape.num_pages
   fresh, last, all_slots = initial(engine, s.pool), arrays.length - 1, jnp.ones((1,), bool)
   token = jnp.take_along_axis(arrays.tokens, last[:, None], axis=1)[:, 0]
-  queue = fresh.queue._replace(  # the slot holds every page, for good
+  queue = fresh.queue._replace(  # the single slot always holds every page
     pages=kv_pages.Pages(jnp.ones((P,), jnp.int32), jnp.arange(P, dtype=jnp.int32)[None]),
     next=jnp.ones((), jnp.int32),
     request=jnp.zeros((1,), jnp.int32),

@@ -1,4 +1,4 @@
-"""One decode step: a token for every running slot."""
+"""One decode step: one token for every running slot."""
 
 from typing import cast
 
@@ -13,16 +13,16 @@ from simpo_jax.models import llama
 
 
 def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
-  """One token for every running slot.
+  """Decodes one token for every running slot.
 
   Args:
-    requests: of the engine's own group, without a leading axis.
-    width: rows of the step; no more slots than that may run.
+    requests: of the local group, without a leading group axis.
+    width: batch size of the step, at least the number of running slots.
   """
   cfg, shape, arrays, queue = engine.cfg, engine.shape, requests.each, s.queue
-  # Pinned: the key must not depend on the environment's default generator.
+  # Independent of `jax_default_prng_impl`, so that samples are reproducible.
   key = cast(Array, jax.random.wrap_key_data(requests.seed, impl="threefry2x32"))
-  # Running slots are sorted first, so that the step is only as wide as needed.
+  # Running slots are sorted to the front, so that `width` rows suffice.
   slot = jnp.argsort(~queue.running, stable=True)[:width].astype(jnp.int32)
   alive = queue.running[slot]
   request = jnp.where(alive, queue.request[slot], shape.requests)
@@ -38,7 +38,7 @@ def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
     x = llama.norm(x[:, 0], engine.params["final_norm"], cfg)
     u = uniforms(key, gather_by_request(arrays.prompt), gather_by_request(arrays.sample), position)
     sampling = jax.tree.map(gather_by_request, arrays.sampling)
-    # A dead row must not divide by its zero.
+    # Dead rows have a penalty of 0, by which logits would be divided.
     penalty = jnp.where(alive, sampling.repetition_penalty, 1.0)
     sampling = sampling._replace(repetition_penalty=penalty)
     seen = None if s.seen is None else s.seen[slot]

@@ -1,10 +1,10 @@
-"""Generation of a whole prompt set inside the one program.
+"""Generation for an entire prompt set inside the compiled program.
 
-A queue of requests, a number of slots, a paged KV pool. One `lax.while_loop` refills
-free slots from the queue (admission, prefill in chunks) and decodes one token for
-every running slot at a time; nothing returns to the host until every request has its
-length and finish reason. The pool is a loop carry, written in place: it never passes
-through a `lax.cond`, whose untouched branch would copy it on some backends.
+The state is a queue of requests, a fixed number of slots and a paged KV pool. One
+`lax.while_loop` refills free slots from the queue (admission, chunked prefill) and decodes
+one token at a time for every running slot, without returning to the host until every
+request is finished. The pool is a loop carry that is updated in place. It never passes
+through a `lax.cond`, whose identity branch would copy it on some backends.
 """
 
 import jax
@@ -18,11 +18,11 @@ from simpo_jax.generate.scheduler import Work
 from simpo_jax.generate.state import Engine, LoopCounters, State, initial, select_state
 from simpo_jax.generate.types import Generated, Requests
 
-Carry = tuple[State, Int32[Array, ""] | None]  # and the decode steps that are left, if limited
+Carry = tuple[State, Int32[Array, ""] | None]  # state, and remaining decode steps if limited
 
 
 def generate_group(engine: Engine, requests: Requests) -> Generated:
-  """Answers one group's requests; they and the answers have no leading group axis."""
+  """Answers one group's requests; requests and answers have no leading group axis."""
   work = _work(requests)
   return _rounds(engine, requests, work, _tallied(engine, initial(engine), work)).out
 
@@ -37,9 +37,9 @@ def generate_some(
   """Like `generate_group`, but returns to the host after a number of decode steps.
 
   Args:
-    s: what the last call has returned; the first one reads nothing of it.
-    first: whether this call is the first.
-    steps: decode steps, at most.
+    s: the state returned by the last call; its values are ignored in the first call.
+    first: whether this is the first call.
+    steps: maximum number of decode steps.
   """
   work = _work(requests)
   s = select_state(first, initial(engine, s.pool), s)
@@ -54,7 +54,7 @@ def _work(requests: Requests) -> Work:
 def _rounds(
   engine: Engine, requests: Requests, work: Work, s: State, left: Array | None = None
 ) -> State:
-  """Refills and decodes until every request is done, or for `left` decode steps."""
+  """Refills and decodes until all requests are finished, or for `left` decode steps."""
   shape, arrays = engine.shape, requests.each
 
   def rounds(carry: Carry) -> Carry:
@@ -88,7 +88,7 @@ def _and_left(wanted: Bool[Array, ""], left: Int32[Array, ""] | None) -> Bool[Ar
 
 
 def _tallied(engine: Engine, s: State, work: Work) -> State:
-  """Updates the loop counters: the only communication between groups in a decode step."""
+  """Updates the loop counters; the only communication between groups in a decode step."""
   refill = scheduler.wants_refill(s.queue, work, engine.shape.prefill_rows)
   counts = (
     jnp.sum(s.queue.running, dtype=jnp.int32),

@@ -1,12 +1,12 @@
-"""The paged KV cache: page allocation and writes, all on the device, all pure.
+"""The paged KV cache (PagedAttention, arXiv:2309.06180): page allocation and writes on device.
 
 The pool is token-major, `[L * P, page, 2 * K * h]`: a token's keys and values of all
 heads are contiguous, with K and V of a head adjacent. (The last axis is flat,
 because `[..., 2 * K, h]` is padded to 128 lanes per head on a TPU: 2 to 2.7 times the
-memory at head dim 64.) A layer is chosen by offsetting page ids.
+memory at head dim 64.) A layer is selected by offsetting page ids.
 
-A page is free when no slot holds it; samples of one prompt hold its full pages
-together. Everything is vectorized over slots and pages.
+A page is free when no slot holds it; samples of one prompt share its full pages.
+All functions are pure and vectorized over slots and pages.
 """
 
 from typing import NamedTuple, TypeVar
@@ -26,16 +26,16 @@ class Pages(NamedTuple):
   """Page table and reference counts of P pages, numbered 0 .. P-1; P means no page."""
 
   refs: Int32[Array, " P"]  # how many slots hold the page; 0 is free
-  table: Int32[Array, "slots pages_per_seq"]  # a slot's pages from the left, then P
+  table: Int32[Array, "slots pages_per_seq"]  # a slot's pages in order, then P
 
 
 def pages_needed(tokens: Tokens, page_size: int) -> Tokens:
-  """How many pages hold so many tokens."""
+  """Returns the number of pages that hold `tokens` tokens."""
   return ceil_div(tokens, page_size)
 
 
 def init_pages(num_pages: int, slots: int, pages_per_seq: int) -> Pages:
-  """All pages free, no slot holding any."""
+  """Returns the initial state: all pages free, no slot holding any."""
   return Pages(
     refs=jnp.zeros((num_pages,), jnp.int32),
     table=jnp.full((slots, pages_per_seq), num_pages, jnp.int32),
@@ -43,19 +43,18 @@ def init_pages(num_pages: int, slots: int, pages_per_seq: int) -> Pages:
 
 
 def num_free(pages: Pages) -> Int32[Array, ""]:
-  """How many pages no slot holds."""
+  """Returns the number of free pages."""
   return jnp.sum(pages.refs == 0, dtype=jnp.int32)
 
 
 def allocate(pages: Pages, skip: Int32[Array, " slots"], need: Int32[Array, " slots"]) -> Pages:
-  """Allocates `need[i]` free pages to slot i, in its columns from `skip[i]` on.
+  """Allocates `need[i]` free pages to slot i, in table columns `skip[i]` and following.
 
   Args:
-    pages: a slot that gets pages must hold none in those columns (see `release`).
-    skip: columns left for pages shared with another slot.
-    need: in pages; 0 leaves a slot alone. The caller has checked that
-      `sum(need) <= num_free`: admission reserves the worst case, so running out
-      in the middle of a sequence cannot happen.
+    pages: these columns must be empty (see `release`).
+    skip: number of leading columns left for pages shared with another slot.
+    need: number of pages; 0 leaves a slot unchanged. `sum(need) <= num_free` must hold:
+      admission reserves the worst case, so a running sequence never runs out of pages.
   """
   P = pages.refs.shape[0]
   free = jnp.argsort(pages.refs > 0, stable=True)  # the free pages come first
@@ -93,7 +92,7 @@ def release(pages: Pages, slots: Bool[Array, " slots"]) -> Pages:
 def layer_pages(
   page_ids: Int32[Array, "..."], layer: int | Int32[Array, ""], num_pages: int, layers: int
 ) -> Int32[Array, "..."]:
-  """Page ids offset into one layer of the pool; "none" stays out of range."""
+  """Offsets page ids into one layer of the pool; P (no page) becomes L * P, out of range."""
   return jnp.where(page_ids < num_pages, page_ids + layer * num_pages, layers * num_pages)
 
 
@@ -108,10 +107,10 @@ def write(
   """Writes new keys and values into the pool, in place when the pool is a loop carry.
 
   Args:
-    pool: of the heads that k and v have, in any dtype.
+    pool: has the heads of k and v, in any dtype.
     page_ids: the pages of each row's sequence, offset for the layer (see `layer_pages`).
-    start: the index of the first new token in its sequence.
-    count: how many of the T tokens are real; the rest writes nothing.
+    start: index of the first new token in its sequence.
+    count: number of valid tokens among the T; the others are not written.
     k, v: keys, already rotated, and values.
   """
   size = pool.shape[1]
@@ -134,7 +133,7 @@ def copy_pages(
 ) -> KVPool:
   """Copies page `source[i]` to page `target[i]` in the first `layers` layers.
 
-  A target of P copies nothing. `layers` may be a traced 0 to skip it all.
+  Nothing is copied where the target is P. `layers` may be a traced 0, to copy nothing at all.
   """
 
   def layer(index: Int32[Array, ""], pool: KVPool) -> KVPool:

@@ -1,4 +1,4 @@
-"""Size of the KV pool: the worst case over all slots, or what memory allows."""
+"""Size of the KV pool: the worst case over all slots, limited by device memory."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ from simpo_jax import distributed
 from simpo_jax.distributed.chips import chip_of
 from simpo_jax.errors import UserError
 
-HEADROOM = 0.1  # of a device's memory, for the temporaries of prefill and decoding
+HEADROOM = 0.1  # fraction of device memory for the temporaries of prefill and decoding
 
 
 class NoRoom(UserError):
@@ -19,23 +19,23 @@ class NoRoom(UserError):
 
   def __init__(self, message: str, pages: int):
     super().__init__(message)
-    self.pages = pages  # that it takes
+    self.pages = pages  # needed by the largest request
 
 
 @runtime_checkable
 class Device(Protocol):
-  """What tells the memory of a `jax.Device`, of which jaxlib has no stubs."""
+  """The attributes of `jax.Device` used here; jaxlib has no type stubs for it."""
 
   platform: str
   device_kind: str
 
   def memory_stats(self) -> Mapping[str, Any]:
-    """The backend's own numbers; raises if it has none."""
+    """The backend's memory statistics; raises if it has none."""
     ...
 
 
 class Pool(NamedTuple):
-  """The size of the KV pool, and why."""
+  """The size of the KV pool, and the reason for it."""
 
   pages: int  # P, per group and layer
   reason: str
@@ -45,14 +45,14 @@ def pool_size(requested: int, worst: int, largest: int, page_bytes: int, room: i
   """Chooses the number of pages.
 
   Args:
-    requested: `config.generate.num_pages`; 0 to choose.
-    worst: pages of the largest requests that may run at once.
+    requested: `config.generate.num_pages`; 0 to choose automatically.
+    worst: total pages of the largest requests that may run at the same time.
     largest: pages of the largest single request.
     page_bytes: bytes of a page in all layers, on one device.
-    room: bytes that one device has left for the pool; None if unknown.
+    room: bytes available for the pool on one device; None if unknown.
 
   Raises:
-    UserError: the largest request would never fit; `NoRoom` where memory is what it lacks.
+    UserError: the largest request would never fit (`NoRoom` if for lack of memory).
   """
   fits = worst if room is None else max(0, room // page_bytes)
   pages = requested or min(worst, fits)
@@ -84,27 +84,28 @@ def pool_size(requested: int, worst: int, largest: int, page_bytes: int, room: i
 
 
 def free_bytes(device: Device, taken: int) -> int | None:
-  """Bytes of device memory left for the pool after `taken` bytes; None if unknown.
+  """Returns the bytes of device memory available besides `taken` bytes; None if unknown.
 
-  A part of the memory (`HEADROOM`) is kept for temporaries; the result may be negative.
+  A fraction of the memory (`HEADROOM`) is reserved for temporaries. The result may be
+  negative.
   """
   total = device_bytes(device)
   return None if total is None else int(total * (1 - HEADROOM)) - taken
 
 
 def device_bytes(device: Device) -> int | None:
-  """Bytes of memory of one device, None if unknown; CPU devices split what the machine has free."""
+  """Returns a device's bytes of memory; None if unknown. CPU devices share the free memory."""
   if device.platform == "cpu":
     return _free_memory() // (jax.local_device_count() * distributed.processes_here())
   try:
     return device.memory_stats()["bytes_limit"]
-  except Exception:  # a device that is only described, or a backend without statistics
+  except Exception:  # a device of a described topology, or a backend without statistics
     chip = chip_of(device.device_kind)
     return chip and chip.hbm_bytes
 
 
 def _free_memory() -> int:
-  """Bytes that this process may still take: the machine's, or its container's if less."""
+  """Bytes that this process can still allocate: of the machine, or its container if less."""
   free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   try:
     lines = pathlib.Path("/proc/meminfo").read_text().splitlines()

@@ -1,9 +1,8 @@
 """Generation on a mesh: the sharding of weights and KV cache.
 
-In `host_data_parallel` mode every host answers its own requests with a full set of
-weights, tensor-parallel over the host's devices: the host axis is manual, and only the
-loop counters are communicated across it. In `global_mesh` mode
-all devices answer one queue.
+In `host_data_parallel` mode every host answers its local requests with a full set of weights,
+tensor-parallel over the host's devices: the host axis is manual, and only the loop counters
+are communicated across it. In `global_mesh` mode all devices answer one queue of requests.
 """
 
 import functools
@@ -30,7 +29,7 @@ from simpo_jax.models.sharding import INFERENCE_RULES, named, param_specs
 
 
 def decode_specs(model: ModelConfig, mesh: Mesh, mode: str) -> llama.Params:
-  """PartitionSpecs of the decode weights, layers unstacked."""
+  """Returns PartitionSpecs of the decode weights, layers unstacked."""
   specs = param_specs(model, mesh, INFERENCE_RULES[mode])
 
   def unstacked(spec: P) -> P:
@@ -41,25 +40,25 @@ def decode_specs(model: ModelConfig, mesh: Mesh, mode: str) -> llama.Params:
 
 
 def kv_axes(model: ModelConfig, mesh: Mesh, mode: str) -> tuple[str, ...]:
-  """The mesh axes that shard the heads of the KV cache."""
+  """Returns the mesh axes that shard the heads of the KV cache."""
   axes = param_specs(model, mesh, INFERENCE_RULES[mode])["layers"]["k"][-1] or ()
   return (axes,) if isinstance(axes, str) else axes
 
 
 def head_shards(model: ModelConfig, mesh: Mesh, mode: str) -> int:
-  """Number of shards of the heads."""
+  """Returns the number of shards of the KV heads."""
   return math.prod(mesh.shape[axis] for axis in kv_axes(model, mesh, mode))
 
 
 def page_bytes(model: ModelConfig, mesh: Mesh, mode: str, page_size: int, dtype: np.dtype) -> int:
-  """Bytes of one page on one device, in all layers."""
+  """Returns the bytes of one page on one device, in all layers."""
   tokens = model.num_hidden_layers * page_size
   heads = model.num_key_value_heads // head_shards(model, mesh, mode)
   return tokens * 2 * heads * model.head_dim * dtype.itemsize
 
 
 def weight_bytes(model: ModelConfig, mesh: Mesh, mode: str, dtype: np.dtype) -> int:
-  """Bytes of the decode weights on one device."""
+  """Returns the bytes of the decode weights on one device."""
   shardings = named(mesh, param_specs(model, mesh, INFERENCE_RULES[mode]))
 
   def size(weight: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
@@ -82,14 +81,14 @@ def generate(
   """Casts and reshards the training weights for decoding, then answers all requests.
 
   Args:
-    params: as in training, layers stacked.
+    params: the training weights, layers stacked.
     requests: of all groups.
     mode: a key of `INFERENCE_RULES`.
-    dtype: of computation, and of the KV pool.
-    merge_lora: merges a layer's adapters into its weights, if there are any.
+    dtype: compute dtype, also that of the KV pool.
+    merge_lora: merges a layer's adapters, if there are any, into its weights.
 
   Returns:
-    The answers of all groups. Each host has those of its own requests, if there are several.
+    The answers of all groups, sharded over hosts if there are several groups.
   """
   specs = named(mesh, decode_specs(model, mesh, mode))
   params = llama.unstack(beside_weights(params), model, dtype, merge_lora)
@@ -102,11 +101,11 @@ def generate(
     return x[None]
 
   def group(params: llama.Params, requests: Requests, axis: str | None = None) -> Generated:
-    # Inside shard_map the mesh in context knows which axes are manual already.
+    # Inside shard_map, the abstract mesh of the context records which axes are manual.
     context = jax.sharding.get_abstract_mesh() if axis else mesh
     engine = make_engine(params, model, context, kv_axes(model, mesh, mode), shape, dtype, axis)
-    own = requests._replace(each=jax.tree.map(first, requests.each))
-    return jax.tree.map(with_group, generate_group(engine, own))
+    local = requests._replace(each=jax.tree.map(first, requests.each))
+    return jax.tree.map(with_group, generate_group(engine, local))
 
   if shape.groups == 1:
     return group(params, requests)
@@ -129,14 +128,14 @@ def make_engine(
   dtype: DTypeLike,
   axis: str | None = None,
 ) -> Engine:
-  """The engine on a mesh.
+  """Returns an engine whose arrays are sharded over a mesh.
 
   Args:
-    params: the decode weights, as `decode_specs` lays them out.
-    mesh: inside `jax.shard_map`, the abstract one of the context.
+    params: the decode weights, sharded as in `decode_specs`.
+    mesh: inside `jax.shard_map`, the abstract mesh of the context.
     heads: the mesh axes that shard the KV cache, from `kv_axes`.
-    dtype: of computation, and of the KV pool.
-    axis: the manual axis of the groups, if there are several.
+    dtype: compute dtype, also that of the KV pool.
+    axis: the manual mesh axis over groups, if there are several groups.
   """
   pool = NamedSharding(mesh, pool_spec(heads))
 
@@ -158,12 +157,12 @@ def make_engine(
 
 
 def pool_spec(heads: tuple[str, ...]) -> P:
-  """PartitionSpec of the KV pool."""
+  """Returns the PartitionSpec of the KV pool."""
   return P(None, None, heads or None)
 
 
 def paged_attend(model: ModelConfig, shape: GenerateShape) -> PagedAttend:
-  """Attention over the pages of one device, with the kernel that `shape` names."""
+  """Returns attention over the KV pages of one device, with the kernel `shape.attention`."""
 
   def attend(
     q: llama.Query,
@@ -199,7 +198,7 @@ def _paged_attend(
   heads: tuple[str, ...],
   manual: str | None,
 ) -> PagedAttend:
-  """`paged_attend` on a mesh: each device reads and writes its local heads only."""
+  """`paged_attend` on a mesh: each device reads and writes only its local heads."""
   attend = paged_attend(model, shape)
   axes = set(mesh.axis_names) - {manual}
   if math.prod(mesh.shape[axis] for axis in axes) == 1:

@@ -16,10 +16,10 @@ from simpo_jax.kernels.loops import fori_loop
 def refill(engine: Engine, s: State, arrays: RequestArrays, work: Work) -> State:
   """Frees finished slots, admits the next requests and caches their prompts.
 
-  All prompt tokens but the last are cached; the last one is the first input of decoding.
+  All prompt tokens except the last are cached; the last is the first input of decoding.
 
   Args:
-    arrays, work: of the requests of the engine's own group, without a leading axis.
+    arrays, work: the requests of the local group, without a leading group axis.
   """
   shape = engine.shape
   with jax.named_scope("admit"):
@@ -41,8 +41,8 @@ def refill(engine: Engine, s: State, arrays: RequestArrays, work: Work) -> State
     if seen is not None:
       seen = see(seen, new, gather_by_request(arrays.tokens), length)
   with jax.named_scope("prefill"):
-    has_it = admitted.donor != jnp.arange(shape.slots)
-    pool = prefill(engine, s.pool, queue, arrays, jnp.where(new & ~has_it, last, 0))
+    has_donor = admitted.donor != jnp.arange(shape.slots)
+    pool = prefill(engine, s.pool, queue, arrays, jnp.where(new & ~has_donor, last, 0))
     if shape.shared_prompts:
       source, target = scheduler.tail_copies(queue, work, admitted, shape.page_size)
       copies = engine.max_over_groups(jnp.any(target < shape.num_pages).astype(jnp.int32))
@@ -57,7 +57,7 @@ def see(
   tokens: Int32[Array, "slots prompt_tokens"],
   length: Int32[Array, " slots"],
 ) -> Bool[Array, "slots V"]:
-  """Sets what the slots in `new` have seen to the first `length` of their `tokens`."""
+  """Resets the seen tokens of the slots in `new` to the first `length` of their `tokens`."""
   real = new[:, None] & (jnp.arange(tokens.shape[1]) < length[:, None])
   row = jnp.arange(seen.shape[0])[:, None]
   before = seen & ~new[:, None]
@@ -72,11 +72,11 @@ def prefill(
   todo: Int32[Array, " slots"],
   done: Int32[Array, " slots"] | None = None,
 ) -> KVPool:
-  """Caches `todo[i]` prompt tokens of slot i, from the first on, or after its first `done[i]`.
+  """Caches `todo[i]` prompt tokens of slot i, after the first `done[i]` (default 0).
 
-  Chunks of all prompts form one list; each pass processes the next `prefill_rows` of
-  them. Several may be of one prompt: a pass writes all its keys and values before it
-  attends, so a chunk finds those before it in the pool.
+  The chunks of all prompts form one list; each pass processes the next `prefill_rows` of
+  them. A pass may contain several chunks of one prompt: it writes all their keys and values
+  to the pool before any of them attends.
   """
   shape = engine.shape
   chunks = ceil_div(todo, shape.chunk)  # of each slot

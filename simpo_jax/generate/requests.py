@@ -1,4 +1,4 @@
-"""Generation requests, and their arrays for the program."""
+"""Generation requests, and their arrays as inputs of the program."""
 
 from typing import Any
 
@@ -23,9 +23,9 @@ _MAX_REQUESTS = 1_000_000
 
 
 def make_requests(prompts: list[Prompt], settings: GenerateSettings) -> list[Request]:
-  """A request for each sample of each prompt, in prompt order.
+  """Returns a request for each sample of each prompt, in prompt order.
 
-  What a prompt's own settings name takes precedence over `settings`.
+  A prompt's own settings (`Prompt.settings`) take precedence over `settings`.
 
   Raises:
     UserError: more than a million requests, too many to hold in memory.
@@ -47,9 +47,9 @@ def make_requests(prompts: list[Prompt], settings: GenerateSettings) -> list[Req
 
 
 def empty_requests(shape: GenerateShape, vocab_size: int) -> Requests:
-  """Numpy arrays of the right sizes, with no request in them."""
+  """Returns numpy arrays of the sizes in `shape`, without any request."""
 
-  def zeros(dtype: DTypeLike, *sizes: int) -> Any:  # numpy, where `Requests` says Array
+  def zeros(dtype: DTypeLike, *sizes: int) -> Any:  # a numpy array, annotated as Array
     return np.zeros(sizes, dtype)
 
   size = (shape.groups, shape.requests)
@@ -78,13 +78,13 @@ def pack_requests(
   stops: Int16[np.ndarray, "stop_states V"],
   seed: int,
 ) -> Requests:
-  """The requests of all groups as numpy arrays.
+  """Packs the requests of all groups into numpy arrays.
 
   Args:
-    assignments: of each request, from `round_robin`.
-    shape: holds all of them; from `shape_for`.
+    assignments: one per request, from `round_robin`.
+    shape: large enough for all requests; from `shape_for`.
     stops: the stop automaton.
-    seed: of the draws, below 2**32.
+    seed: sampling seed, below 2**32.
   """
   out = empty_requests(shape, stops.shape[1])
   arrays = out.each
@@ -99,15 +99,15 @@ def pack_requests(
     for array, value in zip(arrays.sampling, request.sampling, strict=True):
       array[at] = value
   out.stops[:] = stops
-  out.seed[1] = seed  # a seed's raw key, as jax.random.key(seed) makes it
+  out.seed[1] = seed  # the key data of jax.random.key(seed)
   return out
 
 
 def request_contents(requests: Requests) -> Contents:
-  """The contents of a generation for the ledger, request by request in queue order.
+  """Returns the contents of a generation for the ledger, one item per request in queue order.
 
   Args:
-    requests: numpy, of all groups.
+    requests: numpy arrays of all groups.
   """
   arrays, stops = requests.each, [requests.stops, requests.seed]
 

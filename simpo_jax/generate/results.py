@@ -1,6 +1,6 @@
-"""Generated answers as rows of the samples files."""
+"""Converts generated answers to rows of the samples files."""
 
-# A field is called `count`, like a method of tuples, which nothing here uses.
+# The field `count` hides the method of tuple, which is not used here.
 # pyright: reportIncompatibleMethodOverride=false
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +20,7 @@ from simpo_jax.generate.types import (
 
 
 class Summary(NamedTuple):
-  """Every request's result, in request order; small, and known to every process."""
+  """Results of all requests, in request order; replicated to every process."""
 
   count: Int32[np.ndarray, " requests"]  # tokens generated
   finish: Int32[np.ndarray, " requests"]  # a key of `FINISH_REASONS`
@@ -28,37 +28,36 @@ class Summary(NamedTuple):
 
 
 def summarize(generated: Generated, assignments: list[Assignment]) -> Summary:
-  """Collects the results that all hosts share.
+  """Collects the results that every process has.
 
   Raises:
-    UserError: the model's logits are not finite for some prompt.
-    RuntimeError: a request came back without an answer (a bug in the scheduler).
+    UserError: the model's logits are not finite for some request.
+    RuntimeError: a request has no answer (a bug in the scheduler).
   """
   at = tuple(np.asarray([a[:2] for a in assignments]).T)
   out = Summary(
     *(np.asarray(x)[at] for x in (generated.count, generated.finish, generated.logprob))
   )
-  lost = np.flatnonzero((out.count < 1) | ~np.isin(out.finish, list(FINISH_REASONS)))
-  if lost.size:
-    raise RuntimeError(f"requests {lost[:5].tolist()} came back unanswered; please report this")
+  unanswered = np.flatnonzero((out.count < 1) | ~np.isin(out.finish, list(FINISH_REASONS)))
+  if unanswered.size:
+    raise RuntimeError(
+      f"requests {unanswered[:5].tolist()} came back unanswered; please report this"
+    )
   check_finite(out.logprob)
   return out
 
 
 def check_finite(logprob: Float32[np.ndarray, " requests"]) -> None:
-  """Checks that the model's logits were finite for every request.
+  """Raises a UserError that names the requests with non-finite logits.
 
   Args:
-    logprob: of each request's answer.
-
-  Raises:
-    UserError: names the requests for which they were not.
+    logprob: the log-probability of each request's answer.
   """
   bad = np.flatnonzero(~np.isfinite(logprob))
   if bad.size:
     raise UserError(
       f"generation: the logits of requests {bad[:5].tolist()} ({bad.size} in all, some perhaps "
-      "for what was decoded beside them) are not finite; "
+      "because of requests in the same batch) are not finite; "
       "check the weights, or lower --config.train.learning_rate if training did this"
     )
 
@@ -74,16 +73,17 @@ def sample_rows(
   processes: int,
   logprobs: bool,
 ) -> Iterator[dict[str, Any]]:
-  """Rows of the samples files; any process can make those of any request.
+  """Yields rows of the samples files.
 
   Args:
-    numbers: of the wanted requests.
+    numbers: indices of the requests to yield rows for; without `logprobs`, any process can
+      yield the row of any request.
     requests, assignments, summary: of all requests.
-    decode: gives the text of token ids.
-    step: of training, after which these were generated.
-    processes: of the run.
-    logprobs: also the log-probability of every token, which only the process that
-      answers the request has.
+    decode: converts token ids to text.
+    step: the training step after which the answers were generated.
+    processes: number of processes of the run.
+    logprobs: whether to include the log-probability of every token, which only the process
+      that answered the request has.
   """
   tokens, each = np.asarray(generated.tokens), local_groups(generated.logprobs)
   for number in numbers:
@@ -109,7 +109,7 @@ def sample_rows(
 
 
 def local_groups(array: jax.Array | np.ndarray) -> dict[int, np.ndarray]:
-  """The leading-axis entries that this process holds, as numpy."""
+  """Returns the leading-axis entries stored on this process's devices, as numpy arrays."""
   if isinstance(array, np.ndarray):
     return dict(enumerate(array))
   out: dict[int, np.ndarray] = {}

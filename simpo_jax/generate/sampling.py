@@ -1,10 +1,10 @@
-"""Choosing the next token: greedy, temperature, top-k, top-p, min-p, repetition penalty.
+"""Sampling of the next token: greedy, temperature, top-k, top-p, min-p, repetition penalty.
 
-No vocabulary sort: thresholds are found by bisection.
+The vocabulary is never sorted: thresholds are found by bisection.
 
-A draw needs one uniform number per token, which depends on nothing but (seed,
-prompt index, sample index, position): the same prompt gives the same tokens on
-one host or four, in any slot, as far as rounding leaves the logits the same.
+Each token is drawn with one uniform number, which depends only on (seed, prompt index,
+sample index, position). The same prompt therefore gives the same tokens on any number of
+hosts and in any slot, up to rounding differences in the logits.
 """
 
 from collections.abc import Callable
@@ -16,17 +16,17 @@ from jaxtyping import Array, Bool, Float32, Int32, Key
 
 from simpo_jax.kernels.loops import fori_loop
 
-BISECTIONS = 32  # halvings of the logit range: finer than a float32 step
+BISECTIONS = 32  # halvings of the logit range: finer than float32 resolution
 BLOCK = 128  # vocabulary entries per block of the two-level inverse CDF
 
 
 class Sampling(NamedTuple):
-  """Settings of each request, or of the request in each row of a decode step."""
+  """Sampling settings of each request, or of the request in each row of a decode step."""
 
   temperature: Float32[Array, "*rows"]  # logits are divided by it; 0 is greedy
   top_k: Int32[Array, "*rows"]  # 0 is off
   top_p: Float32[Array, "*rows"]  # 1 is off
-  min_p: Float32[Array, "*rows"]  # as a part of the best token's probability; 0 is off
+  min_p: Float32[Array, "*rows"]  # relative to the most likely token's probability; 0 is off
   repetition_penalty: Float32[Array, "*rows"]  # 1 is off
 
 
@@ -36,13 +36,13 @@ def uniforms(
   sample: Int32[Array, " B"],
   position: Int32[Array, " B"],
 ) -> Float32[Array, " B"]:
-  """One uniform number in [0, 1) per row.
+  """Returns one uniform number in [0, 1) per row.
 
   Args:
-    key: of the run's generation seed.
+    key: the key of the run's generation seed.
     prompt: index of the row's prompt.
     sample: index among the samples of that prompt.
-    position: in the sequence, of the token before the one to be drawn.
+    position: position in the sequence of the token before the one to draw.
   """
 
   def draw(*indices: Int32[Array, ""]) -> Float32[Array, ""]:
@@ -61,26 +61,26 @@ def choose(
   seen: Bool[Array, "B V"] | None = None,
   sampled: bool = True,
 ) -> tuple[Int32[Array, " B"], Float32[Array, " B"]]:
-  """The next token of each row and its log-probability.
+  """Chooses the next token of each row.
 
   Args:
-    logits: of the model.
+    logits: the model's logits.
     sampling: settings of each row.
     u: uniform in [0, 1), from `uniforms`.
-    seen: the tokens of each row's prompt and answer; None if no row has a repetition
-      penalty.
+    seen: which tokens occur in each row's prompt or answer; None if no row has a
+      repetition penalty.
     sampled: False if every row is known to be greedy.
 
   Returns:
     The tokens, and their natural log-probabilities under the model itself: before
-    penalty, temperature and truncation. Where logits are NaN, so are these.
+    penalty, temperature and truncation. They are NaN where logits are NaN.
   """
   scores = logits if seen is None else penalize(logits, seen, sampling.repetition_penalty)
   greedy = _argmax(scores)
 
   tokens = greedy
-  # Not a `lax.cond` on the rows: hosts would differ in it, and a draw over a sharded
-  # vocabulary has collectives.
+  # Not a `lax.cond` on the rows: hosts could take different branches, and sampling from a
+  # sharded vocabulary contains collectives.
   if sampled:
     hot = sampling.temperature > 0
     scaled = scores / jnp.where(hot, sampling.temperature, 1.0)[:, None]
@@ -90,32 +90,33 @@ def choose(
 
 
 def _argmax(x: Float32[Array, "B V"]) -> Int32[Array, " B"]:
-  # Two plain reductions: several times as fast on a CPU as the one that carries the index.
+  # Two plain reductions are several times as fast on a CPU as jnp.argmax.
   best = jnp.max(x, axis=-1, keepdims=True)
   index = jnp.arange(x.shape[-1], dtype=jnp.int32)
-  # Of NaN nothing is the best; an index in range keeps the NaN visible in the log-probability.
+  # With NaN logits no entry equals the maximum: return a valid index, whose log-probability
+  # is NaN.
   return jnp.min(jnp.where(x == best, index, x.shape[-1] - 1), axis=-1)
 
 
 def penalize(
   logits: Float32[Array, "B V"], seen: Bool[Array, "B V"], penalty: Float32[Array, " B"]
 ) -> Float32[Array, "B V"]:
-  """Makes tokens that were `seen` less likely, if the row's `penalty` is above 1.
+  """Applies the repetition penalty to the logits of `seen` tokens.
 
-  Positive logits are divided by it and negative ones multiplied, as Hugging Face does;
-  the paper divides both (CTRL, arXiv:1909.05858, section 4.1).
+  Positive logits are divided by the penalty and negative ones multiplied, as in Hugging
+  Face's generate; the paper divides both (CTRL, arXiv:1909.05858, section 4.1).
   """
   penalty = penalty[:, None]
   return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def truncated_weights(logits: Float32[Array, "B V"], sampling: Sampling) -> Float32[Array, "B V"]:
-  """Unnormalized probabilities, 0 outside top-k, then top-p, then min-p.
+  """Returns unnormalized probabilities after top-k, then top-p, then min-p.
 
   top-k (arXiv:1805.04833) and top-p (arXiv:1904.09751) keep the logits at or above a
-  threshold that bisection finds: the highest one that still keeps k entries, or a mass
-  of p. Ties at the threshold are all kept. min-p (arXiv:2407.01082) keeps what has at
-  least min_p times the best probability.
+  threshold found by bisection: the highest one that keeps k entries, or a mass of p.
+  Ties at the threshold are all kept. min-p (arXiv:2407.01082) keeps tokens with at
+  least min_p times the highest probability.
 
   Args:
     logits: already divided by the temperature.
@@ -136,14 +137,17 @@ def truncated_weights(logits: Float32[Array, "B V"], sampling: Sampling) -> Floa
     return jnp.sum(jnp.where(logits >= t, weights, 0.0), axis=-1, keepdims=True) >= mass
 
   threshold = jnp.where(top_p < 1.0, _bisect(keeps_p, floor, peak), floor)
-  threshold = jnp.maximum(threshold, peak + jnp.log(min_p))  # log(0) is no bound
+  threshold = jnp.maximum(threshold, peak + jnp.log(min_p))  # log(0) = -inf: no effect
   return jnp.where(logits >= threshold, weights, 0.0)
 
 
 def _bisect(
   enough: Callable[[Array], Array], low: Float32[Array, "B 1"], high: Float32[Array, "B 1"]
 ) -> Float32[Array, "B 1"]:
-  """The highest threshold found to be `enough`, which `low` is, as is all below one that is."""
+  """Bisects for the highest threshold that is `enough`.
+
+  `enough` must be monotonic (true below the threshold, false above) and true for `low`.
+  """
 
   def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
     low, high = bounds
@@ -152,22 +156,22 @@ def _bisect(
     return jnp.where(good, middle, low), jnp.where(good, high, middle)
 
   low, high = fori_loop(0, BISECTIONS, halve, (low, high))
-  # The peak itself is enough for k = 1 and for a dominant token.
+  # `high` itself may be enough: for k = 1, or for a dominant token.
   return jnp.where(enough(high), high, low)
 
 
 def inverse_cdf(weights: Float32[Array, "B V"], u: Float32[Array, " B"]) -> Int32[Array, " B"]:
-  """The index where the cumulative weight first exceeds u times the total.
+  """Returns the first index where the cumulative weight exceeds u times the total.
 
-  Two levels (blocks, then inside the block), so that no running sum over the
-  whole vocabulary is needed, and float32 sums stay accurate.
+  Works on two levels (blocks, then entries of the block), so that no cumulative sum over
+  the entire vocabulary is needed, and float32 sums stay accurate.
 
   Args:
-    weights: non-negative, some positive in each row.
+    weights: non-negative, at least one positive per row.
     u: in [0, 1).
 
   Returns:
-    Always an index of positive weight.
+    Indices, always of positive weights.
   """
   B, V = weights.shape
   blocks = jnp.pad(weights, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
@@ -175,7 +179,7 @@ def inverse_cdf(weights: Float32[Array, "B V"], u: Float32[Array, " B"]) -> Int3
   def pick(
     w: Float32[Array, "B entries"], target: Float32[Array, " B"]
   ) -> tuple[Int32[Array, " B"], Float32[Array, " B"]]:
-    """The first index where the running sum exceeds `target`, and what of it is left there."""
+    """The first index where the running sum exceeds `target`, and the rest of `target` there."""
     running = jnp.cumsum(w, axis=-1)
     index = jnp.sum(running <= target[:, None], axis=-1)
     last = w.shape[-1] - 1 - jnp.argmax((w > 0)[:, ::-1], axis=-1)
@@ -185,7 +189,7 @@ def inverse_cdf(weights: Float32[Array, "B V"], u: Float32[Array, " B"]) -> Int3
 
   sums = jnp.sum(blocks, axis=-1)
   block, rest = pick(sums, u * jnp.sum(sums, axis=-1))
-  # Rounding can put the target before its block, whose first entries may weigh nothing.
+  # Rounding can make the rest negative; the block's first entries may have weight 0.
   rest = jnp.maximum(rest, 0.0)
   inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
   index, _ = pick(inside, rest)

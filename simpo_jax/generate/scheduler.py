@@ -1,9 +1,9 @@
-"""Which request runs in which slot: a queue on the device, all pure functions.
+"""Scheduling of requests to slots: a queue on the device, as pure functions.
 
 Requests are admitted first come, first served. Admission reserves the pages of a
-request's worst case (prompt and whole budget), so no sequence can run out of them
-later and nothing is ever preempted. A request whose prompt another slot has already
-cached takes that prompt's full pages from it.
+request's worst case (prompt and full token budget), so a running sequence never runs out
+of pages and is never preempted. If another slot has already cached the same prompt, the
+request shares that prompt's full pages.
 """
 
 from typing import NamedTuple
@@ -21,11 +21,11 @@ class Queue(NamedTuple):
   pages: Pages
   next: Int32[Array, ""]  # the first request not yet admitted
   request: Int32[Array, " slots"]  # the request of each slot, N if it is free
-  running: Bool[Array, " slots"]  # a slot that has finished keeps its request until `retire`
+  running: Bool[Array, " slots"]  # False for a finished slot, which keeps its request to `retire`
 
 
 class Work(NamedTuple):
-  """What all requests need; unused entries have length 0 and come last."""
+  """Sizes of all requests; unused entries have length 0 and come last."""
 
   length: Int32[Array, " N"]  # prompt tokens
   budget: Int32[Array, " N"]  # tokens it may generate
@@ -33,14 +33,14 @@ class Work(NamedTuple):
 
 
 class Admitted(NamedTuple):
-  """The slots that got a request."""
+  """The result of an admission."""
 
-  new: Bool[Array, " slots"]
-  donor: Int32[Array, " slots"]  # the slot that has the same prompt cached; itself if none
+  new: Bool[Array, " slots"]  # slots that got a request
+  donor: Int32[Array, " slots"]  # the slot with the same prompt cached; the slot itself if none
 
 
 def init_queue(requests: int, num_pages: int, slots: int, pages_per_seq: int) -> Queue:
-  """Every slot free, every request waiting."""
+  """Returns the initial queue: every slot free, every request waiting."""
   return Queue(
     pages=kv_pages.init_pages(num_pages, slots, pages_per_seq),
     next=jnp.zeros((), jnp.int32),
@@ -50,16 +50,15 @@ def init_queue(requests: int, num_pages: int, slots: int, pages_per_seq: int) ->
 
 
 def pending(queue: Queue, work: Work) -> Int32[Array, ""]:
-  """How many requests have not been admitted."""
+  """Returns the number of requests that have not been admitted."""
   return jnp.sum(work.length > 0, dtype=jnp.int32) - queue.next
 
 
 def wants_refill(queue: Queue, work: Work, rows: int) -> Bool[Array, ""]:
-  """Whether it is time to admit.
+  """Whether to admit requests now.
 
-  Never unless requests wait. Then it is when nothing runs, or when as many sequences have
-  finished as a prefill pass has `rows`, or an eighth of those that were running, whichever
-  is less.
+  True if requests are waiting and either nothing runs, or enough sequences have finished:
+  the `rows` of a prefill pass or an eighth of the occupied slots, whichever is less.
   """
   running = jnp.sum(queue.running, dtype=jnp.int32)
   finished = jnp.sum(queue.request < work.length.shape[0], dtype=jnp.int32) - running
@@ -68,7 +67,7 @@ def wants_refill(queue: Queue, work: Work, rows: int) -> Bool[Array, ""]:
 
 
 def retire(queue: Queue, work: Work) -> Queue:
-  """Frees the slots of finished sequences and lets go of their pages."""
+  """Frees the slots of finished sequences and releases their pages."""
   done = (queue.request < work.length.shape[0]) & ~queue.running
   return queue._replace(
     pages=kv_pages.release(queue.pages, done),
@@ -77,10 +76,10 @@ def retire(queue: Queue, work: Work) -> Queue:
 
 
 def admit(queue: Queue, work: Work, page_size: int) -> tuple[Queue, Admitted]:
-  """Puts the next requests into the free slots, as many as slots and pages allow.
+  """Assigns the next requests to free slots, as many as slots and pages allow.
 
-  Only the prompt's full pages are shared: the last one, which the answer goes on to
-  fill, is the slot's own (see `tail_copies`).
+  Only a prompt's full pages are shared. Each slot has a private copy of the last, partly
+  filled page, which its answer continues to fill (see `tail_copies`).
   """
   slots, N = queue.request.shape[0], work.length.shape[0]
   free = queue.request == N
@@ -89,8 +88,8 @@ def admit(queue: Queue, work: Work, page_size: int) -> tuple[Queue, Admitted]:
   length, budget = (x.at[request].get(mode="fill", fill_value=0) for x in work[:2])
   prompt = work.prompt.at[request].get(mode="fill", fill_value=-1)
   wanted = free & (length > 0)
-  # The donor is the earliest slot with the same prompt: one already occupied, or the lowest
-  # rank among those considered now, which is admitted whenever a slot that shares it is.
+  # The donor is the earliest slot with the same prompt: an occupied one, or the lowest rank
+  # among the candidates, which is admitted whenever a later candidate is.
   order = jnp.where(free, rank, -1)
   older = (prompt == prompt[:, None]) & (order < order[:, None]) & (length > 0)
   older &= wanted[:, None]
@@ -115,14 +114,14 @@ def admit(queue: Queue, work: Work, page_size: int) -> tuple[Queue, Admitted]:
 def tail_copies(
   queue: Queue, work: Work, admitted: Admitted, page_size: int
 ) -> tuple[Int32[Array, " slots"], Int32[Array, " slots"]]:
-  """Pages to copy to each slot: the partly filled last page of a prompt cached elsewhere.
+  """Returns the page copies for newly admitted slots: the partly filled last prompt page.
 
   Args:
-    queue, admitted: as `admit` returns them.
+    queue, admitted: the results of `admit`.
 
   Returns:
-    Source and target, for `kv_pages.copy_pages`. The target is P where there is nothing
-    to copy.
+    Source and target page of each slot, for `kv_pages.copy_pages`. The target is P where
+    there is nothing to copy.
   """
   P = queue.pages.refs.shape[0]
   cached = work.length.at[queue.request].get(mode="fill", fill_value=1) - 1

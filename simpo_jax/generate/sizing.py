@@ -1,4 +1,4 @@
-"""The fixed sizes of a generation, chosen in this one place: slots, chunks, KV pool and kernel."""
+"""Chooses the fixed sizes of a generation: slots, prefill chunks, KV pool and kernel."""
 
 from collections.abc import Callable
 from typing import Concatenate, NamedTuple, ParamSpec
@@ -27,12 +27,14 @@ def shape_for(
   platform: str = "cpu",
   stop_states: int = 1,
 ) -> GenerateShape:
-  """The fixed sizes that hold these requests: a pool for the worst case, attention in plain XLA.
+  """Returns the sizes for these requests, before `fit` limits the pool and selects the kernel.
+
+  The KV pool holds the worst case, and attention is "xla".
 
   Args:
-    assignments: of the requests to the groups.
-    platform: of the devices; decides what makes a good batch.
-    stop_states: of the stop automaton.
+    assignments: one per request.
+    platform: of the devices; determines the batch sizes.
+    stop_states: number of states of the stop automaton.
   """
   per_group = 1 + max(a.index for a in assignments)
   slots = min(settings.max_slots or per_group, per_group)
@@ -60,11 +62,11 @@ def shape_for(
 
 
 class Sizes(NamedTuple):
-  """A generation's shape with its pool and its kernel, and why these."""
+  """A generation's shape with its pool and kernel, and the reasons for them."""
 
   shape: GenerateShape
   pool: Pool
-  attention_note: str | None  # why attention is not the platform's own kernel
+  attention_note: str | None  # why attention does not use the platform's kernel
 
 
 def fit(
@@ -77,16 +79,17 @@ def fit(
   dtype: np.dtype,
   room: int | None,
 ) -> Sizes:
-  """Chooses the KV pool that memory allows, and the kernel, for a shape of `shape_for`.
+  """Limits the KV pool to the available memory and selects the kernel.
 
   Args:
+    shape: from `shape_for`.
     mode: a key of `INFERENCE_RULES`.
-    dtype: of computation, and of the pool.
-    room: bytes that one device has left for the pool; None if unknown.
+    dtype: compute dtype, also that of the pool.
+    room: bytes available for the pool on one device; None if unknown.
 
   Raises:
-    UserError: the pool cannot hold the largest request (`NoRoom` where memory is what it
-      lacks), or the kernel asked for by name does not support these sizes.
+    UserError: the pool cannot hold the largest request (`NoRoom` if for lack of memory), or
+      the kernel requested by name does not support these sizes.
   """
   pool = pool_size(
     settings.num_pages,
@@ -106,7 +109,7 @@ def select_paged_attention(
   """Selects the paged-attention implementation for the per-device shapes of decode and prefill.
 
   Returns:
-    Its name, and why it is not the platform's own kernel (None if it is).
+    Its name, and why it is not the platform's kernel (None if it is).
 
   Raises:
     UserError: the kernel requested by name does not support these shapes.
@@ -141,14 +144,17 @@ def select_kernel(
   *args: KernelShape.args,
   **shape: KernelShape.kwargs,
 ) -> tuple[str, str | None]:
-  """Calls a kernel package's `select_impl`: returns the implementation and a note on the choice.
+  """Calls a kernel package's `select_impl`, and names the config field in its errors.
 
   Args:
     field: the setting that requests an implementation, for messages.
-    requested: its value.
-    select_impl: of `simpo_jax.kernels.paged_attention`, or of `range_attention`.
+    requested: the value of that setting.
+    select_impl: of `simpo_jax.kernels.paged_attention` or `range_attention`.
     platform: of the devices.
-    **shape: what the kernel will be called with, as `select_impl` takes it.
+    **shape: the shape arguments of `select_impl`.
+
+  Returns:
+    The implementation, and why it is not the platform's kernel (None if it is).
 
   Raises:
     UserError: the implementation requested in `field` does not support these sizes.
@@ -160,19 +166,19 @@ def select_kernel(
 
 
 def prefill_chunk(settings: GenerateSettings, platform: str) -> int:
-  """Prompt tokens of a row of a prefill pass: `prefill_chunk`, or what suits the platform."""
+  """Returns T of a prefill pass: `settings.prefill_chunk`, or the platform's default."""
   return settings.prefill_chunk or (32 if platform == "cpu" else 128)
 
 
 def request_pages(request: Request, page_size: int) -> int:
-  """KV pages of the request's worst case; its last token is never cached."""
+  """Returns the KV pages of the request's worst case; its last token is never cached."""
   return pages_needed(len(request.prompt.tokens) + request.budget - 1, page_size)
 
 
 def worst_pages(
   requests: list[Request], assignments: list[Assignment], slots: int, page_size: int
 ) -> int:
-  """Pages of the `slots` largest requests of a group, the most that it can ever use."""
+  """Returns the most pages that a group can ever use: those of its `slots` largest requests."""
   needs: dict[int, list[int]] = {}
   for request, assignment in zip(requests, assignments, strict=True):
     needs.setdefault(assignment.group, []).append(request_pages(request, page_size))
@@ -180,9 +186,9 @@ def worst_pages(
 
 
 def _widths(slots: int, on_cpu: bool) -> tuple[int, ...]:
-  """Batch sizes of a decode step: a step of few sequences should cost less than one of many.
+  """Batch sizes of decode steps, so that steps with few running sequences are cheaper.
 
-  On a CPU it does from 4 on; an accelerator reads all weights for any small batch.
+  On CPU that pays off down to 4 rows; accelerators are bound by reading the weights below 64.
   """
   least, widths = 4 if on_cpu else 64, [slots]
   while widths[-1] // 4 >= least:

@@ -1,4 +1,4 @@
-"""The state of a generation on the device, and what stays the same over all of it."""
+"""The state of a generation on the device, and the engine that holds its constants."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -25,30 +25,30 @@ class Slots(NamedTuple):
 
 
 class LoopCounters(NamedTuple):
-  """Loop counters, max-reduced over groups, so that all hosts run as many iterations."""
+  """Loop counters, max-reduced over groups so that all hosts run the same iterations."""
 
-  running: Int32[Array, ""]  # most running slots of any group
-  pending: Int32[Array, ""]  # most requests that wait in any group
-  refill: Int32[Array, ""]  # 1 if any group wants to admit
+  running: Int32[Array, ""]  # running slots
+  pending: Int32[Array, ""]  # waiting requests
+  refill: Int32[Array, ""]  # 1 if any group wants to admit requests
 
 
 class State(NamedTuple):
-  """The carry of all loops."""
+  """The loop carry of a generation."""
 
   pool: KVPool
   queue: Queue
   slots: Slots
-  seen: Bool[Array, "slots V"] | None  # tokens of prompt and answer, if penalized
+  seen: Bool[Array, "slots V"] | None  # tokens in prompt or answer; None without penalty
   out: Generated
   tally: LoopCounters
 
 
 @runtime_checkable
 class PagedAttend(Protocol):
-  """Writes a chunk's keys and values to the pool, then attends to all that its rows have there.
+  """Writes a chunk's keys and values to the pool, then attends to its rows' pages.
 
-  `page_ids`, `start` and `count` are as in `kv_pages.write`; a query sees the `window`
-  newest tokens, or all if that is None. Returns the attention, and the pool.
+  `page_ids`, `start` and `count` are as in `kv_pages.write`. A query sees the `window`
+  newest tokens, or all if it is None. Returns the attention output and the pool.
   """
 
   def __call__(
@@ -67,22 +67,22 @@ class PagedAttend(Protocol):
 
 
 class Engine(NamedTuple):
-  """What stays the same over a whole generation."""
+  """The constants of a generation."""
 
   params: llama.Params  # decode weights, layers unstacked
   cfg: ModelConfig
   shape: GenerateShape
-  dtype: DTypeLike  # of computation, and of the KV pool
+  dtype: DTypeLike  # compute dtype, also that of the KV pool
   attend: PagedAttend
-  place_pool: Callable[[KVPool], KVPool] = lambda pool: pool  # constrains its sharding
-  # Maximum over all groups, whose loops run in step with this one's.
+  place_pool: Callable[[KVPool], KVPool] = lambda pool: pool  # constrains the pool's sharding
+  # Maximum over all groups, whose loops run in lockstep.
   max_over_groups: Callable[[Array], Array] = lambda x: x
 
 
 def select_state(first: Bool[Array, ""], fresh: State, s: State) -> State:
-  """`fresh` if it is the `first` launch, else `s`; the pool is always that of `s`.
+  """Returns `fresh` for the `first` launch, else `s`; the pool is always that of `s`.
 
-  What lies in a pool matters only where a sequence has written it.
+  A pool's old contents do not matter: a sequence reads only what it has written.
   """
 
   def select(a: Array, b: Array) -> Array:
@@ -93,13 +93,13 @@ def select_state(first: Bool[Array, ""], fresh: State, s: State) -> State:
 
 
 def pool_shape(cfg: ModelConfig, shape: GenerateShape) -> tuple[int, int, int]:
-  """`[L * P, page, 2 * K * h]`."""
+  """Returns the shape of the KV pool, `[L * P, page, 2 * K * h]`."""
   lanes = 2 * cfg.num_key_value_heads * cfg.head_dim
   return cfg.num_hidden_layers * shape.num_pages, shape.page_size, lanes
 
 
 def initial(engine: Engine, pool: KVPool | None = None) -> State:
-  """Before the first request; makes a pool if it is given none."""
+  """Returns the state before the first request, with a new pool if `pool` is None."""
   shape, cfg = engine.shape, engine.cfg
   N, slots = shape.requests, shape.slots
   if pool is None:
@@ -129,12 +129,12 @@ def forward(
   start: Int32[Array, " B"],
   count: Int32[Array, " B"],
 ) -> tuple[Float[Array, "B T D"], KVPool]:
-  """Runs `tokens` through all layers, writing and reading the cache.
+  """Runs `tokens` through all layers, writing to and reading from the KV pool.
 
   Args:
-    pool: the cache of all layers.
+    pool: the KV pool of all layers.
     table: the page table of these rows.
-    tokens: row b has `count[b]` of them, at `start[b]` and after in its sequence.
+    tokens: row b has `count[b]` tokens, at positions `start[b]` and following.
 
   Returns:
     Hidden states before the final norm, and the pool.

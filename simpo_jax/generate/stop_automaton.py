@@ -1,9 +1,9 @@
-"""End tokens and stop strings as one automaton over tokens.
+"""End tokens and stop strings, compiled to one automaton over tokens.
 
-A stop string has many tokenizations, and may begin or end inside a token. The strings
-are therefore compiled to an automaton over bytes (Aho and Corasick 1975,
-doi:10.1145/360825.360855), and each token a step of it: `stops[state, token]` is the
-next state, or -1 when the answer ends with this token. Exact for every spelling.
+A stop string has many tokenizations, and may begin or end inside a token. The strings are
+therefore compiled to an automaton over bytes (Aho and Corasick 1975,
+doi:10.1145/360825.360855), and from it to a table over tokens: `stops[state, token]` is the
+next state, or -1 if the answer ends with this token. It matches every tokenization exactly.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ def stop_automaton(
   strings: Sequence[str] = (),
   token_bytes: Sequence[bytes] | None = None,
 ) -> Int16[np.ndarray, "stop_states V"]:
-  """The table `stops`; an answer starts in state 0.
+  """Returns the table `stops`; an answer starts in state 0.
 
   Args:
     vocab_size: V.
     end_ids: tokens that end an answer in every state; those outside the vocabulary are ignored.
     strings: an answer ends with the token that completes one of them.
-    token_bytes: the bytes that each token stands for; needed for strings.
+    token_bytes: the bytes of each token; required if there are strings.
 
   Raises:
     UserError: a string is empty or has a lone surrogate, or together they have more than
@@ -49,9 +49,9 @@ def stop_automaton(
     if token_bytes is None:
       raise ValueError("stop strings need token_bytes")
     lengths = np.asarray([len(b) for b in token_bytes])
-    for place in range(lengths.max()):
-      tokens = np.flatnonzero(lengths > place)
-      byte = np.asarray([token_bytes[t][place] for t in tokens.tolist()])
+    for index in range(lengths.max()):
+      tokens = np.flatnonzero(lengths > index)
+      byte = np.asarray([token_bytes[t][index] for t in tokens.tolist()])
       now = table[:, tokens]
       table[:, tokens] = np.where(now == STOPPED, STOPPED, by_byte[now, byte])
   table[:, [i for i in end_ids if i < vocab_size]] = STOPPED

@@ -1,10 +1,10 @@
 """Types of generation: requests, shapes and answers.
 
-Trees of arrays are annotated as the program has them on the devices. The host packs the
-same trees of numpy arrays, and shardings and specs stand in the places of arrays too.
+Trees of arrays are annotated with their types inside the program. The same trees also hold
+numpy arrays on the host, and shardings or PartitionSpecs in place of arrays.
 """
 
-# Fields are called `count` and `index`, like methods of tuples, which nothing here uses.
+# The fields `count` and `index` hide methods of tuple, which are not used here.
 # pyright: reportIncompatibleMethodOverride=false
 
 from typing import NamedTuple
@@ -20,23 +20,23 @@ FINISH_REASONS = {STOP: "stop", LENGTH: "length"}
 
 
 class GenerateShape(NamedTuple):
-  """The fixed sizes and choices of generation; part of the compiled program."""
+  """The static sizes and choices of generation, compiled into the program."""
 
   groups: int  # independent prompt groups: hosts, or 1 for the global mesh
-  requests: int  # N requests per group
+  requests: int  # N, per group
   slots: int  # sequences decoded at once, per group
-  widths: tuple[int, ...]  # batch sizes of a decode step, falling from `slots`
-  prompt_tokens: int  # of the longest prompt
+  widths: tuple[int, ...]  # batch sizes of decode steps, descending from `slots`
+  prompt_tokens: int  # tokens of the longest prompt
   max_new_tokens: int
   page_size: int
   num_pages: int  # P, per group and layer
-  chunk: int  # T, prompt tokens of a row of a prefill pass
+  chunk: int  # T of a prefill pass: prompt tokens per row
   prefill_rows: int  # rows of a prefill pass
-  stop_states: int  # of the stop automaton
+  stop_states: int  # states of the stop automaton
   attention: str  # implementation of paged attention
-  shared_prompts: bool  # several requests have the same prompt
-  repetition_penalty: bool  # some request has one
-  sampled: bool  # some request has a temperature
+  shared_prompts: bool  # whether several requests have the same prompt
+  repetition_penalty: bool  # whether any request has one
+  sampled: bool  # whether any request has a temperature
 
   @property
   def pages_per_seq(self) -> int:
@@ -48,7 +48,7 @@ class Request(NamedTuple):
 
   prompt: Prompt
   sample: int
-  sampling: Sampling  # of numbers
+  sampling: Sampling  # Python numbers, not arrays
   budget: int  # tokens it may generate
 
 
@@ -56,15 +56,15 @@ class Assignment(NamedTuple):
   """The group, queue position and process of a request."""
 
   group: int
-  index: int  # in the group's queue
-  process: int  # that writes its row
+  index: int  # position in the group's queue
+  process: int  # the process that writes its samples row
 
 
 class RequestArrays(NamedTuple):
-  """What each request asks for, N requests per group; without a leading axis, of one group."""
+  """The requests' arrays, N per group; without a leading axis, those of one group."""
 
   tokens: Int32[Array, "*groups N prompt_tokens"]  # the prompt, padded on the right
-  length: Int32[Array, "*groups N"]  # prompt tokens; 0 for an unused entry, which come last
+  length: Int32[Array, "*groups N"]  # prompt tokens; 0 for unused entries, which come last
   budget: Int32[Array, "*groups N"]  # tokens it may generate, at most `max_new_tokens`
   prompt: Int32[Array, "*groups N"]  # index of the prompt, over all groups
   sample: Int32[Array, "*groups N"]  # index among the samples of that prompt
@@ -72,20 +72,20 @@ class RequestArrays(NamedTuple):
 
 
 class Requests(NamedTuple):
-  """What to generate."""
+  """The generation input of the program."""
 
-  each: RequestArrays
+  each: RequestArrays  # per request
   stops: Int16[Array, "stop_states V"]  # the stop automaton (`stop_automaton.py`)
   seed: UInt32[Array, "2"]  # key data
 
 
 class Generated(NamedTuple):
-  """The answers, in request order; without a leading axis, of one group.
+  """The answers, in request order; without a leading axis, those of one group.
 
   Log-probabilities are natural logarithms, under the model itself (see `sampling.choose`).
   """
 
-  tokens: Int32[Array, "*groups N max_new_tokens"]  # a stop token included; -1 past the end
+  tokens: Int32[Array, "*groups N max_new_tokens"]  # including a stop token; -1 past the end
   logprobs: Float32[Array, "*groups N max_new_tokens"]  # of each token; 0 past the end
   count: Int32[Array, "*groups N"]  # tokens generated
   finish: Int32[Array, "*groups N"]  # STOP, LENGTH, or RUNNING for an unused entry

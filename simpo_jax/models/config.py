@@ -38,38 +38,38 @@ class ModelConfig:
   qkv_bias: bool
   qk_norm: bool
   sliding_window: int | None
-  # What Gemma 2 has beside the Llama family (arXiv:2408.00118).
-  full_attention_every: int = 0  # of windowed layers, every so many see all tokens; 0: none does
-  hidden_act: str = "silu"  # of the MLP's gate; or "gelu_pytorch_tanh"
-  post_norms: bool = False  # what attention and MLP give is normed before it is added
+  # Features of Gemma 2 that the Llama family does not have (arXiv:2408.00118).
+  full_attention_every: int = 0  # every n-th layer ignores the sliding window; 0: no layer does
+  hidden_act: str = "silu"  # activation of the MLP's gate: silu | gelu_pytorch_tanh
+  post_norms: bool = False  # norms after attention and MLP, before the residual addition
   norm_plus_one: bool = False  # norms scale by 1 + weight
   scaled_embedding: bool = False  # embeddings are multiplied by sqrt(D)
-  query_pre_attn_scalar: float | None = None  # scores are divided by its root; None: h
+  query_pre_attn_scalar: float | None = None  # scores are divided by its square root; None: h
   attn_logit_softcapping: float | None = None  # scores become cap * tanh(scores / cap)
-  final_logit_softcapping: float | None = None  # logits, likewise
+  final_logit_softcapping: float | None = None  # the same for logits
 
   @property
   def windows(self) -> tuple[int | None, ...]:
-    """How many of the newest tokens each layer sees; None: all."""
+    """The sliding window of each layer, in tokens; None: the layer sees all tokens."""
     every, layers = self.full_attention_every, range(1, self.num_hidden_layers + 1)
     return tuple(None if every and i % every == 0 else self.sliding_window for i in layers)
 
   @property
   def query_scale(self) -> float:
-    """What queries are multiplied by before attention, which divides scores by sqrt(h)."""
+    """Factor applied to queries before attention, which itself divides scores by sqrt(h)."""
     return math.sqrt(self.head_dim / (self.query_pre_attn_scalar or self.head_dim))
 
   @property
   def group(self) -> int:
-    """Query heads that share one key/value head, H / K."""
+    """Query heads per key/value head, H / K."""
     return self.num_attention_heads // self.num_key_value_heads
 
 
 def rope_frequencies(cfg: ModelConfig) -> Float32[np.ndarray, " half"]:
-  """Rotary inverse frequencies, radians per position, for half of the head dim.
+  """Returns the rotary inverse frequencies, in radians per position, for half of the head dim.
 
-  Llama 3.1's rule keeps short wavelengths, divides long ones by `factor` and
-  blends in between (Llama 3 herd of models, arXiv:2407.21783).
+  Llama 3.1's rule keeps high frequencies, divides low ones by `factor` and interpolates in
+  between (The Llama 3 Herd of Models, arXiv:2407.21783).
   """
   freq = cfg.rope_theta ** -(np.arange(0, cfg.head_dim, 2, dtype=np.float64) / cfg.head_dim)
   scaling = cfg.rope_scaling
@@ -85,7 +85,7 @@ def rope_frequencies(cfg: ModelConfig) -> Float32[np.ndarray, " half"]:
 
 
 EMBEDDED = ModelConfig(
-  # The embedded default: small enough that M11 takes about a minute on two cores.
+  # The default model, small enough that configs/m11.py takes about a minute on two cores.
   model_type="llama",
   vocab_size=262,
   hidden_size=64,

@@ -1,8 +1,8 @@
-"""A GGUF file as a checkpoint in Hugging Face's names and layout, dequantized by slices.
+"""Reads a GGUF file as a checkpoint with Hugging Face's names and layout.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A row of a matrix
-is a run of independently quantized blocks along the input axis, so any slice is
-cut out of the bytes before it is dequantized.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A matrix row is a sequence
+of independently quantized blocks along the input axis, so only the blocks of the requested
+slice are dequantized.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from simpo_jax.models.gguf_header import check_header
 from simpo_jax.models.hf_config import from_hf
 from simpo_jax.models.safetensors import Index, Weights
 
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # llama.cpp's names; Mistral is a llama to it
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # llama.cpp's names; Mistral is "llama" as well
 HF_NAMES = {
   "token_embd.weight": "model.embed_tokens.weight",
   "output_norm.weight": "model.norm.weight",
@@ -44,22 +44,22 @@ _FACTOR_TOLERANCE = 1e-3
 
 
 def open_gguf(path: pathlib.Path) -> tuple[ModelConfig, Weights]:
-  """Opens a .gguf file: its metadata as a config, its tensors under Hugging Face names.
+  """Opens a .gguf file; returns its config, and its tensors under Hugging Face names.
 
   Raises:
-    UserError: not a whole GGUF file, or an architecture, a rope scaling or a
-      quantization that is not supported.
+    UserError: the file is not a complete GGUF file, or its architecture, rope scaling or
+      quantization is not supported.
   """
   try:
     check_header(path)
     reader = gguf.GGUFReader(path)
   except (ValueError, IndexError, KeyError, OverflowError, OSError) as e:
-    raise UserError(f"{path} is not a whole GGUF file ({one_line(e)}); get it again") from e
+    raise UserError(f"{path} is not a complete GGUF file ({one_line(e)}); get it again") from e
   stored = {t.name: t for t in reader.tensors}
   factors = stored.pop(_ROPE_FACTORS, None)
   try:
     config = _config(reader, stored, path, None if factors is None else factors.data)
-  # Any field can be of any type: a list of heads, a name that is not UTF-8.
+  # A field can have any type: a list of heads, a name that is not UTF-8.
   except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as e:
     raise UserError(f"{path}: its metadata are malformed ({one_line(e)}); get it again") from e
   tensors = {_hf_name(name): t for name, t in stored.items()}
@@ -82,14 +82,18 @@ def open_gguf(path: pathlib.Path) -> tuple[ModelConfig, Weights]:
 
 
 def _read(tensor: gguf.ReaderTensor, index: Index, heads: int | None) -> np.ndarray:
-  """A slice of a 1-D or 2-D tensor, float; rows un-permuted if it has rotary `heads`."""
+  """Reads a slice of a 1-D or 2-D tensor as float.
+
+  Args:
+    heads: number of rotary heads, whose rows llama.cpp permutes; None for other tensors.
+  """
   *rows, columns = index
   if heads is not None:
-    # llama.cpp rotates neighbors where Hugging Face rotates halves of a head.
+    # llama.cpp rotates adjacent channels; Hugging Face rotates the two halves of a head.
     order: np.ndarray = np.arange(len(tensor.data)).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
     rows = [order[rows[0]]]
   if tensor.data.dtype != np.uint8:
-    return np.array(tensor.data[(*rows, columns)])  # not a view that keeps the file mapped
+    return np.array(tensor.data[(*rows, columns)])  # a copy: a view would keep the file mapped
   block, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
   first, last = columns.start // block, -(-columns.stop // block)
   data = tensor.data[(*rows, slice(first * size, last * size))]
@@ -98,7 +102,7 @@ def _read(tensor: gguf.ReaderTensor, index: Index, heads: int | None) -> np.ndar
 
 
 def _readable(kind: gguf.GGMLQuantizationType) -> bool:
-  """Whether the gguf package can dequantize this type: asked with one block of zeros."""
+  """Whether the gguf package can dequantize this type; tried on one block of zeros."""
   try:
     gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
   except NotImplementedError:
@@ -107,7 +111,7 @@ def _readable(kind: gguf.GGMLQuantizationType) -> bool:
 
 
 def _hf_name(name: str) -> str:
-  """Names that have no counterpart stay as they are, and are reported as unexpected."""
+  """Converts a tensor name; unknown names are returned unchanged and later rejected."""
   match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
   if match and match[2] in HF_LAYER_NAMES:
     return f"model.layers.{match[1]}.{HF_LAYER_NAMES[match[2]]}.{match[3]}"
@@ -125,7 +129,7 @@ def _config(
   path: pathlib.Path,
   rope_factors: np.ndarray | None,
 ) -> ModelConfig:
-  """The metadata as a Hugging Face config.json would say it."""
+  """Converts the metadata to the fields of a Hugging Face config.json, and parses these."""
   arch = _field(reader, "general.architecture")
   if (_field(reader, "split.count") or 1) > 1:
     raise UserError(f"{path} is one part of a model; join all with llama-gguf-split --merge")
@@ -156,7 +160,7 @@ def _config(
   embedding = stored.get("token_embd.weight")
   base: dict[str, Any] = {
     "model_type": "mistral" if arch == "llama" and window else arch,
-    # The rows of the embedding count; the token list can be shorter (padding).
+    # Taken from the embedding, which can have more rows than the token list (padding).
     "vocab_size": get("vocab_size") if embedding is None else int(embedding.shape[-1]),
     "hidden_size": hidden,
     "intermediate_size": get("feed_forward_length"),
@@ -177,11 +181,11 @@ def _config(
 
 
 def _llama3(config: ModelConfig, factors: np.ndarray, path: pathlib.Path) -> dict[str, Any]:
-  """The scaling rule behind a table of frequency factors.
+  """Recovers Llama 3's rope scaling from a table of frequency factors.
 
-  llama.cpp stores the outcome of Llama 3.1's rule, not its parameters. All released
-  Llama 3 models share all but `factor`, which is the largest entry: take them, and
-  check that they give this very table.
+  llama.cpp stores the result of Llama 3.1's rule instead of its parameters. In all released
+  Llama 3 models these are the same except `factor`, the largest entry of the table. Checks
+  that they reproduce the table.
   """
   rule = RopeScaling("llama3", float(np.clip(np.max(factors), 1.0, 1e6)), 1.0, 4.0, 8192)
   plain = dataclasses.replace(config, rope_scaling=None)
@@ -203,5 +207,5 @@ def _llama3(config: ModelConfig, factors: np.ndarray, path: pathlib.Path) -> dic
 
 
 def _close(factors: np.ndarray, expected: np.ndarray) -> bool:
-  """False for NaN, too."""
+  """Whether the factors are within tolerance; False for NaN."""
   return bool(np.all(np.abs(factors - expected) <= _FACTOR_TOLERANCE * expected))

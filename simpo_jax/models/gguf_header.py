@@ -1,8 +1,8 @@
-"""A GGUF header checked against its file's size, before a reader makes objects of it.
+"""Checks a GGUF header against the file's size before the gguf package parses it.
 
-The gguf package trusts the counts in a header: an array that claims 2**60 elements
-keeps it busy, and growing, for ever. Here nothing is kept but the place and size of
-every tensor, and two names. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+The gguf package trusts the counts in a header: for an array that claims 2**60 elements it
+allocates memory without end. This check stores only the offset and size of every tensor,
+and two strings. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ import gguf
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 _MAX_FIELDS = _MAX_TENSORS = 2**16
-# Of all arrays together: the reader makes objects of each, and the largest vocabularies
-# have about a million tokens, scores, types and merges.
+# In all arrays together: the gguf package creates an object per element, and the largest
+# vocabularies have about a million tokens, scores, types and merges.
 _MAX_ELEMENTS = 2**22
 _MAX_NAME = 2**16  # bytes
 _MAX_DIMENSIONS = 4
@@ -25,17 +25,17 @@ TOKENIZER_MODEL, TOKENIZER_SPLIT = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 
 
 def check_header(path: pathlib.Path) -> dict[str, str]:
-  """Walks the header once, in memory that does not depend on what it claims.
+  """Parses the header once, in bounded memory.
 
   Returns:
-    The texts that it has under TOKENIZER_MODEL and TOKENIZER_SPLIT.
+    The values of the fields TOKENIZER_MODEL and TOKENIZER_SPLIT, if present.
 
   Raises:
-    ValueError: something in it does not fit into the file, is too much of its kind,
-      or is an array of arrays (which models do not have).
+    ValueError: a value or tensor extends beyond the file, a count exceeds its limit, or
+      there is an array of arrays (which models do not have).
     OSError: the file cannot be read.
   """
-  if not path.is_file():  # opening a pipe would wait for ever
+  if not path.is_file():  # opening a pipe would block forever
     raise ValueError("it is not a plain file")
   with (
     path.open("rb") as file,
@@ -64,9 +64,9 @@ def _walk(data: mmap.mmap) -> dict[str, str]:
     if key in kept and kind == _STRING:
       end = min(header.at, start + _MAX_NAME)
       texts[key.decode()] = data[start + 8 : end].decode(errors="replace")
-  places = [header.tensor() for _ in range(tensors)]
+  extents = [header.tensor() for _ in range(tensors)]
   start = -(-header.at // max(alignment, 1)) * alignment
-  for offset, size in places:
+  for offset, size in extents:
     if start + offset + size > len(data):
       raise ValueError(f"a tensor ends at byte {start + offset + size} of {len(data)}")
   return texts
@@ -74,15 +74,15 @@ def _walk(data: mmap.mmap) -> dict[str, str]:
 
 @dataclasses.dataclass
 class _Cursor:
-  """Goes through a header, which must not end before it."""
+  """A position in the header; its methods raise ValueError at the end of the file."""
 
   data: mmap.mmap
-  at: int = 0  # byte
-  order: str = "<"  # of bytes, as in `struct`
-  elements: int = 0  # of arrays so far
+  at: int = 0  # byte offset
+  order: str = "<"  # byte order, as in `struct`
+  elements: int = 0  # array elements so far
 
   def skip(self, size: int) -> int:
-    """Passes over so many bytes; returns where they began."""
+    """Skips `size` bytes; returns the offset where they start."""
     if size > len(self.data) - self.at:
       raise ValueError(f"it ends inside its header, at byte {len(self.data)}")
     self.at += size
@@ -124,7 +124,7 @@ class _Cursor:
       self.skip(n * _scalar_bytes(inner))
 
   def tensor(self) -> tuple[int, int]:
-    """(offset, bytes) of the tensor whose description comes next."""
+    """Reads the next tensor's description; returns its (offset, bytes)."""
     self.name()
     (dimensions,) = self.take("I")
     if dimensions > _MAX_DIMENSIONS:

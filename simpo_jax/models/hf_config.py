@@ -1,4 +1,4 @@
-"""Hugging Face config.json files, read into a `ModelConfig`."""
+"""Parses Hugging Face config.json files into a `ModelConfig`."""
 
 import reprlib
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from simpo_jax.models.config import ModelConfig, RopeScaling
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 _WINDOWED = ("mistral", "gemma2")
-# What a config.json without these fields means, where it is not what it means for the others.
+# transformers' defaults for missing fields, where they differ from those of other model types.
 _DEFAULTS = {
   "gemma2": {
     "head_dim": 256,
@@ -19,23 +19,24 @@ _DEFAULTS = {
     "final_logit_softcapping": 30.0,
   },
 }
-# No model comes near: a config beyond is damaged, or would take all memory to say no.
+# Limits far beyond any real model, so that a damaged config fails here instead of by running
+# out of memory.
 _MAX_SIZE = 2**31 - 1  # sizes are int32 on the devices
 _MAX_LAYERS = 10_000
-_MAX_HEAD_DIM = 2**16  # the rotary frequencies are that many numbers on the host
+_MAX_HEAD_DIM = 2**16  # the host computes rotary frequencies of this size
 _MAX_FLOAT = 1e12
 
 
 def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
-  """Reads the fields of a Hugging Face config.json.
+  """Converts a Hugging Face config.json to a `ModelConfig`.
 
   Args:
     hf: the parsed JSON object.
-    where: its path, for messages.
+    where: its path, for error messages.
 
   Raises:
-    UserError: an architecture, activation or rope scaling that is not supported,
-      or a field that is missing.
+    UserError: the architecture, activation or rope scaling is not supported, or a field is
+      missing or invalid.
   """
   kind = hf.get("model_type")
   if kind not in MODEL_TYPES:
@@ -65,7 +66,7 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
 
 
 class _Fields(NamedTuple):
-  """A config.json with its defaults, and its path, which errors begin with."""
+  """The fields of a config.json including defaults, and its path for error messages."""
 
   hf: dict[str, Any]
   where: str
@@ -87,7 +88,7 @@ class _Fields(NamedTuple):
     return value
 
   def number(self, name: str, value: Any, least: float) -> float:
-    # NaN compares as false.
+    # Written so that NaN fails.
     if type(value) not in (int, float) or not least <= value <= _MAX_FLOAT:
       raise self.error(
         f"{name} is {_shown(value)}, and must be a number, {least:g} to {_MAX_FLOAT:g}"
@@ -96,9 +97,9 @@ class _Fields(NamedTuple):
 
 
 def _check_layers(fields: _Fields, kind: str) -> None:
-  """That activation and biases are those of the family."""
+  """Checks that activation and biases are those of the model family."""
   hf = fields.hf
-  # Gemma's own configs have a hidden_act, too, which transformers passes over.
+  # Gemma's configs also have a hidden_act, which transformers ignores.
   name, known = ("hidden_act", "silu")
   if kind == "gemma2":
     name, known = ("hidden_activation", "gelu_pytorch_tanh")
@@ -123,8 +124,8 @@ def _heads(fields: _Fields) -> dict[str, int]:
 
 
 def _window(fields: _Fields, kind: str) -> int | None:
-  # Qwen configs carry a window that `use_sliding_window` usually switches off.
-  # Others without the field mean transformers' default, null means none.
+  # Qwen configs have a window that `use_sliding_window` usually disables. For other models a
+  # missing field means transformers' default of 4096, and null means no window.
   windowed = fields.hf.get("use_sliding_window", kind in _WINDOWED)
   window = fields.hf.get("sliding_window", 4096) if windowed else None
   if window is None:
@@ -142,7 +143,7 @@ def _max_positions(fields: _Fields) -> int:
 
 
 def _rope(fields: _Fields) -> dict[str, Any]:
-  """What is said of rotary embeddings, under the names of transformers 5."""
+  """The settings of rotary embeddings, under the names of transformers 5."""
   hf = fields.hf
   # transformers 5 writes rope_parameters; earlier versions rope_theta and rope_scaling.
   rope: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""A checkpoint's weights in Hugging Face's names and layout, read piece by piece.
+"""Reads a checkpoint's weights, slice by slice, under Hugging Face's names and in its layout.
 
-Any machine can do so: neither devices nor the mesh that wrote them are needed, and no more is
-read than is asked for (`manager.save_args_by_layer` has saved every layer's matrix by itself).
+Neither devices nor the mesh of the run are needed, and only the requested layers are read
+(`manager.save_args_by_layer` saves each layer of a stacked matrix as a separate chunk).
 """
 
 import functools
@@ -19,18 +19,18 @@ from simpo_jax.models.llama import Tensor, tensors
 from simpo_jax.models.lora import Lora, all_tensors, merged_matrix
 from simpo_jax.models.safetensors import Index, Read
 
-Keys = tuple[str, ...]  # of a weight in the tree of `lora.all_tensors`
+Keys = tuple[str, ...]  # path of a weight in the tree of `lora.all_tensors`
 
 
 class CheckpointWeights(NamedTuple):
   """The weights of a checkpoint; `shapes` and `read` are those of `safetensors.Weights`.
 
   Attributes:
-    shapes: of every tensor by its Hugging Face name, in the order of the layers.
+    shapes: the shape of every tensor by its Hugging Face name, layer by layer.
     read: `read(name, index)` reads one slice of one tensor in its stored dtype, or in
-      float32 where an adapter is merged into it.
-    dtype: of the stored weights.
-    averaged: whether some of them are averages over the training steps.
+      float32 if an adapter is merged into it.
+    dtype: dtype of the stored weights.
+    averaged: whether any of them are averages over the training steps.
   """
 
   shapes: dict[str, tuple[int, ...]]
@@ -40,7 +40,7 @@ class CheckpointWeights(NamedTuple):
 
 
 class _Place(NamedTuple):
-  """Where a tensor that has a Hugging Face name of its own is: one layer of one weight."""
+  """The location of a Hugging Face tensor in the checkpoint: one layer of one weight."""
 
   keys: Keys
   tensor: Tensor
@@ -50,27 +50,27 @@ class _Place(NamedTuple):
 def open_checkpoint(
   folder: pathlib.Path, cfg: ModelConfig, lora: Lora | None = None, average: bool = True
 ) -> CheckpointWeights:
-  """Opens a checkpoint that is whole; reads no weight yet.
+  """Opens a complete checkpoint, without reading weights yet.
 
   Args:
-    folder: of the checkpoint.
-    lora: the adapters that are in it; they are merged into what is read.
-    average: take averaged weights where it has them (`train.ema_decay`).
+    folder: the checkpoint's folder.
+    lora: the adapters in the checkpoint; they are merged into the weights as they are read.
+    average: whether to prefer averaged weights (`train.ema_decay`) if there are any.
 
   Raises:
-    UserError: it is not of this model.
+    UserError: the checkpoint is incomplete, or of another model.
   """
   try:
     arrays = read_metadata(folder)["arrays"]
   except (OSError, ValueError, KeyError) as e:
-    raise UserError(f"{folder} is no checkpoint that is whole ({one_line(e)})") from e
+    raise UserError(f"{folder} is not a complete checkpoint ({one_line(e)})") from e
   places = {keys: _place(keys, arrays, average) for keys, _ in _flat(all_tensors(cfg, lora))}
   for keys, tensor in _flat(all_tensors(cfg, lora)):
     found = arrays.get(_path(places[keys]), ["absent"])[0]
     if found != list(tensor.shape):
       raise UserError(
-        f"{folder} is not of this model: {'.'.join(keys)} is {found} there, and the model's "
-        f"config asks for {list(tensor.shape)}; name the source that the run had"
+        f"{folder} is not of this model: {'.'.join(keys)} is {found} there, but the model's "
+        f"config asks for {list(tensor.shape)}; use the model source of the run"
       )
   table = dict(_by_layer(cfg))
 
@@ -81,7 +81,7 @@ def open_checkpoint(
   def part(keys: Keys, index: tuple[int | slice, ...]) -> np.ndarray:
     try:
       return stored(*keys)[index].read().result()
-    except ValueError as e:  # TensorStore has no other kind
+    except ValueError as e:  # TensorStore raises nothing else
       raise UserError(f"{folder} cannot be read ({one_line(e)})") from e
 
   def read(name: str, index: Index) -> np.ndarray:
@@ -115,7 +115,7 @@ def _flat(tree: dict[str, Any], before: Keys = ()) -> list[tuple[Keys, Tensor]]:
 
 
 def _by_layer(cfg: ModelConfig) -> Iterator[tuple[str, _Place]]:
-  """Yields Hugging Face names and their places: the whole first layer before the second."""
+  """Yields Hugging Face names and their locations, layer by layer."""
   table = tensors(cfg)
   for name, part in table.items():
     if name != "layers":
@@ -127,18 +127,18 @@ def _by_layer(cfg: ModelConfig) -> Iterator[tuple[str, _Place]]:
 
 
 def _place(keys: Keys, arrays: Mapping[str, Any], average: bool) -> Keys:
-  """Where in the train state a weight is taken from."""
+  """Path of a weight in the train state: the average if wanted and present, else the weight."""
   averaged = ("average", *keys)
   return averaged if average and _path(averaged) in arrays else ("params", *keys)
 
 
 def _path(keys: Keys) -> str:
-  """As `manager.array_specs` writes it."""
+  """A path in the notation of `manager.array_specs`."""
   return "".join(f"[{key!r}]" for key in keys)
 
 
 def open_array(folder: pathlib.Path, place: Keys) -> tensorstore.TensorStore:
-  """An array as Orbax stores it: zarr under its dotted path, from a bucket within OCDBT."""
+  """Opens an array saved by Orbax: zarr under its dotted path, in buckets within OCDBT."""
   kvstore: dict[str, Any] = {"driver": "file", "path": f"{folder}/"}
   if (folder / "manifest.ocdbt").exists():
     kvstore = {"driver": "ocdbt", "base": kvstore}

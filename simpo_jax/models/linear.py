@@ -1,4 +1,4 @@
-"""Matrix product and norm with gradients written out, where XLA's own are slow on a CPU."""
+"""Matmul and RMS norm with custom gradients, since those of autodiff are slow on CPU."""
 
 import functools
 
@@ -10,16 +10,16 @@ from jaxtyping import Array, Float, Float32
 def matmul(
   x: Float[Array, "B T inputs"], w: Float[Array, "inputs outputs"]
 ) -> Float[Array, "B T outputs"]:
-  """x @ w, in their dtype.
+  """Returns x @ w, in their dtype.
 
-  The gradient of `w` sums over one axis, of all tokens: for a sum over two, XLA for CPU
-  makes a transposed copy of a factor, and with it computes anew whatever the factor is
-  made of, one number at a time.
+  The gradient of `w` contracts over a single, flattened token axis. To contract over two
+  axes, XLA for CPU transposes an operand, and recomputes the elementwise operations fused
+  into it without vectorization.
   """
   return _matmul(x, w)
 
 
-# In the form with arguments; of the plain one, pyright cannot tell what it returns.
+# pyright cannot infer the type of plain `@jax.custom_vjp`.
 @functools.partial(jax.custom_vjp, nondiff_argnums=())
 def _matmul(x: Array, w: Array) -> Array:
   return x @ w
@@ -41,7 +41,7 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 def rms_norm(
   x: Float[Array, "... width"], scale: Float[Array, " width"], eps: float
 ) -> Float[Array, "... width"]:
-  """x / rms(x) * scale over the last axis, in float32 (arXiv:1910.07467)."""
+  """Returns x / rms(x) * scale over the last axis, computed in float32 (arXiv:1910.07467)."""
   return _rms_norm(x, scale, eps)
 
 
@@ -65,7 +65,7 @@ def _norm_backward(eps: float, residuals: tuple[Array, Array], d_y: Array) -> tu
   r = _inverse_rms(y, eps)
   scaled = d_y * scale.astype(jnp.float32)
   d_x = r * (scaled - y * (r * r * jnp.mean(scaled * y, axis=-1, keepdims=True)))
-  # As a product with r: a sum over all but the last axis is slow on a CPU.
+  # A contraction with r, since a sum over all but the last axis is slow on CPU.
   d_scale = jnp.tensordot(r[..., 0], y * d_y, r.ndim - 1)
   return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
 

@@ -2,12 +2,13 @@
 
 Dimension letters, here and in every shape comment of the project:
   B batch rows, T query length, S key length, D model, H query heads,
-  K key/value heads, h head dim, F ffn, V vocab, L layers, P pages, N prompts.
+  K key/value heads, G query heads per key/value head, h head dim, F ffn, V vocab,
+  L layers, P pages, N requests.
 
 `tensors(cfg)` declares every weight once: shape, logical axes, initializer and
 Hugging Face name. Abstract values, shardings, initialization, import and export
-all derive from it. Matrices are 2-D per layer (`[L, D, H*h]`), because a 4-D
-form with few heads is padded and re-laid-out by the TPU compiler.
+are all derived from it. Matrices are 2-D per layer (`[L, D, H*h]`), because the TPU
+compiler pads and re-lays out a 4-D form with few heads.
 """
 
 import dataclasses
@@ -29,9 +30,9 @@ Query = Float[Array, "B T H h"]
 KeyValue = Float[Array, "B T K h"]
 Angles = tuple[Float32[Array, "B T 1 half"], Float32[Array, "B T 1 half"]]  # cos, sin
 Carry = TypeVar("Carry")
-# attend(q, k, v) -> (out, what to carry on, such as the KV pool)
+# attend(q, k, v) -> (out, carry, such as the updated KV pool)
 Attend = Callable[[Query, KeyValue, KeyValue], tuple[Query, Carry]]
-# The same for the whole of a stack: the layer's own window comes last.
+# The same for a stack of layers: the last argument is the layer's sliding window.
 WindowedAttend = Callable[[Query, KeyValue, KeyValue, Array | None], tuple[Query, Any]]
 _ScannedLayer = Callable[[Array, tuple[Params, Array | None]], tuple[Array, None]]
 _ACTIVATIONS = {
@@ -42,14 +43,14 @@ _ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One weight: its shape, the logical name of each axis, and where it comes from."""
+  """One weight: its shape, the logical name of each axis, its initializer and HF name."""
 
   shape: tuple[int, ...]
   axes: tuple[str, ...]
   hf_name: str  # with {} for the layer, if stacked
   transposed: bool = False  # Hugging Face stores linear weights as [out, in]
   init: str = "normal"  # normal | ones | zeros | uniform
-  adapter: bool = False  # made for training (`lora.py`), float32; in no checkpoint of the model
+  adapter: bool = False  # a LoRA factor (`lora.py`): float32, and not in the model's checkpoint
 
   @property
   def stacked(self) -> bool:
@@ -57,16 +58,16 @@ class Tensor:
 
   @property
   def is_matrix(self) -> bool:
-    """Whether it is one in a layer; norms and biases are not."""
+    """Whether it is a matrix (per layer); norms and biases are not."""
     return len(self.axes) - self.stacked == 2
 
 
 def tensors(cfg: ModelConfig) -> dict[str, Any]:
-  """The declaration of every weight, as a pytree of `Tensor`."""
+  """Returns the declaration of every weight, as a pytree of `Tensor`."""
   D, F, V, L = cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size, cfg.num_hidden_layers
   Hh, Kh = cfg.num_attention_heads * cfg.head_dim, cfg.num_key_value_heads * cfg.head_dim
 
-  one = "zeros" if cfg.norm_plus_one else "ones"  # the weight of a norm that only norms
+  one = "zeros" if cfg.norm_plus_one else "ones"  # norms initially scale by 1
 
   def norm(name: str, width: int = D) -> Tensor:
     return Tensor((L, width), ("layers", "norm"), f"model.layers.{{}}.{name}.weight", init=one)
@@ -110,7 +111,7 @@ def tensors(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def abstract_params(cfg: ModelConfig, dtype: DTypeLike) -> Params:
-  """Shapes and dtypes of the weights, without values."""
+  """Returns the shapes and dtypes of the weights."""
 
   def abstract(tensor: Tensor) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tensor.shape, dtype)
@@ -119,12 +120,12 @@ def abstract_params(cfg: ModelConfig, dtype: DTypeLike) -> Params:
 
 
 def count_params(cfg: ModelConfig) -> int:
-  """Number of weights; tied embeddings count once."""
+  """Returns the number of weights; tied embeddings count once."""
   return sum(x.size for x in jax.tree.leaves(abstract_params(cfg, jnp.float32)))
 
 
 def rope_angles(positions: Int32[Array, "B T"], cfg: ModelConfig) -> Angles:
-  """cos and sin of the rotary angles at `positions` (arXiv:2104.09864)."""
+  """Returns cos and sin of the rotary angles at `positions` (RoPE, arXiv:2104.09864)."""
   angles = positions[..., None, None].astype(jnp.float32) * rope_frequencies(cfg)
   return jnp.cos(angles), jnp.sin(angles)
 
@@ -134,7 +135,7 @@ def rope(
   cos: Float32[Array, "B T 1 h//2"],
   sin: Float32[Array, "B T 1 h//2"],
 ) -> Float[Array, "B T heads h"]:
-  """Rotates each head of `x`, halves paired as Hugging Face pairs them."""
+  """Applies rotary embeddings to each head of `x`, pairing halves as Hugging Face does."""
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
@@ -142,18 +143,18 @@ def rope(
 def norm(
   x: Float[Array, "... width"], weight: Float[Array, " width"], cfg: ModelConfig
 ) -> Float[Array, "... width"]:
-  """The model's RMS norm over the last axis, computed in float32."""
+  """Applies the model's RMS norm over the last axis, computed in float32."""
   scale = 1.0 + weight.astype(jnp.float32) if cfg.norm_plus_one else weight
   return rms_norm(x, scale, cfg.rms_norm_eps)
 
 
 def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
-  """cap * tanh(x / cap): nearly x where it is small, and never beyond the cap."""
+  """Returns cap * tanh(x / cap), or x if `cap` is None (Gemma 2, arXiv:2408.00118)."""
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def linear(p: Params, name: str, x: Float[Array, "B T inputs"]) -> Float[Array, "B T outputs"]:
-  """x W, and (x A) B where the weight has an adapter, its B scaled (arXiv:2106.09685)."""
+  """Returns x W, plus (x A) B if the weight has an adapter; B includes LoRA's scale."""
   y = matmul(x, p[name])
   if f"{name}_lora_a" in p:
     y = y + matmul(matmul(x, p[f"{name}_lora_a"]), p[f"{name}_lora_b"])
@@ -168,17 +169,17 @@ def layer(
   cfg: ModelConfig,
   all_reduce: Callable[[Array], Array] = lambda x: x,
 ) -> tuple[Float[Array, "B T D"], Carry]:
-  """One transformer layer: training rows and paged decoding share it.
+  """One transformer layer, shared by training and paged decoding.
 
   Args:
-    p: the layer's weights. They may be those of some heads and some of the MLP's channels.
+    p: the layer's weights, possibly only a tensor-parallel shard of heads and MLP channels.
     x: hidden states.
     angles: from `rope_angles`.
     attend: attention, closed over its mask or its cache.
     all_reduce: sums over the devices that hold the other heads and channels.
 
   Returns:
-    The new hidden states, and what `attend` carries on (the KV pool, or None).
+    The new hidden states, and the carry of `attend` (the KV pool, or None).
   """
   B, T, _ = x.shape
   with jax.named_scope("attention"):
@@ -189,7 +190,7 @@ def layer(
     q, k, v = (y.reshape(B, T, -1, cfg.head_dim) for y in (q, k, v))
     if cfg.qk_norm:
       q, k = norm(q, p["q_norm"], cfg), norm(k, p["k_norm"], cfg)
-    # The rotation is in float32: a scale in it rounds nothing twice.
+    # The rotation is computed in float32: scaling its angles adds no rounding.
     scaled = angles if cfg.query_scale == 1.0 else [a * cfg.query_scale for a in angles]
     out, carry = attend(rope(q, *scaled), rope(k, *angles), v)
     y = all_reduce(linear(p, "o", out.reshape(B, T, -1)))
@@ -205,25 +206,25 @@ def layer(
 def embed(
   params: Params, tokens: Int32[Array, "B T"], dtype: DTypeLike, cfg: ModelConfig
 ) -> Float[Array, "B T D"]:
-  """Token embeddings in `dtype`, as the first layer takes them."""
+  """Looks up token embeddings in `dtype`, scaled for the first layer."""
   return scale_embeddings(params["embed"][tokens].astype(dtype), cfg)
 
 
 def scale_embeddings(x: Float[Array, "... D"], cfg: ModelConfig) -> Float[Array, "... D"]:
-  """Rows of the embedding as the first layer takes them."""
+  """Multiplies token embeddings by sqrt(D) if the model does so."""
   if not cfg.scaled_embedding:
     return x
-  # Gemma was trained with a root that is rounded to the compute dtype.
+  # Gemma was trained with the square root rounded to the compute dtype.
   return x * jnp.asarray(math.sqrt(cfg.hidden_size), x.dtype)
 
 
 def unembed_matrix(params: Params) -> Float[Array, "V D"]:
-  """The output embedding: `lm_head`, or the input embedding when tied."""
+  """Returns the output embedding: `lm_head`, or the input embedding if tied."""
   return params.get("lm_head", params["embed"])
 
 
 def unembed(params: Params, x: Float[Array, "... D"], cfg: ModelConfig) -> Float32[Array, "... V"]:
-  """Logits of final hidden states."""
+  """Computes the logits of final hidden states."""
   w = unembed_matrix(params).astype(x.dtype)
   logits = jnp.einsum("...d,vd->...v", x, w, preferred_element_type=jnp.float32)
   return soft_cap(logits, cfg.final_logit_softcapping)
@@ -240,18 +241,18 @@ def forward(
   remat: Callable[[_ScannedLayer], _ScannedLayer] = lambda f: f,
   windows: Int32[Array, " L"] | None = None,
 ) -> Float[Array, "B T D"]:
-  """Final hidden states of whole rows (training and evaluation).
+  """Computes the final hidden states of packed rows (training and evaluation).
 
   Args:
     params: the weights, layers stacked.
     x: the token embeddings.
     positions: the rotary position of each token.
-    attend: attention over the row, closed over its mask: `attend(q, k, v, window)`, the window
-      being the layer's own of `windows`.
-    gather: makes one layer's weights ready for use, in x's dtype.
+    attend: attention over the row, closed over its mask: `attend(q, k, v, window)` with the
+      layer's entry of `windows`.
+    gather: gathers one layer's weights, in x's dtype.
     all_reduce: see `layer`.
-    remat: wraps the function of one layer, to say what the backward pass computes again.
-    windows: how many of the newest tokens each layer sees; None: all.
+    remat: a decorator for the layer function that sets what the backward pass recomputes.
+    windows: the sliding window of each layer, in tokens; None: no layer has one.
   """
   angles = rope_angles(positions, cfg)
 
@@ -273,10 +274,10 @@ def unstack(
   dtype: DTypeLike,
   merge_lora: Callable[[Params], Params] = lambda p: p,
 ) -> Params:
-  """The weights for decoding: cast, and the layers as a list.
+  """Returns the weights for decoding: cast to `dtype`, with the layers as a list.
 
-  Done once per generation: slicing a stacked weight inside the decode loop would
-  copy that slice at every token. `merge_lora` makes a layer's weights of what lies stacked.
+  Done once per generation, since slicing a stacked weight inside the decode loop would copy
+  the slice for every token. `merge_lora` merges a layer's adapters into its weights.
   """
 
   def cast(weight: Array) -> Array:

@@ -1,12 +1,12 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685): W + (alpha / rank) A B, with W frozen.
 
-Adapters are declared like the weights and lie beside them, under "lora", stacked by layer:
-`q_lora_a [L, D, r]` and `q_lora_b [L, r, H*h]` for the matrix `q [L, D, H*h]`. A factor is
-cut over tensor parallelism as that side of its matrix is. Everything else replicates it:
-it is small, and a gather of its own in each layer would take longer than it saves memory.
+Adapters are declared like the weights and stored next to them under the key "lora", stacked by
+layer: `q_lora_a [L, D, rank]` and `q_lora_b [L, rank, H*h]` for the matrix `q [L, D, H*h]`. A
+factor is sharded by tensor parallelism like that side of its matrix, and replicated over all
+other mesh axes: it is so small that a gather per layer would cost more time than it saves memory.
 
-Training and evaluation add (x A) B to x W; generation merges once, where the weights are
-laid out for decoding anyway. Names and files are those of the `peft` package.
+Training and evaluation add (x A) B to x W. Generation merges the adapters once, when it
+reshards the weights for decoding. Names and files are those of the `peft` package.
 """
 
 from typing import Any, NamedTuple
@@ -26,11 +26,11 @@ from simpo_jax.settings.train import LORA_TARGETS
 
 
 class Lora(NamedTuple):
-  """Which matrices have an adapter, and of what size."""
+  """The configuration of LoRA adapters."""
 
   rank: int
   alpha: float
-  targets: tuple[str, ...]  # of `LORA_TARGETS`
+  targets: tuple[str, ...]  # a subset of `LORA_TARGETS`
 
   @property
   def scale(self) -> float:
@@ -38,12 +38,12 @@ class Lora(NamedTuple):
 
   @property
   def matrices(self) -> tuple[str, ...]:
-    """The targets by their names in `llama.tensors`."""
+    """The names of the target matrices in `llama.tensors`."""
     return tuple(target.removesuffix("_proj") for target in self.targets)
 
 
 def make_lora(train: TrainSettings) -> Lora | None:
-  """The adapters that the settings ask for, if any."""
+  """Returns the adapters that the settings request; None without LoRA."""
   if not train.lora_rank:
     return None
   targets = tuple(target for target in LORA_TARGETS if target in train.lora_targets)
@@ -51,7 +51,7 @@ def make_lora(train: TrainSettings) -> Lora | None:
 
 
 def all_tensors(cfg: ModelConfig, lora: Lora | None = None) -> dict[str, Any]:
-  """The declaration of every weight, and under "lora" of every adapter, if there are any."""
+  """Returns the declaration of every weight, and of every adapter under the key "lora"."""
   table = tensors(cfg)
   return {**table, "lora": _adapters(table["layers"], lora)} if lora else table
 
@@ -60,7 +60,8 @@ def _adapters(layers: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
   def factor(
     of: Tensor, shape: tuple[int, int], axes: tuple[str, str], part: str, init: str
   ) -> Tensor:
-    # Names that no rule maps are never cut: the rank, and the axis that FSDP cuts in a weight.
+    # Logical axes without a sharding rule are replicated: "rank", and "adapter" in place of the
+    # axis that FSDP shards.
     logical = ("layers", *("adapter" if axis == "embed" else axis for axis in axes))
     name = f"base_model.model.{of.hf_name.removesuffix('.weight')}.{part}.weight"
     return Tensor((of.shape[0], *shape), logical, name, True, init, adapter=True)
@@ -76,7 +77,7 @@ def _adapters(layers: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
 
 
 def abstract_weights(cfg: ModelConfig, dtype: DTypeLike, lora: Lora | None = None) -> Params:
-  """Shapes and dtypes of the weights, in `dtype`, and of the adapters, in float32."""
+  """Returns shapes and dtypes of the weights (`dtype`) and the adapters (float32)."""
 
   def abstract(tensor: Tensor) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tensor.shape, jnp.float32 if tensor.adapter else dtype)
@@ -85,36 +86,37 @@ def abstract_weights(cfg: ModelConfig, dtype: DTypeLike, lora: Lora | None = Non
 
 
 def beside_weights(tree: Params) -> Params:
-  """A tree of weights with the adapters, if any, among the entries of "layers"."""
+  """Moves the entries of "lora", if any, into "layers"."""
   rest = {name: part for name, part in tree.items() if name != "lora"}
   return {**rest, "layers": {**tree["layers"], **tree.get("lora", {})}}
 
 
 def scaled(p: Params, lora: Lora | None) -> Params:
-  """A layer's weights and adapters as `llama.linear` takes them: alpha / rank is in B."""
+  """Multiplies B of a layer's adapters by alpha / rank, as `llama.linear` expects."""
   if lora is None:
     return p
   return {name: w * lora.scale if name.endswith("_lora_b") else w for name, w in p.items()}
 
 
 def merge(p: Params, lora: Lora | None, shardings: Params) -> Params:
-  """A layer's weights with its adapters in them, float32; on devices, inside the program.
+  """Merges a layer's adapters into its weights, in float32; inside the program.
 
   Args:
     p: weights and adapters of one layer.
-    lora: None leaves them as they are.
-    shardings: NamedShardings as in training, layers stacked. The sum is made where the
-      weights are, before they are laid out anew.
+    lora: None returns `p` unchanged.
+    shardings: NamedShardings of the training weights, layers stacked. Weights are merged
+      in this sharding, before they are resharded for decoding.
   """
   if lora is None:
     return p
 
   def merged(name: str) -> Float32[Array, "inputs outputs"]:
     a, b = p[f"{name}_lora_a"], p[f"{name}_lora_b"] * lora.scale
-    # TPUs and GPUs would round the factors to fewer bits otherwise.
+    # By default, TPUs and GPUs round the factors to bfloat16 or TF32.
     sum_ = p[name].astype(jnp.float32) + jnp.matmul(a, b, precision="highest")
-    lies = shardings["layers"][name]
-    return jax.lax.with_sharding_constraint(sum_, NamedSharding(lies.mesh, P(*lies.spec[1:])))
+    stacked = shardings["layers"][name]
+    sharding = NamedSharding(stacked.mesh, P(*stacked.spec[1:]))
+    return jax.lax.with_sharding_constraint(sum_, sharding)
 
   plain = {name: w for name, w in p.items() if "_lora_" not in name}
   return {**plain, **{name: merged(name) for name in lora.matrices}}
@@ -126,5 +128,5 @@ def merged_matrix(
   b: Float32[np.ndarray, "rank outputs"],
   lora: Lora,
 ) -> Float32[np.ndarray, "inputs outputs"]:
-  """One layer's matrix, or a slice of it, with its adapter in it; on the host."""
+  """Merges an adapter into one layer's matrix, or a slice of it; on the host."""
   return weight.astype(np.float32) + np.float32(lora.scale) * (a @ b)

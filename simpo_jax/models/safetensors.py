@@ -1,4 +1,4 @@
-"""Safetensors files of a Hugging Face folder, read slice by slice."""
+"""Reads the safetensors files of a Hugging Face folder, slice by slice."""
 
 import json
 import pathlib
@@ -12,17 +12,17 @@ from simpo_jax.errors import UserError, one_line
 from simpo_jax.storage.paths import escapes_folder
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
-_MAX_HEADER = 2**25  # bytes; 100,000 tensors take a third of it
+_MAX_HEADER = 2**25  # bytes; the header of 100,000 tensors has a third of that
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 Index = tuple[slice, ...]
-Read = Callable[[str, Index], np.ndarray]  # of a tensor's name and a slice of it
+Read = Callable[[str, Index], np.ndarray]  # reads a slice of the named tensor
 
 
 class Weights(NamedTuple):
   """The tensors of a checkpoint by their Hugging Face names.
 
   Attributes:
-    shapes: of every tensor in it.
+    shapes: the shape of every tensor.
     read: `read(name, index)` reads one slice of one tensor, in its stored dtype or float32.
   """
 
@@ -32,7 +32,7 @@ class Weights(NamedTuple):
 
 @runtime_checkable
 class _Slice(Protocol):
-  """A tensor that is read where it is indexed."""
+  """A tensor that is read lazily, by indexing."""
 
   def get_dtype(self) -> str: ...
   def get_shape(self) -> list[int]: ...
@@ -41,7 +41,7 @@ class _Slice(Protocol):
 
 @runtime_checkable
 class _File(Protocol):
-  """What `safe_open` opens; the library's own stubs have no types."""
+  """The result of `safe_open`; the library has no type annotations for it."""
 
   def keys(self) -> list[str]: ...
   def get_slice(self, name: str) -> _Slice: ...
@@ -51,7 +51,7 @@ def open_folder(folder: pathlib.Path) -> Weights:
   """Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
 
   Raises:
-    UserError: no such file, a shard that is missing or damaged, or quantized tensors.
+    UserError: there is no such file, a shard is missing or damaged, or tensors are quantized.
   """
   files: dict[str, _File] = {}
   for path in _paths(folder):
@@ -77,7 +77,7 @@ def open_folder(folder: pathlib.Path) -> Weights:
 
 
 def _open(path: pathlib.Path) -> _File:
-  """Opens a file whose header has no more than a model's; the library would read any."""
+  """Opens a file after checking its header's size, which the library does not limit."""
   with path.open("rb") as file:
     size = int.from_bytes(file.read(8), "little")
   if size > _MAX_HEADER:
@@ -96,7 +96,7 @@ def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
       raise UserError(f"{index} is not a safetensors index; get it again") from e
     if outside:
       raise UserError(
-        f"{index} lists {outside[0]!r}, which is no file of its own folder, or a link out of it; "
+        f"{index} lists {outside[0]!r}, which is not a file in its folder, or a link out of it; "
         "get the model from somebody you trust, or put that file into the folder"
       )
     if missing:

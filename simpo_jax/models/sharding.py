@@ -1,8 +1,8 @@
 """The mesh, and the rules that map logical axes of weights to mesh axes.
 
-One mesh, axes `(host, data, fsdp, tensor)`: a host row per process, and inside it
-the host's own devices, so that what is sharded over the other axes never crosses
-hosts. Two small tables say how weights lie in training and in each inference mode.
+The mesh has the axes `(host, data, fsdp, tensor)`. Each index along `host` contains the
+devices of one process, so that sharding over the other axes never communicates across
+hosts. Two small tables define how weights are sharded in training and in each inference mode.
 """
 
 import math
@@ -28,7 +28,7 @@ TRAIN_RULES = {
   "ffn": ("tensor",),
   "vocab": ("tensor",),
 }
-# Prompts over hosts; weights tensor-parallel inside a host, replicated over hosts.
+# Prompts sharded over hosts; weights tensor-parallel inside a host, replicated over hosts.
 _IN_HOST = ("tensor", "fsdp", "data")
 # Every prompt on every host; weights tensor-parallel over the whole mesh.
 _EVERYWHERE = (*_IN_HOST, "host")
@@ -36,11 +36,11 @@ INFERENCE_RULES = {
   mode: {"heads": axes, "kv_heads": axes, "ffn": axes, "vocab": axes}
   for mode, axes in (("host_data_parallel", _IN_HOST), ("global_mesh", _EVERYWHERE))
 }
-ROWS = P(("host", "data", "fsdp"))  # the batch axis of training rows
+ROWS = P(("host", "data", "fsdp"))  # sharding of the batch axis in training
 
 
 def train_rules(over_hosts: bool) -> dict[str, tuple[str, ...]]:
-  """The rules of training: FSDP over the whole mesh, or inside each host alone."""
+  """Returns the rules of training: FSDP over all hosts, or only inside each host."""
   if over_hosts:
     return TRAIN_RULES
   return {axis: tuple(a for a in axes if a != "host") for axis, axes in TRAIN_RULES.items()}
@@ -48,7 +48,7 @@ def train_rules(over_hosts: bool) -> dict[str, tuple[str, ...]]:
 
 @runtime_checkable
 class Device(Protocol):
-  """What makes a place in the mesh of a `jax.Device`, of which jaxlib has no stubs."""
+  """The attributes of `jax.Device` used here; jaxlib has no type stubs for it."""
 
   id: int
   process_index: int
@@ -62,15 +62,15 @@ def make_mesh(
   fsdp: int = 0,
   tensor: int = 1,
 ) -> Mesh:
-  """The mesh `(host, data, fsdp, tensor)` over all devices.
+  """Returns the mesh `(host, data, fsdp, tensor)` over all devices.
 
   Args:
-    devices: defaults to all, ordered by process, so that a host is one mesh row.
-    hosts: number of host rows; defaults to the number of processes.
-    data, fsdp, tensor: a host's devices, as in `config.mesh`; fsdp 0 is the rest.
+    devices: defaults to all devices; they are sorted by process, then id.
+    hosts: size of the axis `host`; defaults to the number of processes.
+    data, fsdp, tensor: axis sizes per host, as in `config.mesh`; fsdp 0 is inferred.
 
   Raises:
-    UserError: the devices cannot be laid out so.
+    UserError: the devices do not form such a mesh.
   """
   devices = cast(Sequence[Device], jax.devices()) if devices is None else devices
   ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
@@ -78,12 +78,12 @@ def make_mesh(
   if len(ordered) % hosts:
     counts = Counter(d.process_index for d in ordered)
     raise UserError(f"the hosts have different numbers of devices: {dict(counts)}")
-  own = len(ordered) // hosts
-  fsdp = fsdp or max(1, own // (data * tensor))
-  if data * fsdp * tensor != own:
+  per_host = len(ordered) // hosts
+  fsdp = fsdp or max(1, per_host // (data * tensor))
+  if data * fsdp * tensor != per_host:
     raise UserError(
       f"--config.mesh.data={data} x --config.mesh.fsdp={fsdp} x --config.mesh.tensor={tensor} are "
-      f"not the {own} devices of a host; choose factors of that number (fsdp=0 takes the rest)"
+      f"not the {per_host} devices of a host; choose factors of that number (fsdp=0 takes the rest)"
     )
   return Mesh(np.asarray(ordered).reshape(hosts, data, fsdp, tensor), AXES)
 
@@ -91,10 +91,10 @@ def make_mesh(
 def param_specs(
   cfg: ModelConfig, mesh: Mesh, rules: Mapping[str, tuple[str, ...]], lora: Lora | None = None
 ) -> Params:
-  """A PartitionSpec for every weight, from its logical axes.
+  """Returns a PartitionSpec for every weight, from its logical axes.
 
-  An axis takes the longest run of its mesh axes that divides its unit count: a
-  head is never cut, and what cannot be divided is replicated.
+  An axis is sharded over the longest prefix of its mesh axes that evenly divides its
+  number of units: heads are never split, and an axis that cannot be divided is replicated.
   """
   units = {
     "embed": cfg.hidden_size,
@@ -117,7 +117,7 @@ def param_specs(
 
 
 def named(mesh: Mesh, specs: Any) -> Any:
-  """NamedShardings of a tree of PartitionSpecs."""
+  """Returns NamedShardings for a tree of PartitionSpecs."""
 
   def on_mesh(spec: P) -> NamedSharding:
     return NamedSharding(mesh, spec)
@@ -126,8 +126,8 @@ def named(mesh: Mesh, specs: Any) -> Any:
 
 
 def device_put(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
-  """A host array as a global device array, shard by shard; nothing compiles.
+  """Returns a host array as a global device array, without compiling anything.
 
-  Every process holds the whole of `value` (small arrays), each places its part.
+  Every process must hold the full `value`; each puts the shards of its local devices.
   """
   return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

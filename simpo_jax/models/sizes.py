@@ -1,17 +1,17 @@
-"""Sizes that follow from a model's config alone."""
+"""Sizes that depend only on a model's config."""
 
 from simpo_jax.models.config import ModelConfig
 
 
 def layer_weights(model: ModelConfig) -> int:
-  """Weights in the matrices of all layers."""
+  """Returns the number of weights in the matrices of all layers."""
   D, h = model.hidden_size, model.head_dim
   attention = 2 * D * h * (model.num_attention_heads + model.num_key_value_heads)
   return model.num_hidden_layers * (attention + 3 * D * model.intermediate_size)
 
 
 def cache_bytes(model: ModelConfig, context: float, itemsize: int) -> float:
-  """Bytes of keys and values that attention reads for so many tokens, all heads."""
+  """Returns the bytes of keys and values of `context` tokens, for all layers and heads."""
   return (
     2.0
     * model.num_hidden_layers

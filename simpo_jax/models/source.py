@@ -1,4 +1,4 @@
-"""What `--config.model.source` names: the one parser of it, for weights, tokenizer and card."""
+"""Parses `--config.model.source`, for weights, tokenizer and model card."""
 
 import enum
 import pathlib
@@ -14,21 +14,21 @@ _RANDOM = "random:"
 
 
 class Kind(enum.Enum):
-  """Of a model source."""
+  """The kind of a model source."""
 
   EMBEDDED = "embedded"
-  RANDOM = "random:FOLDER, of which the config and the tokenizer count"
+  RANDOM = "random:FOLDER, with random weights and the folder's config and tokenizer"
   FOLDER = "a Hugging Face folder"
   GGUF = "a .gguf file"
   HUB = "a hub id OWNER/NAME"
 
 
 class ModelSource(NamedTuple):
-  """A source as it was found on this machine.
+  """A model source, resolved on this machine.
 
   Attributes:
-    path: the folder, or the .gguf file, which exists; None of the embedded model, and of a hub id,
-      which nothing has been fetched of.
+    path: the existing folder or .gguf file; None for the embedded model, and for a hub id
+      (nothing is downloaded yet).
   """
 
   kind: Kind
@@ -36,10 +36,10 @@ class ModelSource(NamedTuple):
 
 
 def parse_source(source: str) -> ModelSource:
-  """Finds out what a source is; a folder of its name comes before a hub id.
+  """Resolves a source; an existing folder takes precedence over a hub id.
 
   Raises:
-    UserError: there is nothing of that name.
+    UserError: the source does not exist.
   """
   if storage.is_remote(source):
     raise UserError(
@@ -75,10 +75,10 @@ def parse_source(source: str) -> ModelSource:
 
 
 def path_in(source: str) -> str:
-  """The path that a source would be, if it is one."""
+  """Returns the path part of a source."""
   return source.removeprefix(_RANDOM)
 
 
 def has_random_weights(source: str) -> bool:
-  """Whether the weights are drawn, not read: there is no model that others could know."""
+  """Whether the weights are randomly initialized instead of read."""
   return source == Kind.EMBEDDED.value or source.startswith(_RANDOM)

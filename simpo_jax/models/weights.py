@@ -1,8 +1,8 @@
-"""Weights in: a model's source to sharded device arrays, without a device program.
+"""Loads a model source into sharded device arrays, without compiling anything.
 
-A source is opened (its config read, its tensors checked against the declaration
-in `llama.tensors`) before anything is placed. Then every shard is filled straight
-from the lazily read file, so the host never holds a second copy of the model.
+First the source is opened: its config is read and its tensors are checked against the
+declaration in `llama.tensors`. Then every shard is filled directly from the lazily read
+file, so that the host never holds a second copy of the model.
 """
 
 import json
@@ -28,21 +28,21 @@ from simpo_jax.models.safetensors import Index, Read
 from simpo_jax.models.source import Kind, parse_source
 
 INIT_STD = 0.02
-# Weights of other formats and of other frameworks in the same repository stay there.
+# Weights in other formats in the same repository are not downloaded.
 _HUB_FILES = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
 _SHOWN = 3  # names listed in one message
-Bounds = tuple[tuple[int, int], ...]  # of a shard: (start, stop) along every axis
+Bounds = tuple[tuple[int, int], ...]  # (start, stop) of a shard along every axis
 
 
 class OpenModel(NamedTuple):
-  """A source that was opened and checked; holds no weights.
+  """A model source that was opened and checked; holds no weights.
 
   Attributes:
     name: the source as the user wrote it.
     config: the architecture.
-    path: the local folder or .gguf file (where the tokenizer is, too), or None if embedded.
-    read: `read(hf_name, index)`, the slice `index` of the tensor that Hugging Face calls
-      `hf_name`, in its layout and any float dtype; None: random weights.
+    path: the local folder or .gguf file, which also has the tokenizer; None if embedded.
+    read: `read(hf_name, index)` reads a slice of a tensor by its Hugging Face name, in
+      Hugging Face's layout and any float dtype; None: random weights.
   """
 
   name: str
@@ -56,7 +56,7 @@ def open_model(source: str) -> OpenModel:
 
   Raises:
     UserError: the source cannot be found or read, its architecture is not supported,
-      or its tensors are not exactly those that its config asks for.
+      or its tensors do not match its config.
   """
   kind, path = parse_source(source)
   if kind is Kind.EMBEDDED:
@@ -78,14 +78,16 @@ def open_model(source: str) -> OpenModel:
 def load_params(
   model: OpenModel, shardings: Params, dtype: DTypeLike, seed: int = 0, lora: Lora | None = None
 ) -> Params:
-  """Places every weight, each process its own shards; nothing compiles or runs.
+  """Loads every weight onto the devices, without compiling anything.
+
+  Each process reads only the shards of its local devices.
 
   Args:
     model: from `open_model`.
     shardings: a Sharding for every weight, in the tree of `lora.all_tensors`.
-    dtype: of the placed weights, such as "float32"; adapters are float32.
-    seed: of random weights, which depend on it and on nothing else: not on shardings.
-    lora: the adapters to make beside the weights.
+    dtype: of the loaded weights, such as "float32"; adapters are always float32.
+    seed: for random weights, which do not depend on the shardings.
+    lora: adapters to initialize in addition to the weights.
 
   Returns:
     The weights as global arrays, in the tree of `lora.all_tensors`.
@@ -104,10 +106,10 @@ def load_params(
 def load_decode_params(
   model: OpenModel, shardings: Params, dtype: DTypeLike, seed: int = 0
 ) -> Params:
-  """Places the weights as decoding has them (`llama.unstack`): each layer by itself.
+  """Loads the weights for decoding, with the layers as a list (see `llama.unstack`).
 
   Args:
-    shardings: in that form.
+    shardings: a Sharding for every weight, layers as a list.
     dtype, seed: as for `load_params`.
   """
   weight_dtype = jnp.dtype(dtype)
@@ -135,7 +137,7 @@ def load_decode_params(
 def _place(
   shape: tuple[int, ...], sharding: Sharding, read: Callable[[Bounds], np.ndarray]
 ) -> jax.Array:
-  """An array of shards, each read once."""
+  """Creates an array, reading each distinct shard once."""
   shards: dict[Bounds, np.ndarray] = {}  # replicas on one host share a buffer
 
   def shard(index: Index) -> np.ndarray:
@@ -149,16 +151,16 @@ def _place(
     sharding,
     shard,  # pyright: ignore[reportArgumentType]  # its index is never None
   )
-  # Transfers are asynchronous: waiting frees this tensor's buffers before the next.
+  # Wait for the asynchronous transfers, to free this tensor's buffers before the next one.
   return array.block_until_ready()
 
 
 def _read_shard(
   model: OpenModel, tensor: Tensor, bounds: Bounds, dtype: np.dtype, seed: int
 ) -> np.ndarray:
-  """One shard, layer by layer."""
+  """Reads one shard, layer by layer."""
   index = tuple(slice(*b) for b in bounds)
-  if not tensor.stacked:  # the embeddings are the largest tensors: no copy if the dtype is right
+  if not tensor.stacked:  # embeddings, the largest tensors: avoid a copy
     return np.asarray(_read_layer(model, tensor, 0, index, seed), dtype, order="C")
   out = np.empty([stop - start for start, stop in bounds], dtype)
   for i, layer in enumerate(range(*bounds[0])):
@@ -176,7 +178,7 @@ def _read_layer(
 
 
 def _random_layer(tensor: Tensor, layer: int, seed: int) -> np.ndarray:
-  """A layer's whole initial value: slicing it gives the same weights in any sharding."""
+  """The full initial value of a layer; slices of it are the same for any sharding."""
   shape = tensor.shape[1:] if tensor.stacked else tensor.shape
   if tensor.init in ("ones", "zeros"):
     return np.broadcast_to(np.float32(tensor.init == "ones"), shape)
@@ -187,7 +189,7 @@ def _random_layer(tensor: Tensor, layer: int, seed: int) -> np.ndarray:
 
 
 def _check(config: ModelConfig, found: dict[str, tuple[int, ...]], path: pathlib.Path) -> None:
-  """The tensors of a file must be those of its config, shapes included."""
+  """Checks that a file has exactly the tensors of its config, including their shapes."""
   expected: dict[str, tuple[int, ...]] = {}
   declared: list[Tensor] = jax.tree.leaves(tensors(config))
   for tensor in declared:
@@ -222,9 +224,9 @@ def _listed(names: list[str]) -> str:
 
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
-  """The architecture that a folder's config.json describes; raises UserError."""
+  """Reads the architecture from a folder's config.json; raises UserError."""
   path = folder / "config.json"
-  if not path.is_file():  # reading a pipe would wait for ever
+  if not path.is_file():  # reading a pipe would block forever
     raise UserError(f"{folder} holds no config.json; name a Hugging Face model's folder")
   try:
     return from_hf(json.loads(path.read_text()), str(path))
@@ -233,10 +235,10 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
 
 
 def _fetched(source: str) -> pathlib.Path:
-  """The folder of a hub id: downloaded, or in the hub's local cache."""
+  """Returns the local folder of a hub id, downloading the model unless it is cached."""
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(source, allow_patterns=list(_HUB_FILES)))
-  except Exception as e:  # offline, no such name, no permission: many types, one remedy
+  except Exception as e:  # offline, unknown name, no permission: many types, the same fix
     raise UserError(
       f"--config.model.source: there is no folder {source}, and the hub did not give it "
       f"({type(e).__name__}): check the name, or run `hf download {source}` first"

@@ -1,19 +1,19 @@
-"""What a run would take, before it runs: memory, time, exchanges, and whether it fits.
+"""Estimates a run's memory, step time and collectives, and reports whether it fits.
 
-Compiles the very program of a run for a TPU slice that need not be there, and runs
-nothing. Without --topology, for the devices of this machine.
+Compiles the run's program ahead of time for a TPU slice, which need not be attached,
+and executes nothing. Without --topology it compiles for the devices of this machine.
 
 Examples:
   python -m simpo_jax.plan --config=configs/m11.py:llama3_8b_v5p32 --topology=v5p:2x2x4
   python -m simpo_jax.plan --config=configs/m11.py --topology=v5e:2x2 --json=plan.json
   python -m simpo_jax.plan --config=configs/m11.py --config.train.batch_size=16
 
-A topology is a TPU generation and the sides of its slice in chips: v5p:2x2x4 (a
+A topology is a TPU generation and the dimensions of the slice in chips: v5p:2x2x4 (a
 v5p-32), v4:2x2x4, v5e:4x4, v6e:4x4. TPUs need libtpu: pip install -e '.[tpu]'.
 
-The program is that of the run where model, tokenizer and data are on this machine.
-Where they are not (nothing is downloaded for a plan), models known by their hub id are
-planned with prompts and responses of assumed lengths, and the output says so.
+If model, tokenizer and data are on this machine, the program is exactly the run's.
+Nothing is downloaded for a plan: otherwise, a model with a known hub id is planned with
+assumed prompt and response lengths, and the output says so.
 """
 
 import json
@@ -56,7 +56,7 @@ def _define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Prints the plan, and writes it if asked to; exit code 0 also when it does not fit."""
+  """Prints the plan and writes the --json file; exits with 0 even if the run does not fit."""
   values = flags.FLAGS
   refuse_arguments(argv, "--config=configs/m11.py")
   if values.config is None:
@@ -66,11 +66,11 @@ def main(argv: Sequence[str]) -> None:
   if path and not path.parent.is_dir():
     folder = brief(path.parent)
     raise UserError(f"--json={values.json}: there is no folder {folder}; create it first")
-  os.environ["HF_HUB_OFFLINE"] = "1"  # a plan downloads no model
+  os.environ["HF_HUB_OFFLINE"] = "1"  # a plan downloads nothing
   if values.topology:
     import jax
 
-    # The TPU of this machine, if there is one, may be at work.
+    # This machine's TPU, if it has one, may be in use by another process.
     jax.config.update("jax_platforms", "cpu")
   from simpo_jax.plan import text
   from simpo_jax.plan.planning import make_plan

@@ -1,11 +1,10 @@
-"""What a compiled program costs: matrix-product flops, bytes of main memory, exchanges.
+"""Costs of a compiled program: matmul flops, bytes of HBM traffic, collectives.
 
-Counted from its text, region by region (see `hlo.py`). A region's bytes are what its
-instructions read and write in main memory: operands and results, of a slice only the
-slice, of an update in place only the update, and nothing of what lies in a nearer
-memory (VMEM). Flops are those of matrix products, as they are what peak rates are of.
-A kernel of our own (a Pallas call) is opaque here: it is listed, and whoever knows what
-it computes adds its cost.
+Counted from the HLO text, region by region (see `hlo.py`). A region's bytes are what its
+instructions read from and write to HBM: operands and results; for a slice only the slice,
+for an in-place update only the update, and nothing for arrays in VMEM. Only matmul flops
+are counted, because peak rates are quoted for matmuls. A custom kernel (a Pallas call) is
+opaque: it is listed, and the caller adds its cost.
 """
 
 import functools
@@ -16,18 +15,18 @@ from typing import NamedTuple
 from simpo_jax.plan.instructions import (
   Computation,
   asynchronous,
+  called_computation,
   constant_of,
-  main,
+  hbm_bytes,
   matmul_flops,
-  named,
   origin_of,
   root_of,
-  size_of,
+  total_bytes,
   update_operand,
 )
 from simpo_jax.program.hlo import Collective, Instruction, Module, collective
 
-_NOTHING = (
+_FREE = (  # opcodes that move no data
   "parameter",
   "constant",
   "get-tuple-element",
@@ -39,9 +38,9 @@ _NOTHING = (
   "opt-barrier",
   "domain",
 )
-_KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "mosaic_gpu")
-_CHAINED = "chain_id="  # marks the parts of an exchange that goes on behind several fusions
-_BOOKKEEPING = (  # custom calls that touch no data
+_KERNEL_TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "mosaic_gpu")
+_CHAINED = "chain_id="  # marks the parts of a collective that overlaps with several fusions
+_FREE_TARGETS = (  # custom calls that move no data
   "AllocateBuffer",
   "AssumeGatherIndicesInBound",
   "GatherScatterIndicesBitpacked",
@@ -52,13 +51,13 @@ _BOOKKEEPING = (  # custom calls that touch no data
 
 
 class Region(NamedTuple):
-  """A loop's body, or a branch: its straight code, and the loops in it.
+  """The body of a loop or a branch: its straight-line code, and the loops inside it.
 
-  `flops`, `bytes`, `collectives` and `kernels` are of one pass, without `loops`.
+  `flops`, `bytes`, `collectives` and `kernels` count one iteration, without `loops`.
   """
 
   scope: str  # the named scopes of the loop
-  trips: int | None  # how often it runs for each pass of what is around it, if it says so
+  trips: int | None  # iterations per iteration of the enclosing region; None if not static
   flops: float
   bytes: float
   collectives: tuple[Collective, ...]
@@ -67,24 +66,23 @@ class Region(NamedTuple):
 
 
 class Total(NamedTuple):
-  """A region with its loops, each as often as it runs."""
+  """The costs of a region, its loops multiplied by their trip counts."""
 
   flops: float
   bytes: float
-  collectives: tuple[tuple[Collective, float], ...]  # and how often
+  collectives: tuple[tuple[Collective, float], ...]  # with execution counts
 
 
 def region(module: Module, name: str, scope: str = "", trips: int | None = 1) -> Region:
-  """Reads a computation and everything that it calls."""
+  """Reads the computation `name` and everything that it calls."""
   return _Reader(module).region(name, scope, trips)
 
 
 def total(region: Region, trips: Callable[[Region], float]) -> Total:
-  """Sums a region up.
+  """Sums the costs of a region over one iteration of it.
 
   Args:
-    trips: how often an inner loop runs whose own `trips` are None; the outermost region
-      itself runs once.
+    trips: returns the trip count of an inner loop whose `trips` is None.
   """
   flops, moved = region.flops, region.bytes
   exchanges = [(c, 1.0) for c in region.collectives]
@@ -98,7 +96,7 @@ def total(region: Region, trips: Callable[[Region], float]) -> Total:
 
 
 def walk(region: Region) -> Iterator[Region]:
-  """A region and all regions inside it, outermost first."""
+  """Yields a region and all regions inside it, outermost first."""
   yield region
   for loop in region.loops:
     yield from walk(loop)
@@ -137,23 +135,23 @@ class _Reader:
     )
 
   def _part(self, i: Instruction, computation: Computation) -> Region | None:
-    """What one instruction adds to its region."""
-    if i.opcode in _NOTHING or i.opcode.endswith(("-done", "-update")):
+    """The cost of one instruction; None if it has none."""
+    if i.opcode in _FREE or i.opcode.endswith(("-done", "-update")):
       return None
     if i.opcode == "while":
-      body = named(i, "body")
+      body = called_computation(i, "body")
       return _region(loops=[self.region(body, i.scope, self._trips(i, computation))])
     if i.opcode == "conditional":
-      # Only one branch runs; which one is not known here: the costliest.
+      # Only one branch runs; which one is unknown: assume the most expensive.
       branches = [self.region(name, "", 1) for name in i.called]
       return max(branches, key=lambda r: (sum(x.bytes + x.flops for x in walk(r)), len(r.loops)))
     if i.opcode in ("call", "async-start", "call-start"):
       return self.region(i.called[0], "", 1)
     if i.opcode == "custom-call":
       target = i.attribute("custom_call_target") or ""
-      if any(name in target for name in _KERNELS):
+      if any(name in target for name in _KERNEL_TARGETS):
         return _region(kernels=[i.scope or i.name])
-      if any(name in target for name in _BOOKKEEPING):
+      if any(name in target for name in _FREE_TARGETS):
         return None
     exchange = collective(i, computation)
     if i.opcode == "fusion":
@@ -166,7 +164,7 @@ class _Reader:
   def _exchanges(self, name: str) -> list[Collective]:
     """Collectives that the compiler fused with other work.
 
-    One that goes on behind several fusions is in the text of each: where it starts counts.
+    One that overlaps with several fusions appears in each of them; it is counted at its start.
     """
     found = []
     computation = self.module.computations[name]
@@ -188,44 +186,44 @@ class _Reader:
     )
 
   def _bytes(self, i: Instruction, computation: Computation) -> float:
-    """Main memory that an instruction on its own reads and writes."""
-    given = [main(computation[n].arrays) for n in i.operands if n in computation]
-    made = main(i.arrays)
+    """Bytes of HBM that an unfused instruction reads and writes."""
+    given = [hbm_bytes(computation[n].arrays) for n in i.operands if n in computation]
+    made = hbm_bytes(i.arrays)
     if i.opcode in ("dynamic-slice", "slice", "gather"):
-      whole = given[0] if given else 0
-      return min(whole, sum(a.bytes for a in i.arrays)) + made
+      source = given[0] if given else 0
+      return min(source, sum(a.bytes for a in i.arrays)) + made
     if i.opcode in ("dynamic-update-slice", "scatter"):
       update = i.operands[update_operand(i)]
-      return 2 * min(made, size_of(computation[update].arrays)) if made else 0
+      return 2 * min(made, total_bytes(computation[update].arrays)) if made else 0
     if i.opcode == "copy-start":  # (target, source, bookkeeping)
-      return main(i.arrays[:2])
+      return hbm_bytes(i.arrays[:2])
     if i.opcode in ("slice-start", "dynamic-slice-start"):  # (source, target, bookkeeping)
-      return min(given[0], i.arrays[1].bytes) + main(i.arrays[1:2])
+      return min(given[0], i.arrays[1].bytes) + hbm_bytes(i.arrays[1:2])
     if i.opcode.endswith("-start"):
-      # Operands are repeated in the result, beside the results.
+      # The result tuple of a start repeats its operands.
       return sum(given) + max(0, made - sum(given))
     return sum(given) + made
 
   def _fusion_bytes(self, i: Instruction, computation: Computation) -> float:
     name = i.called[0]
     if asynchronous(self.module.computations[name], "Done"):
-      return 0.0  # it was moved when it started
+      return 0.0  # counted at its start
     moved = 0.0
-    for place, operand in enumerate(i.operands):
+    for index, operand in enumerate(i.operands):
       arrays = computation[operand].arrays if operand in computation else ()
-      read = self._reads(name, place)
-      moved += main(arrays) if read is None else min(main(arrays), read)
+      read = self._reads(name, index)
+      moved += hbm_bytes(arrays) if read is None else min(hbm_bytes(arrays), read)
     sizes = self._written(name)
-    for place, array in enumerate(i.arrays):
-      size = sizes[place] if place < len(sizes) else None
-      moved += main([array]) if size is None else min(main([array]), size)
+    for index, array in enumerate(i.arrays):
+      size = sizes[index] if index < len(sizes) else None
+      moved += hbm_bytes([array]) if size is None else min(hbm_bytes([array]), size)
     return moved
 
-  def _reads_of(self, name: str, place: int) -> float | None:
-    """Bytes that a fused computation reads of its parameter; None for all of it."""
+  def _reads_of(self, name: str, index: int) -> float | None:
+    """Bytes that a fused computation reads from parameter `index`; None for all of it."""
     computation = self.module.computations[name]
     parameters = (i for i in computation.values() if i.opcode == "parameter")
-    aliases = {i.name for i in parameters if i.rest.startswith(f"{place})")}
+    aliases = {i.name for i in parameters if i.rest.startswith(f"{index})")}
     read = 0.0
     for i in computation.values():
       used = [k for k, n in enumerate(i.operands) if n in aliases]
@@ -233,10 +231,10 @@ class _Reader:
         continue
       if i.opcode == "bitcast" or (i.opcode == "fusion" and self._only_renames(i.called[0])):
         if i.root:
-          return None  # what the result's user reads of it is not known here
+          return None  # how much the consumer reads is unknown
         aliases.add(i.name)
       elif i.opcode in ("dynamic-slice", "slice", "gather") and used == [0]:
-        read += size_of(i.arrays)
+        read += total_bytes(i.arrays)
       elif i.opcode in ("dynamic-update-slice", "scatter") and used == [0]:
         continue  # updated in place
       elif i.opcode == "fusion":
@@ -257,7 +255,7 @@ class _Reader:
     )
 
   def _written(self, name: str) -> list[float | None]:
-    """Bytes that a fused computation writes of each result; None for all of it."""
+    """Bytes that a fused computation writes to each result; None for all of it."""
     computation = self.module.computations[name]
     root, starts = root_of(computation), asynchronous(computation, "Start")
 
@@ -265,9 +263,9 @@ class _Reader:
       while i.opcode == "bitcast" and i.operands[0] in computation:
         i = computation[i.operands[0]]
       if i.opcode == "parameter" or (_CHAINED in i.rest and not starts):
-        return [0.0]  # handed on
+        return [0.0]  # passed through
       if i.opcode in ("dynamic-update-slice", "scatter"):
-        return [size_of(computation[i.operands[update_operand(i)]].arrays)]
+        return [total_bytes(computation[i.operands[update_operand(i)]].arrays)]
       if i.opcode == "fusion":
         return self._written(i.called[0])
       return [None] * len(i.arrays)
@@ -277,10 +275,11 @@ class _Reader:
     return written(root)
 
   def _trips(self, i: Instruction, computation: Computation) -> int | None:
-    """How often a loop runs, where its text says so: a count by constants alone."""
+    """The static trip count of a loop (constant start, step and end); None if it has none."""
     if found := re.search(r'known_trip_count":\{"n":"(\d+)"', i.rest):
       return int(found[1])
-    condition, body = (self.module.computations[named(i, n)] for n in ("condition", "body"))
+    called = (called_computation(i, name) for name in ("condition", "body"))
+    condition, body = (self.module.computations[name] for name in called)
     test = root_of(condition)
     if test.opcode != "compare" or test.attribute("direction") != "LT":
       return None
@@ -288,12 +287,12 @@ class _Reader:
     end, index = constant_of(last), counter.attribute("index")
     if end is None or index is None or counter.opcode != "get-tuple-element":
       return None
-    place = int(index)
+    element = int(index)
     first, step = computation[i.operands[0]], root_of(body)
     if "tuple" not in (first.opcode, step.opcode):
       return None
-    start = constant_of(origin_of(computation, first.operands[place])) or 0
-    step = origin_of(body, step.operands[place])
+    start = constant_of(origin_of(computation, first.operands[element])) or 0
+    step = origin_of(body, step.operands[element])
     by = [constant_of(origin_of(body, n)) for n in step.operands] if step.opcode == "add" else []
     by = next((n for n in by if n), 1)
     return max(0, -(-(end - start) // by))

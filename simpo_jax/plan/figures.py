@@ -1,4 +1,4 @@
-"""The figures of a plan: memory by kind and mode, and the least times of each mode."""
+"""The figures of a plan: memory by kind and mode, and roofline times by mode."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from simpo_jax.models.sizes import cache_bytes
 from simpo_jax.plan import costs
 from simpo_jax.plan.costs import Region, Total
 from simpo_jax.plan.planned import Planned
-from simpo_jax.plan.roofline import Cost, Machine, combine, more
+from simpo_jax.plan.roofline import Cost, Machine, add_work, combine
 from simpo_jax.plan.workload import (
   StepWork,
   attention_flops,
@@ -31,8 +31,8 @@ from simpo_jax.program.memory import BufferAssignment, Memory
 from simpo_jax.program.state import abstract_state
 from simpo_jax.train.step import trainable
 
-_BACKWARD = 2.5  # of attention's forward flops: five matrix products for two
-_KEY_BLOCK = 256  # keys of a block of training attention in plain XLA
+_BACKWARD = 2.5  # times attention's forward flops: five matmuls instead of two
+_KEY_BLOCK = 256  # keys per block in the plain XLA implementation of training attention
 
 
 # --- memory ------------------------------------------------------------------------------
@@ -41,31 +41,31 @@ _KEY_BLOCK = 256  # keys of a block of training attention in plain XLA
 def memory_figures(
   cfg: ProgramConfig, memory: Memory | None, assignment: BufferAssignment | None
 ) -> dict[str, Any]:
-  """Bytes of one device by kind, and of each mode's temporaries by kind.
+  """Bytes per device by kind, and each mode's temporaries by kind.
 
   Args:
-    memory: None if the compiler refused the program.
-    assignment: the compiler's own account, where it gives one.
+    memory: None if the compiler rejected the program.
+    assignment: the compiler's buffer assignment, if it reports one.
 
   Raises:
-    ValueError: there is neither.
+    ValueError: both are None.
   """
   state, inputs = abstract_state(cfg), abstract_inputs(cfg)
   params, optimizer = local_bytes(state.params), local_bytes(state.opt_state)
-  whole = local_bytes(state) + local_bytes(inputs)
+  arguments = local_bytes(state) + local_bytes(inputs)
   code = memory.code if memory else 0
   if assignment:
     by_mode, peak = assignment.by_mode, assignment.total + code
   elif memory:
     by_mode, peak = memory.by_mode, memory.peak
   else:
-    raise ValueError("a program that was refused, and no account of its buffers")
+    raise ValueError("the compiler rejected the program and reported no buffer assignment")
   out: dict[str, Any] = {
     "params": params,
     "optimizer_state": optimizer,
-    "inputs": whole - params - optimizer,
+    "inputs": arguments - params - optimizer,
     "code": code,
-    "temporaries": peak - code - (memory.arguments if memory else whole),
+    "temporaries": peak - code - (memory.arguments if memory else arguments),
     "alias": memory.aliased if memory else local_bytes(state),
     "peak": peak,
     "modes": {},
@@ -84,7 +84,7 @@ def memory_figures(
 
 
 def _kinds(cfg: ProgramConfig, assignment: BufferAssignment | None) -> dict[str, dict[str, int]]:
-  """Of each mode's temporaries, the bytes of what is known from its sizes."""
+  """Bytes of those temporaries of each mode whose size follows from the config."""
   step, shape = cfg.step, cfg.generate
   sums = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding),
@@ -93,7 +93,7 @@ def _kinds(cfg: ProgramConfig, assignment: BufferAssignment | None) -> dict[str,
   page = on_mesh.page_bytes(step.model, cfg.mesh, cfg.mode, shape.page_size, step.dtype)
   pool = shape.num_pages * page
   if assignment:
-    # Pages of few lanes are padded: what the compiler made of it counts.
+    # The compiler pads pages of few lanes: take the size that it allocated.
     pages = f"[{step.model.num_hidden_layers * shape.num_pages},{shape.page_size},"
     pool = max([b.bytes for b in assignment.largest["generate"] if pages in b.shape], default=pool)
   weights = on_mesh.weight_bytes(step.model, cfg.mesh, cfg.mode, step.dtype)
@@ -105,7 +105,7 @@ def _kinds(cfg: ProgramConfig, assignment: BufferAssignment | None) -> dict[str,
 
 
 def local_bytes(tree: PyTree) -> int:
-  """Bytes of abstract arrays on one device."""
+  """Returns the bytes per device of a tree of abstract arrays with shardings."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
@@ -115,7 +115,7 @@ def local_bytes(tree: PyTree) -> int:
 
 
 def mode_figures(planned: Planned, module: hlo.Module, machine: Machine) -> dict[str, Any]:
-  """Flops, bytes, exchanges and least times of each mode."""
+  """Returns flops, bytes, collectives and roofline times of each mode."""
   cfg = planned.program
   names = dict(zip(Mode, hlo.branches(module, len(Mode)), strict=True))
   branch = lambda mode: costs.region(module, names[mode])  # noqa: E731
@@ -134,26 +134,26 @@ def mode_figures(planned: Planned, module: hlo.Module, machine: Machine) -> dict
 def _step(
   planned: Planned, branch: Region, work: StepWork, machine: Machine, backward: bool
 ) -> dict[str, Any]:
-  """A training step, or the evaluation of a batch of its size."""
+  """Figures of a training step, or of an evaluation batch of the same size."""
   cfg, model = planned.program, planned.model
 
   def trips(loop: Region) -> float:
     if any(loop is outer for outer in branch.loops):
       return work.micro
-    if "attention" in loop.scope:  # blocks of keys that a block of queries sees
+    if "attention" in loop.scope:  # key blocks seen by a query block
       return work.keys / max(work.tokens, 1) / _KEY_BLOCK + 1
     return work.chunks
 
   total = costs.total(branch, trips)
-  # Of the busiest device, which has a row in every micro-batch.
+  # For the busiest device, which has a row in every micro-batch.
   rows = cfg.batch.rows / math.prod(cfg.mesh.shape[axis] for axis in ROWS[0]) * work.micro
   keys = work.keys / work.rows * rows / cfg.mesh.shape["tensor"]
-  # Attention is the only kernel there is.
+  # Attention is the only custom kernel.
   kernels = any(r.kernels for r in costs.walk(branch))
   if kernels:
-    again = cfg.step.remat != "none"
-    passes = 1 + again + _BACKWARD if backward else 1
-    total = more(total, passes * attention_flops(model, keys))
+    recomputed = cfg.step.remat != "none"
+    passes = 1 + recomputed + _BACKWARD if backward else 1
+    total = add_work(total, passes * attention_flops(model, keys))
   cost = machine.price(total)
   needed = model_flops(model, work, backward, frozen=cfg.step.lora is not None)
   out = _json(cost)
@@ -174,7 +174,7 @@ def _step(
 
 
 def _generation(planned: Planned, branch: Region, machine: Machine) -> dict[str, Any]:
-  """The whole generation of all requests, each at its full budget."""
+  """Figures of the generation of all requests, each at its full token budget."""
   cfg, model = planned.program, planned.model
   work = generation_work(planned.requests, planned.assignments, cfg.generate, model.windows)
   price = functools.partial(_price, machine=machine)
@@ -185,7 +185,7 @@ def _generation(planned: Planned, branch: Region, machine: Machine) -> dict[str,
     for width in cfg.generate.widths:
       if loop.scope.endswith(f"/decode_{width}/while"):
         decodes[width] = loop
-    # Beside prefill proper, its scope has a loop that copies shared pages.
+    # The same scope also contains a loop that copies shared pages, without matmuls.
     if loop.scope.endswith("/prefill/while") and sum(r.flops for r in costs.walk(loop)):
       prefill = loop
   rounds = [r for r in branch.loops if r.trips is None]
@@ -198,7 +198,7 @@ def _generation(planned: Planned, branch: Region, machine: Machine) -> dict[str,
   itemsize = cfg.step.dtype.itemsize
   if prefill is not None and work.passes:
     flops = attention_flops(model, work.prompt_keys) / shards / work.passes
-    chunk_ends = work.prompt_keys / cfg.generate.chunk  # each chunk reads what is before it
+    chunk_ends = work.prompt_keys / cfg.generate.chunk  # each chunk reads all earlier tokens
     moved = cache_bytes(model, chunk_ends, itemsize) / shards / work.passes
     parts["prefill_pass"] = (price(prefill, flops, moved), work.passes)
   steps = sum(work.steps.values())
@@ -207,11 +207,12 @@ def _generation(planned: Planned, branch: Region, machine: Machine) -> dict[str,
   for width, loop in decodes.items():
     parts[f"decode_step_{width}"] = (price(loop, flops, moved), work.steps[width])
 
-  whole = combine(list(parts.values()))
-  # Each part waits for what bounds it, so that this is more than the roofline of the whole.
+  combined = combine(list(parts.values()))
+  # Parts run one after the other, each with its own bound: the sum exceeds the roofline of
+  # the combined cost.
   seconds = [cost.seconds * n for cost, n in parts.values() if cost.seconds is not None]
   total = sum(seconds) if len(seconds) == len(parts) else None
-  out = _json(whole, collectives=False)
+  out = _json(combined, collectives=False)
   out.update(
     roofline_seconds=total,
     bound=None,
@@ -232,11 +233,11 @@ def _generation(planned: Planned, branch: Region, machine: Machine) -> dict[str,
 
 
 def _price(region: Region, flops: float = 0.0, moved: float = 0.0, *, machine: Machine) -> Cost:
-  """One pass of a region without its inner loops of unknown length, plus kernels' work."""
-  return machine.price(more(_straight(region), flops, moved))
+  """One iteration of a region without its inner loops of unknown trip count, plus kernels."""
+  return machine.price(add_work(_without_dynamic_loops(region), flops, moved))
 
 
-def _straight(region: Region) -> Total:
+def _without_dynamic_loops(region: Region) -> Total:
   return costs.total(region, lambda loop: 0)
 
 

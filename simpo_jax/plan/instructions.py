@@ -1,4 +1,4 @@
-"""What single instructions of a compiled program's text say about themselves."""
+"""Properties of single HLO instructions, parsed from their text."""
 
 import re
 
@@ -10,7 +10,7 @@ Computation = dict[str, Instruction]
 
 
 def matmul_flops(i: Instruction, computation: Computation) -> float:
-  """Flops of a `dot` or `convolution` (TPU compilers write every dot as one); else 0."""
+  """Flops of a `dot` or `convolution`; 0 for others. TPU compilers turn dots into convolutions."""
   if i.opcode not in ("dot", "convolution"):
     return 0.0
   left, right = (computation[n].arrays[0].dims for n in i.operands[:2])
@@ -32,7 +32,11 @@ def matmul_flops(i: Instruction, computation: Computation) -> float:
 
 
 def window_of(text: str, dims: int) -> list[tuple[int, int, int, int]]:
-  """(stride, padding before, dilation of the left side, of the right) of each dimension."""
+  """Parses a convolution's window.
+
+  Returns:
+    (stride, low padding, lhs dilation, rhs dilation) of each spatial dimension.
+  """
 
   def values(name: str, default: str) -> list[str]:
     found = re.search(rf"\b{name}=(\S+)", text.strip("{}"))
@@ -49,12 +53,12 @@ def window_of(text: str, dims: int) -> list[tuple[int, int, int, int]]:
 
 
 def root_of(computation: Computation) -> Instruction:
-  """The instruction whose value is the computation's."""
+  """The root instruction of a computation."""
   return next(i for i in computation.values() if i.root)
 
 
 def origin_of(computation: Computation, name: str) -> Instruction:
-  """What an instruction is a copy of."""
+  """Follows copies and bitcasts back to the instruction that they start from."""
   i = computation[name]
   while i.opcode in ("copy", "bitcast") and i.operands[0] in computation:
     i = computation[i.operands[0]]
@@ -62,32 +66,32 @@ def origin_of(computation: Computation, name: str) -> Instruction:
 
 
 def asynchronous(computation: Computation, part: str) -> bool:
-  """Whether a fused computation has the start, or the end, of an exchange in the background."""
+  """Whether a fused computation contains an async collective's `part`, "Start" or "Done"."""
   targets = (i.attribute("custom_call_target") or "" for i in computation.values())
   return any(f"AsyncCollective{part}" in target for target in targets)
 
 
 def constant_of(i: Instruction) -> int | None:
-  """The value of a whole constant; None of anything else."""
+  """The value of an integer constant; None for anything else."""
   found = re.match(r"-?\d+", i.rest) if i.opcode == "constant" else None
   return int(found[0]) if found else None
 
 
-def named(i: Instruction, attribute: str) -> str:
-  """The computation that an attribute names, without its `%`."""
+def called_computation(i: Instruction, attribute: str) -> str:
+  """The name of the computation in `attribute`, such as "body", without its `%`."""
   return (i.attribute(attribute) or "").lstrip("%")
 
 
 def update_operand(i: Instruction) -> int:
-  """Which operand is the update of a dynamic-update-slice, or of a scatter of one array."""
+  """Index of the update operand of a dynamic-update-slice or a single-array scatter."""
   return 1 if i.opcode == "dynamic-update-slice" else len(i.operands) - 1
 
 
-def main(arrays: list[Array] | tuple[Array, ...]) -> int:
-  """Bytes that lie in main memory."""
+def hbm_bytes(arrays: list[Array] | tuple[Array, ...]) -> int:
+  """Bytes of the arrays that reside in HBM (memory space 0)."""
   return sum(a.bytes for a in arrays if a.space == 0)
 
 
-def size_of(arrays: tuple[Array, ...]) -> int:
-  """Bytes of all of them."""
+def total_bytes(arrays: tuple[Array, ...]) -> int:
+  """Bytes of all arrays, in any memory space."""
   return sum(a.bytes for a in arrays)

@@ -1,6 +1,6 @@
-"""Architectures of well-known models by hub id, for planning where the model is not at hand.
+"""Architectures of well-known models by hub id, for planning without a local copy.
 
-Facts of their config.json files; weights, tokenizer and license stay with the hub.
+The values are those of the models' config.json files.
 """
 
 from typing import Any
@@ -130,7 +130,7 @@ NAMES = tuple(_CONFIGS)
 
 
 def known_model(source: str) -> ModelConfig | None:
-  """The architecture of a hub id, or None if it is not among `NAMES`."""
+  """Returns the architecture of a hub id (case-insensitive), or None if it is not in `NAMES`."""
   by_name = {name.lower(): config for name, config in _CONFIGS.items()}
   config = by_name.get(source.lower())
   return from_hf(config, source) if config else None

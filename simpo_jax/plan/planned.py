@@ -1,4 +1,4 @@
-"""What a plan is of: the program of a run, and the work that it would be given."""
+"""The input of a plan: a run's program and its workload."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ from simpo_jax.program.config import ProgramConfig
 
 
 class Planned(NamedTuple):
-  """What is to run."""
+  """A run's program and its workload."""
 
   program: ProgramConfig
   model: ModelConfig
-  pairs: list[PairTokens]  # of one step
+  pairs: list[PairTokens]  # of one training step
   requests: list[Request]
-  assignments: list[Assignment]  # of the requests
-  pool_reason: str
-  attention_note: str | None
-  assumed: tuple[str, ...]  # what was not at hand; empty: this is the run's own program
+  assignments: list[Assignment]  # one per request
+  pool_reason: str  # why the KV pool has this size
+  attention_note: str | None  # why attention does not use the platform's kernel
+  assumed: tuple[str, ...]  # the assumptions made; empty if this is exactly the run's program

@@ -1,8 +1,8 @@
-"""A plan: the run's program, compiled for given devices, and what it would take there.
+"""Compiles a run's program for given devices and estimates its memory and time there.
 
-`make_plan` gives plain JSON values; `plan/text.py` shows them to a person. All bytes and
-flops are those of one chip (one JAX device); all seconds are least times, in which
-everything overlaps perfectly.
+`make_plan` returns JSON values; `plan/text.py` renders them as text. All bytes and flops
+are per chip (one JAX device). All seconds are lower bounds that assume perfect overlap of
+compute, memory traffic and collectives.
 """
 
 import contextlib
@@ -40,18 +40,18 @@ from simpo_jax.runtime.launch_schedule import generates
 from simpo_jax.runtime.resolve import resolve
 from simpo_jax.settings import Settings
 
-_PROMPTS_UNKNOWN = 128  # of a file that is not here, when `generate.count` does not say
+_DEFAULT_PROMPTS = 128  # assumed number if the prompt file is missing and `generate.count` is 0
 
 
 class Built(NamedTuple):
-  """What the compiler made of it."""
+  """The result of compiling the program."""
 
   fingerprint: str
-  seconds: float
+  seconds: float  # lowering and compiling
   module: hlo.Module
-  memory: Memory | None  # None if it was refused
-  assignment: BufferAssignment | None  # None where the compiler does not show it
-  refused: str | None  # why, in the compiler's words
+  memory: Memory | None  # None if the compiler rejected the program
+  assignment: BufferAssignment | None  # None if the compiler does not report it
+  refused: str | None  # the compiler's error if it rejected the program
 
 
 def make_plan(
@@ -62,15 +62,18 @@ def make_plan(
   response_tokens: int = 384,
   topology: str | None = None,
 ) -> dict[str, Any]:
-  """Resolves, compiles and prices the program of a config.
+  """Resolves and compiles a config's program, and computes its memory and roofline times.
 
   Args:
-    devices: described ones; None for those of this process.
-    prompt_tokens, response_tokens: lengths to assume where prompts or data are not here.
-    topology: the name of the devices' slice, for the record.
+    devices: from `topology_devices`; None for the devices of this process.
+    prompt_tokens, response_tokens: lengths to assume if prompts or data are unavailable.
+    topology: name of the devices' slice, recorded in the plan.
+
+  Returns:
+    The plan as JSON values.
 
   Raises:
-    UserError: the run could not start either, or nothing is known of the model.
+    UserError: the run itself could not start, or the model's architecture is unknown.
   """
   hosts = len({d.process_index for d in devices}) if devices else None
   mesh = mesh_of(config.mesh, devices, hosts)
@@ -123,9 +126,10 @@ def _device_figures(mesh: Mesh, machine: Machine) -> dict[str, Any]:
 
 
 def describe(config: Settings, mesh: Mesh, prompt_tokens: int, response_tokens: int) -> Planned:
-  """The run's own program, or where its parts are not on this machine, one of its sizes.
+  """Returns exactly the run's program, or one of assumed sizes if parts are unavailable here.
 
-  Where memory has no room for KV pages, the program has the fewest that its requests need.
+  If memory does not suffice for the KV pool, the pool gets the fewest pages that its
+  requests need.
   """
   try:
     return _describe(config, mesh, prompt_tokens, response_tokens)
@@ -167,15 +171,15 @@ def _assume(
         f"of the models it knows: {', '.join(NAMES)}"
       ) from error
   else:
-    assumed.append(f"{source}: the sizes that this project knows of it")
+    assumed.append(f"{source}: the sizes that this project knows of it")  # plan/known_models.py
   requests = []
   if generates(config):
-    count = len(config.generate.prompt_list) or config.generate.count or _PROMPTS_UNKNOWN
+    count = len(config.generate.prompt_list) or config.generate.count or _DEFAULT_PROMPTS
     length = min(prompt_tokens, config.generate.max_prompt_length)
     tokens = np.zeros(length, np.int32)
     requests = make_requests([Prompt(i, "", tokens) for i in range(count)], config.generate)
     assumed.append(f"{count} prompts of {length} tokens")
-  # The automaton has a state for each byte of the stop strings, at most.
+  # The automaton has at most one state per byte of the stop strings.
   states = 1 + sum(len(s.encode()) for s in config.generate.stop)
   cfg, assignments, pool, note = program_config(config, mesh, model, requests, states)
   prompt = min(prompt_tokens, config.data.max_prompt_length, config.data.max_length - 2)
@@ -196,11 +200,11 @@ def _assume(
 
 
 def build(cfg: ProgramConfig) -> Built:
-  """Compiles the program, and reads what the compiler says about it.
+  """Compiles the program and parses the compiler's memory report.
 
   Raises:
-    UserError: the compiler refuses for lack of memory, and nothing more can be told.
-    Exception: the compiler's own, of another kind.
+    UserError: the compiler ran out of memory and reported no buffer assignment.
+    jax.errors.JaxRuntimeError: any other error of the compiler.
   """
   lowered = lower_program(cfg)
   start = time.perf_counter()
@@ -222,7 +226,7 @@ def build(cfg: ProgramConfig) -> Built:
     module = hlo.parse(text)
     assignment = None
     if on_tpu:
-      with contextlib.suppress(ValueError):  # another version's way of writing it
+      with contextlib.suppress(ValueError):  # another libtpu version may format it differently
         assignment = read_assignment(_dumped(folder, "-buffer-assignment.txt"), module)
     if refused and assignment is None:
       raise UserError(f"the program does not fit: {refused}")
@@ -230,7 +234,7 @@ def build(cfg: ProgramConfig) -> Built:
 
 
 def _dumped(folder: str, name: str) -> str:
-  """The dump of the program proper, which is the largest if there are several."""
+  """Reads a dump of the compiler; the largest one, since helper programs are dumped too."""
   found = list(pathlib.Path(folder).glob(f"*{name}"))
   if not found:
     raise RuntimeError(f"the compiler wrote no {name}; please report this with its version")

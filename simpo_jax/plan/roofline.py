@@ -1,4 +1,4 @@
-"""Least times: what a region's flops, bytes and exchanges take at a chip's peak rates."""
+"""Roofline times: a region's flops, bytes and collectives at a chip's peak rates."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,31 +12,31 @@ from simpo_jax.program.hlo import Collective
 
 
 class Exchange(NamedTuple):
-  """Collectives of one kind and size, per pass of a region."""
+  """Collectives of one kind and size, per iteration of a region."""
 
   kind: str
   shapes: str
-  bytes: int  # of one; see `hlo.Collective`
+  bytes: int  # per collective; see `hlo.Collective`
   count: float
-  group: int  # devices that exchange with each other
-  axes: tuple[str, ...]  # of the mesh, that they differ in
+  group: int  # devices that take part in one collective
+  axes: tuple[str, ...]  # mesh axes along which these devices differ
   crosses_hosts: bool
-  seconds: float | None  # least time of all of them; None for a chip that is not known
+  seconds: float | None  # lower bound for all of them; None if the chip is unknown
 
 
 class Cost(NamedTuple):
-  """What a region takes on one device."""
+  """The cost of a region on one device."""
 
   flops: float
   bytes: float
-  exchanges: tuple[Exchange, ...]  # the slowest first
+  exchanges: tuple[Exchange, ...]  # slowest first
   compute_seconds: float | None
   memory_seconds: float | None
   exchange_seconds: float | None
 
   @property
   def times(self) -> dict[str, float]:
-    """Seconds by what they are spent on; {} if one of them is not known."""
+    """Seconds by resource (compute, memory, exchange); {} if any of them is unknown."""
     times = {
       "compute": self.compute_seconds,
       "memory": self.memory_seconds,
@@ -47,12 +47,12 @@ class Cost(NamedTuple):
 
   @property
   def seconds(self) -> float | None:
-    """The roofline: everything overlaps, the slowest counts."""
+    """The roofline time: with perfect overlap, that of the slowest resource."""
     return max(self.times.values(), default=None)
 
   @property
   def bound(self) -> str:
-    """What it waits for."""
+    """The resource that limits the region, or "unknown"."""
     times = self.times
     return max(times, key=times.__getitem__, default="unknown")
 
@@ -64,7 +64,7 @@ class Machine(NamedTuple):
   chip: Chip | None
 
   def price(self, total: Total) -> Cost:
-    """The least time of work on one device of this machine."""
+    """Computes the roofline cost of `total` on one device."""
     exchanges = self._exchanges(total)
     chip = self.chip
     return Cost(
@@ -93,10 +93,10 @@ class Machine(NamedTuple):
     return tuple(sorted(out, key=lambda x: (-(x.seconds or 0), -x.bytes * x.count)))
 
   def _group(self, collective: Collective) -> tuple[int, tuple[str, ...], int, int]:
-    """Devices of a group, mesh axes they differ in, and how the worst-placed are linked."""
+    """Returns (group size, mesh axes, links, hops); the last two of the worst-connected group."""
     groups = np.asarray(collective.groups())
-    places = np.stack(np.unravel_index(groups, self.mesh.devices.shape), -1)  # [groups, n, axes]
-    varies = (places != places[:, :1]).any(axis=(0, 1))
+    positions = np.stack(np.unravel_index(groups, self.mesh.devices.shape), -1)  # [groups, n, axes]
+    varies = (positions != positions[:, :1]).any(axis=(0, 1))
     axes = tuple(name for name, v in zip(self.mesh.axis_names, varies, strict=True) if v)
     into, hops = 1, 1
     devices = self.mesh.devices.flat
@@ -109,7 +109,11 @@ class Machine(NamedTuple):
 
 
 def combine(parts: list[tuple[Cost, float]]) -> Cost:
-  """Work done one after the other, each part so many times."""
+  """Adds up the costs of consecutive parts.
+
+  Args:
+    parts: pairs of a cost and the number of times it is executed.
+  """
 
   def seconds(field: str) -> float | None:
     values = [(getattr(cost, field), times) for cost, times in parts]
@@ -130,6 +134,6 @@ def combine(parts: list[tuple[Cost, float]]) -> Cost:
   )
 
 
-def more(total: Total, flops: float = 0.0, moved: float = 0.0) -> Total:
-  """Adds work that the program's text does not tell of, such as a kernel's."""
+def add_work(total: Total, flops: float = 0.0, moved: float = 0.0) -> Total:
+  """Adds flops and bytes that the HLO text does not show, such as a kernel's."""
   return total._replace(flops=total.flops + flops, bytes=total.bytes + moved)

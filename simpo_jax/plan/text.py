@@ -1,4 +1,4 @@
-"""A plan as a person reads it: plain tables, one screen each."""
+"""Renders a plan as plain-text tables."""
 
 from collections import Counter
 from typing import Any
@@ -14,7 +14,7 @@ _MEMORY_KINDS = {
 
 
 def render(plan: dict[str, Any]) -> str:
-  """All of it, as lines of text."""
+  """Renders the plan of `make_plan` as text."""
   parts = [_head(plan), _memory(plan), _times(plan), _generation(plan), _exchanges(plan)]
   return "\n\n".join(p for p in [*parts, _verdict(plan)] if p)
 
@@ -77,7 +77,7 @@ def _memory(plan: dict[str, Any]) -> str:
       )
       lines.append(f"largest temporaries of {name}: {shown}")
   if all(mode["peak"] is None for mode in modes.values()):
-    lines.append("(this compiler does not tell modes apart: temporaries of all, "
+    lines.append("(this compiler reports no memory per mode; temporaries of all modes: "
                  f"{_bytes(m['temporaries'])})")  # fmt: skip
   return "\n".join(lines)
 
@@ -190,7 +190,7 @@ def _verdict(plan: dict[str, Any]) -> str:
 
 
 def _columns(rows: list[tuple[str, ...]]) -> str:
-  """Left-aligned first column, the others right-aligned where there are several."""
+  """Aligns columns: the first to the left; the others to the right if there are more than two."""
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   align = (lambda i, c: c.ljust(widths[i])) if len(rows[0]) == 2 else (
     lambda i, c: c.rjust(widths[i]) if i else c.ljust(widths[i])

@@ -1,4 +1,4 @@
-"""Whether all hosts agree on a launch: decided on device, reported on every host if not."""
+"""Agreement of all hosts on a launch: decided on device; differences are reported on every host."""
 
 import itertools
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from simpo_jax.program.ledger import AGREE, DATA, STOP, Mode
 
 
 def agreed_mode(rows: Int32[Array, "hosts fields"]) -> Int32[Array, ""]:
-  """The mode that all hosts want; ABORT if they differ in anything that must be equal.
+  """Returns the mode that all hosts want, or ABORT if the hosts disagree.
 
-  A stop that any host asks for aborts the launch on every host, too.
+  The launch is also aborted on every host if any host requests a stop.
 
   Args:
     rows: every host's row of the ledger.
@@ -24,9 +24,9 @@ def agreed_mode(rows: Int32[Array, "hosts fields"]) -> Int32[Array, ""]:
 
 
 def describe_disagreement(rows: Int32[np.ndarray, "hosts fields"]) -> str:
-  """One line that names each host that differs from host 0, and in what.
+  """Returns one line that names each host that differs from host 0, and the differing fields.
 
-  Other modes have other data: that is not said then.
+  `data` is not reported for a host whose mode differs, since it differs by mode anyway.
   """
 
   def mode(value: int) -> str:
@@ -51,7 +51,7 @@ def describe_disagreement(rows: Int32[np.ndarray, "hosts fields"]) -> str:
 
 
 def describe_contents(everyone: list[list[tuple[str, str]]]) -> str:
-  """One line that names each host whose items are not host 0's, and the first such item.
+  """Returns one line that names each host whose items differ from host 0's, and the first one.
 
   Args:
     everyone: each host's `Contents.items`.

@@ -1,10 +1,10 @@
-"""The one program of a run: train, generate, evaluate or abort, in one executable.
+"""The single program of a run: train, generate, evaluate or abort, in one executable.
 
     state, report = program(state, batch, requests, ledger)
 
-It is lowered and compiled once, from abstract values, before the first launch,
-and the compiled object is what gets called: it cannot retrace. `state` is donated
-and updated in place. Every device launch of a run is a launch of this program.
+It is lowered and compiled once, from abstract values, before the first launch. Launches
+call the compiled object, so nothing is ever retraced. `state` is donated and updated in
+place. Every device launch of a run is a launch of this program.
 """
 
 import functools
@@ -40,9 +40,9 @@ _Branch = tuple[TrainState, Metrics, Generated]
 
 
 class Report(NamedTuple):
-  """What a launch tells: the mode that ran, every host's ledger row, the results.
+  """The output of a launch: the mode that ran, every host's ledger row, the results.
 
-  Only the part of the mode that ran is meaningful; the others are zeros.
+  Only the results of that mode are meaningful; the others are zeros.
   """
 
   mode: Int32[AnyArray, ""]
@@ -52,24 +52,24 @@ class Report(NamedTuple):
 
 
 class Lowered(NamedTuple):
-  """The program before the compiler."""
+  """The lowered program."""
 
   stage: jax.stages.Lowered
-  fingerprint: str  # of its text
+  fingerprint: str  # hash of the StableHLO text
   seconds: float
 
 
 class Compiled(NamedTuple):
-  """The executable, and what the compiler said about it."""
+  """The executable and its memory statistics."""
 
   call: jax.stages.Compiled
-  fingerprint: str  # of the lowered program's text
+  fingerprint: str  # hash of the lowered program's text
   compile_seconds: float  # lowering included
   memory: Memory
 
 
 def build(cfg: ProgramConfig) -> jax.stages.Wrapped:
-  """The program as a jitted function; `compile_program` makes the executable."""
+  """Returns the program as a jitted function; `compile_program` compiles it."""
   replicated = NamedSharding(cfg.mesh, P())
 
   def generation(params: llama.Params, requests: Requests) -> Generated:
@@ -119,7 +119,7 @@ def build(cfg: ProgramConfig) -> jax.stages.Wrapped:
 
 
 def _zeros_like(f: Callable[..., _Out], *args: Any) -> Callable[[], _Out]:
-  """A function that makes zeros in the shapes of what `f(*args)` returns."""
+  """Returns a function that makes zeros with the shapes and dtypes of `f(*args)`."""
 
   def zeros(x: jax.ShapeDtypeStruct) -> Array:
     return jnp.zeros(x.shape, x.dtype)
@@ -130,8 +130,8 @@ def _zeros_like(f: Callable[..., _Out], *args: Any) -> Callable[[], _Out]:
 def _report_specs(cfg: ProgramConfig) -> Report:
   """PartitionSpecs of the report.
 
-  All but the log-probability of every token reaches every host, so that process 0 can tell
-  of all samples without an exchange of its own.
+  Everything except the per-token log-probabilities is replicated to every host, so that
+  process 0 can report on all samples without further communication.
   """
   group = P("host") if cfg.generate.groups > 1 else P()
   answers = Generated._make([P()] * len(Generated._fields))._replace(logprobs=group)
@@ -147,13 +147,17 @@ def lower_program(cfg: ProgramConfig) -> Lowered:
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
-  """What the program is compiled with, beside the compiler's defaults."""
+  """Returns the non-default compiler options for the chips of the mesh."""
   chip = chip_of(mesh.devices.flat[0].device_kind)
   return {o.name: o.value for o in COMPILER_OPTIONS if chip in o.chips}
 
 
 def compile_program(cfg: ProgramConfig, lowered: Lowered | None = None) -> Compiled:
-  """Compiles the lowered program; lowers it first if that was not done."""
+  """Compiles the program, after lowering it if `lowered` is None.
+
+  Raises:
+    RuntimeError: the compiler would not update the train state in place.
+  """
   lowered = lowered or lower_program(cfg)
   start = time.perf_counter()
   compiled = lowered.stage.compile(compiler_options(cfg.mesh))
@@ -169,12 +173,12 @@ def compile_program(cfg: ProgramConfig, lowered: Lowered | None = None) -> Compi
 
 
 def room_for_pool(cfg: ProgramConfig) -> int | None:
-  """Bytes of a device's memory that the KV pool may take; None if that is unknown.
+  """Returns the bytes per device available for the KV pool; None if unknown.
 
-  What training's activations use at other times is free while generating.
+  Memory used by activations during training is available while generating.
   """
   devices = list(cfg.mesh.devices.flat)
-  # Another process's device does not tell its memory; one that is only described is the first.
+  # Only local devices report their memory. A described topology has none: take any device.
   local = [d for d in devices if d.process_index == jax.process_index()]
   weights = on_mesh.weight_bytes(cfg.step.model, cfg.mesh, cfg.mode, cfg.step.dtype)
   return free_bytes((local or devices)[0], state_bytes(cfg) + weights)

@@ -1,4 +1,4 @@
-"""Counts XLA compilations of this process, from the moment it is imported."""
+"""Counts the XLA compilations of this process since this module was imported."""
 
 import jax
 
@@ -15,5 +15,5 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 def compile_count() -> int:
-  """XLA compilations so far; a run makes exactly one."""
+  """Returns the number of XLA compilations so far; a run makes exactly one."""
   return len(_compiles)

@@ -25,5 +25,5 @@ class ProgramConfig:
 
   @property
   def batch(self) -> BatchShape:
-    """Of a training step, and of an evaluation's batches."""
+    """The batch shape of training steps and of evaluation batches."""
     return self.step.batch

@@ -1,4 +1,4 @@
-"""From a config, a mesh and a model's sizes to the program's: one decision after the other."""
+"""Derives the program's sizes and kernels from the settings, the mesh and the model."""
 
 import dataclasses
 import math
@@ -37,29 +37,29 @@ from simpo_jax.train.batch import batch_shape, row_length
 from simpo_jax.train.optimizer import make_optimizer, make_schedule
 from simpo_jax.train.types import StepConfig
 
-LANES = 128  # rows are multiples of it, as TPU kernels want them
+LANES = 128  # TPU kernels need row lengths that are multiples of it
 
 
 class Configured(NamedTuple):
-  """The program's sizes, and why they are these."""
+  """The program's configuration, with the reasons for the choices made."""
 
   program: ProgramConfig
-  assignments: list[Assignment]  # of the requests
+  assignments: list[Assignment]  # one per request
   pool: Pool
-  attention_note: str | None  # where and why attention is not the platform's own kernel
+  attention_note: str | None  # where and why attention does not use the platform's kernel
 
 
 def program_config(
   settings: Settings, mesh: Mesh, model: ModelConfig, requests: list[Request], stop_states: int
 ) -> Configured:
-  """Sizes, kernels and the KV pool of the one program.
+  """Chooses the sizes, kernels and KV pool of the program.
 
   Args:
-    requests: may be empty, for a run that never generates.
-    stop_states: of the stop automaton.
+    requests: empty for a run that never generates.
+    stop_states: number of states of the stop automaton.
 
   Raises:
-    UserError: sizes that cannot be had on these devices, and what to change.
+    UserError: these settings are impossible on these devices; says what to change.
   """
   _check_tensor_parts(mesh, model)
   platform, generation = mesh.devices.flat[0].platform, settings.generate
@@ -93,7 +93,7 @@ def program_config(
 def _step_config(
   settings: Settings, mesh: Mesh, model: ModelConfig
 ) -> tuple[StepConfig, str | None]:
-  """The training step, and where and why its attention is not the platform's own kernel."""
+  """The training step's config, and why its attention does not use the platform's kernel."""
   platform = mesh.devices.flat[0].platform
   train, data = settings.train, settings.data
   dtype = compute_dtype(settings.model, platform)
@@ -122,12 +122,12 @@ def _step_config(
 def mesh_of(
   settings: MeshSettings, devices: Sequence[Device] | None = None, hosts: int | None = None
 ) -> Mesh:
-  """The mesh that the settings ask for; see `make_mesh`."""
+  """Returns the mesh that the settings describe; see `make_mesh`."""
   return make_mesh(devices, hosts, data=settings.data, fsdp=settings.fsdp, tensor=settings.tensor)
 
 
 def compute_dtype(settings: ModelSettings, platform: str) -> np.dtype:
-  """The dtype of matrix products: the config's, or what suits the platform."""
+  """Returns the dtype of matmuls; for "auto", float32 on CPU and bfloat16 elsewhere."""
   dtype = settings.compute_dtype
   if dtype == "auto":
     dtype = "float32" if platform == "cpu" else "bfloat16"
@@ -135,7 +135,7 @@ def compute_dtype(settings: ModelSettings, platform: str) -> np.dtype:
 
 
 def longest_window(model: ModelConfig, max_length: int) -> int | None:
-  """The model's sliding window, or None if no sequence is as long as it."""
+  """Returns the model's sliding window, or None if no sequence is longer than it."""
   window = model.sliding_window
   return None if window is None or window >= max_length else window
 
@@ -162,7 +162,7 @@ def _micro_batch_rows(train: TrainSettings, mesh: Mesh) -> int:
 
 
 def _frozen(train: TrainSettings, model: ModelConfig, lora: Lora | None) -> tuple[str, ...]:
-  """The parts of the weights that training leaves as they are."""
+  """Top-level keys of the weights that training does not update."""
   if lora:
     return tuple(tensors(model))
   return ("embed", "lm_head") if train.freeze_embeddings else ()
@@ -189,7 +189,7 @@ def _training_attention(
 def _smallest_generation(
   generation: GenerateSettings,
 ) -> tuple[GenerateSettings, list[Request]]:
-  """What the generate branch of a run that never generates is sized by."""
+  """The smallest possible generate branch, for a run that never generates."""
   generation = dataclasses.replace(
     generation, max_new_tokens=1, num_samples=1, num_pages=0, repetition_penalty=1.0
   )

@@ -1,12 +1,10 @@
-"""A compiled program's text, read: computations, collectives, loops and what they cost.
+"""Parses the HLO text of a compiled program: computations, instructions, collectives.
 
-XLA's own cost analysis counts the body of a loop once, however often it runs, and all
-branches of a conditional. Here a program is a tree of regions instead: the straight
-code of a loop's body, and the loops inside it. Who knows how often a loop runs
-multiplies (`Region.trips` where the program itself says so).
+XLA's cost analysis counts the body of a loop once, whatever its trip count, and all
+branches of a conditional. `simpo_jax.plan.costs` therefore computes costs from this text.
 
 References:
-  The instructions: https://openxla.org/xla/operation_semantics.
+  HLO instructions: https://openxla.org/xla/operation_semantics.
 """
 
 import math
@@ -25,7 +23,7 @@ _CALLED = re.compile(
   r"(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)="
   r"(\{[^}]*\}|%?[\w.\-]+)"
 )
-# Groups by axes of a mesh, whose devices may be in another order: [4,4]T(1,0), say.
+# Groups along mesh axes; the devices may be permuted, as in [4,4]T(1,0).
 _MESH_GROUPS = re.compile(
   r"replica_groups=mesh\[(?P<axes>.*?)\]"
   r"(?:, device_ids=\(\[(?P<dims>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?\))? \{(?P<among>.*?)\}"
@@ -49,7 +47,7 @@ class Array(NamedTuple):
 
   dtype: str
   dims: tuple[int, ...]
-  space: int  # memory space: 0 is the device's main memory
+  space: int  # memory space; 0 is HBM
 
   @property
   def bytes(self) -> int:
@@ -63,15 +61,15 @@ class Instruction(NamedTuple):
   """One line of a computation."""
 
   name: str
-  arrays: tuple[Array, ...]  # of its result, a tuple's flattened
+  arrays: tuple[Array, ...]  # the result; tuples are flattened
   opcode: str
-  operands: tuple[str, ...]
-  rest: str  # what follows the opcode: operands and attributes
+  operands: tuple[str, ...]  # names of instructions
+  rest: str  # the text after the opcode: operands and attributes
   root: bool
 
   @property
   def scope(self) -> str:
-    """The named scopes it comes from, or ""."""
+    """Its `op_name`, which contains the `jax.named_scope`s; "" if it has none."""
     found = re.search(r'op_name="([^"]*)"', self.rest)
     return found[1] if found else ""
 
@@ -87,14 +85,14 @@ class Instruction(NamedTuple):
 
 
 class Module(NamedTuple):
-  """A program: its computations, each a dict of instructions in the order of the text."""
+  """A program: its computations, each a dict of instructions by name, in program order."""
 
   entry: str
   computations: dict[str, dict[str, Instruction]]
 
 
 def item_bits(dtype: str) -> int:
-  """Bits of an element of a type such as `bf16` or `s32`."""
+  """Returns the bits per element of a type such as `bf16` or `s32`."""
   if dtype in _ITEM_BITS:
     return _ITEM_BITS[dtype]
   found = re.match(r"[a-z]+(\d+)", dtype)
@@ -102,7 +100,7 @@ def item_bits(dtype: str) -> int:
 
 
 def parse(text: str) -> Module:
-  """Reads `compiled.as_text()`."""
+  """Parses `compiled.as_text()`."""
   entry, computations = "", dict[str, dict[str, Instruction]]()
   current: dict[str, Instruction] | None = None
   for line in text.splitlines():
@@ -127,7 +125,7 @@ def _instruction(found: re.Match[str], line: str) -> Instruction:
 
 
 def _split_shape(text: str) -> tuple[str, str]:
-  """A result's type, and what follows it."""
+  """Splits an instruction's text into the type of its result and the rest."""
   if text.startswith("("):
     end = _close(text, 0)
     return text[:end], text[end:].lstrip()
@@ -136,7 +134,7 @@ def _split_shape(text: str) -> tuple[str, str]:
 
 
 def _close(text: str, depth: int) -> int:
-  """Where the parenthesis closes that is `depth` deep at the start."""
+  """Index after the closing parenthesis, if the text starts inside `depth` open ones."""
   for found in re.finditer(r"[()]", text):
     depth += 1 if found[0] == "(" else -1
     if depth == 0:
@@ -154,21 +152,21 @@ def _array(found: re.Match[str]) -> Array:
 
 
 class Collective(NamedTuple):
-  """One exchange between devices."""
+  """A collective operation."""
 
-  scope: str  # the named scopes it comes from
-  kind: str
-  shapes: str  # of its result, without layouts
-  rest: str  # its attributes
-  bytes: int  # of what one device ends up with; of what it brings, for reduce-scatter
+  scope: str  # see `Instruction.scope`
+  kind: str  # one of `COLLECTIVES`
+  shapes: str  # of the result, without layouts
+  rest: str  # attributes
+  bytes: int  # per device: of the result, or of the operands for reduce-scatter
 
   def groups(self) -> list[list[int]]:
-    """Of devices that exchange with each other, by their place in the mesh."""
+    """The replica groups, as indices into the flattened mesh."""
     return replica_groups(self.rest)
 
 
 def collective(instruction: Instruction, computation: dict[str, Instruction]) -> Collective | None:
-  """The instruction as an exchange, or None; of an asynchronous pair the start counts."""
+  """Parses a collective; None for others, and for the "-done" part of an async collective."""
   kind = instruction.opcode.removesuffix("-start")
   if kind not in COLLECTIVES:
     return None
@@ -188,7 +186,7 @@ def collective(instruction: Instruction, computation: dict[str, Instruction]) ->
 
 
 def collectives(text: str) -> list[Collective]:
-  """All exchanges of a compiled program, in the order of its text."""
+  """Returns all collectives of a compiled program's text, in program order."""
   found = (
     collective(instruction, computation)
     for computation in parse(text).computations.values()
@@ -198,10 +196,10 @@ def collectives(text: str) -> list[Collective]:
 
 
 def replica_groups(text: str) -> list[list[int]]:
-  """The groups that an instruction's attributes name, in any of their notations.
+  """Parses the replica groups in an instruction's attributes, in any of XLA's notations.
 
   Raises:
-    ValueError: a notation that is not known.
+    ValueError: an unknown notation.
   """
   if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", text):
     return _lists(pairs[1])
@@ -224,7 +222,7 @@ def replica_groups(text: str) -> list[list[int]]:
 
 
 def _iota(dims: str, order: str | None) -> np.ndarray:
-  """Numbers from 0 in an array of sides `dims`, transposed to `order`."""
+  """An array of shape `dims` that counts up from 0, transposed to `order`."""
   sides = [int(n) for n in dims.split(",")]
   ids = np.arange(math.prod(sides)).reshape(sides)
   return ids.transpose([int(n) for n in order.split(",")]) if order else ids
@@ -235,7 +233,7 @@ def _lists(text: str) -> list[list[int]]:
 
 
 def copies(text: str, shape: str) -> list[str]:
-  """The instructions that copy an array of a shape such as `f32[8,16,64]`."""
+  """Returns the lines of a program's text that copy an array of `shape`, as in `f32[8,16,64]`."""
   return [
     line
     for line in text.splitlines()
@@ -247,7 +245,7 @@ def copies(text: str, shape: str) -> list[str]:
 
 
 def branches(module: Module, count: int) -> tuple[str, ...]:
-  """The computations of the entry's conditional of so many branches, in its order.
+  """Returns the branch computations of the entry's conditional with `count` branches.
 
   Raises:
     ValueError: there is not exactly one such conditional.
@@ -263,7 +261,7 @@ def branches(module: Module, count: int) -> tuple[str, ...]:
 
 
 def reachable(module: Module, start: str) -> Iterator[str]:
-  """A computation, and all that it calls, each once."""
+  """Yields a computation and everything that it calls, each once."""
   pending, seen = [start], set[str]()
   while pending:
     name = pending.pop()

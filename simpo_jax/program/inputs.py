@@ -1,4 +1,4 @@
-"""What a launch takes beside the state, batch, requests and ledger, and how they are sharded."""
+"""The inputs of a launch besides the state (batch, requests, ledger), and their shardings."""
 
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ _Values = TypeVar("_Values")
 
 
 def input_shardings(cfg: ProgramConfig) -> tuple[Batch, Requests, NamedSharding]:
-  """NamedShardings of (batch, requests, ledger)."""
+  """Returns NamedShardings of (batch, requests, ledger)."""
   group = P("host") if cfg.generate.groups > 1 else P()
 
   def of_group(_: object) -> P:
@@ -31,19 +31,19 @@ def input_shardings(cfg: ProgramConfig) -> tuple[Batch, Requests, NamedSharding]
 
 
 def abstract_inputs(cfg: ProgramConfig) -> tuple[Batch, Requests, jax.ShapeDtypeStruct]:
-  """Shapes, dtypes and shardings of (batch, requests, ledger)."""
+  """Returns shapes, dtypes and shardings of (batch, requests, ledger)."""
   ledger = np.zeros((cfg.mesh.shape["host"], len(FIELDS)), np.int32)
   values = (empty_batch(cfg.batch), _no_requests(cfg), ledger)
   return jax.tree.map(with_sharding, values, input_shardings(cfg))
 
 
 def put_inputs(values: _Values, shardings: Any) -> _Values:
-  """Places a tree of numpy arrays as `input_shardings` says."""
+  """Puts a tree of numpy arrays on the devices, with shardings from `input_shardings`."""
   return jax.tree.map(device_put, values, shardings)
 
 
 def local_rows(cfg: ProgramConfig) -> range:
-  """The rows of a micro-batch that lie on this process's devices."""
+  """Returns the rows of a micro-batch that are stored on this process's devices."""
   sharding = NamedSharding(cfg.mesh, ROWS)
   rows = (cfg.batch.rows,)
   slices = sharding.addressable_devices_indices_map(rows).values()
@@ -52,7 +52,7 @@ def local_rows(cfg: ProgramConfig) -> range:
 
 
 def put_batch(cfg: ProgramConfig, batch: Batch, shardings: Batch) -> Batch:
-  """Places a batch of which this process holds its `local_rows` alone."""
+  """Puts a batch on the devices, given only this process's `local_rows` of it."""
   local = local_rows(cfg)
 
   def put(value: np.ndarray, sharding: NamedSharding) -> jax.Array:

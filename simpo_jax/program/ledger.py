@@ -1,8 +1,8 @@
-"""The ledger: how hosts agree, inside the program, on what a launch is.
+"""The ledger: how hosts agree, inside the program, on what to launch.
 
-Each process brings one int32 row. The program gathers the rows before its
-switch; only if all agree does the wanted mode run. The gathered rows come back
-in the report, so a disagreement is one clear error on every host.
+Each process passes one int32 row. The program gathers the rows before its switch, and
+runs the requested mode only if all rows agree. The report returns the gathered rows, so
+that every host raises the same error if they differ.
 """
 
 import dataclasses
@@ -18,21 +18,21 @@ from jaxtyping import Int32
 FIELDS = (
   "mode",
   "launch",
-  "digest_low",  # of config, program and what was read at the start
+  "digest_low",  # of config, program and the inputs read at the start
   "digest_high",
-  "data_low",  # of what this very launch works on
+  "data_low",  # of this launch's pairs or requests
   "data_high",
   "stop",
   "save",
 )
-AGREE = 6  # the first so many fields must be equal on all hosts
+AGREE = 6  # the first 6 fields must be equal on all hosts
 DATA = slice(FIELDS.index("data_low"), AGREE)
-STOP = FIELDS.index("stop")  # not zero on any host: the launch does nothing, the run ends
-SAVE = FIELDS.index("save")  # not zero on any host: a checkpoint follows on all
+STOP = FIELDS.index("stop")  # nonzero on any host: the launch does nothing and the run ends
+SAVE = FIELDS.index("save")  # nonzero on any host: all hosts save a checkpoint afterwards
 
 
 class Mode(enum.IntEnum):
-  """The branches of the one program, in the order of its switch."""
+  """The branches of the program, in the order of its switch."""
 
   TRAIN = 0
   GENERATE = 1
@@ -48,18 +48,18 @@ class Dataclass(Protocol):
 
 
 def digest(*parts: object) -> tuple[int, int]:
-  """Two int32 words that stand for all the parts.
+  """Hashes all parts to two int32 words.
 
-  Hosts that read another config, other data or other prompts differ in it; so do a checkpoint
-  and a run that goes on from it. Checkpoints keep it: what it makes of a value never changes.
+  Hosts compare digests to detect different configs, data or prompts, and so do a checkpoint and
+  the run that resumes it. Checkpoints store digests, so the digest of a value must never change.
 
   Args:
-    parts: strings, bytes, numbers, arrays and None; tuples, lists and dicts with names of them;
-      dataclasses, which count field by field, those at their defaults not at all: so a field
-      that is added later, with a default, changes nothing.
+    parts: strings, bytes, numbers, arrays, None; lists, tuples and dicts (with string keys) of
+      these; and dataclasses. Dataclass fields at their defaults are skipped, so that adding a
+      field with a default does not change the digest.
 
   Raises:
-    TypeError: anything else, also in an array.
+    TypeError: a value of another type, or an array of objects.
   """
   total = hashlib.sha256()
 
@@ -82,7 +82,7 @@ def digest(*parts: object) -> tuple[int, int]:
         add((name, by_name[name]))
     elif isinstance(part, (bytes, numbers.Number)) or hasattr(part, "__array__"):
       array = np.asarray(part)
-      if array.dtype.hasobject:  # whose bytes are addresses
+      if array.dtype.hasobject:  # its bytes would be addresses
         raise TypeError(f"a digest of {type(part).__name__} of {array.dtype}")
       total.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     else:
@@ -94,11 +94,11 @@ def digest(*parts: object) -> tuple[int, int]:
 
 
 class Contents(NamedTuple):
-  """What a launch works on, as this host has it, in order: pairs, or requests.
+  """The pairs or requests of a launch, as read by this host, in order.
 
   Attributes:
     words: the digest of all items, for the ledger.
-    items: each one's name and its own digest, to find the first that differs.
+    items: (name, digest) of each item, to find the first one that differs between hosts.
   """
 
   words: tuple[int, int]
@@ -106,31 +106,30 @@ class Contents(NamedTuple):
 
 
 def contents(named: Iterable[tuple[str, object]]) -> Contents:
-  """The contents of a launch.
+  """Returns the contents of a launch.
 
   Args:
-    named: name and value of each item, in the order in which it is worked on; values as
-      `digest` takes them.
+    named: name and value of each item, in processing order; `digest` must accept the values.
   """
   items = tuple((name, hex_digest(value)) for name, value in named)
   return Contents(digest(items), items)
 
 
 def hex_digest(value: object) -> str:
-  """The `digest` of one value, as text."""
+  """Returns the `digest` of one value as hexadecimal text."""
   return np.asarray(digest(value), np.int32).tobytes().hex()
 
 
 def changed_fields(value: Dataclass) -> dict[str, Any]:
-  """The fields of a dataclass that are not at their defaults, by name."""
+  """Returns the fields of a dataclass that are not at their defaults, by name."""
 
-  def usual(field: dataclasses.Field[Any], found: object) -> bool:
+  def is_default(field: dataclasses.Field[Any], found: object) -> bool:
     made = field.default_factory
     default = field.default if made is dataclasses.MISSING else made()
     return type(found) is type(default) and found == default
 
   fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
-  return {field.name: found for field, found in fields if not usual(field, found)}
+  return {field.name: found for field, found in fields if not is_default(field, found)}
 
 
 def make_row(
@@ -141,6 +140,6 @@ def make_row(
   stop: bool,
   save: bool = False,
 ) -> Int32[np.ndarray, " fields"]:
-  """One process's row; see `FIELDS`."""
+  """Returns one process's row; see `FIELDS`."""
   row = [int(mode), launch, *digest_words, *data_words, int(stop), int(save)]
   return np.asarray(row, np.int32)

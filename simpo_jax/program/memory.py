@@ -1,9 +1,9 @@
-"""Device memory by mode, read out of the compiler's own buffer assignment.
+"""Device memory by mode, parsed from the compiler's buffer assignment.
 
-The modes of the one program share one arena of temporaries. The assignment says
-where in it each buffer lies, and the HLO says which branch defines the buffer: the
-bytes of the arena that a branch touches are what it needs. Both are protobufs without
-published Python classes, hence the few field numbers of xla/service/hlo.proto here.
+All modes of the program share one arena of temporaries. The assignment has the offset of
+each buffer in it, and the HLO has the branch that defines the buffer: a branch needs the
+bytes of the arena that it touches. Both are protobufs without published Python classes,
+hence the field numbers of xla/service/hlo.proto here.
 
 TPU compilers do not expose their buffer assignment through the API, but dump it as text with
 `xla_dump_to`. `simpo_jax.plan` sets that option and parses the dump with `read_assignment`.
@@ -28,19 +28,19 @@ _BUFFER_ID, _DEFINED_AT = 1, 3
 _DEFINED_BY = 4
 _ASSIGNED = 9
 _ASSIGNED_ID, _OFFSET, _SIZE = 1, 2, 3
-_LARGEST = 8  # buffers listed of a mode
-# BufferAllocationProto: what is not a temporary is an argument, an output or a constant.
+_LARGEST = 8  # buffers listed per mode
+# BufferAllocationProto: flags of arguments, outputs and constants; all others are temporaries.
 _NOT_TEMPORARY = (5, 7, 12)  # is_entry_computation_parameter, maybe_live_out, is_constant
 
 
 class Memory(NamedTuple):
-  """Bytes per device of the executable."""
+  """The executable's memory, in bytes per device."""
 
   arguments: int  # train state, batch, requests, ledger
   outputs: int
-  aliased: int  # of the arguments: updated in place
+  aliased: int  # the part of the arguments that is updated in place
   temporaries: int
-  by_mode: dict[str, int]  # of the temporaries, what each mode touches; {} if not known
+  by_mode: dict[str, int]  # the part of the temporaries that each mode needs; {} if unknown
   code: int = 0  # the program itself
 
   @property
@@ -48,7 +48,7 @@ class Memory(NamedTuple):
     return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
   def peaks(self) -> dict[str, int]:
-    """The peak of the program, and of each mode where it is known."""
+    """Returns the peak bytes of the program, and of each mode if known."""
     rest = self.peak - self.temporaries
     return {"program": self.peak, **{mode: rest + n for mode, n in self.by_mode.items()}}
 
@@ -57,16 +57,16 @@ class Buffer(NamedTuple):
   """A temporary array."""
 
   bytes: int
-  name: str  # the instruction that makes it
+  name: str  # the instruction that defines it
   shape: str
 
 
 class BufferAssignment(NamedTuple):
-  """What lies in a device's main memory, by the compiler's own account."""
+  """A device's HBM contents, as assigned by the compiler."""
 
-  total: int  # bytes: arguments, results and temporaries
-  by_mode: dict[str, int]  # of the temporaries, what each mode touches
-  largest: dict[str, tuple[Buffer, ...]]  # of each mode's temporaries, distinct in place
+  total: int  # bytes of arguments, results and temporaries
+  by_mode: dict[str, int]  # the part of the temporaries that each mode needs
+  largest: dict[str, tuple[Buffer, ...]]  # largest temporaries per mode, one per memory range
 
 
 _ALLOCATION = re.compile(r"allocation \d+: size (\d+)(?:, color (\d+))?(.*):$")
@@ -76,14 +76,14 @@ _VALUE = re.compile(
 
 
 def read_assignment(text: str, module: hlo.Module) -> BufferAssignment:
-  """Reads the dump of a buffer assignment.
+  """Parses the compiler's text dump of a buffer assignment.
 
   Args:
-    text: the file `*buffer-assignment.txt`.
+    text: contents of the file `*buffer-assignment.txt`.
     module: the compiled program that it belongs to.
 
   Raises:
-    ValueError: the text or the program is not as expected.
+    ValueError: the text or the program has an unexpected format.
   """
   owner = {
     name: mode
@@ -107,19 +107,19 @@ def read_assignment(text: str, module: hlo.Module) -> BufferAssignment:
     raise ValueError("no temporaries of the program's instructions in the buffer assignment")
   return BufferAssignment(
     total,
-    {mode.name.lower(): _union(list(own)) for mode, own in spans.items()},
+    {mode.name.lower(): _union(list(buffers)) for mode, buffers in spans.items()},
     {
-      mode.name.lower(): tuple(sorted(own.values(), key=lambda b: -b.bytes)[:_LARGEST])
-      for mode, own in spans.items()
+      mode.name.lower(): tuple(sorted(buffers.values(), key=lambda b: -b.bytes)[:_LARGEST])
+      for mode, buffers in spans.items()
     },
   )
 
 
 def memory_of(compiled: Compiled) -> Memory:
-  """What the compiler says about the executable."""
+  """Returns the compiler's memory statistics of an executable."""
   stats = compiled.memory_analysis()
   if stats is None:
-    raise RuntimeError("the compiler does not say how much memory its executable takes")
+    raise RuntimeError("the compiler reports no memory statistics of its executable")
   return Memory(
     stats.argument_size_in_bytes,
     stats.output_size_in_bytes,
@@ -131,7 +131,7 @@ def memory_of(compiled: Compiled) -> Memory:
 
 
 def temporaries_by_mode(compiled: Compiled) -> dict[str, int]:
-  """Bytes of temporaries per device that each mode needs; {} where the compiler is silent."""
+  """Returns bytes of temporaries per device that each mode needs; {} if unavailable."""
   try:
     executable, stats = compiled.runtime_executable(), compiled.memory_analysis()
     if executable is None or stats is None:
@@ -147,7 +147,7 @@ def temporaries_by_mode(compiled: Compiled) -> dict[str, int]:
 
 
 def _branch_of_instructions(data: bytes) -> dict[int, Mode]:
-  """The mode whose branch contains an instruction, by instruction id."""
+  """Maps instruction ids to the mode whose branch contains the instruction."""
   module = _Message(data)
   computations = {
     computation.number(_COMPUTATION_ID): [
@@ -190,7 +190,7 @@ def _instruction(message: "_Message") -> _Instruction:
 
 
 def _touched(data: bytes, owner: dict[int, Mode]) -> dict[str, int]:
-  """Bytes of the temporaries of each mode, by the buffer assignment."""
+  """Bytes of temporaries that each mode needs, from the serialized buffer assignment."""
   assignment = _Message(data)
   defined_by: dict[int, int] = {}
   for buffer in assignment.messages(_BUFFERS):
@@ -206,8 +206,8 @@ def _touched(data: bytes, owner: dict[int, Mode]) -> dict[str, int]:
       if mode is not None:
         offset = assigned.number(_OFFSET)
         spans[mode].append((offset, offset + assigned.number(_SIZE)))
-    for mode, own in spans.items():
-      out[mode.name.lower()] += _union(own)
+    for mode, ranges in spans.items():
+      out[mode.name.lower()] += _union(ranges)
   return out
 
 
@@ -221,7 +221,7 @@ def _union(spans: list[tuple[int, int]]) -> int:
 
 
 class _Message:
-  """A protobuf message, whose fields are known by their numbers."""
+  """A protobuf message, with fields accessed by number."""
 
   def __init__(self, data: bytes):
     self._numbers: dict[int, list[int]] = {}
@@ -244,15 +244,15 @@ class _Message:
       at += size
 
   def numbers(self, field: int) -> list[int]:
-    """The varints of a field that is not packed."""
+    """The varints of a field (not of a packed one)."""
     return self._numbers.get(field, [])
 
   def number(self, field: int) -> int:
-    """The varint of a field that does not repeat; 0, as protobuf has it, where it is absent."""
+    """The varint of a singular field; 0, protobuf's default, if absent."""
     return [0, *self.numbers(field)][-1]
 
   def parts(self, field: int) -> list[bytes]:
-    """The texts, messages or packed numbers of a field."""
+    """The strings, submessages or packed numbers of a field, as bytes."""
     return self._parts.get(field, [])
 
   def messages(self, field: int) -> Iterator["_Message"]:

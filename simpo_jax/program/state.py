@@ -1,4 +1,4 @@
-"""The train state of the program: its shapes, how it is sharded, and its first value."""
+"""The train state of the program: its shapes, shardings and initial value."""
 
 import math
 from typing import Any, cast
@@ -17,7 +17,7 @@ from simpo_jax.train.types import TrainState
 
 
 def state_sharding(cfg: ProgramConfig) -> TrainState:
-  """NamedShardings of the train state: optimizer moments lie as their weights do."""
+  """Returns NamedShardings of the train state; optimizer moments are sharded like weights."""
   weights, replicated = cfg.step.weights, NamedSharding(cfg.mesh, P())
   shardings = trainable(weights, cfg.step.frozen)
   params = trainable(_abstract_params(cfg), cfg.step.frozen)
@@ -28,7 +28,7 @@ def state_sharding(cfg: ProgramConfig) -> TrainState:
   def sharding(x: Any) -> Any:
     return shardings if like_params(x) else replicated
 
-  # optax's own tree_map_params would run the optimizer's init on the device.
+  # optax.tree_map_params would run the optimizer's init on the device.
   moments = jax.eval_shape(cfg.tx.init, params)
   optimizer = jax.tree.map(sharding, moments, is_leaf=like_params)
   average = shardings if cfg.step.ema_decay else None
@@ -36,7 +36,7 @@ def state_sharding(cfg: ProgramConfig) -> TrainState:
 
 
 def abstract_state(cfg: ProgramConfig) -> TrainState:
-  """Shapes, dtypes and shardings of the train state."""
+  """Returns shapes, dtypes and shardings of the train state."""
   params = _abstract_params(cfg)
   learning = trainable(params, cfg.step.frozen)
   optimizer = jax.eval_shape(cfg.tx.init, learning)
@@ -47,9 +47,9 @@ def abstract_state(cfg: ProgramConfig) -> TrainState:
 
 
 def init_state(cfg: ProgramConfig, params: llama.Params) -> TrainState:
-  """The state of step 0 around placed weights; nothing compiles.
+  """Returns the train state of step 0 for device weights, without compiling anything.
 
-  AdamW's state starts as zeros throughout, so numpy can make it.
+  The initial state of AdamW is all zeros, so numpy can create it.
   """
   abstract = abstract_state(cfg)
 
@@ -73,7 +73,7 @@ def init_state(cfg: ProgramConfig, params: llama.Params) -> TrainState:
 
 
 def state_bytes(cfg: ProgramConfig) -> int:
-  """Bytes of the train state on one device."""
+  """Returns the bytes of the train state on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(abstract_state(cfg))
@@ -87,5 +87,5 @@ def _abstract_params(cfg: ProgramConfig) -> llama.Params:
 def with_sharding(
   x: jax.ShapeDtypeStruct | np.ndarray, sharding: NamedSharding
 ) -> jax.ShapeDtypeStruct:
-  """The shape and dtype of `x`, so sharded."""
+  """Returns the shape and dtype of `x` with a sharding."""
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -13,29 +13,29 @@ AnyArray = Array | np.ndarray  # on devices, or on the host
 class BatchShape(NamedTuple):
   """The fixed sizes of a step's batch."""
 
-  micro: int  # micro-batches: enough for one pair a row
+  micro: int  # micro-batches: enough for one pair per row
   rows: int  # B, packed rows per micro-batch, over all hosts
   row_length: int  # S
-  slots: int  # pairs per row at most
+  slots: int  # maximum pairs per row
   pairs: int  # pairs per step
 
 
 class Batch(NamedTuple):
-  """One step's packed rows, with S targets each; the targets that there are come first."""
+  """One step's packed rows, with S target entries each; the used entries come first."""
 
   tokens: Int32[AnyArray, "micro B S"]
   positions: Int32[AnyArray, "micro B S"]  # rotary
   k_start: Int32[AnyArray, "micro B S"]  # first key that the token sees
-  k_end: Int32[AnyArray, "micro B S"]  # one past the last
-  target_index: Int32[AnyArray, "micro B S"]  # where in the row the target is predicted from
+  k_end: Int32[AnyArray, "micro B S"]  # one past the last key
+  target_index: Int32[AnyArray, "micro B S"]  # index in the row that the target is predicted from
   target_id: Int32[AnyArray, "micro B S"]  # the response token, -1 for none
   target_seq: Int32[AnyArray, "micro B S"]  # 2 * slot + (0 chosen | 1 rejected), 2 * slots: none
   pair: Int32[AnyArray, "micro B slots"]  # the pair's number in the step, `pairs` for none
-  num_micro: Int32[AnyArray, ""]  # micro-batches in use; the rest is never computed
+  num_micro: Int32[AnyArray, ""]  # micro-batches in use; the others are never computed
 
 
 class MicroBatch(NamedTuple):
-  """One micro-batch of a `Batch` inside the program, or one device's rows of it."""
+  """One micro-batch of a `Batch` inside the program, or one device's rows of one."""
 
   tokens: Int32[Array, "B S"]
   positions: Int32[Array, "B S"]
@@ -48,15 +48,15 @@ class MicroBatch(NamedTuple):
 
 
 def batch_shape(pairs: int, row_length: int, slots: int, rows: int) -> BatchShape:
-  """Sizes such that a step fits even if no two pairs can share a row."""
+  """Returns sizes that hold a step's pairs even if no two pairs can share a row."""
   return BatchShape(-(-pairs // rows), rows, row_length, slots, pairs)
 
 
 def empty_batch(shape: BatchShape, local: range | None = None) -> Batch:
-  """A batch of padding: each token sees itself alone, and nothing is a target.
+  """Returns a batch of padding only: each token sees only itself, and there are no targets.
 
   Args:
-    local: the rows of each micro-batch that it holds; None for all.
+    local: the rows of each micro-batch to include; None for all.
   """
   micro, rows, S, slots, pairs = shape
   size = micro, rows if local is None else len(local), S
@@ -75,5 +75,5 @@ def empty_batch(shape: BatchShape, local: range | None = None) -> Batch:
 
 
 def row_length(data: DataSettings) -> int:
-  """S, tokens of a packed row; automatically, so many that any pair fits."""
+  """Returns S, the tokens of a packed row; by default, enough for any pair."""
   return data.row_length or 2 * data.max_length

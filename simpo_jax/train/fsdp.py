@@ -1,9 +1,9 @@
 """Fully sharded data parallelism by hand (ZeRO stage 3, arXiv:1910.02054; FSDP, arXiv:2304.11277).
 
-Inside a `jax.shard_map` each device holds its shard of every weight. What it needs whole
-it gathers here, layer by layer, in the compute dtype; the backward pass of a gather sums
-the gradient onto the shards (reduce-scatter). Left to itself, the partitioner multiplies
-by one shard after another, or sums whole gradients on every device.
+Inside a `jax.shard_map` each device holds its shard of every weight. The full weights are
+gathered here, layer by layer, in the compute dtype; the backward pass of a gather is a
+reduce-scatter of the gradient. XLA's SPMD partitioner would instead multiply by one shard
+after another, or all-reduce full gradients.
 
 A weight axis sharded over several mesh axes is gathered one mesh axis at a time, the last in
 its PartitionSpec entry first: the backward pass then reduce-scatters across hosts last, when
@@ -33,8 +33,8 @@ def _all_but_gathered(primitive: Primitive, *_: Any, **__: Any) -> bool:
   return primitive.name != "all_gather"
 
 
-# What of a layer's forward pass is kept for the backward pass, by name. Gathered weights
-# never are: they are gathered again.
+# Checkpoint policies by name: what of a layer's forward pass is saved for the backward pass.
+# Gathered weights never are; they are gathered again.
 _SAVE = jax.checkpoint_policies
 _KEPT: dict[str, Callable[..., Any]] = {
   "full": _SAVE.nothing_saveable,
@@ -46,15 +46,15 @@ _KEPT: dict[str, Callable[..., Any]] = {
 
 
 def remat(policy: str, single_device: bool = False) -> Callable[[_Layer], _Layer]:
-  """A decorator for a layer that rematerializes what the policy does not save.
+  """Returns a decorator for a layer that rematerializes what the policy does not save.
 
-  `full` recomputes the layer from its input, `dots` all but its matrix products and attention
-  (norms, rotary embeddings and activations), `none` only the gathered weights; nothing at all
-  if `single_device`, where there is nothing to gather.
+  `full` recomputes the layer from its input. `dots` recomputes everything except matmuls and
+  attention (norms, rotary embeddings and activations). `none` recomputes only the gathered
+  weights, or nothing if `single_device`, where nothing is gathered.
   """
   if policy == "none" and single_device:
     return lambda f: f
-  # Inside a scan nothing can be merged with the forward pass anyway.
+  # prevent_cse is not needed inside a scan, where CSE with the forward pass cannot happen.
   return cast(
     Callable[[_Layer], _Layer],
     functools.partial(jax.checkpoint, policy=_KEPT[policy], prevent_cse=False),
@@ -64,7 +64,7 @@ def remat(policy: str, single_device: bool = False) -> Callable[[_Layer], _Layer
 def gather(
   shard: Float[Array, "..."], spec: PartitionSpec, dtype: DTypeLike
 ) -> Float[Array, "..."]:
-  """The weight in `dtype`, from each device's shard of it; tensor parallelism still cuts it."""
+  """Gathers a weight in `dtype` from its FSDP shards; tensor-parallel axes stay sharded."""
   weight = shard.astype(dtype)
   for dim, axes in enumerate(spec):
     for axis in reversed(_batch_axes(axes)):
@@ -78,17 +78,18 @@ def lookup(
   tokens: Int32[Array, "B T"],
   dtype: DTypeLike,
 ) -> Float[Array, "B T D"]:
-  """Embedding lookup in `dtype`, from a shard of the table `[V, D]`, of which either axis is cut.
+  """Looks up embeddings in `dtype` in a table `[V, D]` that is sharded over either axis.
 
-  Each device looks up its shard of the channels for all devices' tokens; an all-to-all then
-  exchanges them, which moves far less data than gathering the table.
+  Each device looks up its shard of the channels for the tokens of all devices; an all-to-all
+  then returns all channels of its local tokens, which moves far less data than gathering the
+  table.
   """
   axes = _batch_axes(spec[1])
   if axes:
     tokens = _all_gather(tokens, axes, 0)
   if is_tensor_sharded(spec[0]):
-    own = own_ids(tokens, shard.shape[0], TENSOR)
-    x = jnp.where(own[..., None] >= 0, shard[jnp.maximum(own, 0)], 0).astype(dtype)
+    local = own_ids(tokens, shard.shape[0], TENSOR)
+    x = jnp.where(local[..., None] >= 0, shard[jnp.maximum(local, 0)], 0).astype(dtype)
   else:
     x = shard[tokens].astype(dtype)
   if axes:
@@ -97,7 +98,10 @@ def lookup(
 
 
 def own_ids(ids: Int32[Array, "*shape"], size: int, axis: str | None) -> Int32[Array, "*shape"]:
-  """Ids by their place among this device's `size` rows of a table cut over `axis`; others: -1."""
+  """Converts ids to indices into this device's `size` rows of a table sharded over `axis`.
+
+  Ids in another device's rows become -1. With `axis` None the ids are returned unchanged.
+  """
   if axis is None:
     return ids
   ids = ids - jax.lax.axis_index(axis) * size
@@ -105,7 +109,7 @@ def own_ids(ids: Int32[Array, "*shape"], size: int, axis: str | None) -> Int32[A
 
 
 def all_reduce(x: Float[Array, "*shape"], axis: str) -> Float[Array, "*shape"]:
-  """The sum of every device's `x` along a mesh axis."""
+  """Sums `x` over the devices along a mesh axis."""
   return cast(Array, jax.lax.psum(x, axis))
 
 

@@ -17,15 +17,15 @@ _Residuals = tuple[Array, Array, Array, Array, Array]  # hidden, matrix, index, 
 def simpo_loss(
   chosen: Float32[Array, "*pairs"], rejected: Float32[Array, "*pairs"], cfg: SimPOSettings
 ) -> Float32[Array, "*pairs"]:
-  """The loss of each pair, without the SFT term (SimPO, equation 6).
+  """Returns the loss of each pair, without the SFT term (SimPO, equation 6).
 
   With D = chosen - rejected and margin m = beta * (D - gamma_beta_ratio):
-    sigmoid: -(1 - e) log sigmoid(m) - e log sigmoid(-m), e the label smoothing
+    sigmoid: -(1 - e) log sigmoid(m) - e log sigmoid(-m), with label smoothing e
     hinge:   max(0, 1 - m)
 
   Args:
-    chosen, rejected: the average log-probability per response token, end-of-turn token
-      included.
+    chosen, rejected: the average log-probability per response token, including the
+      end-of-turn token.
   """
   margin = cfg.beta * (chosen - rejected - cfg.gamma_beta_ratio)
   if cfg.loss_type == "hinge":
@@ -44,18 +44,18 @@ def target_log_probs(
   axis: str | None = None,
   cap: float | None = None,
 ) -> Float32[Array, "B targets"]:
-  """Log-probabilities of the target tokens alone, a chunk of logits at a time.
+  """Computes log-probabilities of the target tokens only, in chunks.
 
-  Chunks without targets are not computed, and the backward pass computes each
-  chunk's logits again: at most `[B, chunk, V]` of them ever exist.
+  Chunks without targets are skipped, and the backward pass recomputes each chunk's logits,
+  so that at most `[B, chunk, V]` logits exist at once.
 
   Args:
     hidden: final hidden states.
-    matrix: the output embedding, or with `axis` this device's part of its rows.
-    index: where in the row each target is predicted from.
+    matrix: the output embedding; with `axis`, this device's shard of its rows.
+    index: the index in the row that each target is predicted from.
     ids: the target token, or -1 for an empty entry; targets come first.
-    chunk: targets of a row whose logits exist at once.
-    axis: the mesh axis that cuts V evenly, inside a `jax.shard_map`.
+    chunk: number of targets per row whose logits are computed at once.
+    axis: the mesh axis that shards V evenly, inside a `jax.shard_map`.
     cap: logits become `cap * tanh(logits / cap)`.
 
   Returns:
@@ -80,7 +80,7 @@ def _target_log_probs(
 def _chunks(
   index: Int32[Array, "B targets"], ids: Int32[Array, "B targets"], chunk: int
 ) -> tuple[Int32[Array, "B padded"], Int32[Array, "B padded"], Int32[Array, ""]]:
-  """Index and ids padded to whole chunks, and the number of chunks with targets."""
+  """Pads index and ids to a multiple of `chunk`; also returns the number of chunks with targets."""
   padding = ((0, 0), (0, -ids.shape[1] % chunk))
   count = jnp.max(jnp.sum(ids >= 0, axis=1))
   return jnp.pad(index, padding), jnp.pad(ids, padding, constant_values=-1), -(-count // chunk)
@@ -96,7 +96,7 @@ def _logits(
   index: Int32[Array, "B chunk"],
   cap: float | None,
 ) -> tuple[Float[Array, "B chunk D"], Float32[Array, "B chunk V"]]:
-  """The hidden states at `index`, and their logits."""
+  """Returns the hidden states at `index`, and their logits."""
   x = jnp.take_along_axis(hidden, index[..., None], axis=1)
   logits = jnp.einsum("bud,vd->buv", x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
   return x, soft_cap(logits, cap)
@@ -116,11 +116,11 @@ def _forward(
   def body(i: Array, out: Float32[Array, "2 B padded"]) -> Float32[Array, "2 B padded"]:
     index, ids = _chunk(all_index, i, chunk), _chunk(all_ids, i, chunk)
     _, logits = _logits(hidden, matrix, index, cap)
-    own = own_ids(ids, logits.shape[-1], axis)
-    target = jnp.take_along_axis(logits, jnp.maximum(own, 0)[..., None], axis=-1)[..., 0]
+    local = own_ids(ids, logits.shape[-1], axis)
+    target = jnp.take_along_axis(logits, jnp.maximum(local, 0)[..., None], axis=-1)[..., 0]
     lse = jax.nn.logsumexp(logits, axis=-1)
     if axis:
-      target = all_reduce(jnp.where(own >= 0, target, 0.0), axis)
+      target = all_reduce(jnp.where(local >= 0, target, 0.0), axis)
       most = jax.lax.pmax(lse, axis)
       lse = most + jnp.log(all_reduce(jnp.exp(lse - most), axis))
     new = jnp.stack([jnp.where(ids >= 0, target - lse, 0.0), lse])
@@ -137,7 +137,7 @@ def _backward(
 ) -> tuple[Array, Array, None, None]:
   hidden, matrix, index, ids, lse = residuals
   if axis:
-    d_logps = all_reduce(d_logps, axis)  # every device's copy of the result counts
+    d_logps = all_reduce(d_logps, axis)  # the result was replicated: sum its cotangents
   all_index, all_ids, count = _chunks(index, ids, chunk)
   d_logps, lse = (jnp.pad(x, ((0, 0), (0, -ids.shape[1] % chunk))) for x in (d_logps, lse))
   rows = jnp.arange(ids.shape[0], dtype=jnp.int32)[:, None]
@@ -147,17 +147,17 @@ def _backward(
     index, ids = _chunk(all_index, i, chunk), _chunk(all_ids, i, chunk)
     x, logits = _logits(hidden, matrix, index, cap)
     scale = jnp.where(ids >= 0, _chunk(d_logps, i, chunk), 0.0)[..., None]
-    own = own_ids(ids, logits.shape[-1], axis)
-    hit = jnp.arange(logits.shape[-1], dtype=jnp.int32) == own[..., None]
+    local = own_ids(ids, logits.shape[-1], axis)
+    hit = jnp.arange(logits.shape[-1], dtype=jnp.int32) == local[..., None]
     d_logits = (hit - jnp.exp(logits - _chunk(lse, i, chunk)[..., None])) * scale
     if cap is not None:
       d_logits *= 1 - (logits / cap) ** 2
-    # An empty entry has no saved normalizer: its exponential may overflow.
+    # Empty entries have no saved logsumexp: their exponentials may overflow.
     d_logits = jnp.where(ids[..., None] >= 0, d_logits, 0.0).astype(x.dtype)
     d_x = jnp.einsum(
       "buv,vd->bud", d_logits, matrix.astype(x.dtype), preferred_element_type=jnp.float32
     )
-    # A sum over one axis, of all targets; see `linear.matmul`.
+    # Flattened to contract over a single axis; see `linear.matmul`.
     d_logits, x = (y.reshape(-1, y.shape[-1]) for y in (d_logits, x))
     d_matrix += jnp.einsum("nv,nd->vd", d_logits, x, preferred_element_type=jnp.float32)
     return d_hidden.at[rows, index].add(d_x), d_matrix

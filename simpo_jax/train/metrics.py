@@ -1,4 +1,4 @@
-"""Metrics of a step or an evaluation, under TRL's names, from the program's report."""
+"""Metrics of a step or an evaluation under TRL's names, computed from the program's report."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,7 +9,7 @@ from simpo_jax.train.types import Metrics, PairStats
 
 
 def pair_values(stats: PairStats, simpo: SimPOSettings) -> dict[str, np.ndarray]:
-  """What histograms show, one value per pair present; the margins leave gamma out."""
+  """Returns the values for histograms, one per present pair; margins exclude gamma."""
   p = np.asarray(stats.present)
   chosen, rejected = (np.asarray(x, np.float64)[p] for x in (stats.chosen, stats.rejected))
   return {
@@ -20,10 +20,10 @@ def pair_values(stats: PairStats, simpo: SimPOSettings) -> dict[str, np.ndarray]
 
 
 def pair_metrics(stats: PairStats, simpo: SimPOSettings) -> dict[str, float]:
-  """Means over the pairs present.
+  """Returns means over the present pairs.
 
-  Rewards are beta times the average log-probability; accuracy and margin leave
-  gamma out, as in TRL and princeton-nlp/SimPO. `logps/*` are averages per token.
+  Rewards are beta times the average log-probability; accuracy and margin exclude gamma, as
+  in TRL and princeton-nlp/SimPO. `logps/*` are averages per token.
   """
   p = np.asarray(stats.present)
   chosen, rejected = (np.asarray(x, np.float64)[p] for x in (stats.chosen, stats.rejected))
@@ -43,7 +43,7 @@ def pair_metrics(stats: PairStats, simpo: SimPOSettings) -> dict[str, float]:
 
 
 def train_metrics(metrics: Metrics, simpo: SimPOSettings) -> dict[str, float]:
-  """One training step."""
+  """Returns the metrics of one training step."""
   return {
     "loss": float(metrics.loss),
     "nll_loss": float(metrics.sft_loss),
@@ -54,7 +54,7 @@ def train_metrics(metrics: Metrics, simpo: SimPOSettings) -> dict[str, float]:
 
 
 def all_pairs(batches: list[Metrics]) -> PairStats:
-  """The pairs of several batches, one after the other."""
+  """Concatenates the pair statistics of several batches."""
   return PairStats(
     *(
       np.concatenate([np.asarray(x) for x in xs])
@@ -64,7 +64,7 @@ def all_pairs(batches: list[Metrics]) -> PairStats:
 
 
 def evaluation_metrics(batches: list[Metrics], simpo: SimPOSettings) -> dict[str, float]:
-  """A whole held-out set, each pair (and for the SFT term each token) counted once."""
+  """Returns the metrics of an entire held-out set, weighted by pair (the SFT term by token)."""
   stats = all_pairs(batches)
   tokens = np.asarray([np.sum(b.pairs.chosen_tokens) for b in batches], np.float64)
   nll = float(np.average([float(b.sft_loss) for b in batches], weights=tokens))
@@ -80,7 +80,7 @@ def evaluation_metrics(batches: list[Metrics], simpo: SimPOSettings) -> dict[str
 def held_out_rows(
   ids: Sequence[str], batches: list[Metrics], simpo: SimPOSettings
 ) -> Iterator[dict[str, str | float]]:
-  """What `evaluation_metrics` takes the means of, one row per pair, in the order of `ids`."""
+  """Yields the values that `evaluation_metrics` averages, one row per pair in order of `ids`."""
   stats = all_pairs(batches)
   present = PairStats(*(x[stats.present] for x in stats))
   for i, name in enumerate(ids):

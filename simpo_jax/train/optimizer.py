@@ -1,4 +1,4 @@
-"""The optimizer and its learning-rate schedule, from optax."""
+"""The optimizer and its learning-rate schedule, built with optax."""
 
 import math
 
@@ -13,7 +13,7 @@ from simpo_jax.train.step import trainable
 
 
 def make_schedule(train: TrainSettings) -> optax.Schedule:
-  """Learning rate of a step, counted from 0, as Hugging Face's trainers define it.
+  """Returns the learning rate by step (counted from 0), as in Hugging Face's Trainer.
 
   Linear warm-up from 0 over ceil(warmup_ratio * steps) steps, then a cosine or
   linear decay to 0 at `steps`, or constant.
@@ -38,10 +38,10 @@ def make_optimizer(
   frozen: tuple[str, ...] = (),
   lora: Lora | None = None,
 ) -> optax.GradientTransformation:
-  """AdamW (arXiv:1711.05101) behind a clip of the global gradient norm.
+  """Returns AdamW (arXiv:1711.05101) after clipping by global gradient norm.
 
-  Norms and biases are not decayed, as in Hugging Face's trainers. It is made for the weights
-  and adapters without the `frozen` parts.
+  Norms and biases are excluded from weight decay, as in Hugging Face's Trainer. The gradients
+  and updates are trees of the weights and adapters without the `frozen` parts.
   """
 
   def is_decayed(tensor: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""One SimPO step on packed rows: losses, gradients over micro-batches, the update."""
+"""One SimPO step on packed rows: loss, gradient accumulation, optimizer update."""
 
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -20,11 +20,11 @@ from simpo_jax.train.types import Metrics, PairStats, StepConfig, TrainState
 
 _Scalar = Float32[Array, ""]
 _Part = TypeVar("_Part")
-_Loss = tuple[_Scalar, tuple[_Scalar, PairStats]]  # with the SFT term's sum, not yet a mean
+_Loss = tuple[_Scalar, tuple[_Scalar, PairStats]]  # loss, (sum of the SFT term, statistics)
 
 
 class _Totals(NamedTuple):
-  """What a step's means are over."""
+  """Denominators of a step's means."""
 
   pairs: Int32[Array, ""]
   chosen_tokens: Int32[Array, ""]
@@ -33,8 +33,8 @@ class _Totals(NamedTuple):
 def _micro_loss(params: llama.Params, micro: MicroBatch, totals: _Totals, cfg: StepConfig) -> _Loss:
   """The micro-batch's share of the step's loss, and its per-pair statistics.
 
-  Shares add up to: mean over pairs of the SimPO loss + sft_weight * mean over all
-  chosen tokens of their cross-entropy. Each device computes its own rows.
+  The shares of a step add up to the mean SimPO loss over pairs + sft_weight * the mean
+  cross-entropy over chosen tokens. Each device computes its local rows.
   """
 
   def spec(sharding: NamedSharding) -> P:
@@ -55,7 +55,7 @@ def _micro_loss(params: llama.Params, micro: MicroBatch, totals: _Totals, cfg: S
     mesh=cfg.rows.mesh,
     in_specs=(jax.tree.map(spec, cfg.weights), P(rows), P()),
     out_specs=P(rows),
-    check_vma=False,  # a Pallas call does not say over which axes its results vary
+    check_vma=False,  # Pallas calls do not declare over which axes their results vary
   )(params, micro, totals)
   return jax.tree.map(add, parts)
 
@@ -63,7 +63,7 @@ def _micro_loss(params: llama.Params, micro: MicroBatch, totals: _Totals, cfg: S
 def _per_device_loss(
   params: llama.Params, micro: MicroBatch, totals: _Totals, cfg: StepConfig
 ) -> _Loss:
-  """`_micro_loss` of one device's rows and shards of the weights."""
+  """`_micro_loss` for one device's rows, given its shards of the weights."""
   mesh = cfg.rows.mesh
   stacked: dict[str, NamedSharding] = beside_weights(cfg.weights)["layers"]
   specs = {name: P(*sharding.spec[1:]) for name, sharding in stacked.items()}
@@ -99,14 +99,14 @@ def _per_device_loss(
     None if cfg.windows is None else jnp.asarray(cfg.windows, jnp.int32),
   )
   matrix = fsdp.gather(llama.unembed_matrix(params), table, cfg.dtype)
-  cut = fsdp.TENSOR if fsdp.is_tensor_sharded(table[0]) else None
+  vocab_axis = fsdp.TENSOR if fsdp.is_tensor_sharded(table[0]) else None
   logps = target_log_probs(
     hidden,
     matrix,
     micro.target_index,
     micro.target_id,
     cfg.logits_chunk,
-    cut,
+    vocab_axis,
     cfg.model.final_logit_softcapping,
   )
   return _pair_losses(logps, micro, totals, cfg)
@@ -115,7 +115,7 @@ def _per_device_loss(
 def _pair_losses(
   logps: Float32[Array, "B targets"], micro: MicroBatch, totals: _Totals, cfg: StepConfig
 ) -> _Loss:
-  """The loss of one device's rows, from their targets' log-probabilities; as `_micro_loss`."""
+  """`_micro_loss` for one device's rows, given the log-probabilities of their targets."""
 
   @jax.vmap
   def by_response(x: Float32[Array, " targets"], seq: Int32[Array, " targets"]) -> Array:
@@ -149,7 +149,7 @@ def _pair_losses(
 
 
 def trainable(tree: dict[str, _Part], frozen: tuple[str, ...]) -> dict[str, _Part]:
-  """The parts of a tree of weights that training changes."""
+  """Returns the parts of a tree of weights that training updates."""
   return {name: part for name, part in tree.items() if name not in frozen}
 
 
@@ -169,7 +169,7 @@ def _no_stats(cfg: StepConfig) -> PairStats:
 
 
 def _merge(a: _Loss, b: _Loss) -> _Loss:
-  """The losses of disjoint sets of pairs: absent entries of the statistics are 0 or False."""
+  """Adds the losses of disjoint sets of pairs; statistics of absent pairs are 0 or False."""
 
   def add(x: Array, y: Array) -> Array:
     return x | y if x.dtype == jnp.bool_ else x + y
@@ -178,14 +178,14 @@ def _merge(a: _Loss, b: _Loss) -> _Loss:
 
 
 def _metrics(
-  whole: _Loss,
+  step_loss: _Loss,
   totals: _Totals,
   grad_norm: _Scalar,
   learning_rate: _Scalar,
   ok: Bool[Array, ""],
 ) -> Metrics:
-  """Of a step whose micro-batches add up to `whole`."""
-  loss, (sft_sum, stats) = whole
+  """The metrics of a step whose micro-batches add up to `step_loss`."""
+  loss, (sft_sum, stats) = step_loss
   return Metrics(
     loss,
     jnp.sum(stats.loss) / totals.pairs,
@@ -216,10 +216,10 @@ def train_step(
   schedule: optax.Schedule,
   cfg: StepConfig,
 ) -> tuple[TrainState, Metrics]:
-  """One optimizer step on one batch, micro-batch by micro-batch.
+  """Performs one optimizer step, accumulating gradients over micro-batches.
 
-  Only the micro-batches in use are computed. If the loss or a gradient is not
-  finite, the state comes back unchanged and `ok` is False.
+  Only the micro-batches in use are computed. If the loss or a gradient is not finite, the
+  state is returned unchanged and `Metrics.ok` is False.
   """
   totals = _totals(batch, cfg)
   learning, shardings = (trainable(tree, cfg.frozen) for tree in (state.params, cfg.weights))
@@ -232,19 +232,19 @@ def train_step(
   def micro_step(
     index: Int32[Array, ""], carry: tuple[llama.Params, _Loss]
   ) -> tuple[llama.Params, _Loss]:
-    grads, whole = carry
+    grads, step_loss = carry
     (loss, (sft_sum, stats)), part_grads = gradient(learning, _micro(batch, index))
     part_grads = jax.lax.with_sharding_constraint(part_grads, shardings)
     finite = jnp.isfinite(optax.tree.norm(part_grads))
     bad = stats.bad | (stats.present & ~finite)
     part = loss, (sft_sum, stats._replace(bad=bad))
-    return jax.tree.map(_add, grads, part_grads), _merge(whole, part)
+    return jax.tree.map(_add, grads, part_grads), _merge(step_loss, part)
 
   zero = jnp.zeros((), jnp.float32)
   init = (jax.tree.map(_zeros, learning), (zero, (zero, _no_stats(cfg))))
-  grads, whole = fori_loop(0, jnp.asarray(batch.num_micro), micro_step, init)
+  grads, step_loss = fori_loop(0, jnp.asarray(batch.num_micro), micro_step, init)
   grad_norm = optax.tree.norm(grads)
-  ok = jnp.isfinite(whole[0]) & jnp.isfinite(grad_norm)
+  ok = jnp.isfinite(step_loss[0]) & jnp.isfinite(grad_norm)
   learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
 
   def update(state: TrainState) -> TrainState:
@@ -261,17 +261,17 @@ def train_step(
     return state
 
   state = cast(TrainState, jax.lax.cond(ok, update, keep, state))
-  return state, _metrics(whole, totals, grad_norm, learning_rate, ok)
+  return state, _metrics(step_loss, totals, grad_norm, learning_rate, ok)
 
 
 def evaluate_step(params: llama.Params, batch: Batch, cfg: StepConfig) -> Metrics:
-  """The loss and per-pair statistics of one batch, forward only."""
+  """Computes the loss and per-pair statistics of one batch, without gradients."""
   totals = _totals(batch, cfg)
 
-  def micro_step(index: Int32[Array, ""], whole: _Loss) -> _Loss:
-    return _merge(whole, _micro_loss(params, _micro(batch, index), totals, cfg))
+  def micro_step(index: Int32[Array, ""], step_loss: _Loss) -> _Loss:
+    return _merge(step_loss, _micro_loss(params, _micro(batch, index), totals, cfg))
 
   zero = jnp.zeros((), jnp.float32)
   init = (zero, (zero, _no_stats(cfg)))
-  whole = fori_loop(0, jnp.asarray(batch.num_micro), micro_step, init)
-  return _metrics(whole, totals, zero, zero, jnp.isfinite(whole[0]))
+  step_loss = fori_loop(0, jnp.asarray(batch.num_micro), micro_step, init)
+  return _metrics(step_loss, totals, zero, zero, jnp.isfinite(step_loss[0]))

@@ -1,4 +1,4 @@
-"""Types of training: its state, its choices, and what a step tells."""
+"""Types of training: its state, its configuration and its metrics."""
 
 from typing import NamedTuple
 
@@ -15,39 +15,39 @@ from simpo_jax.train.batch import AnyArray, BatchShape
 
 
 class TrainState(NamedTuple):
-  """What training changes; donated to every launch and updated in place."""
+  """The train state; donated to every launch and updated in place."""
 
-  params: llama.Params  # and adapters, if it is those that are trained
-  opt_state: optax.OptState  # of what is not frozen
+  params: llama.Params  # the weights, and the LoRA adapters if there are any
+  opt_state: optax.OptState  # for the parts that are not frozen
   step: Int32[Array, ""]  # optimizer steps done
-  average: llama.Params | None = None  # over the steps, of what is not frozen, if asked for
+  average: llama.Params | None = None  # EMA of the parts that are not frozen, if `ema_decay` > 0
 
   @property
   def weights(self) -> llama.Params:
-    """What evaluation and generation use."""
+    """The weights for evaluation and generation: averaged where there is an average."""
     return {**self.params, **(self.average or {})}
 
 
 class StepConfig(NamedTuple):
-  """The choices that shape the training and evaluation branches."""
+  """The configuration of the training and evaluation branches."""
 
   model: ModelConfig
   simpo: SimPOSettings
   dtype: np.dtype  # compute dtype
-  remat: str  # what the backward pass computes again; see `settings.train.REMAT`
+  remat: str  # what the backward pass recomputes; see `settings.train.REMAT`
   batch: BatchShape
   rows: NamedSharding  # of activations `[B, S, D]`
-  weights: llama.Params  # NamedShardings of the weights, which gradients keep
+  weights: llama.Params  # NamedShardings of the weights and of their gradients
   attention: str = "xla"  # implementation of range attention
-  frozen: tuple[str, ...] = ()  # parts of the weights that training leaves as they are
-  lora: Lora | None = None  # the adapters; all else is frozen then
-  ema_decay: float = 0.0  # of the weights' average; 0: none
-  logits_chunk: int = 256  # response tokens of a row whose logits exist at once
-  windows: tuple[int, ...] | None = None  # of each layer, if some sequence is longer than one
+  frozen: tuple[str, ...] = ()  # top-level keys of the weights that are not updated
+  lora: Lora | None = None  # the adapters; if set, all weights are frozen
+  ema_decay: float = 0.0  # of the average of the weights; 0: no average
+  logits_chunk: int = 256  # response tokens per row whose logits are computed at once
+  windows: tuple[int, ...] | None = None  # per layer; None if no sequence exceeds a window
 
 
 class PairStats(NamedTuple):
-  """Per pair of the step; entries of absent pairs are 0."""
+  """Statistics of each pair of a step; 0 for absent pairs."""
 
   chosen: Float32[AnyArray, " pairs"]  # average log-probability of the chosen response
   rejected: Float32[AnyArray, " pairs"]
@@ -55,11 +55,11 @@ class PairStats(NamedTuple):
   rejected_tokens: Int32[AnyArray, " pairs"]
   loss: Float32[AnyArray, " pairs"]  # SimPO term
   present: Bool[AnyArray, " pairs"]
-  bad: Bool[AnyArray, " pairs"]  # not finite itself, or in the micro-batch whose gradient is not
+  bad: Bool[AnyArray, " pairs"]  # its loss, or its micro-batch's gradient, is not finite
 
 
 class Metrics(NamedTuple):
-  """Of a step or an evaluation batch."""
+  """Metrics of a training step or an evaluation batch."""
 
   loss: Float32[AnyArray, ""]
   simpo_loss: Float32[AnyArray, ""]

@@ -190,7 +190,7 @@ def cases():
     ("folder_without_config", [M11, source + "good"], ["good holds no config.json"]),
     ("unsupported_model", [M11, source + "gpt2"], ["'gpt2' is not supported", "llama"]),
     ("pickled_weights", [M11, source + "pickle"], ["pickle", "convert", "safetensors"]),
-    ("truncated_gguf", [M11, source + "cut.gguf"], ["cut.gguf is not a whole GGUF file"]),
+    ("truncated_gguf", [M11, source + "cut.gguf"], ["cut.gguf is not a complete GGUF file"]),
     (
       "context_too_long",
       [M11, "--config.data.max_length=5000"],

@@ -317,7 +317,7 @@ def test_shards_of_weights(tmp_path, name):
   weights.open_model(str(tmp_path / "m"))
   index = tmp_path / "m" / valid.INDEX_NAME
   change(index, lambda v: v["weight_map"].update({"model.norm.weight": name}))
-  with pytest.raises(UserError, match="which is no file of its own folder, or a link out of it"):
+  with pytest.raises(UserError, match="which is not a file in its folder, or a link out of it"):
     weights.open_model(str(tmp_path / "m"))
 
 

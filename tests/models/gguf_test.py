@@ -148,7 +148,7 @@ def _header_only(path):
 def test_damaged_file(damage, tmp_path):
   path = write_gguf(tmp_path / "m.gguf", hf_model("Llama"), "llama")
   damage(path)
-  with pytest.raises(UserError, match="m.gguf is not a whole GGUF file"):
+  with pytest.raises(UserError, match="m.gguf is not a complete GGUF file"):
     load(path)
 
 

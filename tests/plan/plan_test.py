@@ -266,7 +266,7 @@ def test_slices(name, chip, count, hosts):
   assert CHIPS[devices[0].device_kind].name == chip
 
 
-SIDES = "these are no sides of a slice"
+SIDES = "these are not the sides of a slice"
 
 
 @pytest.mark.parametrize(
