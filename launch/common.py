@@ -82,7 +82,7 @@ def parse(
   flags = list(argv[cut + 1 :])
   if not flags:
     raise UserError(
-      "no flags for simpo_jax.main; put them after --: ... -- --config=configs/m11.py"
+      "no flags for simpo_jax.main; put them after --, such as: -- --config=configs/m11.py"
     )
   if options.max_restarts and not any(re.match(r"--?workdir(=.|$)", flag) for flag in flags):
     raise UserError(
@@ -92,7 +92,7 @@ def parse(
   return options, flags
 
 
-def main_line(python: str, flags: Sequence[str]) -> list[str]:
+def main_command(python: str, flags: Sequence[str]) -> list[str]:
   """Returns the command line, which is the same for every process on every host."""
   return [python, "-m", "simpo_jax.main", *flags]
 
@@ -181,7 +181,8 @@ def with_restarts(attempt: Callable[[int], int], limit: int, received: list[int]
 def to_yaml(value: dict | list, depth: int = 0) -> str:
   """Serializes nested dicts, lists, strings, numbers and booleans as YAML.
 
-  Strings are quoted as in JSON, so YAML never interprets them; scripts become block scalars.
+  Printable strings that end in a newline, such as scripts, become block scalars. All others are
+  quoted as in JSON, so YAML never interprets them.
   """
   pad = "  " * depth
   lines = []

@@ -31,7 +31,7 @@ from common import (
   UserError,
   add_env,
   entry,
-  main_line,
+  main_command,
   nonnegative_int,
   parse,
   parser,
@@ -66,7 +66,7 @@ def build(options: argparse.Namespace, flags: Sequence[str]) -> dict:
   elif not (hosts and per_host):
     raise UserError(f"--accelerator={kind} needs --hosts and --devices-per-host, its GPUs per host")
   return jobset(
-    main_line(options.python, flags),
+    main_command(options.python, flags),
     options.name,
     options.image,
     selector,

@@ -30,7 +30,7 @@ from common import (
   entry,
   exit_code,
   forward_signals,
-  main_line,
+  main_command,
   nonnegative_int,
   parse,
   parser,
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     help="time for the remaining processes to exit after a failure or a signal (default 30)",
   )
   options, flags = parse(args, argv)
-  line = main_line(options.python, flags)
+  line = main_command(options.python, flags)
   if options.dry_run:
     print(dry_run(line, options.processes, options.devices, os.environ))
     return 0

@@ -25,7 +25,7 @@ from common import (
   UserError,
   add_env,
   entry,
-  main_line,
+  main_command,
   parse,
   parser,
   positive_int,
@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
   install = f"python3 -m venv .venv && .venv/bin/pip install -e '.[{extra}]'"
   text = to_yaml(
     task(
-      main_line(options.python, flags),
+      main_command(options.python, flags),
       options.name,
       options.accelerators,
       options.nodes,

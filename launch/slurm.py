@@ -23,7 +23,7 @@ from common import (
   USER_ERROR,
   add_env,
   entry,
-  main_line,
+  main_command,
   nonnegative_int,
   parse,
   parser,
@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
   add_env(args)
   options, flags = parse(args, argv)
   text = script(
-    main_line(options.python, flags),
+    main_command(options.python, flags),
     options.nodes,
     options.repo_dir,
     options.env,

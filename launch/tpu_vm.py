@@ -36,7 +36,7 @@ from common import (
   entry,
   exit_code,
   forward_signals,
-  main_line,
+  main_command,
   nonnegative_int,
   parse,
   parser,
@@ -124,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
   add_env(args)
   options, flags = parse(args, argv)
   stamp = time.strftime("%Y%m%d-%H%M%S")
-  line = main_line(options.python, flags)
+  line = main_command(options.python, flags)
 
   def command(number: int) -> list[str]:
     attempt = f"{stamp}-{number}"

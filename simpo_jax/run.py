@@ -25,7 +25,7 @@ from simpo_jax.data.steps import Window, step_source, window_source
 from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import Stopped
 from simpo_jax.export.adapter import export_adapter
-from simpo_jax.export.runs import check_at_end, export_at_end
+from simpo_jax.export.runs import check_export_at_end, export_at_end
 from simpo_jax.models.llama import count_params
 from simpo_jax.program.build import Compiled, compile_program, compiler_options, lower_program
 from simpo_jax.program.inputs import local_rows
@@ -93,7 +93,7 @@ def _in_folder(
 ) -> tuple[TrainState, storage.Path]:
   program, main_process = resolved.program, jax.process_index() == 0
   identity, shared = identity_fields(resolved, data), is_shared(folder)
-  check_at_end(config, folder, shared, resolved.model)
+  check_export_at_end(config, folder, shared, resolved.model)
   start = find_resume_point(folder, config, identity, resolved)
   progress = progress_at(start, resolved)
   record = RunRecord(folder, resolved, config, main_process, start, progress)
@@ -216,7 +216,7 @@ def _export(context: RunContext, state: TrainState, stopped: bool) -> None:
     )
   if config.export.at_end and not stopped:
     checkpoint = context.saver.last
-    assert checkpoint and isinstance(folder, pathlib.Path), "checked by `check_at_end`"
+    assert checkpoint and isinstance(folder, pathlib.Path), "checked by `check_export_at_end`"
     context.display.doing("exporting")
     context.display.say(export_at_end(config, run, folder, checkpoint))
 

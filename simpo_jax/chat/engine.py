@@ -39,7 +39,7 @@ class ChatEngine:
     cached: tokens whose keys and values are in the cache, by position.
     computed: prompt tokens of the last answer that were not in the cache.
     count: tokens of the last answer.
-    speed: tokens per second of the last answer after its first launch; None if that was all.
+    speed: tokens per second of the last answer after its first launch, if there were others.
     finish: why the last answer ended, one of FINISH_REASONS; None if it was interrupted.
   """
 
@@ -108,8 +108,10 @@ class ChatEngine:
       self.cached = [*tokens, *answer[:-1]]  # the newest token is cached by the next step
       yield new
 
-  def _launch(self, requests: Requests, turn: ChatStep):
-    self._state = self._program.call(self._params, *self._state, requests, put(self._loaded, turn))
+  def _launch(self, requests: Requests, inputs: ChatStep):
+    self._state = self._program.call(
+      self._params, *self._state, requests, put(self._loaded, inputs)
+    )
     return jax.tree.map(np.asarray, self._state[1].out)
 
   def _requests(
@@ -141,26 +143,30 @@ def _step_inputs(cached: int, until: int, begins: bool, steps: int) -> ChatStep:
 
 
 def _host_array(value: ArrayLike, dtype: DTypeLike) -> Any:
-  """Returns a numpy array, typed as the Array that `put` will make from it."""
+  """Returns a numpy array, in place of the jax.Array that `put` will make from it."""
   return np.asarray(value, dtype)
 
 
 def _choose_context(loaded: LoadedModel, requested: int) -> tuple[int, list[str]]:
   """Returns the requested context, limited by the model and the free memory, and a note."""
-  limit, page = loaded.model.config.max_position_embeddings, loaded.config.generate.page_size
-  each = page_bytes(loaded.model.config, loaded.mesh, MODE, page, loaded.dtype)
+  limit, page_size = loaded.model.config.max_position_embeddings, loaded.config.generate.page_size
+  bytes_per_page = page_bytes(loaded.model.config, loaded.mesh, MODE, page_size, loaded.dtype)
   room = room_for_pool(loaded)
-  fits = limit if room is None else max(0, room // each) * page
+  fits = limit if room is None else max(0, room // bytes_per_page) * page_size
   context = min(requested, limit, fits)
+  if fits < MIN_CONTEXT:
+    raise UserError(
+      f"there is memory for {fits} tokens of a conversation, and at least {MIN_CONTEXT} are needed; "
+      "use a machine with more memory"
+    )
   if context < MIN_CONTEXT:
     raise UserError(
-      f"--context={requested}: there is memory for {fits} tokens of a conversation, the model "
-      f"supports {limit}, and at least {MIN_CONTEXT} are needed; use a machine with more "
-      "memory, or a larger --context"
+      f"--context={requested}: at least {MIN_CONTEXT} tokens are needed, and the model supports "
+      f"{limit}; raise it, or use another model"
     )
   reason = "" if context == requested else ", the model's maximum"
   reason = ", limited by memory" if context < min(requested, limit) else reason
-  bytes_ = human_bytes(ceil_div(context, page) * each)
+  bytes_ = human_bytes(ceil_div(context, page_size) * bytes_per_page)
   return context, [f"context of {context:,} tokens{reason} ({bytes_})"]
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.export.card import model_card
 from simpo_jax.export.hf_configs import (
-  check_copied,
+  check_copied_files,
   generation_config,
   hf_config,
   write_tokenizer,
@@ -92,11 +92,11 @@ def write_folder(
   written = Written(
     len(files), sum(sizes.values()), sum(sizes.values()) * dtype.itemsize, dtype.name
   )
-  check_copied(export.model)
+  check_copied_files(export.model)
   with _write_errors_as_user_errors(export.out), contextlib.ExitStack() as stack:
     temporary_name = ""
     if share == 0:
-      check_out(export.out)
+      check_output_folder(export.out)
       export.out.parent.mkdir(parents=True, exist_ok=True)
       temporary_name = stack.enter_context(temporary.folder_for(export.out)).name
     partial = export.out.with_name(barrier("export's folder", temporary_name)[0])
@@ -129,7 +129,7 @@ def plan_files(
   }
 
 
-def check_out(out: pathlib.Path) -> None:
+def check_output_folder(out: pathlib.Path) -> None:
   """Raises a UserError unless the folder is absent, empty, or has the files of an export only."""
   if out.is_symlink():
     raise UserError(f"{out} is a link; name the folder that it leads to, or another")
@@ -208,7 +208,7 @@ def _write_rest(
 
 
 def _move_into_place(partial: pathlib.Path, out: pathlib.Path) -> None:
-  if out.exists():  # an earlier export, as `check_out` ensures
+  if out.exists():  # an earlier export, as `check_output_folder` ensures
     with temporary.folder_for(out) as aside:
       out.rename(aside / out.name)
       try:

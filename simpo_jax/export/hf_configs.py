@@ -106,7 +106,7 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
   return {name: value for name, value in ids.items() if value is not None}
 
 
-def check_copied(model: OpenModel) -> None:
+def check_copied_files(model: OpenModel) -> None:
   """Raises a UserError if a file that an export copies is a link out of the model's folder.
 
   Otherwise the author of the folder could choose a private file of this machine to be published.

@@ -11,8 +11,8 @@ from simpo_jax.checkpoint.saved_run import open_run
 from simpo_jax.config import replace_fields
 from simpo_jax.config_check import range_problem
 from simpo_jax.errors import UserError
-from simpo_jax.export.folder import Export, Written, check_out, write_folder
-from simpo_jax.export.hf_configs import check_copied
+from simpo_jax.export.folder import Export, Written, check_output_folder, write_folder
+from simpo_jax.export.hf_configs import check_copied_files
 from simpo_jax.models.weights import OpenModel
 from simpo_jax.runtime.console import human_bytes
 from simpo_jax.runtime.resolve import ResolvedRun
@@ -46,7 +46,7 @@ def export_run(
     FIELDS["export.shard_gb"], options["shard_gb"]
   ):
     raise UserError(f"--shard_gb={options['shard_gb']} {problem}")
-  check_out(out)
+  check_output_folder(out)
   saved = open_run(workdir, step, source, force)
   changes = {f"export.{name}": value for name, value in options.items()}
   export = Export(
@@ -61,34 +61,42 @@ def export_run(
   return _summary(export, write_folder(export))
 
 
-def check_at_end(config: Settings, folder: storage.Path, shared: bool, model: OpenModel) -> None:
-  """Raises a UserError at the start of a run if its export at the end would fail."""
+def check_export_at_end(
+  config: Settings, workdir: storage.Path, shared: bool, model: OpenModel
+) -> None:
+  """Raises a UserError at the start of a run if its export at the end would fail.
+
+  Args:
+    shared: whether all hosts see the workdir.
+  """
   if not config.export.at_end:
     return
-  if not isinstance(folder, pathlib.Path):
+  if not isinstance(workdir, pathlib.Path):
     raise UserError(
       "--config.export.at_end=True writes to local disks only; leave it out, and run `python -m "
       "simpo_jax.export` on a local copy of the workdir"
     )
   if not shared:
     raise UserError(
-      "--config.export.at_end=True needs a --workdir that all hosts see, as checkpoints do"
+      "--config.export.at_end=True needs a --workdir that all hosts see; so do checkpoints"
     )
   if jax.process_index() == 0:
-    check_out(folder / "export")
-    check_copied(model)
+    check_output_folder(workdir / "export")
+    check_copied_files(model)
 
 
-def export_at_end(config: Settings, run: ResolvedRun, folder: pathlib.Path, checkpoint: str) -> str:
+def export_at_end(
+  config: Settings, run: ResolvedRun, workdir: pathlib.Path, checkpoint: str
+) -> str:
   """Writes WORKDIR/export, and returns a summary for the user; all processes must call this.
 
   Args:
     checkpoint: name of the last step's checkpoint.
   """
   export = Export(
-    checkpoint=folder / checkpoints_folder(folder).name / checkpoint,
-    workdir=folder,
-    out=folder / "export",
+    checkpoint=workdir / checkpoints_folder(workdir).name / checkpoint,
+    workdir=workdir,
+    out=workdir / "export",
     step=config.train.steps,
     config=config,
     model=run.model,

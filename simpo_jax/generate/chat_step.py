@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int32
 
 from simpo_jax.generate import kv_pages
 from simpo_jax.generate.decode import decode
-from simpo_jax.generate.prefill import prefill, see
+from simpo_jax.generate.prefill import prefill, reset_seen
 from simpo_jax.generate.state import Engine, Slots, State, initial, select_state
 from simpo_jax.generate.types import Requests
 
@@ -48,7 +48,7 @@ def chat_step(engine: Engine, requests: Requests, s: State, turn: ChatStep) -> S
   )
   fresh = fresh._replace(queue=queue, slots=Slots(token, last, jnp.zeros_like(last)))
   if fresh.seen is not None:
-    fresh = fresh._replace(seen=see(fresh.seen, all_slots, arrays.tokens, arrays.length))
+    fresh = fresh._replace(seen=reset_seen(fresh.seen, all_slots, arrays.tokens, arrays.length))
   s = select_state(turn.begins, fresh, s)
   with jax.named_scope("prefill"):
     todo, done = (turn.until - turn.cached)[None], turn.cached[None]

@@ -19,7 +19,7 @@ def refill(engine: Engine, s: State, arrays: RequestArrays, work: Work) -> State
   All prompt tokens except the last are cached; the last is the first input of decoding.
 
   Args:
-    arrays, work: the requests of the local group, without a leading group axis.
+    arrays, work: the requests of this shard's prompt group, without a leading group axis.
   """
   shape = engine.shape
   with jax.named_scope("admit"):
@@ -39,25 +39,27 @@ def refill(engine: Engine, s: State, arrays: RequestArrays, work: Work) -> State
     slots: Slots = jax.tree.map(where_new, Slots(token, last, jnp.zeros_like(last)), s.slots)
     seen = s.seen
     if seen is not None:
-      seen = see(seen, new, gather_by_request(arrays.tokens), length)
+      seen = reset_seen(seen, new, gather_by_request(arrays.tokens), length)
   with jax.named_scope("prefill"):
     has_donor = admitted.donor != jnp.arange(shape.slots)
     pool = prefill(engine, s.pool, queue, arrays, jnp.where(new & ~has_donor, last, 0))
     if shape.shared_prompts:
       source, target = scheduler.tail_copies(queue, work, admitted, shape.page_size)
-      copies = engine.max_over_groups(jnp.any(target < shape.num_pages).astype(jnp.int32))
-      layers = copies * engine.cfg.num_hidden_layers
+      any_copies = engine.max_over_groups(jnp.any(target < shape.num_pages).astype(jnp.int32))
+      layers = any_copies * engine.cfg.num_hidden_layers
       pool = kv_pages.copy_pages(pool, source, target, layers, shape.num_pages)
   return s._replace(pool=pool, queue=queue, slots=slots, seen=seen)
 
 
-def see(
+def reset_seen(
   seen: Bool[Array, "slots V"],
   new: Bool[Array, " slots"],
   tokens: Int32[Array, "slots prompt_tokens"],
   length: Int32[Array, " slots"],
 ) -> Bool[Array, "slots V"]:
-  """Resets the seen tokens of the slots in `new` to the first `length` of their `tokens`."""
+  """Sets the seen tokens of the slots in `new`, for the repetition penalty, to their prompts.
+
+  The first `length` of `tokens` are the prompt."""
   real = new[:, None] & (jnp.arange(tokens.shape[1]) < length[:, None])
   row = jnp.arange(seen.shape[0])[:, None]
   before = seen & ~new[:, None]
@@ -79,23 +81,23 @@ def prefill(
   to the pool before any of them attends.
   """
   shape = engine.shape
-  chunks = ceil_div(todo, shape.chunk)  # of each slot
-  behind = jnp.cumsum(chunks)  # where each slot's chunks end in the list
+  chunks = ceil_div(todo, shape.chunk)  # per slot
+  ends = jnp.cumsum(chunks)  # of each slot's chunks in the list
 
   def of_slot(x: Array, slot: Array, none: int) -> Array:
     return x.at[slot].get(mode="fill", fill_value=none)
 
   def one_pass(index: Int32[Array, ""], pool: KVPool) -> KVPool:
     place = index * shape.prefill_rows + jnp.arange(shape.prefill_rows, dtype=jnp.int32)
-    slot = jnp.sum(place[:, None] >= behind, axis=1, dtype=jnp.int32)  # past the last: no slot
-    before = (place - of_slot(behind - chunks, slot, 0)) * shape.chunk
+    slot = jnp.sum(place[:, None] >= ends, axis=1, dtype=jnp.int32)  # out of range: no slot
+    before = (place - of_slot(ends - chunks, slot, 0)) * shape.chunk
     start = before if done is None else of_slot(done, slot, 0) + before
-    token = jnp.arange(shape.chunk, dtype=jnp.int32)
+    offset = jnp.arange(shape.chunk, dtype=jnp.int32)
     request = of_slot(queue.request, slot, shape.requests)[:, None]
-    tokens = arrays.tokens.at[request, start[:, None] + token].get(mode="fill", fill_value=0)
+    tokens = arrays.tokens.at[request, start[:, None] + offset].get(mode="fill", fill_value=0)
     count = jnp.clip(of_slot(todo, slot, 0) - before, 0, shape.chunk)
     table = of_slot(queue.pages.table, slot, shape.num_pages)
     return forward(engine, pool, table, tokens, start, count)[1]
 
-  passes = engine.max_over_groups(ceil_div(behind[-1], shape.prefill_rows))
+  passes = engine.max_over_groups(ceil_div(ends[-1], shape.prefill_rows))
   return fori_loop(0, passes, one_pass, pool)

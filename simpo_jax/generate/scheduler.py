@@ -21,7 +21,9 @@ class Queue(NamedTuple):
   pages: Pages
   next: Int32[Array, ""]  # the first request not yet admitted
   request: Int32[Array, " slots"]  # the request of each slot, N if it is free
-  running: Bool[Array, " slots"]  # False for a finished slot, which keeps its request to `retire`
+  running: Bool[
+    Array, " slots"
+  ]  # False for a finished slot; its `request` stays set until `retire`
 
 
 class Work(NamedTuple):
@@ -87,19 +89,19 @@ def admit(queue: Queue, work: Work, page_size: int) -> tuple[Queue, Admitted]:
   request = jnp.where(free, queue.next + rank, queue.request)
   length, budget = (x.at[request].get(mode="fill", fill_value=0) for x in work[:2])
   prompt = work.prompt.at[request].get(mode="fill", fill_value=-1)
-  wanted = free & (length > 0)
-  # The donor is the earliest slot with the same prompt: an occupied one, or the lowest rank
-  # among the candidates, which is admitted whenever a later candidate is.
+  candidate = free & (length > 0)
+  # The donor is an occupied slot with the same prompt, else the lowest-ranked candidate with it.
+  # Candidates are admitted in rank order, so the donor is admitted if this slot is.
   order = jnp.where(free, rank, -1)
-  older = (prompt == prompt[:, None]) & (order < order[:, None]) & (length > 0)
-  older &= wanted[:, None]
+  earlier = (prompt == prompt[:, None]) & (order < order[:, None]) & (length > 0)  # [slot, donor]
+  earlier &= candidate[:, None]
   itself = jnp.arange(slots, dtype=jnp.int32)
-  first = jnp.argmin(jnp.where(older, order, slots), axis=1).astype(jnp.int32)
-  donor = jnp.where(jnp.any(older, axis=1), first, itself)
+  earliest = jnp.argmin(jnp.where(earlier, order, slots), axis=1).astype(jnp.int32)
+  donor = jnp.where(jnp.any(earlier, axis=1), earliest, itself)
   shared = jnp.where(donor == itself, 0, (length - 1) // page_size)
   need = kv_pages.pages_needed(length + budget - 1, page_size) - shared
-  need = jnp.where(wanted, need, 0)
-  new = wanted & (jnp.cumsum(need) <= kv_pages.num_free(queue.pages))
+  need = jnp.where(candidate, need, 0)
+  new = candidate & (jnp.cumsum(need) <= kv_pages.num_free(queue.pages))
   pages = kv_pages.allocate(queue.pages, jnp.where(new, shared, 0), jnp.where(new, need, 0))
   pages = kv_pages.share(pages, donor, jnp.where(new, shared, 0))
   queue = Queue(
@@ -120,8 +122,8 @@ def tail_copies(
     queue, admitted: the results of `admit`.
 
   Returns:
-    Source and target page of each slot, for `kv_pages.copy_pages`. The target is P where
-    there is nothing to copy.
+    Source and target page of each slot, for `kv_pages.copy_pages`. The target is the number
+    of pages, which is out of range, where there is nothing to copy.
   """
   P = queue.pages.refs.shape[0]
   cached = work.length.at[queue.request].get(mode="fill", fill_value=1) - 1

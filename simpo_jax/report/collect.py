@@ -17,7 +17,7 @@ from simpo_jax.errors import UserError
 from simpo_jax.report import least_times
 from simpo_jax.report.evidence import Evidence
 from simpo_jax.report.generations import (
-  answer_index,
+  answer_columns,
   generation_figures,
   read_generations,
   select_texts,
@@ -103,7 +103,7 @@ def collect(
     "samples": texts,
     "signs": [finding._asdict() for finding in check_health(evidence)],
   }
-  return Collected(strict_json(run), strict_json(answer_index(generations)), parts, prompt_parts)
+  return Collected(strict_json(run), strict_json(answer_columns(generations)), parts, prompt_parts)
 
 
 def _read_object(path: storage.Path, notes: list[str]) -> dict[str, Any]:

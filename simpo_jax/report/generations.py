@@ -1,4 +1,8 @@
-"""Statistics of all generations of a run, and the texts that fit into the report."""
+"""Statistics of all generations of a run, and the texts that fit into the report.
+
+A generation is all answers sampled after one step. Its texts are compressed in parts of
+`part_size` consecutive prompts each.
+"""
 
 from typing import Any
 
@@ -26,18 +30,18 @@ def read_generations(
   known: dict[Any, Generation],
   notes: list[str],
 ) -> list[Generation]:
-  """Reads all generations in step order; reads only those again whose files have changed.
+  """Reads all generations in step order; those whose files have not changed come from `known`.
 
   Args:
     folder: the workdir.
     config: contents of config.json.
-    max_bytes: limit for the packed texts, in bytes.
+    max_bytes: limit for the compressed texts, in bytes.
     known: cache of generations between calls; updated in place.
     notes: a list to which problems are appended.
   """
   folders = sorted(p for p in (folder / "samples").glob("step_*") if p.name[5:].isdigit())
   size, max_parts, out = part_size(config), 2**31, []
-  now: dict[Any, Generation] = {}
+  still_known: dict[Any, Generation] = {}
   sizes: dict[int, dict[int, int]] = {}
   for path in folders:
     try:
@@ -46,18 +50,19 @@ def read_generations(
       notes.append(f"samples/{path.name} cannot be read ({e.strerror or e})")
       continue
     key = (str(path), size, max_bytes, files)
-    read = known.get(key) or read_generation(path, size, max_parts)
-    if not len(read.answers.prompt):
+    generation = known.get(key) or read_generation(path, size, max_parts)
+    if not len(generation.answers.prompt):
       continue
-    now[key] = read
-    out.append(read)
-    # More generations leave fewer parts for each, so later ones need not be packed.
-    sizes[read.step] = {part: len(text) for part, text in read.parts.items()}
+    still_known[key] = generation
+    out.append(generation)
+    # The more generations there are, the fewer parts of each fit: from here on, parts numbered
+    # `max_parts` and above need not be compressed.
+    sizes[generation.step] = {part: len(text) for part, text in generation.parts.items()}
     max_parts = max(
       (1 + max(parts, default=0) for parts in kept_parts(sizes, max_bytes).values()), default=1
     )
   known.clear()
-  for key, g in now.items():
+  for key, g in still_known.items():
     texts = {part: text for part, text in g.parts.items() if part < max_parts}
     known[key] = g._replace(parts=texts)
   for g in out:
@@ -85,7 +90,6 @@ def generation_figures(
   top = max(int(a.tokens.max()), config.get("generate", {}).get("max_new_tokens", 1))
   scored = np.isfinite(a.logprob)
   known = np.isfinite(a.repetition)
-  least = least_times.generate_seconds(record, config, a.tokens)
   return {
     "step": g.step,
     "answers": len(a.tokens),
@@ -101,7 +105,7 @@ def generation_figures(
     "logprob": _mean(a.logprob[scored], a.tokens[scored]),
     "seconds": row.get("step_seconds"),
     "tokens_per_second": row.get("tokens_per_second"),
-    "floor_seconds": least,
+    "floor_seconds": least_times.generate_seconds(record, config, a.tokens),
   }
 
 
@@ -109,8 +113,11 @@ def _mean(values: np.ndarray, weights: np.ndarray | None = None) -> float | None
   return float(np.average(values, weights=weights)) if len(values) else None
 
 
-def answer_index(generations: list[Generation]) -> dict[str, Any]:
-  """Returns columns of statistics per answer of each generation; None: no such answer."""
+def answer_columns(generations: list[Generation]) -> dict[str, Any]:
+  """Returns, per generation and statistic, a list over all (prompt, sample) pairs of the run.
+
+  An entry is None where the generation has no such answer.
+  """
   prompts: dict[int, tuple[str, str]] = {}
   for g in generations:
     prompts.update(g.prompts)
@@ -121,7 +128,9 @@ def answer_index(generations: list[Generation]) -> dict[str, Any]:
     a = g.answers
     at = np.searchsorted(order, a.prompt) * samples + a.sample
 
-    def spread(values: np.ndarray, digits: int | None = None, at: np.ndarray = at) -> list[Any]:
+    def by_position(
+      values: np.ndarray, digits: int | None = None, at: np.ndarray = at
+    ) -> list[Any]:
       out: list[Any] = [None] * (len(order) * samples)
       for i, value in zip(at.tolist(), values.tolist(), strict=True):
         out[i] = value if digits is None else round(value, digits)
@@ -129,11 +138,11 @@ def answer_index(generations: list[Generation]) -> dict[str, Any]:
 
     rows.append(
       {
-        "tokens": spread(a.tokens),
-        "finish": spread(a.finish),
-        "logprob": spread(a.logprob, 3),
-        "repetition": spread(a.repetition, 3),
-        "empty": spread(a.empty.astype(int)),
+        "tokens": by_position(a.tokens),
+        "finish": by_position(a.finish),
+        "logprob": by_position(a.logprob, 3),
+        "repetition": by_position(a.repetition, 3),
+        "empty": by_position(a.empty.astype(int)),
       }
     )
   return {
@@ -146,7 +155,7 @@ def answer_index(generations: list[Generation]) -> dict[str, Any]:
 def select_texts(
   generations: list[Generation], size: int, max_bytes: int
 ) -> tuple[dict[tuple[int, int], bytes], dict[int, bytes], dict[str, Any]]:
-  """Selects the packed texts of answers and of prompts that fit, and describes the selection."""
+  """Selects the compressed texts of answers and prompts that fit, and describes the selection."""
   sizes = {g.step: {part: len(text) for part, text in g.parts.items()} for g in generations}
   prompts = {part: text for g in reversed(generations) for part, text in g.prompt_parts.items()}
   kept = kept_parts(sizes, max_bytes - sum(map(len, prompts.values())))

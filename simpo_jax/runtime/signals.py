@@ -1,11 +1,11 @@
-"""SIGTERM and ^C: all hosts end the run after the launch in progress, and save it."""
+"""SIGTERM and ^C: all hosts stop after the launch in progress, and save a checkpoint."""
 
 import signal
 import sys
 
 
 class StopSignal:
-  """Records the first SIGTERM or SIGINT; a second one ends the process immediately."""
+  """Records the first SIGTERM or SIGINT; the same signal again ends the process immediately."""
 
   def __init__(self):
     self.requested = False
@@ -22,7 +22,7 @@ class StopSignal:
     self.requested = True
     print(
       f"{signal.Signals(number).name}: stopping after the launch in progress; "
-      "once more to end at once",
+      "repeat to end immediately",
       file=sys.stderr,
       flush=True,
     )

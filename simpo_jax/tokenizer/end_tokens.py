@@ -47,6 +47,6 @@ def generation_end_tokens(config: pathlib.Path) -> list[int]:
 
 
 def _turn_ends(template: str) -> list[str]:
-  # In a template with channels (gpt-oss), <|end|> ends a channel, not the turn.
+  # In a template with channels (gpt-oss), <|end|> ends one message of a turn, not the turn.
   channels = "<|channel|>" in template
   return [t for t in _TURN_ENDS if t in template and not (channels and t == "<|end|>")]

@@ -30,7 +30,7 @@ from simpo_jax.trackers.rows import Entry, group, read_rows, tag
 _NAME = "events.out.tfevents.{}.{}"  # seconds since 1970, host name
 _BINS = 30  # of histograms
 _WIDTH = 100  # characters per line of text
-_CONFIG = "config"  # tag of the config, which like the hyperparameters is written once
+_CONFIG = "config"  # tag of the config, which is written once, as are the hyperparameters
 _METRICS = ("train/loss", "train/rewards/margins", "train/rewards/accuracies")
 _METRICS += tuple(name.replace("train", "eval") for name in _METRICS)
 
@@ -41,7 +41,7 @@ class EventFiles:
   Args:
     workdir: a local folder.
     config: contents of config.json.
-    size: bytes of metrics.jsonl when the run was started.
+    size: bytes of metrics.jsonl when the run was started; rows up to there are read.
   """
 
   def __init__(self, workdir: pathlib.Path, config: dict[str, Any], size: int):
@@ -57,12 +57,12 @@ class EventFiles:
     }
     last_row, last_step = _truncate_files(self._folder, rows)
     # TensorBoard reads files in name order, so timestamps must increase even if the clock does not.
-    before = [int(path.name.split(".")[3]) for path in self._folder.glob(_NAME.format("*", "*"))]
-    timestamp = max([int(time.time()), *(number + 1 for number in before)])
+    earlier = [int(path.name.split(".")[3]) for path in self._folder.glob(_NAME.format("*", "*"))]
+    timestamp = max([int(time.time()), *(t + 1 for t in earlier)])
     name = _NAME.format(f"{timestamp:010d}", socket.gethostname())
     self._file = RecordWriter(open(self._folder / name, "xb"))
     self._write(file_version="brain.Event:2")
-    if before:
+    if earlier:
       # Makes a running TensorBoard drop the events that were removed.
       self._write(step=last_step + 1, session_log=SessionLog(status=SessionLog.START))
     else:
@@ -174,9 +174,10 @@ def _hyperparameters(config: dict[str, Any]) -> list[Summary.Value]:
 
 
 def _truncate_files(folder: pathlib.Path, rows: dict[tuple[str, int], int]) -> tuple[int, int]:
-  """Truncates each event file before its first event that is not in metrics.jsonl.
+  """Truncates each event file before its final status or its first row not in metrics.jsonl.
 
-  Rows are written in order, so later events are not in metrics.jsonl either.
+  Rows are written in order, so later rows are not in metrics.jsonl either. The config, the
+  hyperparameters and events without a summary (such as the file's version) are kept.
 
   Args:
     folder: the folder of the event files.
@@ -190,13 +191,13 @@ def _truncate_files(folder: pathlib.Path, rows: dict[tuple[str, int], int]) -> t
     kept = 0
     for end, event in _events(path):
       name = event.summary.value[0].tag if event.summary.value else _CONFIG
-      first = name.partition("/")[0]
+      tag_group = name.partition("/")[0]
       if name == hparams.SESSION_END_INFO_TAG:
         break
-      if first not in (_CONFIG, hparams.EXPERIMENT_TAG.partition("/")[0]):
-        if (first, event.step) not in rows:
+      if tag_group not in (_CONFIG, hparams.EXPERIMENT_TAG.partition("/")[0]):
+        if (tag_group, event.step) not in rows:
           break
-        last = max(last, (rows[first, event.step], event.step))
+        last = max(last, (rows[tag_group, event.step], event.step))
       kept = end
     if kept < path.stat().st_size:
       os.truncate(path, kept)

@@ -15,7 +15,7 @@ import pytest
 
 from simpo_jax import storage
 from simpo_jax.errors import UserError
-from simpo_jax.export.runs import check_at_end, export_run
+from simpo_jax.export.runs import check_export_at_end, export_run
 from simpo_jax.models.weights import open_model
 from simpo_jax.report.page import write_report
 from simpo_jax.sample.__main__ import open_output
@@ -326,7 +326,7 @@ def test_an_export_publishes_no_file_from_elsewhere(run, source, tmp_path, victi
   assert not out.exists() and not [n for n in here(tmp_path) if _is_temporary(n)]
   config = Settings(export=ExportSettings(at_end=True))
   with pytest.raises(UserError, match="is a link out of its folder"):
-    check_at_end(config, tmp_path / "workdir", True, open_model(str(model)))
+    check_export_at_end(config, tmp_path / "workdir", True, open_model(str(model)))
 
 
 def test_links_within_a_model_and_of_the_hubs_cache_are_followed(run, source, tmp_path):
