@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
   refuse_arguments(argv, "--config=configs/m11.py")
   if values.config is None:
     raise UserError("name a config: --config=configs/m11.py (see --help)")
-  validate(values.config)
+  config = validate(values.config)
   path = values.json and plain(values.json)
   if path and not path.parent.is_dir():
     folder = brief(path.parent)
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
 
   devices = topology_devices(values.topology) if values.topology else None
   plan = make_plan(
-    values.config,
+    config,
     devices,
     prompt_tokens=values.prompt_tokens,
     response_tokens=values.response_tokens,
