@@ -111,7 +111,7 @@ def _times(plan: dict[str, Any]) -> str:
       f"{100 * t['model_flops_utilization']:.0f}% model flops utilization"
     )
   else:
-    text += "; no peak rates are known of this device: no times"
+    text += "; no times, since the peak rates of this device are unknown"
   lines += [text, f"flops and bytes from {t['counted']}"]
   return "\n".join(lines)
 

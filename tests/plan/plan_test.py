@@ -82,7 +82,7 @@ def test_the_program_planned_here_is_the_one_that_runs_here(tmp_path):
   assert plan["modes"]["train"]["flops"] > 0
   assert plan["modes"]["train"]["roofline_seconds"] is None
   text = render(plan)
-  assert "no peak rates are known" in text and "fits: " in text
+  assert "the peak rates of this device are unknown" in text and "fits: " in text
 
 
 @pytest.fixture(scope="module")
