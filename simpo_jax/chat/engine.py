@@ -156,8 +156,8 @@ def _choose_context(loaded: LoadedModel, requested: int) -> tuple[int, list[str]
   context = min(requested, limit, fits)
   if fits < MIN_CONTEXT:
     raise UserError(
-      f"there is memory for {fits} tokens of a conversation, and at least {MIN_CONTEXT} are needed; "
-      "use a machine with more memory"
+      f"there is memory for {fits} tokens of a conversation, and at least {MIN_CONTEXT} are "
+      "needed; use a machine with more memory"
     )
   if context < MIN_CONTEXT:
     raise UserError(
