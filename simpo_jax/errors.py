@@ -21,7 +21,7 @@ class UserError(Exception):
 
   def __init__(self, message: str):
     text = one_line(message)
-    if len(text) > _MAX_MESSAGE:  # the place is at the beginning, the fix at the end
+    if len(text) > _MAX_MESSAGE:  # its beginning says what is wrong and where, its end the fix
       text = f"{text[: _MAX_MESSAGE // 2]} ... {text[-_MAX_MESSAGE // 2 :]}"
     super().__init__(text)
 
@@ -29,7 +29,8 @@ class UserError(Exception):
 class Interrupted(UserError):
   """The run was interrupted by something outside it: a host was lost, or a launch hangs.
 
-  Exit code 75 (EX_TEMPFAIL of sysexits.h) tells a launcher to restart the run.
+  Exit code 75 (EX_TEMPFAIL of sysexits.h) tells whatever started the process, such as a job
+  scheduler, to start it again.
   """
 
   exit_code = 75
@@ -60,7 +61,7 @@ def shown(value: Any) -> str:
   try:
     return _SHORT_REPR.repr(value)
   except ValueError:  # sys.get_int_max_str_digits()
-    return "(a number of thousands of digits)"
+    return "(a number with thousands of digits)"
 
 
 _SHORT_REPR = reprlib.Repr()

@@ -1,4 +1,4 @@
-"""Dense range attention with all `[S, S]` scores; the oracle in tests of the others."""
+"""Dense range attention with all `[S, S]` scores, for tests of the other implementations."""
 
 import jax
 import jax.numpy as jnp

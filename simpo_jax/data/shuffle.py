@@ -1,4 +1,4 @@
-"""Deterministic order of pairs in memory: the held-out split and the order of epochs."""
+"""The held-out split and the order of epochs of pairs that are held in memory; deterministic."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,7 @@ def split_pairs(
 ) -> tuple[list[PairTokens], list[PairTokens]]:
   """Splits pairs randomly into (train, held out), each in the given order.
 
-  At least one pair is held out if `fraction` > 0 and there are two or more, and at least one is
-  kept for training.
+  If `fraction` > 0 and there are at least two pairs, each part has at least one.
 
   Raises:
     UserError: `fraction` is outside [0, 1).

@@ -49,7 +49,7 @@ def make_requests(prompts: list[Prompt], settings: GenerateSettings) -> list[Req
 def empty_requests(shape: GenerateShape, vocab_size: int) -> Requests:
   """Returns numpy arrays of the sizes in `shape`, without any request."""
 
-  def zeros(dtype: DTypeLike, *sizes: int) -> Any:  # a numpy array, annotated as Array
+  def zeros(dtype: DTypeLike, *sizes: int) -> Any:  # numpy, where the fields say Array
     return np.zeros(sizes, dtype)
 
   size = (shape.groups, shape.requests)
@@ -83,7 +83,7 @@ def pack_requests(
   Args:
     assignments: one per request, from `round_robin`.
     shape: large enough for all requests; from `shape_for`.
-    stops: the stop automaton.
+    stops: the transition table of the stop automaton (`stop_automaton.py`).
     seed: sampling seed, below 2**32.
   """
   out = empty_requests(shape, stops.shape[1])

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
   if missing and not values.allow_unsupported:
     raise UserError(
       f"{source}: not supported, and the training would differ: {', '.join(missing)}; remove them "
-      "from a copy of it, or ignore them with --allow_unsupported"
+      "from a copy of the file, or ignore them with --allow_unsupported"
     )
   text = config_text(translation, f"{form}'s {plain(source).name}", values.out or "configs/mine.py")
   if not out:

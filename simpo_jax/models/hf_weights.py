@@ -23,7 +23,7 @@ Keys = tuple[str, ...]  # path of a weight in the tree of `lora.all_tensors`
 
 
 class CheckpointWeights(NamedTuple):
-  """The weights of a checkpoint; `shapes` and `read` are those of `safetensors.Weights`.
+  """The weights of a checkpoint; `shapes` and `read` are like those of `safetensors.Weights`.
 
   Attributes:
     shapes: the shape of every tensor by its Hugging Face name, layer by layer.
@@ -138,7 +138,9 @@ def _path(keys: Keys) -> str:
 
 
 def open_array(folder: pathlib.Path, place: Keys) -> tensorstore.TensorStore:
-  """Opens an array saved by Orbax: zarr under its dotted path, in buckets within OCDBT."""
+  """Opens an array saved by Orbax: zarr, named by its dotted path.
+
+  A checkpoint that was written to a cloud bucket keeps its arrays in an OCDBT store."""
   kvstore: dict[str, Any] = {"driver": "file", "path": f"{folder}/"}
   if (folder / "manifest.ocdbt").exists():
     kvstore = {"driver": "ocdbt", "base": kvstore}

@@ -175,10 +175,10 @@ def compile_program(cfg: ProgramConfig, lowered: Lowered | None = None) -> Compi
 def room_for_pool(cfg: ProgramConfig) -> int | None:
   """Returns the bytes per device available for the KV pool; None if unknown.
 
-  Memory used by activations during training is available while generating.
+  Activations of training are not subtracted: they are not live during generation.
   """
   devices = list(cfg.mesh.devices.flat)
-  # Only local devices report their memory. A described topology has none: take any device.
+  # Only local devices report their memory. A topology that is only described has none.
   local = [d for d in devices if d.process_index == jax.process_index()]
   weights = on_mesh.weight_bytes(cfg.step.model, cfg.mesh, cfg.mode, cfg.step.dtype)
   return free_bytes((local or devices)[0], state_bytes(cfg) + weights)

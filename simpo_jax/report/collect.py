@@ -42,8 +42,8 @@ class Collected(NamedTuple):
 
   run: dict[str, Any]  # JSON-serializable
   index: dict[str, Any]  # statistics of every answer, for the list of prompts
-  parts: dict[tuple[int, int], bytes]  # packed texts of answers by (generation, part)
-  prompt_parts: dict[int, bytes]  # packed texts of prompts by part
+  parts: dict[tuple[int, int], bytes]  # compressed texts of answers by (generation, part)
+  prompt_parts: dict[int, bytes]  # compressed texts of prompts by part
 
 
 def collect(
@@ -53,7 +53,7 @@ def collect(
 
   Args:
     folder: the workdir.
-    max_bytes: limit for the packed texts, in bytes.
+    max_bytes: limit for the compressed texts, in bytes.
     known: cache of generations between calls; updated in place.
 
   Raises:
@@ -152,7 +152,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list]:
 
 
 def _downsample(columns: dict[str, list]) -> dict[str, Any]:
-  """Limits curves to `_MAX_POINTS` by averaging blocks of rows; a block has its last row's step.
+  """Limits curves to `_MAX_POINTS` by averaging blocks of rows, each plotted at its last step.
 
   If blocks have several rows, adds the extremes as `NAME/low` and `NAME/high`, and the rows per
   block as `each`.
@@ -180,7 +180,7 @@ def _downsample(columns: dict[str, list]) -> dict[str, Any]:
 def _step_times(
   record: dict[str, Any], config: dict[str, Any], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-  """Sums the minimum and actual seconds of training steps, without the first, which is slower."""
+  """Sums the roofline and the measured seconds of training steps except the first, slower one."""
   pairs = [(least_times.train_seconds(record, config, r), r.get("step_seconds")) for r in rows]
   pairs = [(a, b) for a, b in pairs[len(pairs) > 1 :] if a and b]
   if not pairs:

@@ -1,4 +1,4 @@
-"""Runs a tracker that talks to a server in a subprocess.
+"""Runs a tracker that talks to a server, in a subprocess of its own.
 
 Its client library cannot affect the run (imports, threads, patches, output, exit handlers), and
 can be killed if it hangs.
@@ -35,8 +35,8 @@ class Service:
     folder = workdir / "tracking"
     folder.mkdir(exist_ok=True)
     self._log = folder / f"{name}.log"
-    # -P: neither the script's folder nor the current one, which may have a ./wandb, is imported
-    # from. A new session: ^C and signals to the run's process group do not reach it.
+    # -P keeps the script's and the current folder off sys.path: a run's ./wandb would shadow the
+    # package. A new session: ^C and signals to the run's process group do not reach it.
     with open(self._log, "ab") as log:
       self._process = subprocess.Popen(
         [sys.executable, "-P", str(_WORKER), name, str(folder / f"{name}.json")],
@@ -50,7 +50,7 @@ class Service:
     self._requests, self._replies = requests, replies
 
   def open(self) -> int:
-    """Resumes the service's run or creates one; returns the number of the last row it has."""
+    """Resumes or creates the server's run; returns the number of the last row that it has."""
     return self._call("open", folder=str(self._workdir), config=self._config)["rows"]
 
   def write(self, entry: Entry) -> None:
