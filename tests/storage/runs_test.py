@@ -284,7 +284,7 @@ def test_a_bucket_that_is_gone_is_told_of(monkeypatch):
     ("s3://bucket/run", "to local disks and gs:// only; s3:// is for data; name a local folder or"),
     ("ftp://host/run", "ftp:// is not known here; name a local folder or gs://BUCKET/..."),
     ("gs://", "names no bucket"),
-    ("gs://bucket/run[1]", "may not have any of *?[] in it"),
+    ("gs://bucket/run[1]", "must not contain any of *?[]"),
   ),
 )
 def test_other_places_for_a_workdir(name, says):
