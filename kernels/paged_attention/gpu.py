@@ -20,6 +20,7 @@ from jax.experimental.pallas import triton as plgpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int32
 
+from simpo_jax.arith import ceil_div
 from simpo_jax.kernels.loops import fori_loop
 from simpo_jax.kernels.paged_attention.refs import Ref
 
@@ -53,7 +54,7 @@ def attend(
   page, lanes = pool.shape[1:]
   K = lanes // (2 * h)
   tile, R, block, warps, _ = tile_plan(H, K, h, q.dtype, T)
-  rows = B * -(-T // tile)
+  rows = B * ceil_div(T, tile)
   keys = page_ids.shape[1] * page
   splits = num_splits(rows * K, R, block, keys if window is None else min(keys, window + tile))
   kernel = functools.partial(
@@ -120,7 +121,7 @@ def tile_plan(H: int, K: int, h: int, dtype: DTypeLike, T: int) -> tuple[int, in
   most, keys = (128, 64) if item == 2 else (32, 32)
   most = max(most * 128 // max(width, 128), ROWS)
   tile = min(max(most // G, 1), T)
-  tile = -(-T // -(-T // tile))  # balance the tiles, without changing their number
+  tile = ceil_div(T, ceil_div(T, tile))  # balance the tiles, without changing their number
   R = max(pl.next_power_of_2(tile * G), ROWS)
   warps = 8 if item == 4 or R * max(width, 128) > 64 * 128 else 4
 
@@ -171,7 +172,7 @@ def _kernel(
   G = H * 2 * h // pool.shape[1]
   dot = functools.partial(plgpu.dot, precision=jax.lax.Precision.HIGHEST)  # float32, not tf32
   kv_head, row, split = (pl.program_id(i) for i in range(3))
-  tiles = -(-T // tile)
+  tiles = ceil_div(T, tile)
   b, first = jax.lax.div(row, tiles), jax.lax.rem(row, tiles) * tile
 
   r, lane = jnp.arange(R, dtype=jnp.int32), jnp.arange(width, dtype=jnp.int32)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import ad_checkpoint
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from simpo_jax.arith import ceil_div
 from simpo_jax.kernels.loops import fori_loop
 from simpo_jax.kernels.range_attention import RESIDUALS
 
@@ -88,7 +89,7 @@ def _key_blocks(i: Array, mask: Mask, S: int) -> tuple[Array, Array, Array, Arra
   """The mask of query block i, and the first and one-past-last key blocks that it sees."""
   C, E = _blocks(S)
   start, end, positions = (_block(x, i, C, 1) for x in mask)
-  return start, end, positions, jnp.min(start) // E, -(-jnp.max(end) // E)
+  return start, end, positions, jnp.min(start) // E, ceil_div(jnp.max(end), E)
 
 
 def _seen(

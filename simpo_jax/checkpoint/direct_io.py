@@ -24,6 +24,8 @@ import orbax.checkpoint as ocp
 import tensorstore
 from orbax.checkpoint import future
 
+from simpo_jax.arith import round_up
+
 _DIGESTS = "digests_{}.json"  # by process index: SHA-256 of the files it wrote
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _ALIGNMENT = 4096  # bytes; O_DIRECT requires multiples of it
@@ -165,7 +167,7 @@ def _write_bytes(path: pathlib.Path, data: np.ndarray, buffer: np.ndarray, flags
       piece = data[start : start + len(buffer)]
       np.copyto(buffer[: len(piece)], piece)
       digest.update(buffer[: len(piece)].data)
-      left = buffer[: -(-len(piece) // _ALIGNMENT) * _ALIGNMENT].data
+      left = buffer[: round_up(len(piece), _ALIGNMENT)].data
       while left:
         left = left[os.write(file, left) :]
     os.ftruncate(file, len(data))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from simpo_jax.arith import ceil_div
 from simpo_jax.data.types import PairTokens
 from simpo_jax.program.ledger import Contents, contents
 from simpo_jax.train.batch import Batch, BatchShape, empty_batch
@@ -55,7 +56,7 @@ def lay_out(
     for slot, index in enumerate(members):
       at = (micro, row - local.start)
       start, targets = _lay_out(batch, at, slot, index, pairs[index], start, targets)
-  used = np.asarray(-(-len(rows) // shape.rows), np.int32)
+  used = np.asarray(ceil_div(len(rows), shape.rows), np.int32)
   return batch._replace(num_micro=used)
 
 

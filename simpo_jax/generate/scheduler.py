@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
+from simpo_jax.arith import ceil_div
 from simpo_jax.generate import kv_pages
 from simpo_jax.generate.kv_pages import Pages
 
@@ -64,7 +65,7 @@ def wants_refill(queue: Queue, work: Work, rows: int) -> Bool[Array, ""]:
   """
   running = jnp.sum(queue.running, dtype=jnp.int32)
   finished = jnp.sum(queue.request < work.length.shape[0], dtype=jnp.int32) - running
-  enough = jnp.minimum(rows, -(-(running + finished) // 8))
+  enough = jnp.minimum(rows, ceil_div(running + finished, 8))
   return (pending(queue, work) > 0) & ((running == 0) | (finished >= enough))
 
 

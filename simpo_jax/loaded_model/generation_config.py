@@ -22,9 +22,9 @@ def read_generation_config(model: OpenModel) -> dict[str, Any]:
   if path is None or not path.is_file():
     return {}
   try:
-    found = json.loads(path.read_text())
-    found = {name: found[name] for name in SETTINGS if found.get(name) is not None}
-    do_sample = json.loads(path.read_text()).get("do_sample")
+    content = json.loads(path.read_text())
+    found = {name: content[name] for name in SETTINGS if content.get(name) is not None}
+    do_sample = content.get("do_sample")
   except (OSError, ValueError, RecursionError, AttributeError, TypeError) as e:
     raise UserError(f"{path} is not readable JSON ({e}); fix or remove it") from e
   valid = {

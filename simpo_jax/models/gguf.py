@@ -14,6 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from simpo_jax.arith import ceil_div
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.models.config import ModelConfig, RopeScaling, rope_frequencies
 from simpo_jax.models.gguf_header import check_header
@@ -95,7 +96,7 @@ def _read(tensor: gguf.ReaderTensor, index: Index, heads: int | None) -> np.ndar
   if tensor.data.dtype != np.uint8:
     return np.array(tensor.data[(*rows, columns)])  # a copy: a view would keep the file mapped
   block, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
-  first, last = columns.start // block, -(-columns.stop // block)
+  first, last = columns.start // block, ceil_div(columns.stop, block)
   data = tensor.data[(*rows, slice(first * size, last * size))]
   values = gguf.dequantize(data, tensor.tensor_type)
   return values[..., columns.start - first * block : columns.stop - first * block]

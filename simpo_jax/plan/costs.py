@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from simpo_jax.arith import ceil_div
 from simpo_jax.plan.instructions import (
   Computation,
   asynchronous,
@@ -295,4 +296,4 @@ class _Reader:
     step = origin_of(body, step.operands[element])
     by = [constant_of(origin_of(body, n)) for n in step.operands] if step.opcode == "add" else []
     by = next((n for n in by if n), 1)
-    return max(0, -(-(end - start) // by))
+    return max(0, ceil_div(end - start, by))

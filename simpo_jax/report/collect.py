@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simpo_jax import storage
+from simpo_jax.arith import ceil_div, round_up
 from simpo_jax.distributed.chips import chip_of
 from simpo_jax.errors import UserError
 from simpo_jax.report import least_times
@@ -158,14 +159,14 @@ def _downsample(columns: dict[str, list]) -> dict[str, Any]:
   block as `each`.
   """
   count = len(columns["step"])
-  each = -(-count // _MAX_POINTS)
+  each = ceil_div(count, _MAX_POINTS)
   if each <= 1:
     return columns
   out = {"step": [columns["step"][min(i + each, count) - 1] for i in range(0, count, each)]}
   for name, values in columns.items():
     if name == "step":
       continue
-    padded = np.full(-(-count // each) * each, np.nan)
+    padded = np.full(round_up(count, each), np.nan)
     padded[:count] = [math.nan if v is None else v for v in values]
     blocks = np.ma.masked_invalid(padded.reshape(-1, each))
     for suffix, reduced in (

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from simpo_jax.arith import ceil_div
+
 _MAX_SPANS = 2000  # approximate
 
 
@@ -54,7 +56,7 @@ def timeline(record: dict[str, Any], first: int = 1) -> dict[str, Any]:
 
 def _merge(spans: list[list]) -> list[list]:
   """Merges neighboring spans of a mode if there are more than `_MAX_SPANS`."""
-  each = -(-len(spans) // _MAX_SPANS)
+  each = ceil_div(len(spans), _MAX_SPANS)
   out: list[list] = []
   for mode, start, seconds, step, count in spans:
     last = out[-1] if out else None

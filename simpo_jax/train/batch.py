@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Int32
 
+from simpo_jax.arith import ceil_div
 from simpo_jax.settings import DataSettings
 
 AnyArray = Array | np.ndarray  # on devices, or on the host
@@ -49,7 +50,7 @@ class MicroBatch(NamedTuple):
 
 def batch_shape(pairs: int, row_length: int, slots: int, rows: int) -> BatchShape:
   """Returns sizes that hold a step's pairs even if no two pairs can share a row."""
-  return BatchShape(-(-pairs // rows), rows, row_length, slots, pairs)
+  return BatchShape(ceil_div(pairs, rows), rows, row_length, slots, pairs)
 
 
 def empty_batch(shape: BatchShape, local: range | None = None) -> Batch:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
+from simpo_jax.arith import ceil_div
 from simpo_jax.kernels.loops import fori_loop
 from simpo_jax.models.llama import soft_cap
 from simpo_jax.settings import SimPOSettings
@@ -83,7 +84,7 @@ def _chunks(
   """Pads index and ids to a multiple of `chunk`; also returns the number of chunks with targets."""
   padding = ((0, 0), (0, -ids.shape[1] % chunk))
   count = jnp.max(jnp.sum(ids >= 0, axis=1))
-  return jnp.pad(index, padding), jnp.pad(ids, padding, constant_values=-1), -(-count // chunk)
+  return jnp.pad(index, padding), jnp.pad(ids, padding, constant_values=-1), ceil_div(count, chunk)
 
 
 def _chunk(x: Array, i: Array, chunk: int) -> Array:
