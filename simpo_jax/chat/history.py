@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from simpo_jax.data.prompts import encode_messages
-from simpo_jax.data.row_formats import Message
+from simpo_jax.data.types import Message
 from simpo_jax.errors import UserError
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 

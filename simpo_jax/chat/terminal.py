@@ -17,7 +17,7 @@ from simpo_jax.chat.history import fit
 from simpo_jax.chat.text import HELP, stream_text, visible
 from simpo_jax.config_check import kind_problem, range_problem
 from simpo_jax.data.prompts import SETTINGS
-from simpo_jax.data.row_formats import Message
+from simpo_jax.data.types import Message
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.loaded_model.messages import flag_names
 from simpo_jax.loaded_model.model import LoadedModel, describe_model, listed

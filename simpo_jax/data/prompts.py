@@ -12,8 +12,8 @@ import numpy as np
 
 from simpo_jax.config_check import range_problem
 from simpo_jax.data.row_files import Malformed, find_file, open_lines, read_rows
-from simpo_jax.data.row_formats import Message, SkipRow, to_messages
-from simpo_jax.data.types import Prompt
+from simpo_jax.data.row_formats import SkipRow, to_messages
+from simpo_jax.data.types import Message, Prompt
 from simpo_jax.errors import UserError, shown
 from simpo_jax.settings import FIELDS, GenerateSettings
 from simpo_jax.tokenizer.chat_template import TemplateFailed

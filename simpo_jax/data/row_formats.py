@@ -17,7 +17,7 @@ the first different character could move part of a word into the prompt.
 import re
 from typing import Any, NamedTuple
 
-Message = dict[str, str]
+from simpo_jax.data.types import Message
 
 # {reason for skipping a row: explanation for the user}
 REASONS = {

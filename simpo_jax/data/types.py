@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+# {"role": "user", "content": "...", ...}: other keys, such as "tool_calls", are the template's.
+Message = dict[str, Any]
 
 
 class PairTokens(NamedTuple):

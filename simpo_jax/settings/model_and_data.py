@@ -58,6 +58,13 @@ class DataSettings:
     "('a.json',)",
     path=True,
   )
+  columns: tuple[str, ...] = items(
+    (),
+    "Names of columns that stand for fields of a row, FIELD=COLUMN, in data.train, data.eval and "
+    "generate.prompts.",
+    str,
+    "('prompt=question','rejected=bad')",
+  )
   dir: str = text(
     "",
     "Where tfds: names are looked up, local or in a bucket; empty: TFDS_DATA_DIR.",

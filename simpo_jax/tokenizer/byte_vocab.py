@@ -8,7 +8,7 @@ user text can forge the end of a turn, and decoding restores the text unchanged.
 import re
 from collections.abc import Callable, Sequence
 
-from simpo_jax.data.row_formats import Message
+from simpo_jax.data.types import Message
 
 END = "<|end|>"
 SPECIAL_IDS = {
@@ -57,7 +57,7 @@ def byte_functions() -> tuple[Callable, Callable, Callable, Callable]:
   template = ImmutableSandboxedEnvironment().from_string(TEMPLATE)
 
   def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
-    escaped = [{"role": m["role"], "content": escape(m["content"])} for m in messages]
+    escaped = [{"role": m["role"], "content": escape(m["content"] or "")} for m in messages]
     return template.render(messages=escaped, add_generation_prompt=add_generation_prompt)
 
   return encode, decode, escape, render

@@ -3,10 +3,10 @@
 import contextlib
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from simpo_jax.data.row_formats import Message
+from simpo_jax.data.types import Message
 from simpo_jax.errors import UserError, first_line
 from simpo_jax.models.gguf_header import check_header
 from simpo_jax.tokenizer.chat_template import TemplateFailed
@@ -14,7 +14,7 @@ from simpo_jax.tokenizer.chat_template import render as render_template
 from simpo_jax.tokenizer.end_tokens import end_tokens, generation_end_tokens
 from simpo_jax.tokenizer.gguf_metadata import without_torch
 from simpo_jax.tokenizer.gguf_split import apply_split, split_named
-from simpo_jax.tokenizer.tokenizer import Tokenizer
+from simpo_jax.tokenizer.tokenizer import NO_VARIABLES, Tokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _NO_LIMIT = int(1e30)
@@ -125,11 +125,7 @@ def _from_pretrained(origin: str, **options: Any) -> Any:
 def _from_transformers(
   hf: Any, generation_eos: list[int], origin: str, date: str, template: str | None
 ) -> Tokenizer:
-  template = hf.chat_template if template is None else template
-  if isinstance(template, dict):
-    template = template.get("default")
-  if not isinstance(template, str | None):
-    raise UserError(f"the chat template of {origin} is not a string; fix chat_template in it")
+  template, tool_template = _templates(hf, template, origin)
   vocab = hf.get_vocab()
   eos_ids = end_tokens(hf.eos_token_id, generation_eos, template or "", vocab)
   if not eos_ids:
@@ -145,7 +141,12 @@ def _from_transformers(
         [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
       )
 
-  def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+  def render(
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    tools: Sequence[Any] | None = None,
+    variables: Mapping[str, Any] = NO_VARIABLES,
+  ) -> str:
     if template is None:
       raise UserError(
         f"the tokenizer of {origin} has no chat template, which messages need; give it"
@@ -153,14 +154,16 @@ def _from_transformers(
       )
     if not messages:
       raise TemplateFailed("there is no message")
-    variables = {
-      **hf.special_tokens_map,
+    given = {
       "messages": [dict(m) for m in messages],
-      "tools": None,
+      "tools": None if tools is None else list(tools),
       "documents": None,
       "add_generation_prompt": add_generation_prompt,
     }
-    return render_template(template, variables, origin, date)
+    if taken := sorted(variables.keys() & (given.keys() - {"documents"})):
+      raise TemplateFailed(f"chat_template_kwargs cannot set {taken[0]}")
+    source = tool_template if tools is not None and tool_template else template
+    return render_template(source, {**hf.special_tokens_map, **given, **variables}, origin, date)
 
   bos = hf.bos_token_id
   vocab_size = max(vocab.values()) + 1  # ids may have gaps
@@ -179,6 +182,17 @@ def _from_transformers(
     adds_bos=bos is not None and with_specials[:1] == [bos],
     token_bytes=lambda: _token_bytes(hf, vocab_size),
   )
+
+
+def _templates(hf: Any, given: str | None, origin: str) -> tuple[str | None, str | None]:
+  """Returns the chat template and, if there is another for conversations with tools, that one."""
+  templates = hf.chat_template if given is None else given
+  if not isinstance(templates, dict):
+    templates = {"default": templates}
+  chosen = templates.get("default"), templates.get("tool_use")
+  if not all(isinstance(template, str | None) for template in chosen):
+    raise UserError(f"the chat template of {origin} is not a string; fix chat_template in it")
+  return chosen
 
 
 @contextlib.contextmanager

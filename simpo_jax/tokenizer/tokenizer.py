@@ -5,11 +5,39 @@ BOS, exactly once.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol
 
-from simpo_jax.data.row_formats import Message
+from simpo_jax.data.types import Message
 from simpo_jax.tokenizer.byte_vocab import END, SPECIAL_IDS, TEMPLATE, byte_functions
 from simpo_jax.tokenizer.chat_template import TemplateFailed
+
+
+NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
+
+
+class Render(Protocol):
+  """Renders a conversation with a chat template, like transformers' `apply_chat_template`.
+
+  Args:
+    messages: {"role", "content", ...}; the template gets every key.
+    add_generation_prompt: whether to open the assistant's turn.
+    tools: JSON schemas of the functions that the model may call; None: no tools.
+    variables: further variables of the template (transformers' chat_template_kwargs).
+
+  Raises:
+    TemplateFailed: the template raised an error.
+    UserError: there is no chat template, or it exceeds its limits.
+  """
+
+  def __call__(
+    self,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    tools: Sequence[Any] | None = None,
+    variables: Mapping[str, Any] = NO_VARIABLES,
+  ) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +51,7 @@ class Tokenizer:
     escape: user text -> text in which `encode` finds no special tokens. Hugging Face tokenizers
       have no such function: there it is the identity, and user text that contains "<|im_end|>"
       ends a turn, as in transformers.
-    render: (messages, add_generation_prompt) -> text for `encode`. Raises TemplateFailed, or
-      UserError if there is no chat template or it exceeds its limits.
+    render: a conversation -> text for `encode`; see `Render`.
     bos_id: None if the tokenizer has no BOS.
     eos_ids: all ids that end a turn or a text; the tokenizer's EOS comes first.
     adds_bos: whether transformers' `encode` adds BOS to plain text by default.
@@ -34,7 +61,7 @@ class Tokenizer:
   encode: Callable[[str], list[int]]
   decode: Callable[[Sequence[int]], str]
   escape: Callable[[str], str]
-  render: Callable[[Sequence[Message], bool], str]
+  render: Render
   bos_id: int | None
   eos_ids: tuple[int, ...]
   pad_id: int
@@ -61,17 +88,23 @@ def with_empty_system(tokenizer: Tokenizer) -> Tokenizer:
   As in princeton-nlp/SimPO, this applies to chat templates that mention a system role or are
   ChatML. A template that rejects the message is left unchanged.
   """
-  empty, template = Message(role="system", content=""), tokenizer.chat_template or ""
+  empty: Message = {"role": "system", "content": ""}
+  template = tokenizer.chat_template or ""
   if "system" not in template and "<|im_start|>" not in template:
     return tokenizer
 
-  def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+  def render(
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    tools: Sequence[Any] | None = None,
+    variables: Mapping[str, Any] = NO_VARIABLES,
+  ) -> str:
     if messages and messages[0]["role"] != "system":
       messages = (empty, *messages)
-    return tokenizer.render(messages, add_generation_prompt)
+    return tokenizer.render(messages, add_generation_prompt, tools, variables)
 
   try:
-    render([Message(role="user", content="a")], False)
+    render([{"role": "user", "content": "a"}], False)
   except TemplateFailed:
     return tokenizer
   return dataclasses.replace(tokenizer, render=render)
@@ -84,7 +117,13 @@ def byte_tokenizer() -> Tokenizer:
   """
   encode, decode, escape, render_text = byte_functions()
 
-  def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+  def render(
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    tools: Sequence[Any] | None = None,
+    variables: Mapping[str, Any] = NO_VARIABLES,
+  ) -> str:
+    del tools, variables  # its template has none
     try:
       return render_text(messages, add_generation_prompt)
     except Exception as error:

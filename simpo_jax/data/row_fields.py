@@ -1,0 +1,41 @@
+"""The fields of a data row that are read, and `data.columns`, which maps other names to them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from simpo_jax.errors import UserError
+
+# Every other key of a row is counted and told (`row_formats`).
+FIELDS = (
+  "prompt", "question", "instruction", "input", "history", "messages", "conversations", "chosen",
+  "rejected", "system", "system_prompt", "tools", "chat_template_kwargs",
+)  # fmt: skip
+UNREAD = object()  # the value of a column that exists in a table, but is not read
+
+
+def parse_columns(columns: Sequence[str]) -> dict[str, str]:
+  """Parses `data.columns`, ("FIELD=COLUMN", ...), to {field: column}.
+
+  Raises:
+    UserError: an item is not of this form, its field is unknown, or a field occurs twice.
+  """
+  mapping: dict[str, str] = {}
+  for item in columns:
+    field, separator, column = item.partition("=")
+    if not separator or not column or field not in FIELDS:
+      raise UserError(
+        f"--config.data.columns: {item!r} is not FIELD=COLUMN, such as 'prompt=question'; fields "
+        f"are {', '.join(FIELDS)}"
+      )
+    if field in mapping:
+      raise UserError(f"--config.data.columns names {field} twice; give it one column")
+    mapping[field] = column
+  return mapping
+
+
+def rename(row: dict[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
+  """Returns a row with the mapped columns under the names of their fields."""
+  if not mapping:
+    return row
+  rest = {name: value for name, value in row.items() if name not in mapping.values()}
+  return {**rest, **{field: row[column] for field, column in mapping.items() if column in row}}
