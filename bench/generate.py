@@ -32,7 +32,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 from rich.progress import track
 
-from simpo_jax.data.row_formats import to_messages
+from simpo_jax.data.rows.messages import to_messages
 from simpo_jax.data.types import Prompt
 from simpo_jax.generate import on_mesh
 from simpo_jax.generate.assignment import round_robin

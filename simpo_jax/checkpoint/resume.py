@@ -148,7 +148,8 @@ def progress_at(start: ResumePoint, run: ResolvedRun) -> Progress:
   skips, bad_steps = dict(run.skips), start.metadata.get("bad_steps", ())
   # With data read on demand, skips are counted during training: restore those counts.
   if start.is_resume and isinstance(run.train_pairs, Mixture) and "skips" in start.metadata:
-    skips["train"] = SkipReport(**start.metadata["skips"]["train"])
+    saved = {"notes": {}, **start.metadata["skips"]["train"]}  # older versions count no notes
+    skips["train"] = SkipReport(**saved)
   return Progress(start.position, skips, () if start.weights_only else tuple(bad_steps))
 
 

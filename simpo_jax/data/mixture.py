@@ -78,13 +78,13 @@ def open_stream(
   def read(start: int, n: int) -> tuple[list[PairTokens], SkipReport]:
     found, report = [], empty_report()
     for position, item in enumerate(_read_items(dataset, start, n, data.workers), start=start):
-      report = add_row(report, item.id, item.skipped, item.truncated)
+      report = add_row(report, item.id, item.skipped, item.truncated, item.notes)
       for _ in range(_MAX_TRIES):
         if item.pair is not None:
           break
         position += _SUBSTITUTE_OFFSET
         item = dataset[position]
-        report = add_row(report, item.id, item.skipped, item.truncated)
+        report = add_row(report, item.id, item.skipped, item.truncated, item.notes)
       else:
         reasons = describe_reasons(report)
         raise UserError(f"no usable pair in {_MAX_TRIES} rows: {reasons}; fix the data")

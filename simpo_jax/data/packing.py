@@ -116,7 +116,8 @@ def _lay_out(
   here = np.arange(start, end, dtype=np.int32)
 
   span = (*at, slice(start, end))
-  batch.tokens[span] = np.concatenate([pair.chosen[::-1], pair.prompt, pair.rejected])
+  ids = np.concatenate([pair.chosen[::-1], pair.prompt, pair.rejected])
+  batch.tokens[span] = np.where(ids < 0, ~ids, ids)
   after_prompt = n_prompt + np.arange(max(n_chosen, n_rejected))
   batch.positions[span] = np.concatenate(
     [after_prompt[:n_chosen][::-1], np.arange(n_prompt), after_prompt[:n_rejected]]
@@ -130,10 +131,12 @@ def _lay_out(
   last = rejected - 1
   predictors = ([last, *range(prompt - 1, start, -1)], [last, *range(rejected, end - 1)])
   for side, (ids, where) in enumerate(zip((pair.chosen, pair.rejected), predictors, strict=True)):
-    span = (*at, slice(targets, targets + len(ids)))
-    batch.target_index[span] = where
-    batch.target_id[span] = ids
+    trained = ids >= 0
+    count = int(trained.sum())
+    span = (*at, slice(targets, targets + count))
+    batch.target_index[span] = np.asarray(where)[trained]
+    batch.target_id[span] = ids[trained]
     batch.target_seq[span] = 2 * slot + side
-    targets += len(ids)
+    targets += count
   batch.pair[(*at, slot)] = index
   return end, targets

@@ -7,7 +7,7 @@ from simpo_jax.data.prepared.dataset import is_prepared, open_prepared
 from simpo_jax.data.prepared.records import HELD_OUT
 from simpo_jax.data.row_files import read_rows
 from simpo_jax.data.skip_report import SkipReport, add_row, check_limit
-from simpo_jax.data.tokenize_pairs import PAIR_PARTS, read_row
+from simpo_jax.data.tokenize_pairs import PAIR_PARTS, read_pairs
 from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import UserError
 from simpo_jax.settings import DataSettings
@@ -31,11 +31,11 @@ def load_pairs(
   paths = (paths,) if isinstance(paths, str) else tuple(paths)
   if not paths:
     raise UserError('no preference data; set data.train to files or to ("embedded",)')
-  pairs, report = [], SkipReport(0, 0, {}, dict.fromkeys(PAIR_PARTS, 0), {})
+  pairs, report = [], SkipReport(0, 0, {}, dict.fromkeys(PAIR_PARTS, 0), {}, {})
   for path in paths:
-    for row_id, row in _rows(path, data, seed):
-      result = read_row(row_id, row, tokenizer, data)
-      report = add_row(report, result.id, result.skipped, result.truncated)
+    rows = _rows(path, data, seed)
+    for result in (pair for row in rows for pair in read_pairs(*row, tokenizer, data)):
+      report = add_row(report, result.id, result.skipped, result.truncated, result.notes)
       if result.pair is not None:
         pairs.append(result.pair)
   check_limit(

@@ -1,18 +1,21 @@
 """Loads, tokenizes and validates the prompts for generation."""
 
-import functools
+import difflib
 import json
 import pathlib
 import re
 import string
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from simpo_jax.config_check import range_problem
+from simpo_jax.data.rendering import render_prompt, unshown
 from simpo_jax.data.row_files import Malformed, find_file, open_lines, read_rows
-from simpo_jax.data.row_formats import SkipRow, to_messages
+from simpo_jax.data.rows.fields import parse_columns, rename
+from simpo_jax.data.rows.formats import Conversation, check_prompt, to_prompt
+from simpo_jax.data.rows.reasons import REASONS, SkipRow
 from simpo_jax.data.types import Message, Prompt
 from simpo_jax.errors import UserError, shown
 from simpo_jax.settings import FIELDS, GenerateSettings
@@ -20,55 +23,169 @@ from simpo_jax.tokenizer.chat_template import TemplateFailed
 from simpo_jax.tokenizer.tokenizer import Tokenizer, encode_with_bos
 
 _WIDE_FIELD = re.compile(r"\d{3,}|{")  # a format spec with a width above 99 or a nested field
-_PROMPT_FIELDS = ("messages", "prompt", "conversations")  # a row has one of these
 _TABLE_EXTENSIONS = (".json", ".json.gz", ".jsonl.gz", ".parquet")
 # Fields of `config.generate` that a row may override for its prompt.
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
+_FOR_ALL = ("seed", "stop", "ignore_eos", "num_samples", "logprobs")  # fields that it may not
+_NEAR = 0.8  # similarity of a misspelled setting to its name
+
+
+class Prompts(NamedTuple):
+  """The prompts of a run.
+
+  Attributes:
+    prompts: the usable ones; the others keep their numbers.
+    skipped: a message for each prompt that is left out.
+    notes: counts of facts that the user should know, each of which completes "N prompts ...".
+  """
+
+  prompts: list[Prompt]
+  skipped: list[str]
+  notes: dict[str, int]
+
+
+class _Source(NamedTuple):
+  """A prompt before it is read. row: a row of a file, or the text of a user's message."""
+
+  origin: str
+  row: dict[str, Any] | list[Any] | Malformed | str
 
 
 def load_prompts(
-  generate: GenerateSettings, tokenizer: Tokenizer, skipped: list[str] | None = None
-) -> list[Prompt]:
+  generate: GenerateSettings,
+  tokenizer: Tokenizer,
+  columns: Sequence[str] = (),
+  skip_unusable: bool = False,
+) -> Prompts:
   """Loads the prompts of the config section `generate`, numbered from 0.
 
   Args:
-    skipped: receives a message for each unusable prompt, which is then left out (the others keep
-      their numbers); None: an unusable prompt is an error.
+    columns: `data.columns`.
+    skip_unusable: whether to leave out unusable prompts; else they are errors. With
+      `generate.long_prompts`="skip", prompts that are too long are left out in any case.
 
   Raises:
     UserError: there are no prompts, one is empty, malformed or longer than
       `generate.max_prompt_length`, or the template of synthetic prompts is invalid.
   """
-  prompts = []
-  for index, (origin, read) in enumerate(_sources(generate)):
+  loaded, mapping = Prompts([], [], {}), parse_columns(columns)
+  for index, source in enumerate(_sources(generate)):
     try:
-      messages, settings = read()
-      tokens = np.asarray(encode_messages(origin, messages, tokenizer), np.int32)
-      if not len(tokens):
-        raise UserError(f"{origin} is empty; give it some text")
-      if len(tokens) > generate.max_prompt_length:
-        raise UserError(
-          f"prompt {index} ({origin}) has {len(tokens)} tokens, more than"
-          f" generate.max_prompt_length={generate.max_prompt_length}; raise that or shorten it"
-        )
-      prompts.append(Prompt(index, messages[-1]["content"], tokens, settings))
+      prompt, notes = _read_prompt(index, source, tokenizer, mapping)
+      length, limit = len(prompt.tokens), generate.max_prompt_length
+      if length <= limit:
+        loaded.prompts.append(prompt)
+        for note in dict.fromkeys(notes):
+          loaded.notes[note] = loaded.notes.get(note, 0) + 1
+        continue
+      name = f"prompt {index} ({source.origin})"
+      problem = f"{name} has {length} tokens, more than generate.max_prompt_length={limit}; raise it"
+      if not skip_unusable and generate.long_prompts != "skip":
+        raise UserError(f"{problem}, shorten it, or set generate.long_prompts=skip")
+      loaded.skipped.append(f"{problem} or shorten it")
     except UserError as error:
-      if skipped is None:
+      if not skip_unusable:
         raise
-      skipped.append(str(error))
-  return prompts
+      loaded.skipped.append(str(error))
+  if not loaded.prompts and loaded.skipped and not skip_unusable:
+    raise UserError(f"no prompt can be used: {loaded.skipped[0]}")
+  return loaded
 
 
-_ReadPrompt = Callable[[], tuple[tuple[Message, ...], dict[str, float]]]  # may raise a UserError
-_Source = tuple[str, _ReadPrompt]
+def _read_prompt(
+  index: int, source: _Source, tokenizer: Tokenizer, columns: Mapping[str, str]
+) -> tuple[Prompt, tuple[str, ...]]:
+  conversation, settings = _conversation(source, columns)
+  try:
+    check_prompt(conversation)
+  except SkipRow as skip:
+    raise UserError(f"{source.origin} is empty; give it some text") from skip
+  tokens = encode_prompt(source.origin, conversation, tokenizer)
+  if not tokens:
+    raise UserError(f"{source.origin} is empty; give it some text")
+  prompt = conversation.prompt
+  text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+  notes = conversation.notes
+  if not isinstance(prompt, str):
+    notes = (*notes, *unshown(conversation, tokenizer, [render_prompt(conversation, tokenizer)]))
+  return Prompt(index, text, np.asarray(tokens, np.int32), settings), notes
+
+
+def _conversation(
+  source: _Source, columns: Mapping[str, str]
+) -> tuple[Conversation, dict[str, float]]:
+  """The conversation and the settings of a row."""
+  origin, row = source
+  if isinstance(row, Malformed):
+    raise UserError(f"{origin} is not a row of prompts: {REASONS[row.reason]}")
+  if isinstance(row, str):
+    row = {"messages": [{"role": "user", "content": row}]}
+  elif isinstance(row, list):
+    row = {"messages": row}
+  row = rename(row, columns)
+  settings = _settings(row, origin)
+  try:
+    rest = {name: value for name, value in row.items() if name not in SETTINGS}
+    return to_prompt(rest), settings
+  except SkipRow as skip:
+    if skip.reason == "missing_field":
+      raise UserError(
+        f"{origin} needs one of prompt, messages, conversations, question, instruction; "
+        f"{skip.detail}; data.columns maps other names to them"
+      ) from skip
+    detail = f" ({skip.detail})" if skip.detail else ""
+    raise UserError(f"{origin} is not a prompt: {REASONS[skip.reason]}{detail}") from skip
+
+
+def _settings(row: dict[str, Any], origin: str) -> dict[str, float]:
+  """The settings of a row; a misspelled one is an error."""
+  for name in row:
+    if name in _FOR_ALL:
+      raise UserError(
+        f"{origin}: {name} cannot be set for one prompt; set generate.{name} for all, or remove it"
+      )
+    near = difflib.get_close_matches(name, SETTINGS, 1, _NEAR)
+    if name not in SETTINGS and near:
+      raise UserError(f"{origin}: there is no setting {name}; did you mean {near[0]}?")
+  # In a table, null means that the row does not set the column.
+  given = {name: row[name] for name in SETTINGS if row.get(name) is not None}
+  return {name: _check_setting(name, value, origin) for name, value in given.items()}
+
+
+def _check_setting(name: str, value: Any, origin: str) -> float:
+  integral = name in ("top_k", "max_new_tokens")
+  if type(value) is not int and (integral or type(value) is not float):
+    what = "a whole number" if integral else "a number"
+    raise UserError(f"{origin}: {name} is {json.dumps(value)}, and must be {what}")
+  if problem := range_problem(FIELDS[f"generate.{name}"], value):
+    raise UserError(f"{origin}: {name}={value} {problem}")
+  return value
+
+
+def encode_messages(origin: str, messages: list[Message], tokenizer: Tokenizer) -> list[int]:
+  """Encodes messages up to the start of the answer; see `encode_prompt`."""
+  return encode_prompt(origin, Conversation(tuple(messages)), tokenizer)
+
+
+def encode_prompt(origin: str, conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
+  """Encodes a prompt up to the start of the answer; see `render_prompt`.
+
+  Args:
+    origin: where the conversation comes from, for error messages.
+
+  Raises:
+    UserError: the template rejects it, or several messages have no template.
+  """
+  try:
+    return encode_with_bos(tokenizer, render_prompt(conversation, tokenizer))
+  except TemplateFailed as error:
+    raise UserError(f"the chat template refuses {origin}: {error}") from error
 
 
 def _sources(generate: GenerateSettings) -> Iterator[_Source]:
-  """Yields (origin, function that returns the prompt's messages and settings)."""
   if generate.prompt_list:
     for i, text in enumerate(generate.prompt_list):
-      origin = f"generate.prompt_list[{i}]"
-      yield origin, functools.partial(_user_prompt, text, origin)
+      yield _Source(f"generate.prompt_list[{i}]", text)
   elif generate.prompts == "synthetic":
     yield from _synthetic(generate.template, generate.count)
   else:
@@ -91,8 +208,8 @@ def _synthetic(template: str, count: int) -> Iterator[_Source]:
       f"generate.template {shown(template)!r} must have the field {{index}} and no other"
       " (write {{ and }} for braces), and no width above 99"
     ) from error
-  for i, text in enumerate(texts):
-    yield f"synthetic prompt {i}", functools.partial(_user_prompt, text, "generate.template")
+  for text in texts:
+    yield _Source("generate.template", text)
 
 
 def _from_file(path: str, count: int) -> Iterator[_Source]:
@@ -106,10 +223,9 @@ def _from_file(path: str, count: int) -> Iterator[_Source]:
       f" .jsonl file of messages, or end in {', '.join(_TABLE_EXTENSIONS)}"
     )
   if name.endswith(_TABLE_EXTENSIONS):
-    rows = ((origin, functools.partial(_from_row, row, origin)) for origin, row in read_rows(path))
+    rows = (_Source(origin, row) for origin, row in read_rows(path))
   else:
-    read_line = _from_text if name.endswith(".txt") else _from_json
-    rows = _from_lines(file, path, read_line)
+    rows = _from_lines(file, path, name.endswith(".txt"))
   found = 0
   for source in rows:
     if count and found == count:
@@ -120,105 +236,26 @@ def _from_file(path: str, count: int) -> Iterator[_Source]:
     raise UserError(f"{path} has no prompts; write one per line")
 
 
-def _from_lines(
-  file: pathlib.Path, path: str, read_line: Callable[[bytes, str], Any]
-) -> Iterator[_Source]:
+def _from_lines(file: pathlib.Path, path: str, is_text: bool) -> Iterator[_Source]:
   try:
     for number, line in open_lines(file):
-      origin = f"{file.name}:{number}"
-      yield origin, functools.partial(read_line, line, origin)
+      yield _Source(f"{file.name}:{number}", _text(line) if is_text else _json(line))
   except OSError as error:
     raise UserError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def _from_text(line: bytes, origin: str) -> tuple[tuple[Message, ...], dict[str, float]]:
-  return _user_prompt(_decode(line, origin).strip(), origin)
-
-
-def _decode(line: bytes, origin: str) -> str:
+def _text(line: bytes) -> str | Malformed:
   try:
-    return line.decode("utf-8")
-  except UnicodeDecodeError as error:
-    raise UserError(f"{origin} is not UTF-8 text; save the file as UTF-8") from error
+    return line.decode("utf-8").strip()
+  except UnicodeDecodeError:
+    return Malformed("not_utf8")
 
 
-def _from_json(line: bytes, origin: str) -> tuple[tuple[Message, ...], dict[str, float]]:
+def _json(line: bytes) -> dict[str, Any] | list[Any] | Malformed:
   try:
-    row = json.loads(_decode(line, origin))
-  except (ValueError, RecursionError) as error:
-    raise UserError(f"{origin} is not valid JSON; write one object per line") from error
-  return _from_row(row, origin)
-
-
-def _from_row(row: Any, origin: str) -> tuple[tuple[Message, ...], dict[str, float]]:
-  if isinstance(row, Malformed):
-    raise UserError(f"{origin} is not a row of a table ({row.reason})")
-  settings = {}
-  if isinstance(row, dict):
-    # In a table, null means that the row does not set the column.
-    given = {name: row[name] for name in SETTINGS if row.get(name) is not None}
-    settings = {name: _check_setting(name, value, origin) for name, value in given.items()}
-    row = next((row[name] for name in _PROMPT_FIELDS if row.get(name) is not None), None)
-    if isinstance(row, str):
-      return _user_message(row, origin), settings
-  if not isinstance(row, list):
-    raise UserError(
-      f'{origin} needs {{"messages": [...]}}, {{"prompt": ...}} or a list of messages'
-    )
-  try:
-    messages = to_messages(row)
-  except SkipRow as error:
-    raise UserError(f"{origin} is not a conversation ({error.reason})") from error
-  if not messages or messages[-1]["role"] != "user":
-    raise UserError(f"{origin} must end with a message by the user")
-  _user_message(messages[-1]["content"], origin)
-  return messages, settings
-
-
-def _check_setting(name: str, value: Any, origin: str) -> float:
-  integral = name in ("top_k", "max_new_tokens")
-  if type(value) is not int and (integral or type(value) is not float):
-    what = "a whole number" if integral else "a number"
-    raise UserError(f"{origin}: {name} is {json.dumps(value)}, and must be {what}")
-  if problem := range_problem(FIELDS[f"generate.{name}"], value):
-    raise UserError(f"{origin}: {name}={value} {problem}")
-  return value
-
-
-def _user_message(text: Any, origin: str) -> tuple[Message, ...]:
-  if not isinstance(text, str):
-    raise UserError(f"{origin} is not a string but a {type(text).__name__}")
-  if not text.strip():
-    raise UserError(f"{origin} is empty; give it some text")
-  try:
-    text.encode("utf-8")
-  except UnicodeEncodeError as error:
-    raise UserError(
-      f"{origin} has a lone surrogate, which no tokenizer reads; remove it"
-    ) from error
-  return ({"role": "user", "content": text},)
-
-
-def _user_prompt(text: Any, origin: str) -> tuple[tuple[Message, ...], dict[str, float]]:
-  return _user_message(text, origin), {}
-
-
-def encode_messages(origin: str, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-  """Encodes a conversation up to the start of the answer.
-
-  Uses the chat template. Without one, a single message is encoded as plain text.
-
-  Args:
-    origin: where the conversation comes from, for error messages.
-
-  Raises:
-    UserError: the template rejects it, or several messages have no template.
-  """
-  if tokenizer.chat_template is not None:
-    try:
-      return encode_with_bos(tokenizer, tokenizer.render(messages, True))
-    except TemplateFailed as error:
-      raise UserError(f"the chat template refuses {origin}: {error}") from error
-  if len(messages) > 1:
-    raise UserError(f"{origin} has several messages, but the tokenizer has no chat template")
-  return encode_with_bos(tokenizer, tokenizer.escape(messages[0]["content"]))
+    row = json.loads(line.decode("utf-8"))
+  except UnicodeDecodeError:
+    return Malformed("not_utf8")
+  except (ValueError, RecursionError):
+    row = None
+  return row if isinstance(row, (dict, list)) else Malformed("malformed_json")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from simpo_jax.data.row_formats import REASONS
+from simpo_jax.data.rows.reasons import REASONS
 from simpo_jax.errors import UserError
 
 _EXAMPLES = 3  # row ids kept per reason
@@ -11,29 +11,38 @@ _GRACE_ROWS = 100  # for fewer rows read so far, the limit is that of this many
 
 
 class SkipReport(NamedTuple):
-  """Counts of rows. `skipped` (counts) and `examples` (first row ids) are keyed by reason."""
+  """Counts of rows. `skipped` (counts) and `examples` (first row ids) are keyed by reason.
+
+  `notes` counts facts that the user should know, each of which completes "N rows ...".
+  """
 
   total: int
   kept: int
   skipped: dict[str, int]
   truncated: dict[str, int]  # by "prompt", "chosen" and "rejected": kept pairs
   examples: dict[str, list[str]]
+  notes: dict[str, int]
 
 
 def empty_report() -> SkipReport:
   """Returns the report on no rows."""
-  return SkipReport(0, 0, {}, {}, {})
+  return SkipReport(0, 0, {}, {}, {}, {})
 
 
 def add_row(
-  report: SkipReport, id: str, reason: str | None = None, truncated: Sequence[str] = ()
+  report: SkipReport,
+  id: str,
+  reason: str | None = None,
+  truncated: Sequence[str] = (),
+  notes: Sequence[str] = (),
 ) -> SkipReport:
   """Returns the report with one more row; its dicts are updated in place.
 
   Args:
-    id: the row id.
+    id: the row id, or what else to show as the example.
     reason: why the row is skipped; None: it is kept.
     truncated: the parts of the pair that were truncated.
+    notes: facts about the row.
   """
   if reason is not None:
     report.skipped[reason] = report.skipped.get(reason, 0) + 1
@@ -42,6 +51,8 @@ def add_row(
       examples.append(id)
   for name in truncated:
     report.truncated[name] = report.truncated.get(name, 0) + 1
+  for note in dict.fromkeys(notes):
+    report.notes[note] = report.notes.get(note, 0) + 1
   return report._replace(total=report.total + 1, kept=report.kept + (reason is None))
 
 
@@ -58,6 +69,7 @@ def add_reports(a: SkipReport, b: SkipReport) -> SkipReport:
     add(a.skipped, b.skipped),
     add(a.truncated, b.truncated),
     examples,
+    add(a.notes, b.notes),
   )
 
 

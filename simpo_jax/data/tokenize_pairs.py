@@ -7,51 +7,76 @@ prompt. If a BPE merge crosses the boundary, the crossing token belongs to the r
 trained. Both responses share one prompt, so that the shorter common prefix counts for both.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from simpo_jax.arith import common_prefix
+from simpo_jax.data.rendering import Turns, render_pair
 from simpo_jax.data.row_files import Malformed
-from simpo_jax.data.row_formats import Conversation, SkipRow, check_texts, to_conversation
+from simpo_jax.data.rows.formats import Conversation, check_texts, to_conversation
+from simpo_jax.data.rows.read import split_answers
+from simpo_jax.data.rows.reasons import SkipRow
 from simpo_jax.data.truncation import truncate
 from simpo_jax.data.types import PairTokens
 from simpo_jax.settings import DataSettings
-from simpo_jax.tokenizer.chat_template import TemplateFailed
 from simpo_jax.tokenizer.tokenizer import Tokenizer, encode_with_bos
 from simpo_jax.train.batch import row_length
 
 
 class RowResult(NamedTuple):
-  """The pair of a row, or None and the reason for skipping it."""
+  """The pair of a row, or None and the reason for skipping it.
+
+  Attributes:
+    id: of the row; if it is skipped, with what is wrong in it, for the user.
+    skipped: a key of `reasons.REASONS`.
+    truncated: which of PAIR_PARTS were truncated.
+    notes: facts that the user should know; see `read.Row`.
+  """
 
   id: str
   pair: PairTokens | None
-  skipped: str | None  # a key of row_formats.REASONS
-  truncated: tuple[str, ...]  # which of PAIR_PARTS were truncated
+  skipped: str | None = None
+  truncated: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
 
 
 PAIR_PARTS = ("prompt", "chosen", "rejected")
 
 
+def read_pairs(
+  row_id: str, row: dict[str, Any] | Malformed, tokenizer: Tokenizer, data: DataSettings
+) -> Iterator[RowResult]:
+  """Yields the pairs of a row: one for each of its rejected answers."""
+  for pair_id, part in split_answers(row_id, row):
+    yield read_row(pair_id, part, tokenizer, data)
+
+
 def read_row(
   row_id: str, row: dict[str, Any] | Malformed, tokenizer: Tokenizer, data: DataSettings
 ) -> RowResult:
-  """Tokenizes and truncates a row."""
+  """Tokenizes and truncates the pair of a row."""
   try:
     if isinstance(row, Malformed):
       raise SkipRow(row.reason)
-    full = encode_pair(to_conversation(row), tokenizer, data.header, row_id)
+    conversation = to_conversation(row)
+    full, notes = encode_pair(conversation, tokenizer, data.header, row_id)
     pair = fit_pair(full, tokenizer, data)
   except SkipRow as skip:
-    return RowResult(row_id, None, skip.reason, ())
+    return RowResult(skipped_id(row_id, skip), None, skip.reason)
   truncated = tuple(n for n in PAIR_PARTS if len(getattr(pair, n)) < len(getattr(full, n)))
-  return RowResult(row_id, pair, None, truncated)
+  return RowResult(row_id, pair, None, truncated, (*conversation.notes, *notes))
+
+
+def skipped_id(row_id: str, skip: SkipRow) -> str:
+  """Formats a row id with the details of why the row is skipped."""
+  return f"{row_id} ({skip.detail})" if skip.detail else row_id
 
 
 def encode_pair(
   conversation: Conversation, tokenizer: Tokenizer, header: str, id: str = ""
-) -> PairTokens:
+) -> tuple[PairTokens, tuple[str, ...]]:
   """Tokenizes a pair at full length; raises SkipRow.
 
   The chat template is applied to the prompt, and to the prompt with each response; it is not
@@ -60,36 +85,47 @@ def encode_pair(
   Args:
     header: "prompt" or "response", whichever includes the assistant header of the template.
     id: the row id.
+
+  Returns:
+    (pair, notes); see `RowResult`.
   """
   check_texts(conversation)
-  prompt_text, *texts = _texts(conversation, tokenizer, header)
-  prompt_ids = encode_with_bos(tokenizer, prompt_text)
-  ids = [encode_with_bos(tokenizer, text) for text in texts]
+  rendered = render_pair(conversation, tokenizer, header)
+  prompt_ids = encode_with_bos(tokenizer, rendered.prompt)
+  responses = rendered.chosen, rendered.rejected
+  ids = [encode_with_bos(tokenizer, turns.text) for turns in responses]
   boundary = min(common_prefix(prompt_ids, i) for i in ids)
   if not boundary:
     raise SkipRow("empty_prompt")
-  chosen, rejected = (_end_once(i[boundary:], tokenizer) for i in ids)
+  chosen, rejected = (
+    _response(i, boundary, turns, tokenizer) for i, turns in zip(ids, responses, strict=True)
+  )
   for name, response in (("chosen", chosen), ("rejected", rejected)):
     if len(response) < 2:
       raise SkipRow(f"empty_{name}")
-  as_array = lambda x: np.asarray(x, np.int32)  # noqa: E731
-  return PairTokens(id, as_array(prompt_ids[:boundary]), as_array(chosen), as_array(rejected))
+  prompt = np.asarray(prompt_ids[:boundary], np.int32)
+  return PairTokens(id, prompt, chosen, rejected), rendered.notes
 
 
-def _texts(conversation: Conversation, tokenizer: Tokenizer, header: str) -> list[str]:
-  """The rendered prompt, and the rendered prompt with each response."""
-  prompt, *responses = conversation
-  if isinstance(prompt, str):
-    return [tokenizer.escape(prompt + response) for response in ("", *responses)]
-  try:
-    start = tokenizer.render(prompt, header == "prompt")
-    answers = [{"role": "assistant", "content": response} for response in responses]
-    full = [tokenizer.render((*prompt, answer), False) for answer in answers]
-  except TemplateFailed as error:
-    raise SkipRow("template_failed") from error
-  if not all(text.startswith(start) for text in full):
-    raise SkipRow("template_not_prefix")
-  return [start, *full]
+def _response(ids: list[int], boundary: int, turns: Turns, tokenizer: Tokenizer) -> np.ndarray:
+  """The ids after the boundary, those outside of the assistant's turns as ~id."""
+  response = np.asarray(_end_once(ids[boundary:], tokenizer), np.int32)
+  if len(turns.spans) == 1:
+    return response
+  trained = np.zeros(len(response), bool)
+  for start, end in turns.spans:
+    first, last = (_prefix_length(text, ids, tokenizer) - boundary for text in (start, end))
+    if end == turns.text:
+      last = len(response)
+    else:
+      last = first + len(_cut_tail(response[first:last].tolist(), tokenizer))
+    trained[max(first, 0) : last] = True
+  return np.where(trained, response, ~response)
+
+
+def _prefix_length(text: str, ids: list[int], tokenizer: Tokenizer) -> int:
+  """The number of tokens that a prefix of a text shares with the whole text's ids."""
+  return common_prefix(encode_with_bos(tokenizer, text), ids)
 
 
 def _end_once(ids: list[int], tokenizer: Tokenizer) -> list[int]:
@@ -98,13 +134,20 @@ def _end_once(ids: list[int], tokenizer: Tokenizer) -> list[int]:
   The tail follows the last token with visible text: templates write a newline there, and some of
   them a second, different EOS.
   """
+  cut = _cut_tail(ids, tokenizer)
+  ended = bool(cut) and cut[-1] in tokenizer.eos_ids
+  return cut if ended else [*cut, tokenizer.eos_ids[0]]
+
+
+def _cut_tail(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+  """Truncates a turn after the first EOS of its tail, if there is one."""
   tail = len(ids)
   while tail and (ids[tail - 1] in tokenizer.eos_ids or _is_blank(ids[tail - 1], tokenizer)):
     tail -= 1
   for i in range(tail, len(ids)):
     if ids[i] in tokenizer.eos_ids:
       return ids[: i + 1]
-  return [*ids, tokenizer.eos_ids[0]]
+  return ids
 
 
 def _is_blank(token: int, tokenizer: Tokenizer) -> bool:

@@ -11,7 +11,11 @@ Message = dict[str, Any]
 
 
 class PairTokens(NamedTuple):
-  """One pair. The prompt has at least one token; responses end with EOS unless truncated."""
+  """One pair. The prompt has at least one token; responses end with EOS unless truncated.
+
+  A token of a response that is only read, such as of a user's turn between two answers, is stored
+  as ~id, which is negative: it is not trained, and does not count for the response's length.
+  """
 
   id: str
   prompt: np.ndarray  # int32[P]

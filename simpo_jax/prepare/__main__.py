@@ -171,7 +171,7 @@ def _report(record: dict[str, Any], target: Any, new: bool, seconds: float) -> N
   from rich.console import Console
   from rich.table import Table
 
-  from simpo_jax.data.row_formats import REASONS
+  from simpo_jax.data.rows.reasons import REASONS
 
   console = Console(highlight=False, soft_wrap=True)
   pairs = ", ".join(f"{n:,} {split}" for split, n in record["pairs"].items())

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from simpo_jax import storage
 from simpo_jax.checkpoint.resume import ResumePoint
+from simpo_jax.data.prompts import Prompts
 from simpo_jax.data.skip_report import SkipReport
 from simpo_jax.generate.on_mesh import page_bytes
 from simpo_jax.models.lora import all_tensors
@@ -95,7 +96,7 @@ class Display:
       ),
       *_adapters_row(program.step),
       ("data", f"{len(run.train_pairs)} training pairs, {len(run.eval_pairs)} held out"),
-      *((f"  {name}", skips_text(report)) for name, report in skips.items()),
+      *(row for name, report in skips.items() for row in _data_rows(name, report)),
       (
         "batch",
         f"{program.batch.pairs} pairs a step in rows of {program.batch.row_length} "
@@ -113,6 +114,7 @@ class Display:
           f"{len(run.requests)} requests, up to {g.max_new_tokens} new tokens each, "
           f"{g.slots} at once, {program.mode}",
         ),
+        *_prompt_rows(run.prompts),
         (
           "  KV pool",
           f"{g.num_pages} pages of {g.page_size} tokens, {human_bytes(pool)} per device: "
@@ -219,6 +221,18 @@ def _adapters_row(step: StepConfig) -> list[tuple[str, str]]:
       f"{', '.join(lora.targets)}",
     )
   ]
+
+
+def _data_rows(name: str, report: SkipReport) -> list[tuple[str, str]]:
+  notes = [("", f"{count:,} {note}") for note, count in report.notes.items()]
+  return [(f"  {name}", skips_text(report)), *notes]
+
+
+def _prompt_rows(prompts: Prompts) -> list[tuple[str, str]]:
+  rows = [("", f"{count:,} prompts {note}") for note, count in prompts.notes.items()]
+  if prompts.skipped:
+    rows.append(("", f"{len(prompts.skipped):,} prompts left out, first: {prompts.skipped[0]}"))
+  return rows
 
 
 def skips_text(report: SkipReport) -> str:

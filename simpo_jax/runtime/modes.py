@@ -43,8 +43,9 @@ def train(
   start, step = time.perf_counter(), progress.step + 1
   pairs, rows, batch, contents, read = context.batch_of(step)
   waited = time.perf_counter() - start
-  skips = progress.skips["train"]
+  skips, news = progress.skips["train"], []
   if read is not None:
+    news = [f"{n:,} {note}" for note, n in read.notes.items() if note not in skips.notes]
     skips = add_reports(skips, read)
     check_read_so_far(skips, config.data.max_skip_fraction)
   stop, save = context.stop.requested, context.saver.due
@@ -58,6 +59,8 @@ def train(
   progress = progress._replace(position=Position(step), skips=skips)
   if read is not None and read.skipped:
     context.display.say(f"data: {skips_text(read)}")
+  for text in news:
+    context.display.say(f"data: of {read.total:,} rows read, {text}")
   if not metrics.ok:
     return progress, state
   tokens = sum(map(pair_length, pairs))

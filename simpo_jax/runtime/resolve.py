@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from simpo_jax.data.load import load_data
 from simpo_jax.data.mixture import Mixture
-from simpo_jax.data.prompts import load_prompts
+from simpo_jax.data.prompts import Prompts, load_prompts
 from simpo_jax.data.skip_report import SkipReport
 from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import UserError
@@ -33,6 +33,7 @@ class ResolvedRun(NamedTuple):
   train_pairs: list[PairTokens] | Mixture
   eval_pairs: list[PairTokens]
   skips: dict[str, SkipReport]
+  prompts: Prompts
   requests: list[Request]
   assignments: list[Assignment]  # one per request
   packed: Requests  # the program's input, numpy arrays
@@ -56,8 +57,8 @@ def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> Resol
   tokenizer = run_tokenizer(config, date)
   check_vocabulary(tokenizer, model)
   train_pairs, eval_pairs, skips = load_data(config, tokenizer, evaluates(config))
-  prompts = load_prompts(config.generate, tokenizer) if generates(config) else []
-  requests = make_requests(prompts, config.generate)
+  prompts = _load_prompts(config, tokenizer)
+  requests = make_requests(prompts.prompts, config.generate)
   _check_context(config, model, requests)
   stops = stops_of(config.generate, model, tokenizer)
   mesh = mesh_of(config.mesh) if mesh is None else mesh
@@ -69,6 +70,7 @@ def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> Resol
     train_pairs=train_pairs,
     eval_pairs=eval_pairs,
     skips=skips,
+    prompts=prompts,
     requests=requests,
     assignments=sized.assignments if requests else [],
     packed=pack_requests(requests, sized.assignments, shape, stops, seed)
@@ -79,6 +81,12 @@ def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> Resol
     program=sized.program,
     date=date,
   )
+
+
+def _load_prompts(config: Settings, tokenizer: Tokenizer) -> Prompts:
+  if not generates(config):
+    return Prompts([], [], {})
+  return load_prompts(config.generate, tokenizer, config.data.columns)
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: OpenModel) -> None:

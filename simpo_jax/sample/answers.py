@@ -128,8 +128,9 @@ def usable_prompts(loaded: LoadedModel, say: Callable[[str], None]) -> list[Prom
     UserError: no prompt is usable.
   """
   config, limit = loaded.config.generate, loaded.model.config.max_position_embeddings
-  skipped, prompts = [], []
-  for prompt in load_prompts(config, loaded.tokenizer, skipped):
+  found = load_prompts(config, loaded.tokenizer, loaded.config.data.columns, skip_unusable=True)
+  skipped, prompts = list(found.skipped), []
+  for prompt in found.prompts:
     [budget] = {request.budget for request in make_requests([prompt], config)}
     if len(prompt.tokens) + budget > limit:
       skipped.append(
@@ -147,4 +148,6 @@ def usable_prompts(loaded: LoadedModel, say: Callable[[str], None]) -> list[Prom
       f"{len(prompts)} of {len(prompts) + len(skipped)} prompts kept; skipped: "
       f"{'; '.join(examples)}{more}"
     )
+  for note, count in found.notes.items():
+    say(f"{count} prompts {note}")
   return prompts

@@ -53,8 +53,14 @@ class GenerateSettings:
   max_new_tokens: int = integer(2048, "Maximum number of tokens generated per answer.", 1)
   max_prompt_length: int = integer(
     1024,
-    "Maximum prompt tokens; a longer prompt is an error before the run starts.",
+    "Maximum prompt tokens.",
     1,
+  )
+  long_prompts: str = choice(
+    "error",
+    "What becomes of a prompt with more than max_prompt_length tokens: an error before the run "
+    'starts, or "skip": it is left out, counted and named.',
+    ("error", "skip"),
   )
   temperature: float = number(
     0.0,

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from simpo_jax.data.pairs import load_pairs
 from simpo_jax.data.prompts import SETTINGS, load_prompts
-from simpo_jax.data.row_formats import REASONS, SkipRow, to_conversation
+from simpo_jax.data.rows.formats import to_conversation
+from simpo_jax.data.rows.reasons import REASONS, SkipRow
 from simpo_jax.errors import UserError
 from simpo_jax.settings import DataSettings, GenerateSettings
 from simpo_jax.tokenizer.tokenizer import byte_tokenizer
@@ -81,7 +82,7 @@ def test_any_prompts_are_read_or_refused(tmp_path, rows):
   (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
   generate = GenerateSettings(prompts=str(tmp_path / "a.jsonl"), count=0)
   try:
-    prompts = load_prompts(generate, BYTE)
+    prompts = load_prompts(generate, BYTE).prompts
   except UserError as error:
     assert str(error).isprintable()
     return

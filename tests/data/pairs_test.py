@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from simpo_jax.data.pairs import load_pairs
-from simpo_jax.data.row_formats import REASONS, Conversation, SkipRow
+from simpo_jax.data.rows.formats import Conversation
+from simpo_jax.data.rows.reasons import REASONS, SkipRow
 from simpo_jax.data.shuffle import epoch_order, pair_indices_for_step, split_pairs
 from simpo_jax.data.types import PairTokens  # fmt: skip
 from simpo_jax.errors import UserError
@@ -19,7 +20,11 @@ BOS, END, USER, ASSISTANT = 257, 258, 259, 260
 
 
 def _chat(prompt="hi", chosen="yes", rejected="no"):
-  return Conversation(({"role": "user", "content": prompt},), chosen, rejected)
+  return Conversation(({"role": "user", "content": prompt},), _says(chosen), _says(rejected))
+
+
+def _says(text):
+  return ({"role": "assistant", "content": text},)
 
 
 def _lengths(pair):
@@ -92,8 +97,9 @@ def test_a_prompt_budget_of_one_keeps_bos_alone():
         (_chat(rejected=""), {}, "empty_rejected"),
         (_chat(prompt=" "), {}, "empty_prompt"),
         (Conversation("", "a", "b"), {}, "empty_prompt"),
-        (Conversation((), "a", "b"), {}, "empty_prompt"),
-        (Conversation(({"role": "system", "content": "x"},), "a", "b"), {}, "empty_prompt"),
+        (Conversation((), _says("a"), _says("b")), {}, "empty_prompt"),
+        (Conversation(({"role": "system", "content": "x"},), _says("a"), _says("b")), {},
+         "empty_prompt"),
         (_chat(chosen="no"), {}, "identical"),
         (_chat("p", "same, then a", "same, then b"),
          {"max_length": 8, "max_prompt_length": 6}, "identical"),

@@ -167,7 +167,7 @@ def test_too_many_of_them_end_the_run(tmp_path):
   with pytest.raises(UserError, match="rows read so far cannot be used: longer_than_row.*a.jsonl"):
     check_read_so_far(report, 0.1)
   check_read_so_far(report, 0.5)
-  few = SkipReport(12, 2, {"identical": 10}, {}, {"identical": ["a.jsonl:1"]})
+  few = SkipReport(12, 2, {"identical": 10}, {}, {"identical": ["a.jsonl:1"]}, {})
   check_read_so_far(few, 0.1)
   with pytest.raises(UserError, match="11 of 13 rows"):
     check_read_so_far(add_row(few, "a.jsonl:9", "identical"), 0.1)

@@ -21,7 +21,7 @@ from simpo_jax.data.file_chunks import find_files, read_chunk, split_into_chunks
 from simpo_jax.data.prepared import builder, hub
 from simpo_jax.data.prepared.dataset import open_prepared, verify
 from simpo_jax.data.row_files import Malformed, read_rows
-from simpo_jax.data.row_formats import to_conversation
+from simpo_jax.data.rows.formats import to_conversation
 from simpo_jax.errors import UserError
 from simpo_jax.prepare.__main__ import prepare
 from support.folders import TESTS
@@ -33,12 +33,17 @@ FORMS = (
   {"conversations": [{"from": "human", "value": "q"}], "system": "s",
    "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
   {"chosen": "\n\nHuman: one\n\nAssistant: two", "rejected": "\n\nHuman: one\n\nAssistant: 2"},
+  {"prompt": [MESSAGE], "tools": [{"name": "f"}], "chat_template_kwargs": {"a": [1]},
+   "chosen": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]},
+              {"role": "tool", "content": "ja", "name": "f"},
+              {"role": "assistant", "content": "é", "reasoning_content": "hm"}],
+   "rejected": "nein"},
 )  # fmt: skip
 
 
 def rows_of(count):
   """Rows of all forms, each different."""
-  return [json.loads(json.dumps(FORMS[i % 4]).replace("ja", f"ja {i}")) for i in range(count)]
+  return [json.loads(json.dumps(FORMS[i % 5]).replace("ja", f"ja {i}")) for i in range(count)]
 
 
 def write_lines(path, rows):
@@ -50,7 +55,7 @@ def write_lines(path, rows):
 def contents(spec, split="train"):
   prepared = open_prepared(str(spec), split=split)
   rows = [prepared.read(i) for i in range(len(prepared))]
-  return [(row_id, to_conversation(row)) for row_id, row in rows]
+  return [(row_id, to_conversation(row)[:5]) for row_id, row in rows]
 
 
 def build(source, out, chunk_bytes=None, workers=1, eval_fraction=0.0, force=False, skips=0.1):
@@ -62,7 +67,7 @@ def build(source, out, chunk_bytes=None, workers=1, eval_fraction=0.0, force=Fal
 def converted(source):
   """What a dataset of a file is to hold."""
   rows = ((name, row) for name, row in read_rows(source) if isinstance(row, dict))
-  return [(name, to_conversation(row)) for name, row in rows]
+  return [(name, to_conversation(row)[:5]) for name, row in rows]
 
 
 def test_a_round_trip_through_several_shards_gives_the_source(tmp_path):

@@ -101,10 +101,10 @@ def test_bad_prompts_are_left_out_and_told_of(tmp_path):
     (0, "a", {}),
     (4, "b", {"max_new_tokens": 2}),
   ]
-  assert said[0].startswith("2 of 5 prompts kept; skipped: prompts.jsonl:2 is not valid JSON")
+  assert said[0].startswith("2 of 5 prompts kept; skipped: prompts.jsonl:2 is not a row of prompts")
   assert "--max_prompt_length=64" in said[0]
   file.write_text("{")
-  with pytest.raises(UserError, match="no prompt can be used: prompts.jsonl:1 is not valid"):
+  with pytest.raises(UserError, match="no prompt can be used: prompts.jsonl:1 is not a row"):
     answers.usable_prompts(load_model("embedded", changes), print)
   # Prompt and answer do not fit into the model's context.
   file.write_text('{"prompt": "%s"}\n{"prompt": "b"}' % ("x" * 5000))

@@ -67,7 +67,7 @@ def test_a_file_is_read_as_from_a_disk(tmp_path, bucket):
 def test_prompts_are_read_from_there(bucket):
   put(f"{bucket}/prompts.txt", b"one\ntwo\n")
   generate = GenerateSettings(prompts=f"{bucket}/prompts.txt", count=0)
-  assert len(load_prompts(generate, byte_tokenizer())) == 2
+  assert len(load_prompts(generate, byte_tokenizer()).prompts) == 2
 
 
 def test_a_copy_is_of_one_version(cache, bucket):

@@ -6,7 +6,8 @@ import pytest
 from simpo_jax.config import replace_fields
 from simpo_jax.data.pairs import load_pairs
 from simpo_jax.data.prompts import load_prompts
-from simpo_jax.data.row_formats import Conversation, SkipRow
+from simpo_jax.data.rows.formats import Conversation
+from simpo_jax.data.rows.reasons import SkipRow
 from simpo_jax.errors import UserError
 from simpo_jax.settings import DataSettings, GenerateSettings, Settings
 from simpo_jax.tokenizer.chat_template import TemplateFailed
@@ -30,7 +31,8 @@ from support.real_model import smollm2_gguf
 
 
 def _chat(prompt, chosen, rejected):
-  return Conversation(({"role": "user", "content": prompt},), chosen, rejected)
+  says = [({"role": "assistant", "content": text},) for text in (chosen, rejected)]
+  return Conversation(({"role": "user", "content": prompt},), *says)
 
 
 def _strings(tokenizer, ids):
@@ -94,7 +96,7 @@ def test_without_a_merge_the_prompt_is_what_generation_sees(tmp_path):
   t = save_tokenizer(tmp_path, PLAIN)
   generate = GenerateSettings(prompt_list=("q",))
   pair = tokenize_pair(_chat("q", "x", "y"), t, DataSettings())
-  np.testing.assert_array_equal(pair.prompt, load_prompts(generate, t)[0].tokens)
+  np.testing.assert_array_equal(pair.prompt, load_prompts(generate, t).prompts[0].tokens)
 
 
 def test_plain_strings_are_joined_like_one_text(tmp_path):

@@ -1,17 +1,20 @@
 """Records of prepared pairs: text, not tokens, so that they work with any tokenizer.
 
-{"id", "prompt", "messages": [{"role", "content"}], "chosen", "rejected"}, all strings. For a
-conversation, `messages` holds the turns and `prompt` is empty; for plain text it is the reverse.
+{"id", "prompt", "messages": [{"role", "content"}], "chosen", "rejected", "row"}, all strings. For
+a conversation, `messages` holds the turns and `prompt` is empty; for plain text it is the reverse.
+If a conversation has more than that (tools, tool calls, reasoning, answers of several turns), it is
+in `row`, as JSON text with the fields of `rows.formats`, and the others but `id` are empty.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from simpo_jax.data.row_formats import Conversation
+from simpo_jax.data.rows.formats import Conversation, Messages
 
 RECORD = "prepared.json"  # next to the shards: their source and checksums, and skipped rows
 TRAIN, HELD_OUT = "train", "test"  # the splits that `prepare` writes
-FORMAT = 1  # version of records and of prepared.json
+FORMAT = 2  # version of records and of prepared.json
 DESCRIPTION = "Preference pairs for simpo_jax: one prompt, a chosen and a rejected response."
 
 
@@ -30,6 +33,7 @@ def features():
       ),
       "chosen": text(),
       "rejected": text(),
+      "row": text(doc="JSON of a conversation that the other fields cannot hold; or empty"),
     }
   )
 
@@ -46,25 +50,49 @@ def serializer() -> Callable[[dict[str, Any]], bytes]:
 
 def to_record(row_id: str, pair: Conversation) -> dict[str, Any]:
   """Converts a pair to a record."""
-  plain = isinstance(pair.prompt, str)
-  return {
-    "id": row_id,
-    "prompt": pair.prompt if plain else "",
-    "messages": [] if plain else list(pair.prompt),
-    "chosen": pair.chosen,
-    "rejected": pair.rejected,
-  }
+  record = {"id": row_id, "prompt": "", "messages": [], "chosen": "", "rejected": "", "row": ""}
+  answers = {"chosen": pair.chosen, "rejected": pair.rejected}
+  if isinstance(pair.prompt, str):
+    return {**record, "prompt": pair.prompt, **answers}
+  texts = {name: _only_text(turns) for name, turns in answers.items()}
+  if None not in texts.values() and _is_simple(pair):
+    return {**record, "messages": list(pair.prompt), **texts}
+  row = {"prompt": pair.prompt, **answers}
+  beside = {"tools": pair.tools, "chat_template_kwargs": dict(pair.variables)}
+  row |= {name: value for name, value in beside.items() if value}
+  return {**record, "row": json.dumps(row, ensure_ascii=False)}
+
+
+def _only_text(turns: Messages | str) -> str | None:
+  """The text of an answer that is nothing else."""
+  if isinstance(turns, str) or len(turns) != 1 or turns[0].keys() != _TURN:
+    return None
+  return turns[0]["content"]
+
+
+def _is_simple(pair: Conversation) -> bool:
+  return not pair.tools and not pair.variables and all(m.keys() == _TURN for m in pair.prompt)
+
+
+_TURN = {"role", "content"}
 
 
 def to_row(record: Mapping[str, Any]) -> dict[str, Any]:
-  """Converts a decoded record to a row for `row_formats.to_conversation`.
+  """Converts a decoded record to a row for `formats.to_conversation`.
 
   Accepts records of any TFDS dataset: bytes become text, and a sequence of dicts, which TFDS
   decodes as a dict of arrays, becomes a list of dicts.
   """
   row = {name: _plain(value) for name, value in record.items()}
+  if "row" in row and {*row} == {*_RECORD}:
+    whole = row.pop("row")
+    if whole:
+      return {"id": row["id"], **json.loads(whole)}
   messages = row.pop("messages", None)
   return {**row, "prompt": messages} if messages else row
+
+
+_RECORD = ("id", "prompt", "messages", "chosen", "rejected", "row")
 
 
 def _plain(value: Any) -> Any:

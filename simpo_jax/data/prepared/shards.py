@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 from simpo_jax.data.file_chunks import Chunk, read_chunk
 from simpo_jax.data.prepared.records import HELD_OUT, TRAIN, serializer, to_record
 from simpo_jax.data.row_files import Malformed
-from simpo_jax.data.row_formats import SkipRow, check_texts, to_conversation
+from simpo_jax.data.rows.formats import check_texts, to_conversation
+from simpo_jax.data.rows.read import split_answers
+from simpo_jax.data.rows.reasons import SkipRow
 from simpo_jax.data.skip_report import SkipReport, add_row, empty_report
+from simpo_jax.data.tokenize_pairs import skipped_id
 from simpo_jax.storage.digests import sha256
 
 
@@ -26,7 +29,8 @@ def write_chunk(chunk: Chunk, prefix: str, eval_fraction: float) -> WrittenChunk
   serialize = serializer()
   with contextlib.ExitStack() as stack:
     writers = {}
-    for row_id, row in read_chunk(chunk):
+    rows = (part for row in read_chunk(chunk) for part in split_answers(*row))
+    for row_id, row in rows:
       try:
         if isinstance(row, Malformed):
           raise SkipRow(row.reason)
@@ -35,9 +39,9 @@ def write_chunk(chunk: Chunk, prefix: str, eval_fraction: float) -> WrittenChunk
         if pair.chosen == pair.rejected:
           raise SkipRow("identical")
       except SkipRow as skip:
-        report = add_row(report, row_id, skip.reason)
+        report = add_row(report, skipped_id(row_id, skip), skip.reason)
         continue
-      report = add_row(report, row_id)
+      report = add_row(report, row_id, notes=pair.notes)
       split = HELD_OUT if _hash_fraction(row_id) < eval_fraction else TRAIN
       if split not in writers:
         writers[split] = stack.enter_context(_shard_writer(f"{prefix}.{split}"))

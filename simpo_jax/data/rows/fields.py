@@ -5,7 +5,7 @@ from typing import Any
 
 from simpo_jax.errors import UserError
 
-# Every other key of a row is counted and told (`row_formats`).
+# Every other key of a row is counted and told (`read.read_fields`).
 FIELDS = (
   "prompt", "question", "instruction", "input", "history", "messages", "conversations", "chosen",
   "rejected", "system", "system_prompt", "tools", "chat_template_kwargs",
