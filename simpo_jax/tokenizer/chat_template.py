@@ -26,7 +26,7 @@ def render(template: str, variables: dict[str, Any], origin: str, date: str) -> 
 
   Args:
     template: Jinja source, which may be untrusted.
-    variables: JSON-serializable.
+    variables: other values than those of JSON, such as dates, appear as "<datetime>".
     origin: the model or file that the template comes from, for error messages.
     date: current time for the template's `strftime_now`, ISO 8601.
 
@@ -34,7 +34,9 @@ def render(template: str, variables: dict[str, Any], origin: str, date: str) -> 
     TemplateFailed: the template is invalid or raised an error, or the variables are too large.
     UserError: the template exceeded the limits of `chat_template_worker`.
   """
-  line = json.dumps({"template": template, "variables": variables, "date": date}).encode() + b"\n"
+  request = {"template": template, "variables": variables, "date": date}
+  # Rows of Parquet files also hold dates and bytes; transformers passes the same placeholder.
+  line = json.dumps(request, default=lambda x: f"<{type(x).__name__}>").encode() + b"\n"
   if len(line) > 2 * MAX_CHARACTERS:
     raise TemplateFailed(f"the conversation is too long ({len(line)} bytes)")
   with _lock:

@@ -18,6 +18,7 @@ from simpo_jax.tokenizer.tokenizer import NO_VARIABLES, Tokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _NO_LIMIT = int(1e30)
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:
@@ -155,7 +156,7 @@ def _from_transformers(
     if not messages:
       raise TemplateFailed("there is no message")
     given = {
-      "messages": [dict(m) for m in messages],
+      "messages": [_template_message(m) for m in messages],
       "tools": None if tools is None else list(tools),
       "documents": None,
       "add_generation_prompt": add_generation_prompt,
@@ -182,6 +183,19 @@ def _from_transformers(
     adds_bos=bos is not None and with_specials[:1] == [bos],
     token_bytes=lambda: _token_bytes(hf, vocab_size),
   )
+
+
+def _template_message(message: Message) -> Message:
+  """Returns a message as templates get it from transformers' `apply_chat_template` (5.24).
+
+  Keys whose value is None, with which columnar files fill rows, are absent: templates would print
+  them. Reasoning under any of its names is also `reasoning_content` and `thinking`.
+  """
+  message = {key: value for key, value in message.items() if value is not None}
+  reasoning = next((message[name] for name in _REASONING if name in message), None)
+  if reasoning is None:
+    return message
+  return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _templates(hf: Any, given: str | None, origin: str) -> tuple[str | None, str | None]:

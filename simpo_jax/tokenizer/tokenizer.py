@@ -20,7 +20,8 @@ class Render(Protocol):
   """Renders a conversation with a chat template, like transformers' `apply_chat_template`.
 
   Args:
-    messages: {"role", "content", ...}; the template gets every key.
+    messages: {"role", "content", ...}; the template gets every key whose value is not None;
+      "reasoning" and "thinking" are also "reasoning_content".
     add_generation_prompt: whether to open the assistant's turn.
     tools: JSON schemas of the functions that the model may call; None: no tools.
     variables: further variables of the template (transformers' chat_template_kwargs).
