@@ -79,7 +79,9 @@ def load_prompts(
           loaded.notes[note] = loaded.notes.get(note, 0) + 1
         continue
       name = f"prompt {index} ({source.origin})"
-      problem = f"{name} has {length} tokens, more than generate.max_prompt_length={limit}; raise it"
+      problem = (
+        f"{name} has {length} tokens, more than generate.max_prompt_length={limit}; raise it"
+      )
       if not skip_unusable and generate.long_prompts != "skip":
         raise UserError(f"{problem}, shorten it, or set generate.long_prompts=skip")
       loaded.skipped.append(f"{problem} or shorten it")

@@ -96,7 +96,7 @@ class DataSettings:
   )
   chat_template: str = text(
     "",
-    "Jinja text or a .jinja file that replaces the model's own chat template.",
+    "A file of Jinja text, or the text itself, that replaces the model's own chat template.",
   )
   empty_system: bool = flag(
     False,

@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import IO, Any
 
-from simpo_jax.errors import UserError
+from simpo_jax.errors import UserError, one_line
 from simpo_jax.tokenizer.chat_template_worker import CPU_SECONDS, MAX_CHARACTERS, MEMORY_BYTES
 
 _WORKER = pathlib.Path(__file__).with_name("chat_template_worker.py")
@@ -31,8 +31,8 @@ def render(template: str, variables: dict[str, Any], origin: str, date: str) -> 
     date: current time for the template's `strftime_now`, ISO 8601.
 
   Raises:
-    TemplateFailed: the template is invalid or raised an error, or the variables are too large.
-    UserError: the template exceeded the limits of `chat_template_worker`.
+    TemplateFailed: the template raised an error, or the variables are too large.
+    UserError: the template is not valid Jinja, or exceeded the limits of `chat_template_worker`.
   """
   request = {"template": template, "variables": variables, "date": date}
   # Rows of Parquet files also hold dates and bytes; transformers passes the same placeholder.
@@ -45,6 +45,11 @@ def render(template: str, variables: dict[str, Any], origin: str, date: str) -> 
     return body.decode()
   if status == "failed":
     raise TemplateFailed(body.decode())
+  if status == "invalid":
+    raise UserError(
+      f"the chat template of {origin} is not valid Jinja ({one_line(body.decode())}); fix it, or "
+      "replace it with --config.data.chat_template=FILE"
+    )
   raise UserError(
     f"the chat template of {origin} went beyond its limits ({body.decode()}) for one conversation: "
     f"{CPU_SECONDS} s, {MEMORY_BYTES >> 20} MiB, {MAX_CHARACTERS} characters; fix chat_template"

@@ -119,7 +119,11 @@ def _render(template: jinja2.Template, variables: dict[str, Any], date: str) -> 
 def _handle_request(compiled: Callable[[str], jinja2.Template], line: bytes) -> tuple[str, bytes]:
   try:
     request = json.loads(line)
-    text = _render(compiled(request["template"]), request["variables"], request["date"])
+    try:
+      template = compiled(request["template"])
+    except jinja2.TemplateSyntaxError as error:
+      return "invalid", f"line {error.lineno}: {error.message}".encode(errors="replace")
+    text = _render(template, request["variables"], request["date"])
     return "text", text.encode()
   except MemoryError:
     return "limit", b"memory"

@@ -2,10 +2,11 @@
 
 import datetime
 
-from simpo_jax.errors import UserError
+from simpo_jax.errors import UserError, first_line, shown
 from simpo_jax.models.source import Kind, parse_source
 from simpo_jax.settings import Settings
-from simpo_jax.storage.paths import plain
+from simpo_jax.storage.paths import nearest_files, plain
+from simpo_jax.tokenizer.chat_template import TemplateFailed
 from simpo_jax.tokenizer.huggingface import has_tokenizer, load_hub, load_local
 from simpo_jax.tokenizer.tokenizer import Tokenizer, byte_tokenizer, with_empty_system
 
@@ -16,19 +17,48 @@ def run_tokenizer(config: Settings, date: str = "") -> Tokenizer:
   Args:
     date: current time for the chat template, ISO 8601; "": the time of this call.
   """
-  tokenizer = load_tokenizer(config.model.source, date, _read_template(config.data.chat_template))
+  template = _read_template(config.data.chat_template)
+  tokenizer = load_tokenizer(config.model.source, date, template)
+  if template is not None:
+    _check_template(tokenizer, config.data.chat_template)
   return with_empty_system(tokenizer) if config.data.empty_system else tokenizer
 
 
-def _read_template(text: str) -> str | None:
-  if not text.endswith(".jinja"):
-    return text or None
+def _read_template(setting: str) -> str | None:
+  """The template of `data.chat_template`, the name of a file or Jinja text."""
+  if not setting:
+    return None
+  field = f"--config.data.chat_template={shown(setting)}"
   try:
-    return plain(text).read_text(encoding="utf-8")
+    is_file = "\n" not in setting and plain(setting).exists()
+    text = plain(setting).read_text(encoding="utf-8") if is_file else setting
   except (OSError, ValueError) as error:
+    raise UserError(f"{field} is not a readable text file ({first_line(error)})") from error
+  if "{{" in text or "{%" in text:
+    return text
+  if is_file:
+    raise UserError(f"{field} is not a chat template: it has neither {{{{ nor {{%")
+  near = "" if "\n" in setting else nearest_files(plain(setting))
+  raise UserError(
+    f"{field} is neither a file nor Jinja text, which has {{{{ or {{%; name a file that holds the "
+    f"template{near}"
+  )
+
+
+def _check_template(tokenizer: Tokenizer, setting: str) -> None:
+  """Raises a UserError if a template cannot be rendered or does not show what users say."""
+  field, probe = f"--config.data.chat_template={shown(setting)}", "simpo probe"
+  try:
+    text = tokenizer.render([{"role": "user", "content": probe}], True)
+  except TemplateFailed as error:
     raise UserError(
-      f"--config.data.chat_template={text} is not a readable text file; name another"
+      f"{field} refuses a conversation of one user's message: {error}; fix the template"
     ) from error
+  if probe not in text:
+    raise UserError(
+      f"{field} does not show the content of messages; is it the template of this kind of model? "
+      "It gets messages with role and content"
+    )
 
 
 def load_tokenizer(source: str, date: str = "", template: str | None = None) -> Tokenizer:

@@ -69,8 +69,6 @@ def test_the_limit_of_time_holds_where_its_signal_is_ignored():
 @pytest.mark.parametrize(
   "text",
   (
-    "{{ oops",
-    "{% for %}",
     "{{ 1 / 0 }}",
     "{{ messages[7].content }}",
     "{{ raise_exception('no') }}",
@@ -86,6 +84,12 @@ def test_the_limit_of_time_holds_where_its_signal_is_ignored():
 )
 def test_a_template_may_fail(text):
   with pytest.raises(TemplateFailed, match="."):
+    rendered(text)
+
+
+@pytest.mark.parametrize("text", ("{{ oops", "{% for %}", "{% nonsense %}"))
+def test_what_is_not_jinja_is_told_of_the_template(text):
+  with pytest.raises(UserError, match="chat template of here is not valid Jinja .line 1: "):
     rendered(text)
 
 
