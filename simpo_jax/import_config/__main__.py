@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
   from simpo_jax.import_config.forms import FORMS, detect_form, markers_in
   from simpo_jax.import_config.parts import RunFacts
   from simpo_jax.import_config.reading import read_yaml
-  from simpo_jax.import_config.translate import UNSUPPORTED, translate
+  from simpo_jax.import_config.translate import DIFFERS, UNSUPPORTED, translate
   from simpo_jax.import_config.writing import config_text
 
   values = flags.FLAGS
@@ -75,6 +75,9 @@ def main(argv: Sequence[str]) -> None:
   facts = RunFacts(values.devices, values.pairs, values.data)
   translation = translate(given, form, facts, source)
   _print_table(translation.rows)
+  differing = [row.field for row in translation.rows if row.status == DIFFERS]
+  if differing:
+    print(f"\nDone otherwise, as the table says: {', '.join(differing)}")
   missing = [row.field for row in translation.rows if row.status == UNSUPPORTED]
   if missing and not values.allow_unsupported:
     raise UserError(

@@ -114,6 +114,8 @@ def _intervals(r: Recipe) -> Part:
     mapped["evals_per_epoch"] = mapped["eval_steps"] = "no held-out pairs: no evaluation"
   elif eval_steps or strategy:
     values |= {"eval_strategy": "steps" if eval_steps else strategy, "eval_on_start": True}
+  if "evaluation_strategy" in v:
+    values["evaluation_strategy"] = values.get("eval_strategy", "no")
   save_steps = values.get("save_steps") or ("save_steps" in r.given and v["save_steps"])
   values["save_strategy"] = "steps" if save_steps else v["save_strategy"]
   return Part(values, mapped)

@@ -55,7 +55,7 @@ def datasets(r: Recipe, evaluates: bool) -> Part:
     UserError: the recipe has no dataset, or not in its trainer's format.
   """
   if r.facts.data is not None:
-    return _replaced(r.facts.data, evaluates)
+    return _replaced(r, r.facts.data, evaluates)
   sources, size, size_field = _SOURCES[r.form.name](r)
   problems = {s.field: s.problem for s in sources if s.problem}
   differs = {s.field: s.differs for s in sources if s.differs}
@@ -82,24 +82,33 @@ def datasets(r: Recipe, evaluates: bool) -> Part:
   settings |= {COLUMNS: columns} if columns and not problem else {}
   problems |= {sources[0].field: problem} if problem else {}
   if evaluates and not held_out and not settings.get("data.eval_fraction") and not problems:
-    problems[_strategy(r)] = "evaluates, and no held-out pairs are named: set it to no"
+    problems[_strategy(r)] = "evaluates, and names no held-out pairs: switch it off"
   commands = tuple(dict.fromkeys(e.command for e in (*train, *held_out) if e.command))
   mapped = _texts(sources, settings, size_field, evaluates)
   return Part(settings, mapped, problems, _with_entries(differs, mapped), commands)
 
 
-def _replaced(data: str, evaluates: bool) -> Part:
+def _replaced(r: Recipe, data: str, evaluates: bool) -> Part:
   """The translation with --data, of which a part is held out if the run evaluates."""
+  settings: dict[str, Any] = {"data.train": (data,), "data.eval": ()}
+  mixture = r.values.get("dataset_mixture")
+  sizes = [mixture.get("test_split_size")] if isinstance(mixture, dict) else []
+  sizes += [r.values.get(name) for name in _SIZES]
+  fraction, problem = _fraction(r, next((size for size in sizes if size), 0))
   text = "replaced by --data"
   if evaluates:
-    fraction = FIELDS["data.eval_fraction"].default
-    text += f", of which a part is held out: data.eval_fraction = {fraction}"
-  mapped = dict.fromkeys((*_REPLACED, *_SIZES), text)
-  return Part({"data.train": (data,), "data.eval": ()}, mapped)
+    settings["data.eval_fraction"] = fraction or FIELDS["data.eval_fraction"].default
+    text += (
+      f", of which a part is held out: data.eval_fraction = {settings['data.eval_fraction']:g}"
+    )
+  problems = {_strategy(r): problem} if problem and evaluates else {}
+  return Part(settings, dict.fromkeys((*_REPLACED, *_SIZES), text), problems)
 
 
 def _strategy(r: Recipe) -> str:
-  return "evaluation_strategy" if "evaluation_strategy" in r.values else "eval_strategy"
+  """Returns the field that makes the run evaluate."""
+  name = "evaluation_strategy" if "evaluation_strategy" in r.values else "eval_strategy"
+  return name if r.values[name] != "no" else "do_eval"
 
 
 def _fraction(r: Recipe, size: Any) -> tuple[float, str | None]:

@@ -8,7 +8,6 @@ from simpo_jax.errors import UserError
 from simpo_jax.import_config.parts import Recipe, printable
 
 ROW = ("prompt", "chosen", "rejected")  # fields of a row that datasets rename
-_READ = (*ROW, "messages", "conversations", "system", "tools")  # columns that may be read
 
 
 class Source(NamedTuple):
@@ -107,7 +106,10 @@ def mixture_sources(r: Recipe) -> Sources:
   for entry in entries_of(mixture["datasets"], field, "id", r.where):
     problem = unknown_key(entry, field, known) or _subset(entry, "config")
     weight = 1.0 if entry.get("weight") is None else entry["weight"]
-    found.append(_selected(field, entry, "id", problem, r.where)._replace(share=weight))
+    source = _selected(field, entry, "id", problem, r.where)._replace(share=weight)
+    if weight != 1:
+      source = source._replace(differs="the handbook draws a dataset's part; here it is the first")
+    found.append(source)
   return Sources(found, mixture.get("test_split_size") or 0, field)
 
 
@@ -153,6 +155,4 @@ def _selected(
         f"{where}: columns in {field} must have chosen and rejected; prepare a file with columns "
         "of these names, and name it with --data"
       )
-    if not problem and "prompt" not in listed and "messages" in listed:
-      problem = f"columns in {field}: messages without a prompt are another task's"
   return Source(field, entry[key], entry.get("split", "train"), columns=renamed, problem=problem)

@@ -369,7 +369,7 @@ AXOLOTL_CONFIG = {
 RECIPES = {
   "princeton": (PRINCETON, PRINCETON_CONFIG, RunFacts(4, 59876), set()),
   "trl": (TRL, TRL_CONFIG, RunFacts(2, 6250), set()),
-  "handbook": (HANDBOOK, HANDBOOK_CONFIG, RunFacts(8, 63000), set()),
+  "handbook": (HANDBOOK, HANDBOOK_CONFIG, RunFacts(8, 63000), {"dataset_mixture"}),
   "handbook_old": (OLD_HANDBOOK, OLD_HANDBOOK_CONFIG, RunFacts(1, 11), set()),
   "llamafactory": (
     LLAMAFACTORY,
@@ -531,9 +531,10 @@ def test_another_objective_is_refused(folder):
     ("axolotl", {"datasets": [{"path": "org/x", "field": "y"}]}),
     ("axolotl", {"datasets": [{"path": "org/x", "revision": "v2"}]}),
     ("handbook", {"dataset_mixture": {"datasets": [{"id": "a/b", "config": "en"}]}}),
-    ("handbook", {"dataset_mixture": {"datasets": [{"id": "a/b", "wieght": 1}]}}),
+    ("handbook", {"dataset_mixture": {"datasets": [{"id": "a/b", "wheight": 1}]}}),
     ("handbook", {"dataset_mixture": {"datasets": [{"id": "a/b"}], "test_split_size": 0.9}}),
     ("trl", {"datasets": [{"path": "a/b", "fraction": 0.5}]}),
+    ("trl", {"datasets": [{"path": "a/b"}]}),  # evaluates, and holds nothing out
   ],
   ids=str,
 )
@@ -542,6 +543,8 @@ def test_what_would_train_otherwise_is_refused(form, change, folder):
   rows = by_status(translated({**fields_of(text, folder), **change}, facts, form), UNSUPPORTED)
   if change == {"max_samples": 100}:  # only whole files are read
     change = {"dataset": "the first 100 rows"}
+  if change == {"datasets": [{"path": "a/b"}]}:
+    change = {"eval_strategy": "steps"}
   assert {*change} <= {*rows} <= {*change, "val_size"}
 
 
@@ -550,11 +553,16 @@ def test_what_would_train_otherwise_is_refused(form, change, folder):
   [
     ("llamafactory", {"finetuning_type": "full"}, {"train.lora_rank": 0}),
     ("llamafactory", {"finetuning_type": "full"}, {"model.param_dtype": "float32"}),
-    ("llamafactory", {"lora_target": "q_proj, o_proj"}, {"train.lora_targets": ("q_proj", "o_proj")}),
+    (
+      "llamafactory",
+      {"lora_target": "q_proj, o_proj"},
+      {"train.lora_targets": ("q_proj", "o_proj")},
+    ),
     ("llamafactory", {"lora_alpha": 4, "use_rslora": True}, {"train.lora_alpha": 4 * 8**0.5}),
     ("llamafactory", {"disable_gradient_checkpointing": True}, {"train.remat": "none"}),
     ("llamafactory", {"pref_ftx": 0.5}, {"simpo.sft_weight": 0.5}),
     ("llamafactory", {"val_size": 100}, {"data.eval_fraction": 0.1}),
+    ("llamafactory", {"do_eval": True, "eval_strategy": "no"}, {"evaluate.at_end": True}),
     ("axolotl", {"val_set_size": 0}, {"evaluate.every": 0, "evaluate.at_end": False}),
     ("axolotl", {"evals_per_epoch": None, "eval_steps": 50}, {"evaluate.every": 50}),
     ("axolotl", {"evals_per_epoch": None, "eval_strategy": "epoch"}, {"evaluate.every": 802}),
@@ -562,6 +570,11 @@ def test_what_would_train_otherwise_is_refused(form, change, folder):
       "axolotl",
       {"evals_per_epoch": None, "eval_strategy": "steps", "logging_steps": None},
       {"evaluate.every": 10},  # min(int(0.005 * 3207), 10)
+    ),
+    (
+      "axolotl",
+      {"evals_per_epoch": None, "evaluation_strategy": "steps", "val_set_size": None},
+      {"evaluate.every": 0, "evaluate.at_end": False},
     ),
     ("axolotl", {"saves_per_epoch": None}, {"checkpoint.every": 802}),
     ("axolotl", {"saves_per_epoch": None, "save_steps": 9}, {"checkpoint.every": 9}),
@@ -626,7 +639,12 @@ def test_one_change_to_a_recipe(form, change, expected, folder):
     ),
     (
       "handbook",
-      {"dataset_mixture": {"datasets": [{"id": "a/b", "columns": {"rejected": "bad"}}]}},
+      {
+        "dataset_mixture": {
+          "datasets": [{"id": "a/b", "columns": {"rejected": "bad"}}],
+          "test_split_size": 0.1,
+        }
+      },
       ("rejected=bad",),
     ),
     (
@@ -670,6 +688,7 @@ def test_without_dataset_info(folder):
   assert "there is no data/dataset_info.json" in rows["dataset"] and "--data" in rows["dataset"]
   t = translated(fields, facts._replace(data="mine.jsonl"))
   assert by_status(t, UNSUPPORTED) == {} and t.settings["data.train"] == ("mine.jsonl",)
+  assert t.settings["data.eval_fraction"] == 0.1, "val_size"
 
 
 def test_required_facts_and_fields(folder):
