@@ -15,11 +15,12 @@ _USER_DEFINED = (
   "field_system", "field_prompt", "field_chosen", "field_rejected", "prompt_format",
   "chosen_format", "rejected_format",
 )  # fmt: skip
-# What a dataset's type does to rows of messages; all others make turns of strings.
+# What a dataset's type does to rows.
 _CHAT = ("chat_template", "chat_template.default")
 _FULL = ("chat_template.argilla_chat",)
 _NAMED = ("chatml", "llama3", "zephyr")  # templates that are written out in axolotl
 _OF_MESSAGES = ("argilla_chat", "ultra")
+_OF_STRINGS = {"intel": "question", "icr": "input", "prompt_pairs": "prompt"}  # the user's turn
 
 
 def adapt(r: Recipe) -> tuple[dict[str, Any], Part]:
@@ -211,13 +212,13 @@ def _columns(entry: Mapping[str, Any]) -> tuple[dict[str, str], str | None, str 
     if formats and not problem:
       problem = f"{formats[0]}_format: rows are read as they are; prepare a file, and use --data"
   elif kind in _CHAT:
-    columns = {"prompt": entry.get("field_messages") or "messages", **chosen}
+    columns = {"messages": entry.get("field_messages") or "messages", **chosen}
   elif kind in _FULL:
     columns = chosen
   elif kind is None or template == "passthrough":
     columns = {}
-  elif template in _NAMED and rows in _OF_MESSAGES:
-    columns = {}
+  elif template in _NAMED and rows in (*_OF_MESSAGES, *_OF_STRINGS):
+    columns = {"instruction": _OF_STRINGS[rows]} if rows in _OF_STRINGS else {}
     differs = (
       f"axolotl writes the chat template {template} itself; here it is the model's own, or "
       "data.chat_template: compare them"
@@ -225,7 +226,6 @@ def _columns(entry: Mapping[str, Any]) -> tuple[dict[str, str], str | None, str 
   else:
     columns = {}
     problem = (
-      f"type {printable(kind)} makes turns of strings; here strings are plain text: prepare a file "
-      "with messages, and name it with --data"
+      f"type {printable(kind)} is not read: prepare a file with messages, and name it with --data"
     )
   return {k: str(c) for k, c in columns.items() if k != c}, problem, differs

@@ -11,6 +11,7 @@ from simpo_jax.import_config.axolotl import axolotl_sources
 from simpo_jax.import_config.llamafactory import llamafactory_sources
 from simpo_jax.import_config.parts import Part, Recipe, printable
 from simpo_jax.import_config.sources import (
+  COLUMNS,
   ROW,
   Source,
   Sources,
@@ -21,7 +22,6 @@ from simpo_jax.import_config.sources import (
 from simpo_jax.settings import FIELDS
 
 FOLDER = "data"  # of the prepared datasets
-COLUMNS = "data.columns"
 _SOURCES: dict[str, Callable[[Recipe], Sources]] = {
   "trl": trl_sources,
   "handbook": mixture_sources,

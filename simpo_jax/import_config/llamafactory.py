@@ -6,7 +6,8 @@ from typing import Any
 from simpo_jax.errors import UserError
 from simpo_jax.import_config.parts import Part, Recipe, printable
 from simpo_jax.import_config.reading import read_json
-from simpo_jax.import_config.sources import ROW, Source, Sources
+from simpo_jax.import_config.sources import COLUMNS, Source, Sources
+from simpo_jax.settings import FIELDS
 from simpo_jax.storage.paths import plain
 
 _INFO = "dataset_info.json"
@@ -18,6 +19,12 @@ _TAGS = {  # the tags of messages that are read, whatever their names in a file
   "system_tag": ("system",),
   "observation_tag": ("observation",),
   "function_tag": ("function_call",),
+}
+# Its names of columns -> fields of a row, by formatting.
+_CHAT = {name: name for name in ("chosen", "rejected", "system", "tools")}
+_FIELDS = {
+  "alpaca": {"prompt": "instruction", "query": "input", "history": "history", **_CHAT},
+  "sharegpt": {"messages": "conversations", **_CHAT},
 }
 _ENTRY = (
   "columns", "file_name", "folder", "formatting", "hf_hub_url", "ms_hub_url", "num_samples",
@@ -138,9 +145,8 @@ def _list(value: Any) -> list[str]:
 
 
 def _source(field: str, entry: Mapping[str, Any], folder: str) -> Source:
-  """Reads one entry of dataset_info.json; rows with messages are those of ShareGPT."""
-  columns = entry.get("columns")
-  columns = {"messages": "conversations"} if columns is None else columns
+  """Reads one entry of dataset_info.json; without columns, they have the names of Alpaca's."""
+  columns = entry.get("columns") or {}
   tags = entry.get("tags") or {}
   name = entry.get("hf_hub_url") or f"{folder}/{entry.get('file_name')}"
   source = Source(field, name, entry.get("split") or "train", limit=entry.get("num_samples"))
@@ -151,16 +157,17 @@ def _source(field: str, entry: Mapping[str, Any], folder: str) -> Source:
     return source._replace(problem=f"{_INFO} names neither a file nor a Hugging Face dataset")
   if entry.get("ranking") is not True:
     return source._replace(problem=f"{_INFO} says that it has no pairs (ranking)")
-  if entry.get("formatting", "alpaca") != "sharegpt":
-    return source._replace(
-      problem="rows of strings, which LLaMA-Factory makes turns of a chat; here strings are plain "
-      "text: prepare a file with messages, and name it with --data"
-    )
   other = [tag for tag, names in _TAGS.items() if tags.get(tag, names[0]) not in names]
-  unread = [c for c in columns if c not in ("messages", "system", *ROW)]
-  if other or unread:
-    return source._replace(problem=f"{_INFO}: {printable(other or unread)} is not read: use --data")
-  given = {"conversations": columns.get("messages")}
-  given |= {name: columns.get(name) for name in ("chosen", "rejected", "system")}
-  renamed = {name: str(column) for name, column in given.items() if column and column != name}
+  fields = _FIELDS.get(entry.get("formatting", "alpaca"), {})
+  unread = [name for name in columns if name not in fields and name != "response"]
+  if not fields or other or unread:
+    what = printable(other or unread or entry.get("formatting"))
+    return source._replace(problem=f"{_INFO}: {what} is not read: use --data")
+  named = {fields[name]: str(column) for name, column in columns.items() if name in fields}
+  renamed = {name: column for name, column in named.items() if column and column != name}
+  if "instruction" in fields.values() and COLUMNS not in FIELDS:
+    return source._replace(problem="rows of strings become turns of a chat: use --data")
+  if "instruction" in named and "input" not in named:
+    text = "a column named input would be read, too, which LLaMA-Factory does not use here"
+    source = source._replace(differs=text)
   return source._replace(columns=renamed)

@@ -7,6 +7,7 @@ from simpo_jax.config import did_you_mean
 from simpo_jax.errors import UserError
 from simpo_jax.import_config.parts import Recipe, printable
 
+COLUMNS = "data.columns"
 ROW = ("prompt", "chosen", "rejected")  # fields of a row that datasets rename
 
 
