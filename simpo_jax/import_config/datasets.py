@@ -36,6 +36,9 @@ _REPLACED: tuple[str, ...] = (
   "test_datasets",
 )  # fmt: skip
 _SIZES = ("test_split_size", "val_size", "val_set_size")
+_NOT_RENAMED = (
+  "simpo_jax.prepare renames no columns: rename them in the files before, or train on the files"
+)
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _SPLIT = re.compile(r"\w+")
 
@@ -83,6 +86,9 @@ def datasets(r: Recipe, evaluates: bool) -> Part:
   problems |= {sources[0].field: problem} if problem else {}
   if evaluates and not held_out and not settings.get("data.eval_fraction") and not problems:
     problems[_strategy(r)] = "evaluates, and names no held-out pairs: switch it off"
+  for source in sources:
+    if COLUMNS in settings and not str(source.name).lower().endswith(EXTENSIONS):
+      differs[source.field] = _NOT_RENAMED
   commands = tuple(dict.fromkeys(e.command for e in (*train, *held_out) if e.command))
   mapped = _texts(sources, settings, size_field, evaluates)
   return Part(settings, mapped, problems, _with_entries(differs, mapped), commands)

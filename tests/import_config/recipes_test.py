@@ -682,6 +682,8 @@ def test_columns(form, change, columns, folder):
   field = next(iter(change))
   if "data.columns" in FIELDS:
     assert t.settings["data.columns"] == columns and by_status(t, UNSUPPORTED) == {}
+    told = "prepare renames no columns" in by_status(t, DIFFERS).get(field, "")
+    assert told == bool(t.prepare), "files are read by these names"
   else:
     assert by_status(t, UNSUPPORTED)[field]
 
