@@ -1,11 +1,15 @@
-"""Translates a TRL or princeton-nlp/SimPO recipe (YAML) to a config, and reports on each field.
+"""Translates another trainer's SimPO recipe (YAML) to a config, and reports on each field.
+
+Recipes are those of TRL, princeton-nlp/SimPO, the alignment handbook (old and new), LLaMA-Factory
+and axolotl; which one it is follows from its fields, or from --form.
 
 Examples:
   python -m simpo_jax.import_config simpo.yaml --devices=4 --pairs=61135 --out=configs/mine.py
   python -m simpo_jax.import_config cpo.yaml --devices=8 --pairs=20000 --data=pairs.jsonl
 
-Each field is mapped, ignored for the reason given, or not supported. Unsupported fields would
-change the training: without --allow_unsupported, nothing is written and the exit code is 2.
+Each field is mapped, ignored for the reason given, done otherwise (differs), or not supported.
+Unsupported fields would change the training: without --allow_unsupported, nothing is written and
+the exit code is 2.
 Fields that a recipe omits have the defaults of its own trainer, not of this project: TRL's are
 beta 0.1, gamma 0.5 and a cross-entropy term on the chosen responses (cpo_alpha 1).
 """
@@ -25,11 +29,17 @@ _FLAGS = (
 
 def _define_flags() -> None:
   flags.DEFINE_enum(
-    "form", "auto", ["auto", "trl", "princeton"], "Recipe format; auto: detected from its fields."
+    "form",
+    "auto",
+    ["auto", "trl", "handbook", "handbook_old", "princeton", "llamafactory", "axolotl"],
+    "Recipe format; auto: detected from its fields.",
   )
   flags.DEFINE_integer("devices", None, "Number of devices the recipe assumes.", lower_bound=1)
   flags.DEFINE_integer(
-    "pairs", None, "Number of training pairs, to convert epochs to steps.", lower_bound=1
+    "pairs",
+    None,
+    "Number of pairs that are trained on, without those held out, to convert epochs to steps.",
+    lower_bound=1,
   )
   flags.DEFINE_string(
     "data", None, "File or tfds:NAME to train on instead of the recipe's datasets."
@@ -42,9 +52,10 @@ def _define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
   """Prints a table of the fields, then prints or writes the config."""
+  from simpo_jax.import_config.forms import FORMS, detect_form, markers_in
   from simpo_jax.import_config.parts import RunFacts
   from simpo_jax.import_config.reading import read_yaml
-  from simpo_jax.import_config.translate import UNSUPPORTED, detect_form, translate
+  from simpo_jax.import_config.translate import DIFFERS, UNSUPPORTED, translate
   from simpo_jax.import_config.writing import config_text
 
   values = flags.FLAGS
@@ -59,16 +70,22 @@ def main(argv: Sequence[str]) -> None:
     )
   given = read_yaml(plain(source))
   form = detect_form(given, source) if values.form == "auto" else values.form
+  signs = ", ".join(markers_in(given, form)[:3]) or "nothing that only it has"
+  print(f"{source} is read as a recipe of {FORMS[form].trainer}: it has {signs}\n")
   facts = RunFacts(values.devices, values.pairs, values.data)
   translation = translate(given, form, facts, source)
   _print_table(translation.rows)
+  differing = [row.field for row in translation.rows if row.status == DIFFERS]
+  if differing:
+    print(f"\nDone otherwise, as the table says: {', '.join(differing)}")
   missing = [row.field for row in translation.rows if row.status == UNSUPPORTED]
   if missing and not values.allow_unsupported:
     raise UserError(
       f"{source}: not supported, and the training would differ: {', '.join(missing)}; remove them "
       "from a copy of the file, or ignore them with --allow_unsupported"
     )
-  text = config_text(translation, f"{form}'s {plain(source).name}", values.out or "configs/mine.py")
+  title = f"{FORMS[form].trainer}'s {plain(source).name}"
+  text = config_text(translation, title, values.out or "configs/mine.py")
   if not out:
     print(f"\n{text}", end="")
     return

@@ -1,18 +1,12 @@
-"""Tables of the fields of other trainers' recipes: types, defaults, and how each is handled.
+"""Tables of the fields that recipes on transformers' `TrainingArguments` have.
 
-The form `trl` is a YAML for TRL's CPO script (`CPOConfig`, `ModelConfig` and `ScriptArguments` of
-TRL 1.16); `princeton` is one for `run_simpo.py` of princeton-nlp/SimPO, which has the format of the
-alignment handbook. Both build on transformers' `TrainingArguments`.
+They are those of TRL's CPO script (`CPOConfig`, `ModelConfig` and `ScriptArguments` of TRL 1.16),
+of the alignment handbook, and of `run_simpo.py` of princeton-nlp/SimPO, which has the format of
+the old handbook. A field of another trainer with the same meaning is translated under its name
+here, its common name (see `forms.py`).
 """
 
 from typing import Any
-
-FORMS = ("trl", "princeton")
-# Fields that only one of the forms has.
-FORM_MARKERS = {
-  "trl": ("simpo_gamma", "cpo_alpha", "dataset_name", "dataset_train_split", "datasets", "dtype"),
-  "princeton": ("gamma_beta_ratio", "sft_weight", "dataset_mixer", "dataset_splits"),
-}
 
 # run_simpo.py overrides the chat template of models with "mistral" in their names. This one
 # produces the same text; only the first message may be a system message.
@@ -26,13 +20,18 @@ MISTRAL_TEMPLATE = (
   "{% endfor %}"
 )
 
-_SHARED = {
+# Values of fields that a recipe omits: transformers' defaults, and PEFT's in TRL's ModelConfig.
+SHARED_DEFAULTS: dict[str, Any] = {
   "adam_beta1": 0.9,
   "adam_beta2": 0.999,
   "adam_epsilon": 1e-8,
+  "bf16": False,
   "eval_strategy": "no",
   "gradient_accumulation_steps": 1,
+  "gradient_checkpointing": False,
   "label_smoothing": 0.0,
+  "learning_rate": 5e-5,
+  "logging_steps": 500,
   "lora_alpha": 32,
   "lora_dropout": 0.05,
   "lora_r": 16,
@@ -51,34 +50,27 @@ _SHARED = {
   "warmup_steps": 0,
   "weight_decay": 0.0,
 }
-# Values of fields that a recipe omits.
-DEFAULTS: dict[str, dict[str, Any]] = {
-  "trl": {
-    **_SHARED,
-    "beta": 0.1,
-    "bf16": True,
-    "cpo_alpha": 1.0,
-    "dataset_test_split": "test",
-    "dataset_train_split": "train",
-    "gradient_checkpointing": True,
-    "learning_rate": 1e-6,
-    "max_length": 1024,
-    "simpo_gamma": 0.5,
-  },
-  "princeton": {
-    **_SHARED,
-    "auto_insert_empty_system_msg": True,
-    "beta": 2.0,
-    "bf16": False,
-    "dataset_splits": ["train", "test"],
-    "gamma_beta_ratio": 0.25,
-    "gradient_checkpointing": False,
-    "learning_rate": 5e-5,
-    "max_length": 512,
-    "max_prompt_length": 128,
-    "sft_weight": 0.0,
-  },
+_CPO = {"beta": 0.1, "cpo_alpha": 1.0, "simpo_gamma": 0.5}
+TRL_DEFAULTS: dict[str, Any] = {
+  **SHARED_DEFAULTS,
+  **_CPO,
+  "bf16": True,
+  "dataset_test_split": "test",
+  "dataset_train_split": "train",
+  "gradient_checkpointing": True,
+  "learning_rate": 1e-6,
+  "logging_steps": 10,
+  "max_length": 1024,
 }
+_OLD_HANDBOOK: dict[str, Any] = {  # its data, and the lengths of the TRL of its time
+  **SHARED_DEFAULTS,
+  "auto_insert_empty_system_msg": True,
+  "dataset_splits": ["train", "test"],
+  "max_length": 512,
+  "max_prompt_length": 128,
+}
+OLD_HANDBOOK_DEFAULTS = {**_OLD_HANDBOOK, **_CPO}
+PRINCETON_DEFAULTS = {**_OLD_HANDBOOK, "beta": 2.0, "gamma_beta_ratio": 0.25, "sft_weight": 0.0}
 
 # Fields with the same meaning and another name in a config.
 RENAMED = {
@@ -101,8 +93,8 @@ RENAMED = {
 FIELD_TYPES = {
   float: (
     "adam_beta1", "adam_beta2", "adam_epsilon", "beta", "cpo_alpha", "eval_steps",
-    "gamma_beta_ratio", "label_smoothing", "learning_rate", "lora_alpha", "lora_dropout",
-    "max_grad_norm", "num_train_epochs", "save_steps", "sft_weight", "simpo_gamma",
+    "gamma_beta_ratio", "label_smoothing", "learning_rate", "logging_steps", "lora_alpha",
+    "lora_dropout", "max_grad_norm", "num_train_epochs", "save_steps", "sft_weight", "simpo_gamma",
     "test_split_size", "warmup_ratio", "warmup_steps", "weight_decay",
   ),
   int: (
@@ -110,8 +102,8 @@ FIELD_TYPES = {
     "per_device_train_batch_size", "save_total_limit", "seed",
   ),
   bool: (
-    "auto_insert_empty_system_msg", "bf16", "do_eval", "generate_during_eval",
-    "gradient_checkpointing", "use_peft", "use_rslora",
+    "auto_insert_empty_system_msg", "bf16", "dataloader_drop_last", "do_eval", "eval_on_start",
+    "generate_during_eval", "gradient_checkpointing", "use_peft", "use_rslora",
   ),
   str: (
     "chat_template", "dataset_name", "dataset_test_split", "dataset_train_split", "dtype",
@@ -131,10 +123,10 @@ IGNORED_FIELDS = {
     "liger_kernel_config", "local_rank", "mp_parameters", "no_cuda", "parallelism_config",
     "ray_scope", "split_batches", "tf32", "torch_compile", "torch_compile_backend",
     "torch_compile_mode", "torch_empty_cache_steps", "tpu_num_cores", "use_cache", "use_cpu",
-    "use_ipex", "use_liger_kernel", "use_mps_device",
+    "use_flash_attention_2", "use_ipex", "use_liger_kernel", "use_mps_device",
   ),
   "data loading is configured by data.workers and data.lookahead": (
-    "data_seed", "dataloader_drop_last", "dataloader_in_order",
+    "data_seed", "dataloader_in_order",
     "dataloader_multiprocessing_context", "dataloader_num_workers", "dataloader_persistent_workers",
     "dataloader_pin_memory", "dataloader_prefetch_factor", "dataset_num_proc", "dataset_streaming",
     "group_by_length", "label_pad_token_id", "length_column_name", "padding_value",
@@ -149,7 +141,7 @@ IGNORED_FIELDS = {
   ),
   "evaluation always computes the loss and its metrics over all held-out pairs": (
     "batch_eval_metrics", "bf16_full_eval", "eval_accumulation_steps", "eval_delay",
-    "eval_do_concat_batches", "eval_on_start", "eval_use_gather_object", "fp16_full_eval",
+    "eval_do_concat_batches", "eval_use_gather_object", "fp16_full_eval",
     "include_for_metrics", "include_inputs_for_metrics", "label_names",
     "per_device_eval_batch_size", "prediction_loss_only",
   ),
@@ -200,19 +192,39 @@ SUPPORTED_VALUES: dict[str, tuple[tuple, str]] = {
   "use_dora": ((False,), "adapters are plain LoRA"),
 }
 
-# Fields that `parts.py` and `datasets.py` translate, some of them together.
+# Fields that the other modules translate, some of them together.
 COMBINED = (
-  "auto_insert_empty_system_msg", "bf16", "cpo_alpha", "dataset_mixer", "dataset_name",
-  "dataset_splits", "dataset_test_split", "dataset_train_split", "datasets", "do_eval", "dtype",
-  "eval_steps", "eval_strategy", "evaluation_strategy", "generate_during_eval",
-  "gradient_accumulation_steps", "gradient_checkpointing", "hub_model_id", "lora_alpha",
-  "lora_dropout", "lora_r", "lora_target_modules", "loss_type", "lr_scheduler_type",
-  "max_prompt_length", "max_steps", "num_train_epochs", "optim", "output_dir",
-  "per_device_train_batch_size", "run_name", "save_steps", "save_strategy", "save_total_limit",
-  "simpo_gamma", "test_split_size", "torch_dtype", "use_peft", "use_rslora", "warmup_ratio",
-  "warmup_steps",
+  "auto_insert_empty_system_msg", "bf16", "cpo_alpha", "dataloader_drop_last", "dataset_mixer",
+  "dataset_mixture", "dataset_name", "dataset_splits", "dataset_test_split", "dataset_train_split",
+  "datasets", "do_eval", "dtype", "eval_on_start", "eval_steps", "eval_strategy",
+  "evaluation_strategy", "generate_during_eval", "gradient_accumulation_steps",
+  "gradient_checkpointing", "hub_model_id", "lora_alpha", "lora_dropout", "lora_r",
+  "lora_target_modules", "loss_type", "lr_scheduler_type", "max_prompt_length", "max_steps",
+  "num_train_epochs", "optim", "output_dir", "per_device_train_batch_size", "run_name",
+  "save_steps", "save_strategy", "save_total_limit", "simpo_gamma", "test_split_size",
+  "torch_dtype", "use_peft", "use_rslora", "warmup_ratio", "warmup_steps",
 )  # fmt: skip
+# Fields of TRL, the handbook and princeton-nlp/SimPO that transformers does not have.
+NOT_OF_TRANSFORMERS = frozenset({
+  "alpha", "attn_implementation", "auto_insert_empty_system_msg", "base_model_revision", "beta",
+  "bnb_4bit_quant_storage",
+  "bnb_4bit_quant_type", "chat_template", "cpo_alpha", "dataset_config", "dataset_configs",
+  "dataset_mixer", "dataset_mixture", "dataset_name", "dataset_num_proc", "dataset_splits",
+  "dataset_streaming", "dataset_test_split", "dataset_train_split", "datasets", "disable_dropout",
+  "dtype", "gamma_beta_ratio", "generate_during_eval", "hub_model_revision", "ignore_bias_buffers",
+  "is_encoder_decoder", "label_pad_token_id", "label_smoothing", "load_in_4bit", "load_in_8bit",
+  "lora_alpha", "lora_dropout", "lora_modules_to_save", "lora_r", "lora_target_modules",
+  "lora_target_parameters", "lora_task_type", "loss_type", "max_completion_length", "max_length",
+  "max_prompt_length", "max_target_length", "model_code_revision", "model_init_kwargs",
+  "model_name_or_path", "model_revision", "padding_value",
+  "preprocessing_num_workers", "sft_weight", "simpo_gamma", "streaming", "test_split_size",
+  "text_column", "tokenizer_name_or_path", "torch_dtype", "trust_remote_code", "truncation_mode",
+  "truncation_side", "use_bnb_nested_quant", "use_dora", "use_flash_attention_2", "use_peft",
+  "use_rslora",
+})  # fmt: skip
 
+# Fields whose values other modules read, under these names whatever the trainer.
+COMMON = frozenset([*RENAMED, *COMBINED, "logging_steps"])
 KNOWN = frozenset(
   [
     *RENAMED,

@@ -1,5 +1,6 @@
 """Reads a recipe's YAML safely: limited size and depth, no aliases, objects or duplicate fields."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -8,6 +9,7 @@ import yaml
 from simpo_jax.errors import UserError, one_line
 
 MAX_BYTES = 2**18
+MAX_JSON_BYTES = 2**22
 MAX_DEPTH = 20  # of nesting
 
 
@@ -62,3 +64,22 @@ class _Loader(yaml.SafeLoader):
 
 def _error(problem: str, at: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:
   return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a JSON file of one object.
+
+  Raises:
+    UserError: it is too large, or something else.
+  """
+  with path.open("rb") as file:
+    data = file.read(MAX_JSON_BYTES + 1)
+  if len(data) > MAX_JSON_BYTES:
+    raise UserError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB; name the pairs with --data")
+  try:
+    value = json.loads(data.decode("utf-8-sig"))
+  except (ValueError, RecursionError) as e:
+    raise UserError(f"{path} is not valid JSON ({one_line(e)}); name the pairs with --data") from e
+  if not isinstance(value, dict):
+    raise UserError(f"{path} is not one JSON object; name the pairs with --data")
+  return value

@@ -3,7 +3,9 @@
 import shlex
 
 from simpo_jax.config import flatten
-from simpo_jax.import_config.translate import UNSUPPORTED, Translation, make_config
+from simpo_jax.import_config.translate import DIFFERS, UNSUPPORTED, Translation, make_config
+
+_TOLD = ((DIFFERS, "are done otherwise"), (UNSUPPORTED, "are not supported"))
 
 
 def config_text(translation: Translation, source: str, path: str) -> str:
@@ -17,10 +19,11 @@ def config_text(translation: Translation, source: str, path: str) -> str:
   # The recipe is untrusted: its texts are only in one-line comments and in `repr` literals.
   lines = [f'"""{_plain(source)}, translated by simpo_jax.import_config."""', ""]
   lines += [f"# {line}" for line in _steps(translation, path)]
-  missing = [row for row in translation.rows if row.status == UNSUPPORTED]
-  if missing:
-    lines += ["#", "# Fields of the recipe that are not supported:"]
-    lines += [f"#   {row.field}: {row.value} ({row.text})" for row in missing]
+  for status, title in _TOLD:
+    rows = [row for row in translation.rows if row.status == status]
+    if rows:
+      lines += ["#", f"# Fields of the recipe that {title}:"]
+      lines += [f"#   {row.field}: {row.value} ({row.text})" for row in rows]
   lines += ["", "from simpo_jax.config import default_config", "", "", "def get_config():"]
   lines.append("  c = default_config()")
   values = flatten(make_config(translation.settings))  # in the config's types

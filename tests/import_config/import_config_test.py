@@ -22,21 +22,21 @@ from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
 from simpo_jax.import_config.fields import (
   COMBINED,
-  DEFAULTS,
   FIELD_TYPES,
   IGNORED_FIELDS,
   KNOWN,
   MISTRAL_TEMPLATE,
+  NOT_OF_TRANSFORMERS,
   RENAMED,
   SUPPORTED_VALUES,
 )
+from simpo_jax.import_config.forms import FORMS, detect_form
 from simpo_jax.import_config.parts import RunFacts
 from simpo_jax.import_config.reading import MAX_BYTES, MAX_DEPTH, read_yaml
 from simpo_jax.import_config.translate import (
   IGNORED,
   MAPPED,
   UNSUPPORTED,
-  detect_form,
   make_config,
   translate,
 )
@@ -160,7 +160,7 @@ def test_a_published_recipe_is_the_config_of_that_name(variant, fields):
 def test_steps_and_batch():
   fields = {**TRL, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 5}
   c = config_of({**fields, "num_train_epochs": 1.5}, RunFacts(devices=2, pairs=100))
-  assert (c.train.batch_size, c.train.steps) == (30, 5)
+  assert (c.train.batch_size, c.train.steps) == (30, 6)  # 4 steps an epoch
   assert config_of({**fields, "max_steps": 7}, RunFacts(devices=1)).train.steps == 7
   with pytest.raises(UserError, match="3 x 5 pairs a step.*--devices=N"):
     translated(fields, RunFacts(pairs=1))
@@ -283,7 +283,7 @@ def test_another_loss_is_refused(kind):
     {"fp16": True},
     {"load_in_4bit": True},
     {"use_dora": True},
-    {"optim": "paged_adamw_8bit"},
+    {"optim": "adafactor"},
     {"optim_args": "betas=1"},
     {"neftune_noise_alpha": 5},
     {"model_revision": "v2"},
@@ -351,8 +351,16 @@ def test_every_field_of_the_trainers_is_known_once():
   assert not [name for name, n in collections.Counter(tables).items() if n > 1]
   ours = [name for names in FIELD_TYPES.values() for name in names]
   assert set(ours) <= KNOWN and len(ours) == len(set(ours))
-  assert all(set(defaults) <= KNOWN for defaults in DEFAULTS.values())
-  assert {f.name for f in dataclasses.fields(transformers.TrainingArguments)} <= KNOWN
+  trainer = {f.name for f in dataclasses.fields(transformers.TrainingArguments)}
+  assert trainer <= KNOWN and NOT_OF_TRANSFORMERS <= KNOWN
+  assert not trainer & NOT_OF_TRANSFORMERS and trainer <= FORMS["llamafactory"].known
+  for form in FORMS.values():
+    tables = [n for t in (form.ignored, form.refused) for names in t.values() for n in names]
+    tables += [n for n in (*form.own, *form.common) if n not in KNOWN or form.own]
+    assert not [name for name, n in collections.Counter(tables).items() if n > 1], form.name
+    assert {*tables, *map(form.own_name, form.defaults), *form.markers} <= form.known, form.name
+    typed = [name for names in form.types.values() for name in names]
+    assert {*typed} <= {*form.own} and len(typed) == len({*typed}), form.name
 
 
 def test_the_template_for_mistral():
@@ -489,7 +497,7 @@ def test_the_command(tmp_path):
   assert "use_dora: True (adapters are plain LoRA)" in out.read_text()
   c = runpy.run_path(str(out))["get_config"]()
   validate(c)
-  assert (c.name, c.simpo.beta, c.train.steps) == ("red-mine", 10.0, 3 * 61135 // 32)
+  assert (c.name, c.simpo.beta, c.train.steps) == ("red-mine", 10.0, 3 * 1911)  # ceil(7642 / 4)
   assert flatten(c).keys() == flatten(default_config()).keys()
   code, _, error = command(*facts, "--allow_unsupported")
   assert code == 2 and "already exists" in error and "--force" in error
