@@ -4,7 +4,7 @@ import re
 import shlex
 from typing import Any
 
-from simpo_jax.data.row_files import EXTENSIONS
+from simpo_jax.data.readers.compressed import EXTENSIONS
 from simpo_jax.errors import UserError
 from simpo_jax.import_config.parts import Part, RunFacts, printable
 

@@ -7,10 +7,10 @@ Examples:
     --out=data --name=ultrafeedback --eval_fraction=0.01
   python -m simpo_jax.prepare --verify=tfds:mine --out=data
 
-A source is a file (.json .jsonl .jsonl.gz .json.gz .parquet), a folder of such files, or a
-dataset on the Hugging Face hub, ORG/NAME[:PATTERN]. Files, folders and --out may be in a
-bucket: gs://BUCKET/..., s3://BUCKET/.... A run reads the result with
---config.data.train=tfds:NAME --config.data.dir=OUT.
+A source is a file (.json .jsonl .csv .tsv, also .gz or .zst; .parquet .arrow), a link to one
+(https://...), a glob, a folder or FOLDER:PATTERN, or a dataset on the Hugging Face hub,
+ORG/NAME[:PATTERN]. Files, folders and --out may be in a bucket: gs://BUCKET/...,
+s3://BUCKET/.... A run reads the result with --config.data.train=tfds:NAME --config.data.dir=OUT.
 """
 
 import contextlib
@@ -38,7 +38,9 @@ _FLAGS = (
 
 def _define_flags() -> None:
   flags.DEFINE_multi_string(
-    "source", None, "File, folder, or ORG/NAME[:PATTERN] on the hub; repeatable."
+    "source",
+    None,
+    "File, folder, FOLDER:PATTERN, glob, link, or ORG/NAME[:PATTERN] on the hub; repeatable.",
   )
   flags.DEFINE_string("out", None, "Folder for datasets; default: TFDS_DATA_DIR.")
   flags.DEFINE_string("name", None, "Dataset name; default: derived from the source.")
@@ -99,7 +101,7 @@ def prepare(
   """Prepares a dataset, shows progress, and returns its folder.
 
   Args:
-    sources: files, folders or hub datasets (ORG/NAME[:PATTERN]).
+    sources: what `sources.open_source` accepts.
     out: the folder of datasets, TFDS's data_dir.
     name: None: derived from the first source.
     workers: number of processes.
@@ -110,9 +112,8 @@ def prepare(
   Raises:
     UserError: see `builder.build`.
   """
-  from simpo_jax.data.file_chunks import find_files
-  from simpo_jax.data.prepared import hub
   from simpo_jax.data.prepared.builder import Target, build
+  from simpo_jax.data.sources import open_source
 
   name = name or default_name(sources[0])
   if not _NAME.fullmatch(name):
@@ -122,13 +123,9 @@ def prepare(
   if not _VERSION.fullmatch(version):
     raise UserError(f"--version={version} must be three numbers, such as 1.0.0")
   files, revisions = [], []
-  for source in sources:
-    if hub.is_hub_source(source):
-      found, revision = hub.download(source)
-      revisions.append(f"{source}@{revision}")
-    else:
-      found = find_files(source)
-    files += found
+  for source in map(open_source, sources):
+    files += source.files()
+    revisions += filter(None, [source.revision])
   target = Target(out, name, version, {"hub": revisions})
   start = time.perf_counter()
   with _progress_bar() as progress:
@@ -141,9 +138,12 @@ def prepare(
 
 def default_name(source: str) -> str:
   """Returns a dataset name derived from its source: my-Pairs.v2.jsonl.gz -> my_pairs_v2."""
+  from simpo_jax.data.readers.links import file_name, is_link
+
   local = os.path.exists(source) or storage.is_remote(source)
   stem = source if local else source.split(":")[0]
-  stem = re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", pathlib.Path(stem).name.lower())
+  stem = file_name(source) if is_link(source) else pathlib.Path(stem).name
+  stem = re.sub(r"(\.jsonl?|\.parquet|\.arrow|\.[ct]sv)?(\.gz|\.zst)?$", "", stem.lower())
   name = re.sub(r"[^a-z0-9]+", "_", stem).strip("_")
   return name if name[:1].isalpha() else f"pairs_{name}".strip("_")
 

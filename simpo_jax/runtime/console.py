@@ -96,6 +96,7 @@ class Display:
       *_adapters_row(program.step),
       ("data", f"{len(run.train_pairs)} training pairs, {len(run.eval_pairs)} held out"),
       *((f"  {name}", skips_text(report)) for name, report in skips.items()),
+      *(("  note", note) for note in run.notes),
       (
         "batch",
         f"{program.batch.pairs} pairs a step in rows of {program.batch.row_length} "

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simpo_jax.checkpoint import layout
-from simpo_jax.data.file_chunks import find_files
+from simpo_jax.data.sources import find_files
 from simpo_jax.data.prepared.builder import Target, build
 from simpo_jax.data.prepared.dataset import open_prepared, verify
 from simpo_jax.errors import UserError

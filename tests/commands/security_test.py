@@ -13,7 +13,7 @@ import pytest
 
 from simpo_jax.checkpoint import layout, resume
 from simpo_jax.data import row_files
-from simpo_jax.data.file_chunks import find_files
+from simpo_jax.data.sources import find_files
 from simpo_jax.data.prepared import hub
 from simpo_jax.data.prepared.builder import Target, build
 from simpo_jax.data.prepared.dataset import open_prepared, verify

@@ -17,11 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from simpo_jax.data import file_chunks
-from simpo_jax.data.file_chunks import find_files, read_chunk, split_into_chunks
-from simpo_jax.data.prepared import builder, hub
+from simpo_jax.data.file_chunks import read_chunk, split_into_chunks
+from simpo_jax.data.prepared import builder
 from simpo_jax.data.prepared.dataset import open_prepared, verify
+from simpo_jax.data.readers import hub, splits
 from simpo_jax.data.row_files import Malformed, read_rows
 from simpo_jax.data.row_formats import to_conversation
+from simpo_jax.data.sources import find_files
 from simpo_jax.errors import UserError
 from simpo_jax.prepare.__main__ import prepare
 from support.folders import TESTS
@@ -109,8 +111,10 @@ def test_parts_of_a_file_are_the_file(tmp_path, chunk_bytes):
   (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n\n{"a": 2}\n'))
   files = find_files(str(tmp_path))
   assert [f.name for f in files] == ["a.jsonl", "b.parquet", "c.json", "d.jsonl.gz"]
-  read = [item for chunk in split_into_chunks(files, chunk_bytes) for item in read_chunk(chunk)]
-  assert read == [item for file in files for item in read_rows(file.path)]
+  for used in (None, ("n",), ()):
+    chunks = split_into_chunks(files, chunk_bytes)
+    read = [item for chunk in chunks for item in read_chunk(chunk, used)]
+    assert read == [item for file in files for item in read_rows(file.path, used)]
 
 
 @pytest.mark.parametrize("chunk_bytes", (1, 100, 10**6))
@@ -196,17 +200,19 @@ def test_the_name_comes_from_the_source():
 )
 def test_a_repository_cannot_name_files_outside_itself(bad):
   with pytest.raises(UserError, match="outside its own folder"):
-    hub.select_files("org/data", ["ok.parquet", bad], None)
+    hub.check_names("org/data", ["ok.parquet", bad])
 
 
 def test_a_repository_of_several_splits_asks_which():
   names = ["README.md", *(f"data/{s}-0000{i}-of-00002.parquet" for s in ("train", "test")
                           for i in (0, 1))]  # fmt: skip
+  found = splits.group(splits.data_files(names).data, merge=False)
   with pytest.raises(UserError, match="several splits; choose one.*data/test-\\*, data/train-\\*"):
-    hub.select_files("org/data", names, None)
-  assert hub.select_files("org/data", names, "data/train-*") == [names[1], names[2]]
-  with pytest.raises(UserError, match="no file matches.*data/test-00000"):
-    hub.select_files("org/data", names, "nothing*")
+    splits.choose("org/data", found)
+  assert splits.choose("org/data", found, splits.TRAIN).names == (names[1], names[2])
+  assert splits.matching("org/data", names, "data/train-*") == [names[1], names[2]]
+  with pytest.raises(UserError, match="no file matches.*data/train-00000"):
+    splits.matching("org/data", names, "nothing*")
   assert hub.is_hub_source("org/data") and hub.is_hub_source("org/data:train-*")
   assert not hub.is_hub_source("folder/pairs.jsonl") and not hub.is_hub_source(str(TESTS))
 
