@@ -3,7 +3,6 @@
 The boundaries depend only on the files, not on the number of readers.
 """
 
-import os
 import pathlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -142,9 +141,3 @@ def _read_lines(file: pathlib.Path, chunk: Chunk):
       if line.strip():
         yield number, parse_line(line)
       number += 1
-
-
-def file_stamps(files: Sequence[File]) -> list[list]:
-  """Returns [name, bytes, mtime in ns] of each file, to detect whether a source has changed."""
-  stats = [(f.name, os.stat(f.path)) for f in files]
-  return [[name, s.st_size, s.st_mtime_ns] for name, s in stats]

@@ -76,9 +76,7 @@ def load_data(
   return loaded._replace(notes=[*loaded.notes, *_notes_on_repeats(loaded)])
 
 
-def _training(
-  config: Settings, tokenizer: Tokenizer, split_off: bool, split_by: str
-) -> LoadedData:
+def _training(config: Settings, tokenizer: Tokenizer, split_off: bool, split_by: str) -> LoadedData:
   """The training data, and what `split_off` takes from it as held-out pairs."""
   data, weights, notes = config.data, _weights(config.data), []
   entries = [open_entry(name, splits.TRAIN) for name in data.train]

@@ -105,7 +105,7 @@ def open_lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-  """Lines of an open file, truncated to MAX_LINE: a small compressed file may expand to any size."""
+  """Lines of an open file, truncated to MAX_LINE: a small .gz may expand to any size."""
   while line := file.readline(MAX_LINE):
     yield line
     while len(line) == MAX_LINE and not line.endswith(b"\n"):

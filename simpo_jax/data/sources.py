@@ -71,9 +71,7 @@ def open_source(source: str, extensions: Collection[str] = EXTENSIONS) -> Source
   return _single(source, name, lambda: find_file(source))
 
 
-def find_files(
-  source: str, kind: str = "", extensions: Collection[str] = EXTENSIONS
-) -> list[File]:
+def find_files(source: str, kind: str = "", extensions: Collection[str] = EXTENSIONS) -> list[File]:
   """Returns the files that an entry names, in order; downloads what is not on this machine.
 
   Args:
@@ -139,7 +137,7 @@ def _single(source: str, name: str, fetch: Callable[[], pathlib.Path]) -> Source
 
 def _folder_and_pattern(source: str) -> tuple[storage.Path | None, str | None]:
   """(folder, pattern) of FOLDER or FOLDER:PATTERN; (None, None) if it is neither."""
-  scheme, separator, rest = source.rpartition("://") if storage.is_remote(source) else ("", "", source)
+  scheme, separator, rest = source.rpartition("://")  # empty for local paths
   place, colon, pattern = rest.partition(":")
   if not (colon and any(c in source for c in _GLOB)):
     path = storage.open_path(source, "data")
@@ -232,9 +230,7 @@ def _hub_source(source: str, extensions: Collection[str]) -> Source:
     paths = hub.download(dataset, chosen)
     return [File(path, name) for path, name in zip(paths, chosen, strict=True)]
 
-  found = _grouped(
-    source, dataset.files, dataset.pattern, extensions, read, fetch, merge=False
-  )
+  found = _grouped(source, dataset.files, dataset.pattern, extensions, read, fetch, merge=False)
   return found._replace(others=(), revision=f"{source}@{dataset.commit}")
 
 

@@ -17,6 +17,7 @@ import contextlib
 import os
 import pathlib
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -171,6 +172,7 @@ def _report(record: dict[str, Any], target: Any, new: bool, seconds: float) -> N
   from rich.console import Console
   from rich.table import Table
 
+  from simpo_jax.data.prepared.records import HELD_OUT
   from simpo_jax.data.row_formats import REASONS
 
   console = Console(highlight=False, soft_wrap=True)
@@ -188,9 +190,11 @@ def _report(record: dict[str, Any], target: Any, new: bool, seconds: float) -> N
       table.add_row(reason, f"{count:,}", REASONS[reason], ", ".join(record["examples"][reason]))
     console.print(table)
   console.print(f"{shards} shards, {size:,} bytes in {brief(target.folder)}")
-  console.print(
-    f"use: --config.data.train=tfds:{target.name} --config.data.dir={brief(target.out)}"
-  )
+  use = f"--config.data.train=tfds:{target.name} --config.data.dir={shlex.quote(brief(target.out))}"
+  if not record["pairs"].get(HELD_OUT):
+    use += " --config.evaluate.every=0 --config.evaluate.at_end=False"
+    console.print("no pairs are held out for evaluation; --eval_fraction=0.05 would hold some out")
+  console.print(f"use: {use}")
 
 
 def cores() -> int:

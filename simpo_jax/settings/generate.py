@@ -38,6 +38,7 @@ class GenerateSettings:
     "Prompts given inline; takes precedence over `prompts`.",
     str,
     "('Tell me a joke.',)",
+    text=True,
   )
   template: str = text(
     "Tell me a short story about the number {index}.",
@@ -85,6 +86,7 @@ class GenerateSettings:
     "Stop strings, in addition to the end-of-sequence tokens.",
     str,
     "('User:',)",
+    text=True,
   )
   ignore_eos: bool = flag(False, "Keep generating past end-of-sequence tokens.")
   seed: int = integer(0, "Sampling seed; the same seed gives the same answers.", 0, 2**32 - 1)

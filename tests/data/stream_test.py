@@ -12,7 +12,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from simpo_jax.data.sources import find_files
 from simpo_jax.data.load import load_data
 from simpo_jax.data.mixture import Mixture, open_stream
 from simpo_jax.data.packing import pack
@@ -21,6 +20,7 @@ from simpo_jax.data.prefetch import Prefetcher, prefetch_batches
 from simpo_jax.data.prepared import builder
 from simpo_jax.data.prepared.dataset import open_prepared
 from simpo_jax.data.skip_report import SkipReport, add_row, check_read_so_far
+from simpo_jax.data.sources import find_files
 from simpo_jax.data.steps import step_source, window_source
 from simpo_jax.errors import Stopped, UserError
 from simpo_jax.settings import DataSettings, Settings, TrainSettings

@@ -6,9 +6,12 @@ import hashlib
 import http.server
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -26,7 +29,7 @@ from simpo_jax.data.row_formats import to_conversation
 from simpo_jax.data.sources import find_files
 from simpo_jax.errors import UserError
 from simpo_jax.prepare.__main__ import prepare
-from support.folders import TESTS
+from support.folders import ROOT, TESTS
 
 MESSAGE = {"role": "user", "content": "hé?\n"}
 FORMS = (
@@ -174,6 +177,59 @@ def test_a_second_time_is_nothing_and_another_source_is_refused(tmp_path):
   assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".mine.lock", "mine"]
 
 
+def test_the_content_of_a_source_counts_and_not_its_time(tmp_path):
+  source = write_lines(tmp_path / "a.jsonl", rows_of(4))
+  first, _ = build(source, tmp_path / "out")
+  os.utime(source, (0, 0))
+  assert build(source, tmp_path / "out") == (first, False)
+  content = (tmp_path / "a.jsonl").read_bytes()
+  (tmp_path / "a.jsonl").write_bytes(content.replace(b"yes", b"yet"))
+  with pytest.raises(UserError, match="another source"):
+    build(source, tmp_path / "out")
+
+
+def test_a_record_of_an_earlier_version_has_no_digest(tmp_path):
+  source = write_lines(tmp_path / "a.jsonl", rows_of(4))
+  build(source, tmp_path / "out")
+  path = tmp_path / "out" / "mine" / "1.0.0" / "prepared.json"
+  record = json.loads(path.read_text())
+  record["source"]["files"] = [stamp[:3] for stamp in record["source"]["files"]]
+  path.write_text(json.dumps(record))
+  assert build(source, tmp_path / "out") == (record, False)
+  os.utime(source, (0, 0))
+  with pytest.raises(UserError, match="recorded no digest .*cannot be told; .*--force"):
+    build(source, tmp_path / "out")
+  write_lines(tmp_path / "a.jsonl", rows_of(5))
+  with pytest.raises(UserError, match="another source"):
+    build(source, tmp_path / "out")
+
+
+def test_no_temporary_folder_is_left(tmp_path, monkeypatch):
+  (tmp_path / "tmp").mkdir()
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+  build(write_lines(tmp_path / "a.jsonl", rows_of(4)), tmp_path / "out")
+  assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("fraction", (0.0, 0.2))
+def test_what_it_says_to_use_can_be_used(tmp_path, capsys, monkeypatch, fraction):
+  monkeypatch.chdir(tmp_path)
+  rows = [{**FORMS[1], "prompt": [{**MESSAGE, "content": f"Say {i}."}]} for i in range(60)]
+  source = write_lines(tmp_path / "a.jsonl", rows)
+  prepare([source], tmp_path / "the out", eval_fraction=fraction)
+  [use] = re.findall("^use: (.*)$", capsys.readouterr().out, re.M)
+  short = "--config.train.steps=1 --config.generate.at_steps=() --config.report.write=False"
+  flags = shlex.split(use) + short.split()
+  done = subprocess.run(
+    [sys.executable, "-m", "simpo_jax.main", f"--config={ROOT}/configs/m11.py", *flags],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert ("held out (" in done.stdout) == bool(fraction)
+
+
 @pytest.mark.parametrize(
   "name", ("../evil", "a/b", "/tmp/x", "..", "Caps", "1st", "a b", "a.b", "")
 )
@@ -193,6 +249,8 @@ def test_the_name_comes_from_the_source():
   assert default_name("data/My-Pairs.v2.jsonl.gz") == "my_pairs_v2"
   assert default_name("Org/Ultra_Feedback:data/train-*") == "ultra_feedback"
   assert default_name("/x/2024.parquet") == "pairs_2024"
+  assert default_name("https://host/x/My%20Pairs.csv.zst?download=true") == "my_pairs"
+  assert default_name("data/*.jsonl") == "pairs"
 
 
 @pytest.mark.parametrize(
