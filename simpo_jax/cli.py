@@ -17,6 +17,7 @@ from simpo_jax.flag_checks import (
   check_config,
   check_schedule,
   config_error,
+  separate_lists,
 )
 from simpo_jax.settings import FIELDS
 from simpo_jax.storage.paths import plain
@@ -108,6 +109,7 @@ def help_text(allowed: Sequence[str] = PROGRAM_FLAGS) -> str:
 
 
 def _parse(argv: Sequence[str], allowed: Sequence[str]) -> Sequence[str]:
+  argv = separate_lists(argv)
   path = check_arguments(argv, allowed)
   try:
     with _current_folder_importable() if path else contextlib.nullcontext():

@@ -55,6 +55,43 @@ def arguments(argv: Sequence[str], allowed: Sequence[str]) -> Iterator[tuple[str
     yield name, value
 
 
+def separate_lists(argv: Sequence[str]) -> list[str]:
+  """Writes A,B as ('A','B') in flags of config fields that are tuples of strings.
+
+  A comma separates nothing in fields of texts, and in the name of a file that exists.
+  """
+  out, waiting = list(argv[:1]), ""
+  for argument in argv[1:]:
+    name, equals, value = argument.removeprefix("-").removeprefix("-").partition("=")
+    if waiting:
+      out.append(_as_tuple(waiting, argument))
+      waiting = ""
+    elif argument.startswith("-") and _is_list(name):
+      out.append(f"--{name}={_as_tuple(name, value)}" if equals else argument)
+      waiting = "" if equals else name
+    else:
+      out.append(argument)
+  return out
+
+
+def _is_list(name: str) -> bool:
+  field = FIELDS.get(name.removeprefix("config.")) if name.startswith("config.") else None
+  return field is not None and field.element is str and not field.is_text
+
+
+def _as_tuple(name: str, value: str) -> str:
+  try:
+    ast.literal_eval(value)
+    return value
+  except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+    pass
+  check_path(f"--{name}", value if "," not in value else "")
+  items = [value] if plain(value).exists() else [item.strip() for item in value.split(",")]
+  if not all(items):
+    raise UserError(f"--{name}={shown(value)} has an empty entry; remove the extra comma")
+  return repr(tuple(items))
+
+
 def _check_override(name: str, value: str | None) -> None:
   if name not in FIELDS:
     inside = [k for k in FIELDS if k.startswith(name + ".")]

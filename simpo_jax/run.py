@@ -14,7 +14,7 @@ from simpo_jax.checkpoint.resume import (
   is_shared,
   load_state,
   progress_at,
-  run_date,
+  run_origin,
 )
 from simpo_jax.checkpoint.saver import Saver, try_saving
 from simpo_jax.config import Config, as_json
@@ -76,7 +76,8 @@ def run(
   """
   config = validate(config)
   distributed.agree("settings", settings_fields(config))
-  resolved = resolve(config, date=distributed.gather("date", run_date(workdir, config))[0])
+  origin = distributed.gather("origin", json.dumps(run_origin(workdir, config)))[0]
+  resolved = resolve(config, None, *json.loads(origin))
   data = data_fields(resolved)
   distributed.agree("data", data)
   workdir = workdir or distributed.gather("workdir", files.fresh_name(config.name))[0]

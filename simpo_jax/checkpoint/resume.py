@@ -11,6 +11,7 @@ from simpo_jax import distributed, storage
 from simpo_jax.checkpoint.layout import METADATA, Position, clean, positions, read_metadata, verify
 from simpo_jax.checkpoint.manager import check_fits, restore, restore_weights
 from simpo_jax.checkpoint.split_change import check_split
+from simpo_jax.data.load import BY_PROMPT, BY_ROW
 from simpo_jax.data.mixture import Mixture
 from simpo_jax.data.skip_report import SkipReport
 from simpo_jax.errors import UserError, one_line
@@ -75,12 +76,21 @@ def is_shared(folder: storage.Path) -> bool:
   return all(json.loads(answer) for answer in everyone)
 
 
-def run_date(workdir: str | None, config: Settings) -> str:
-  """Start date of the run to resume, else the current time: local time, ISO 8601.
+class Origin(NamedTuple):
+  """What a run that continues another one takes from it.
 
-  Chat templates that print the date get this one, so a run that is resumed on another day trains
-  on the same text.
+  Attributes:
+    date: when it began: local time, ISO 8601. Chat templates that print the date get this one, so a
+      run that is resumed on another day trains on the same text.
+    split_by: how its held-out pairs were chosen; see `load_data`.
   """
+
+  date: str
+  split_by: str
+
+
+def run_origin(workdir: str | None, config: Settings) -> Origin:
+  """Returns the origin of the run to resume, else that of a run that begins now."""
   folders = []
   if workdir and config.checkpoint.resume:
     folders.append(checkpoints_folder(files.open_workdir(workdir)))
@@ -91,8 +101,10 @@ def run_date(workdir: str | None, config: Settings) -> str:
     with contextlib.suppress(*storage.failures()):
       for path in (folder, *(folder / p.name for p in reversed(positions(folder)))):
         with contextlib.suppress(*storage.failures(), ValueError, KeyError):
-          return read_metadata(path)["date"]
-  return _now()
+          metadata = read_metadata(path)
+          # Earlier versions did not record the split, and split by row.
+          return Origin(metadata["date"], metadata.get("split_by", BY_ROW))
+  return Origin(_now(), BY_PROMPT)
 
 
 def _now() -> str:

@@ -156,6 +156,7 @@ class Saver:
       "seeds": {"seed": config.seed, "generate.seed": config.generate.seed},
       "identity": self._identity,
       "date": self._run.date,
+      "split_by": self._run.split_by,
       "skips": {name: report._asdict() for name, report in progress.skips.items()},
       "program": self._launch.compiled.fingerprint,
       "build": build_fields(self._launch.compiled, self._launch.program.mesh),

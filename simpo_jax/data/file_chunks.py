@@ -3,22 +3,14 @@
 The boundaries depend only on the files, not on the number of readers.
 """
 
-import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from simpo_jax import storage
-from simpo_jax.data import download
-from simpo_jax.data.row_files import (
-  EXTENSIONS,
-  MAX_LINE,
-  Malformed,
-  find_file,
-  parse_line,
-  read_parquet,
-  read_rows,
-)
+from simpo_jax.data.readers.compressed import KINDS, is_known
+from simpo_jax.data.readers.tables import read_parquet
+from simpo_jax.data.row_files import MAX_LINE, Malformed, find_file, parse_line, read_rows
+from simpo_jax.data.rows.fields import FIELDS, NO_COLUMNS, rename
 from simpo_jax.errors import UserError
 
 CHUNK_BYTES = 32 * 2**20
@@ -49,58 +41,43 @@ class Chunk(NamedTuple):
   size: int
 
 
-def find_files(source: str) -> list[File]:
-  """Returns the files of a source, one file or a folder, sorted by name; downloads from buckets.
-
-  Raises:
-    UserError: there is no such file or folder, or the folder has no file of a supported format.
-  """
-  folder = storage.open_path(source, "--source")
-  if not folder.is_dir():
-    file = find_file(source)
-    return [File(str(file), file.name)]
-  names = [
-    name
-    for name in storage.sizes(folder)
-    if name.lower().endswith(EXTENSIONS)
-    # Hidden files and folders of downloads and editors.
-    and not any(part.startswith(".") for part in name.split("/"))
-  ]
-  if not names:
-    raise UserError(f"{source} holds no file whose name ends in {', '.join(EXTENSIONS)}")
-  if storage.is_remote(folder):
-    folder = download.fetch(folder, names)
-  return [File(str(folder / name), name) for name in names]
-
-
 def split_into_chunks(files: Sequence[File], chunk_bytes: int = CHUNK_BYTES) -> list[Chunk]:
   """Splits files into chunks of about `chunk_bytes`, in order, where the format allows it."""
   return [chunk for file in files for chunk in _split_file(file, chunk_bytes)]
 
 
-def read_chunk(chunk: Chunk) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
-  """Yields (row id, row) like `read_rows`, with constant memory.
+def read_chunk(
+  chunk: Chunk, columns: Mapping[str, str] = NO_COLUMNS
+) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
+  """Yields (row id, row) like `sources.read_files`, with constant memory.
 
   A .json list (not .jsonl) is parsed in one piece, and is held in memory in full.
+
+  Args:
+    columns: {field: column}, from `fields.parse_columns`.
   """
+  for number, row in _read_chunk(chunk, {*FIELDS, *columns.values()}):
+    yield f"{chunk.file.name}:{number}", row if isinstance(row, Malformed) else rename(row, columns)
+
+
+def _read_chunk(
+  chunk: Chunk, used: Collection[str]
+) -> Iterator[tuple[int, dict[str, Any] | Malformed]]:
   file, name = pathlib.Path(chunk.file.path), chunk.file.name
   if not chunk.stop:
-    for row_id, row in read_rows(str(file)):
-      yield f"{name}:{row_id.rpartition(':')[2]}", row
-    return
-  if name.lower().endswith(".parquet"):
-    rows = read_parquet(file, range(chunk.start, chunk.stop), chunk.first)
+    for row_id, row in read_rows(str(file), used):
+      yield int(row_id.rpartition(":")[2]), row
+  elif name.lower().endswith(".parquet"):
+    yield from read_parquet(file, range(chunk.start, chunk.stop), chunk.first, used)
   else:
-    rows = _read_lines(file, chunk)
-  for number, row in rows:
-    yield f"{name}:{number}", row
+    yield from _read_lines(file, chunk)
 
 
 def _split_file(file: File, chunk_bytes: int) -> Iterator[Chunk]:
   path = pathlib.Path(find_file(file.path))
   name = path.name.lower()
-  if not name.endswith(EXTENSIONS):
-    raise UserError(f"{path} is of an unknown kind; the name must end in {', '.join(EXTENSIONS)}")
+  if not is_known(name):
+    raise UserError(f"{path} is of an unknown kind; the name must end in {KINDS}")
   size = path.stat().st_size
   if not size:
     raise UserError(f"{path} has no rows; give a file with at least one preference pair")
@@ -168,9 +145,3 @@ def _read_lines(file: pathlib.Path, chunk: Chunk):
       if line.strip():
         yield number, parse_line(line)
       number += 1
-
-
-def file_stamps(files: Sequence[File]) -> list[list]:
-  """Returns [name, bytes, mtime in ns] of each file, to detect whether a source has changed."""
-  stats = [(f.name, os.stat(f.path)) for f in files]
-  return [[name, s.st_size, s.st_mtime_ns] for name, s in stats]

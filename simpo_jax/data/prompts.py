@@ -1,6 +1,7 @@
 """Loads, tokenizes and validates the prompts for generation."""
 
 import difflib
+import itertools
 import json
 import pathlib
 import re
@@ -11,19 +12,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simpo_jax.config_check import range_problem
+from simpo_jax.data.file_chunks import File
+from simpo_jax.data.readers.compressed import EXTENSIONS
 from simpo_jax.data.rendering import render_prompt, unshown
-from simpo_jax.data.row_files import Malformed, find_file, open_lines, read_rows
-from simpo_jax.data.rows.fields import parse_columns, rename
+from simpo_jax.data.row_files import Malformed, open_lines
+from simpo_jax.data.rows.fields import FIELDS, parse_columns, rename
 from simpo_jax.data.rows.formats import Conversation, check_prompt, to_prompt
 from simpo_jax.data.rows.reasons import REASONS, SkipRow
+from simpo_jax.data.sources import find_files, read_files
 from simpo_jax.data.types import Message, Prompt
 from simpo_jax.errors import UserError, shown
-from simpo_jax.settings import FIELDS, GenerateSettings
+from simpo_jax.settings import FIELDS as SETTING_FIELDS
+from simpo_jax.settings import GenerateSettings
 from simpo_jax.tokenizer.chat_template import TemplateFailed
 from simpo_jax.tokenizer.tokenizer import Tokenizer, encode_with_bos
 
 _WIDE_FIELD = re.compile(r"\d{3,}|{")  # a format spec with a width above 99 or a nested field
-_TABLE_EXTENSIONS = (".json", ".json.gz", ".jsonl.gz", ".parquet")
 # Fields of `config.generate` that a row may override for its prompt.
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
 _FOR_ALL = ("seed", "stop", "ignore_eos", "num_samples", "logprobs")  # fields that it may not
@@ -69,7 +73,7 @@ def load_prompts(
       `generate.max_prompt_length`, or the template of synthetic prompts is invalid.
   """
   loaded, mapping = Prompts([], [], {}), parse_columns(columns)
-  for index, source in enumerate(_sources(generate)):
+  for index, source in enumerate(_sources(generate, mapping)):
     try:
       prompt, notes = _read_prompt(index, source, tokenizer, mapping)
       length, limit = len(prompt.tokens), generate.max_prompt_length
@@ -159,7 +163,7 @@ def _check_setting(name: str, value: Any, origin: str) -> float:
   if type(value) is not int and (integral or type(value) is not float):
     what = "a whole number" if integral else "a number"
     raise UserError(f"{origin}: {name} is {json.dumps(value)}, and must be {what}")
-  if problem := range_problem(FIELDS[f"generate.{name}"], value):
+  if problem := range_problem(SETTING_FIELDS[f"generate.{name}"], value):
     raise UserError(f"{origin}: {name}={value} {problem}")
   return value
 
@@ -184,14 +188,14 @@ def encode_prompt(origin: str, conversation: Conversation, tokenizer: Tokenizer)
     raise UserError(f"the chat template refuses {origin}: {error}") from error
 
 
-def _sources(generate: GenerateSettings) -> Iterator[_Source]:
+def _sources(generate: GenerateSettings, columns: Mapping[str, str]) -> Iterator[_Source]:
   if generate.prompt_list:
     for i, text in enumerate(generate.prompt_list):
       yield _Source(f"generate.prompt_list[{i}]", text)
   elif generate.prompts == "synthetic":
     yield from _synthetic(generate.template, generate.count)
   else:
-    yield from _from_file(generate.prompts, generate.count)
+    yield from _from_file(generate.prompts, generate.count, columns)
 
 
 def _synthetic(template: str, count: int) -> Iterator[_Source]:
@@ -214,36 +218,34 @@ def _synthetic(template: str, count: int) -> Iterator[_Source]:
     yield _Source("generate.template", text)
 
 
-def _from_file(path: str, count: int) -> Iterator[_Source]:
+def _from_file(name: str, count: int, columns: Mapping[str, str]) -> Iterator[_Source]:
   if count < 0:
     raise UserError(f"generate.count={count} must be 0 (all) or positive")
-  file = find_file(path)
-  name = file.name.lower()
-  if not name.endswith((".txt", ".jsonl", *_TABLE_EXTENSIONS)):
-    raise UserError(
-      f"generate.prompts={path} must be synthetic, a .txt file (one prompt per line) or a"
-      f" .jsonl file of messages, or end in {', '.join(_TABLE_EXTENSIONS)}"
-    )
-  if name.endswith(_TABLE_EXTENSIONS):
-    rows = (_Source(origin, row) for origin, row in read_rows(path))
-  else:
-    rows = _from_lines(file, path, name.endswith(".txt"))
-  found = 0
-  for source in rows:
-    if count and found == count:
-      return
-    found += 1
+  files = find_files(name, extensions=(*EXTENSIONS, ".txt"))
+  rows = itertools.chain.from_iterable(_rows(name, file, columns) for file in files)
+  empty = True
+  for source in itertools.islice(rows, count or None):
+    empty = False
     yield source
-  if not found:
-    raise UserError(f"{path} has no prompts; write one per line")
+  if empty:
+    raise UserError(f"{name} has no prompts; write one per line")
 
 
-def _from_lines(file: pathlib.Path, path: str, is_text: bool) -> Iterator[_Source]:
+def _rows(name: str, file: File, columns: Mapping[str, str]) -> Iterator[_Source]:
+  path = pathlib.Path(file.path)
+  if path.name.lower().endswith((".txt", ".jsonl")):
+    return _from_lines(path, name)
+  fields = (*FIELDS, *SETTINGS, *_FOR_ALL, *columns.values())
+  return (_Source(*item) for item in read_files(name, [file], {}, fields))
+
+
+def _from_lines(file: pathlib.Path, name: str) -> Iterator[_Source]:
+  parse = _text if file.suffix.lower() == ".txt" else _json
   try:
     for number, line in open_lines(file):
-      yield _Source(f"{file.name}:{number}", _text(line) if is_text else _json(line))
+      yield _Source(f"{file.name}:{number}", parse(line))
   except OSError as error:
-    raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    raise UserError(f"{name} cannot be read ({error.strerror})") from error
 
 
 def _text(line: bytes) -> str | Malformed:

@@ -1,26 +1,30 @@
-"""Reads rows from JSON, JSON-lines and Parquet files, without interpreting their fields.
+"""Reads rows from files of JSON, JSON lines and tables, without interpreting their fields.
 
 Rows are numbered from 1 (by line in a JSON-lines file, by position in others), so that a row id
 such as "dpo_en_demo.json:17" can be looked up.
 """
 
-import gzip
-import io
 import json
 import pathlib
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 from simpo_jax import storage
-from simpo_jax.data import download
+from simpo_jax.data.readers import download, links
+from simpo_jax.data.readers.compressed import (
+  KINDS,
+  is_compressed,
+  is_known,
+  kind_of,
+  open_binary,
+)
+from simpo_jax.data.readers.tables import read_arrow, read_delimited, read_parquet
 from simpo_jax.errors import UserError, first_line, one_line
 from simpo_jax.storage.paths import nearest_files, nearest_names, plain
 
-EXTENSIONS = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".parquet")
 MAX_LINE = 64 * 2**20  # bytes; a longer line is truncated, and so becomes malformed JSON
 _MAX_UNPACKED = 2**30  # uncompressed bytes of a .json.gz, which is parsed in one piece
-_PARQUET_BATCH = 256  # rows
 
 
 class Malformed(NamedTuple):
@@ -29,10 +33,19 @@ class Malformed(NamedTuple):
   reason: str
 
 
-def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
+_Rows = Iterator[tuple[int, dict[str, Any] | Malformed]]
+
+
+def read_rows(
+  path: str, used: Collection[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
   """Yields (row id, row) for all rows of a file, in order.
 
   A row that cannot be parsed is yielded as `Malformed`, so that the caller can count it.
+
+  Args:
+    used: the columns of a table to decode; the others have the value `rows.fields.UNREAD`. None:
+      all.
 
   Raises:
     UserError: the file is missing, unreadable, empty, or of an unsupported format.
@@ -41,7 +54,7 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
   read = _reader(file)
   count = 0
   try:
-    for number, row in read(file):
+    for number, row in read(file, used):
       count += 1
       yield f"{file.name}:{number}", row
   except (OSError, EOFError, zlib.error) as error:
@@ -51,11 +64,13 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
 
 
 def find_file(path: str) -> pathlib.Path:
-  """Returns the local file at `path`, downloading it from a bucket.
+  """Returns the local file at `path`, downloading it from a bucket or a link.
 
   Raises:
     UserError: it does not exist (the message names similar files) or is a folder.
   """
+  if links.is_link(path):
+    return links.fetch(path)
   if storage.is_remote(path):
     return _fetch_copy(path)
   file = plain(path)
@@ -80,9 +95,8 @@ def _fetch_copy(name: str) -> pathlib.Path:
 
 
 def open_lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-  """Yields (line number from 1, line) of a plain or gzipped file, without blank lines."""
-  opener = gzip.open if file.name.endswith(".gz") else open
-  with opener(file, "rb") as f:
+  """Yields (line number from 1, line) of a file, compressed or not, without blank lines."""
+  with open_binary(file) as f:
     for number, line in enumerate(_lines(f), start=1):
       if number == 1:
         line = line.removeprefix(b"\xef\xbb\xbf")
@@ -90,8 +104,8 @@ def open_lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
         yield number, line
 
 
-def _lines(file: io.BufferedIOBase) -> Iterator[bytes]:
-  """Lines of an open file, truncated to MAX_LINE, since a small gzip may expand to any size."""
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+  """Lines of an open file, truncated to MAX_LINE: a small .gz may expand to any size."""
   while line := file.readline(MAX_LINE):
     yield line
     while len(line) == MAX_LINE and not line.endswith(b"\n"):
@@ -110,54 +124,33 @@ def parse_line(line: bytes) -> dict[str, Any] | Malformed:
   return row if isinstance(row, dict) else Malformed("malformed_json")
 
 
-def read_parquet(
-  file: pathlib.Path, groups: Sequence[int] | None = None, first: int = 1
-) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields (number, row) of a Parquet file.
-
-  Args:
-    groups: row groups to read; None: all.
-    first: the number of the first row.
-  """
-  import pyarrow as pa
-  import pyarrow.parquet as pq
-
-  number = first
-  try:
-    with pq.ParquetFile(file) as table:
-      chosen = None if groups is None else list(groups)
-      for batch in table.iter_batches(batch_size=_PARQUET_BATCH, row_groups=chosen):
-        for row in batch.to_pylist():
-          yield number, row
-          number += 1
-  except (pa.ArrowException, ValueError) as error:
-    raise UserError(f"{file} is not a readable parquet file ({first_line(error)})") from error
+def _reader(file: pathlib.Path) -> Callable[[pathlib.Path, Collection[str] | None], _Rows]:
+  readers: dict[str, Callable[[pathlib.Path, Collection[str] | None], _Rows]] = {
+    ".jsonl": lambda file, used: _read_json_lines(file),
+    ".json": lambda file, used: _read_json_list(file),
+    ".parquet": lambda file, used: read_parquet(file, used=used),
+    ".arrow": read_arrow,
+    ".csv": lambda file, used: read_delimited(file, ",", used),
+    ".tsv": lambda file, used: read_delimited(file, "\t", used),
+  }
+  if not is_known(file.name):
+    raise UserError(f"{file} is of an unknown kind; the name must end in {KINDS}")
+  return readers[kind_of(file.name)]
 
 
-def _reader(file: pathlib.Path):
-  name = file.name.lower()
-  if name.endswith((".jsonl", ".jsonl.gz")):
-    return _read_json_lines
-  if name.endswith((".json", ".json.gz")):
-    return _read_json_list
-  if name.endswith(".parquet"):
-    return read_parquet
-  raise UserError(f"{file} is of an unknown kind; the name must end in {', '.join(EXTENSIONS)}")
-
-
-def _read_json_lines(file: pathlib.Path):
+def _read_json_lines(file: pathlib.Path) -> _Rows:
   for number, line in open_lines(file):
     yield number, parse_line(line)
 
 
-def _read_json_list(file: pathlib.Path):
-  compressed = file.name.endswith(".gz")
-  with (gzip.open if compressed else open)(file, "rb") as f:
+def _read_json_list(file: pathlib.Path) -> _Rows:
+  compressed = is_compressed(file.name)
+  with open_binary(file) as f:
     data = f.read(_MAX_UNPACKED + 1 if compressed else -1)
   if compressed and len(data) > _MAX_UNPACKED:
     raise UserError(
       f"{file} unpacks to more than {_MAX_UNPACKED >> 20} MiB; write one object per line and name "
-      "it .jsonl.gz, or unpack it"
+      f"it .jsonl{file.suffix}, or unpack it"
     )
   if not data.strip():
     return

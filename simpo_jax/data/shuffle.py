@@ -1,29 +1,75 @@
 """The held-out split and the order of epochs of pairs that are held in memory; deterministic."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from simpo_jax.data.types import PairTokens
+from simpo_jax.data.types import Message, PairTokens
 from simpo_jax.errors import UserError
 
 
-def split_pairs(
+def split_by_row(
   pairs: Sequence[PairTokens], fraction: float, seed: int
 ) -> tuple[list[PairTokens], list[PairTokens]]:
-  """Splits pairs randomly into (train, held out), each in the given order.
+  """Splits pairs randomly into (train, held out), as runs of earlier versions do.
 
-  If `fraction` > 0 and there are at least two pairs, each part has at least one.
+  Pairs of one prompt may be on both sides. Each part is in the given order. If `fraction` > 0 and
+  there are at least two pairs, each part has at least one.
 
   Raises:
     UserError: `fraction` is outside [0, 1).
   """
+  n = len(pairs)
+  held = set(_permutation(n, "split", seed, 0)[: _held_out_count(n, fraction)].tolist())
+  return [p for i, p in enumerate(pairs) if i not in held], [pairs[i] for i in sorted(held)]
+
+
+def held_out_prompts(pairs: Iterable[PairTokens], fraction: float, seed: int) -> set[bytes]:
+  """Chooses the prompts whose pairs are held out; about `fraction` of the pairs.
+
+  If `fraction` > 0 and there are at least two prompts, at least one is chosen and one is not. If
+  no two pairs have the same prompt, the pairs are those that `split_by_row` holds out.
+
+  Returns:
+    Their `prompt_key`s.
+
+  Raises:
+    UserError: `fraction` is outside [0, 1).
+  """
+  sizes = Counter(prompt_key(pair) for pair in pairs if fraction)
+  count = _held_out_count(sizes.total(), fraction)
+  if not count or len(sizes) < 2:
+    return set()
+  names, chosen, held = list(sizes), set(), 0
+  order = _permutation(len(names), "split", seed, 0).tolist()
+  for name in (names[i] for i in order):
+    if held + sizes[name] <= count:
+      chosen.add(name)
+      held += sizes[name]
+  return chosen or {min((names[i] for i in order), key=sizes.__getitem__)}
+
+
+def prompt_key(pair: PairTokens) -> bytes:
+  """Returns a digest of a pair's prompt, as tokens."""
+  return hashlib.sha256(pair.prompt.astype("<i4").tobytes()).digest()[:16]
+
+
+def prompt_fraction(prompt: str | Sequence[Message]) -> float:
+  """Maps a prompt, as text or messages, to a number in [0, 1).
+
+  Must never change, since it defines the splits of prepared datasets.
+  """
+  text = json.dumps(prompt, sort_keys=True, separators=(",", ":"))
+  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def _held_out_count(n: int, fraction: float) -> int:
   if not 0 <= fraction < 1:
     raise UserError(f"data.eval_fraction must be at least 0 and below 1, not {fraction}")
-  n = len(pairs)
-  count = min(max(1, round(n * fraction)), n - 1) if fraction and n > 1 else 0
-  held = set(_permutation(n, "split", seed, 0)[:count].tolist())
-  return [p for i, p in enumerate(pairs) if i not in held], [pairs[i] for i in sorted(held)]
+  return min(max(1, round(n * fraction)), n - 1) if fraction and n > 1 else 0
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:

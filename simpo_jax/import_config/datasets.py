@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from simpo_jax.data.row_files import EXTENSIONS
+from simpo_jax.data.readers.compressed import EXTENSIONS
 from simpo_jax.errors import UserError
 from simpo_jax.import_config.axolotl import axolotl_sources
 from simpo_jax.import_config.llamafactory import llamafactory_sources

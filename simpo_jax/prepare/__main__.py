@@ -7,16 +7,17 @@ Examples:
     --out=data --name=ultrafeedback --eval_fraction=0.01
   python -m simpo_jax.prepare --verify=tfds:mine --out=data
 
-A source is a file (.json .jsonl .jsonl.gz .json.gz .parquet), a folder of such files, or a
-dataset on the Hugging Face hub, ORG/NAME[:PATTERN]. Files, folders and --out may be in a
-bucket: gs://BUCKET/..., s3://BUCKET/.... A run reads the result with
---config.data.train=tfds:NAME --config.data.dir=OUT.
+A source is a file (.json .jsonl .csv .tsv, also .gz or .zst; .parquet .arrow), a link to one
+(https://...), a glob, a folder or FOLDER:PATTERN, or a dataset on the Hugging Face hub,
+ORG/NAME[:PATTERN]. Files, folders and --out may be in a bucket: gs://BUCKET/...,
+s3://BUCKET/.... A run reads the result with --config.data.train=tfds:NAME --config.data.dir=OUT.
 """
 
 import contextlib
 import os
 import pathlib
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -31,14 +32,21 @@ from simpo_jax.storage.paths import brief, check_path
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _FLAGS = (
-  "source", "out", "name", "version", "workers", "eval_fraction", "max_skip_fraction", "verify",
-  "force", "debug",
+  "source", "columns", "out", "name", "version", "workers", "eval_fraction", "max_skip_fraction",
+  "verify", "force", "debug",
 )  # fmt: skip
 
 
 def _define_flags() -> None:
   flags.DEFINE_multi_string(
-    "source", None, "File, folder, or ORG/NAME[:PATTERN] on the hub; repeatable."
+    "source",
+    None,
+    "File, folder, FOLDER:PATTERN, glob, link, or ORG/NAME[:PATTERN] on the hub; repeatable.",
+  )
+  flags.DEFINE_multi_string(
+    "columns",
+    [],
+    "FIELD=COLUMN, such as prompt=question: a column that stands for a field of a row; repeatable.",
   )
   flags.DEFINE_string("out", None, "Folder for datasets; default: TFDS_DATA_DIR.")
   flags.DEFINE_string("name", None, "Dataset name; default: derived from the source.")
@@ -83,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
     values.eval_fraction,
     values.max_skip_fraction,
     values.force,
+    values.columns,
   )
 
 
@@ -95,24 +104,26 @@ def prepare(
   eval_fraction: float = 0.0,
   max_skip_fraction: float = 0.1,
   force: bool = False,
+  columns: Sequence[str] = (),
 ) -> storage.Path:
   """Prepares a dataset, shows progress, and returns its folder.
 
   Args:
-    sources: files, folders or hub datasets (ORG/NAME[:PATTERN]).
+    sources: what `sources.open_source` accepts.
     out: the folder of datasets, TFDS's data_dir.
     name: None: derived from the first source.
     workers: number of processes.
     eval_fraction: fraction of pairs in the split "test".
     max_skip_fraction: the maximum fraction of unusable rows.
     force: replace an existing dataset.
+    columns: FIELD=COLUMN each, like `data.columns`.
 
   Raises:
     UserError: see `builder.build`.
   """
-  from simpo_jax.data.file_chunks import find_files
-  from simpo_jax.data.prepared import hub
   from simpo_jax.data.prepared.builder import Target, build
+  from simpo_jax.data.rows.fields import parse_columns
+  from simpo_jax.data.sources import open_source
 
   name = name or default_name(sources[0])
   if not _NAME.fullmatch(name):
@@ -122,18 +133,22 @@ def prepare(
   if not _VERSION.fullmatch(version):
     raise UserError(f"--version={version} must be three numbers, such as 1.0.0")
   files, revisions = [], []
-  for source in sources:
-    if hub.is_hub_source(source):
-      found, revision = hub.download(source)
-      revisions.append(f"{source}@{revision}")
-    else:
-      found = find_files(source)
-    files += found
+  for source in map(open_source, sources):
+    files += source.files()
+    revisions += filter(None, [source.revision])
   target = Target(out, name, version, {"hub": revisions})
+  mapping = parse_columns(columns, "--columns")
   start = time.perf_counter()
   with _progress_bar() as progress:
     record, new = build(
-      files, target, eval_fraction, max_skip_fraction, workers, force, progress=progress
+      files,
+      target,
+      eval_fraction,
+      max_skip_fraction,
+      workers,
+      force,
+      progress=progress,
+      columns=mapping,
     )
   _report(record, target, new, time.perf_counter() - start)
   return target.folder
@@ -141,9 +156,12 @@ def prepare(
 
 def default_name(source: str) -> str:
   """Returns a dataset name derived from its source: my-Pairs.v2.jsonl.gz -> my_pairs_v2."""
+  from simpo_jax.data.readers.links import file_name, is_link
+
   local = os.path.exists(source) or storage.is_remote(source)
   stem = source if local else source.split(":")[0]
-  stem = re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", pathlib.Path(stem).name.lower())
+  stem = file_name(source) if is_link(source) else pathlib.Path(stem).name
+  stem = re.sub(r"(\.jsonl?|\.parquet|\.arrow|\.[ct]sv)?(\.gz|\.zst)?$", "", stem.lower())
   name = re.sub(r"[^a-z0-9]+", "_", stem).strip("_")
   return name if name[:1].isalpha() else f"pairs_{name}".strip("_")
 
@@ -171,6 +189,7 @@ def _report(record: dict[str, Any], target: Any, new: bool, seconds: float) -> N
   from rich.console import Console
   from rich.table import Table
 
+  from simpo_jax.data.prepared.records import HELD_OUT
   from simpo_jax.data.rows.reasons import REASONS
 
   console = Console(highlight=False, soft_wrap=True)
@@ -187,10 +206,14 @@ def _report(record: dict[str, Any], target: Any, new: bool, seconds: float) -> N
     for reason, count in record["skipped"].items():
       table.add_row(reason, f"{count:,}", REASONS[reason], ", ".join(record["examples"][reason]))
     console.print(table)
+  for note, count in record.get("notes", {}).items():
+    console.print(f"{count:,} rows {note}")
   console.print(f"{shards} shards, {size:,} bytes in {brief(target.folder)}")
-  console.print(
-    f"use: --config.data.train=tfds:{target.name} --config.data.dir={brief(target.out)}"
-  )
+  use = f"--config.data.train=tfds:{target.name} --config.data.dir={shlex.quote(brief(target.out))}"
+  if not record["pairs"].get(HELD_OUT):
+    use += " --config.evaluate.every=0 --config.evaluate.at_end=False"
+    console.print("no pairs are held out for evaluation; --eval_fraction=0.05 would hold some out")
+  console.print(f"use: {use}")
 
 
 def cores() -> int:

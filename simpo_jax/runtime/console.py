@@ -97,6 +97,7 @@ class Display:
       *_adapters_row(program.step),
       ("data", f"{len(run.train_pairs)} training pairs, {len(run.eval_pairs)} held out"),
       *(row for name, report in skips.items() for row in _data_rows(name, report)),
+      *(("  note", note) for note in run.notes),
       (
         "batch",
         f"{program.batch.pairs} pairs a step in rows of {program.batch.row_length} "
@@ -224,7 +225,7 @@ def _adapters_row(step: StepConfig) -> list[tuple[str, str]]:
 
 
 def _data_rows(name: str, report: SkipReport) -> list[tuple[str, str]]:
-  notes = [("", f"{count:,} {note}") for note, count in report.notes.items()]
+  notes = [("", f"{count:,} rows {note}") for note, count in report.notes.items()]
   return [(f"  {name}", skips_text(report)), *notes]
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simpo_jax.data.load import load_data
+from simpo_jax.data.load import BY_PROMPT, load_data
 from simpo_jax.data.mixture import Mixture
 from simpo_jax.data.prompts import Prompts, load_prompts
 from simpo_jax.data.skip_report import SkipReport
@@ -41,14 +41,19 @@ class ResolvedRun(NamedTuple):
   attention_note: str | None  # where and why attention does not use the platform's kernel
   program: ProgramConfig
   date: str  # ISO 8601; the current time for chat templates
+  split_by: str  # how held-out pairs are chosen; see `load_data`
+  notes: tuple[str, ...]  # on the data, for the user
 
 
-def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> ResolvedRun:
+def resolve(
+  config: Settings, mesh: Mesh | None = None, date: str = "", split_by: str = BY_PROMPT
+) -> ResolvedRun:
   """Opens and checks everything that the config names.
 
   Args:
     mesh: of described devices, to plan a run on them; None: the devices of this run.
     date: when the run began, ISO 8601, for chat templates that print the date; "": now.
+    split_by: how held-out pairs are chosen; see `load_data`.
 
   Raises:
     UserError: a field, file, model or prompt cannot be used.
@@ -56,7 +61,7 @@ def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> Resol
   model = open_model(config.model.source)
   tokenizer = run_tokenizer(config, date)
   check_vocabulary(tokenizer, model)
-  train_pairs, eval_pairs, skips = load_data(config, tokenizer, evaluates(config))
+  data = load_data(config, tokenizer, evaluates(config), split_by)
   prompts = _load_prompts(config, tokenizer)
   requests = make_requests(prompts.prompts, config.generate)
   _check_context(config, model, requests)
@@ -67,9 +72,9 @@ def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> Resol
   return ResolvedRun(
     model=model,
     tokenizer=tokenizer,
-    train_pairs=train_pairs,
-    eval_pairs=eval_pairs,
-    skips=skips,
+    train_pairs=data.train,
+    eval_pairs=data.held_out,
+    skips=data.skips,
     prompts=prompts,
     requests=requests,
     assignments=sized.assignments if requests else [],
@@ -80,6 +85,8 @@ def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> Resol
     attention_note=sized.attention_note,
     program=sized.program,
     date=date,
+    split_by=split_by,
+    notes=tuple(data.notes),
   )
 
 

@@ -19,6 +19,8 @@ class Field(NamedTuple):
     element: the type of a tuple's elements.
     example: a tuple as it is written on the command line.
     is_path: the value is a path, or a tuple of paths, and is checked by `paths.check_path`.
+    is_text: the elements of a tuple are texts, in which a comma on the command line separates
+      nothing.
   """
 
   name: str
@@ -31,6 +33,7 @@ class Field(NamedTuple):
   element: type | None = None
   example: str = ""
   is_path: bool = False
+  is_text: bool = False
 
   @property
   def group(self) -> str:
@@ -66,10 +69,15 @@ def number(default: float, meaning: str, low: float, high: float | None = None) 
 
 
 def items(
-  default: tuple[_T, ...], meaning: str, element: type[_T], example: str, path: bool = False
+  default: tuple[_T, ...],
+  meaning: str,
+  element: type[_T],
+  example: str,
+  path: bool = False,
+  text: bool = False,
 ) -> tuple[_T, ...]:
   """Declares a tuple field."""
-  return _declare(default, meaning, element=element, example=example, is_path=path)
+  return _declare(default, meaning, element=element, example=example, is_path=path, is_text=text)
 
 
 def group(settings: type, resumable: bool = False) -> Any:

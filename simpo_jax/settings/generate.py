@@ -29,8 +29,8 @@ class GenerateSettings:
   )
   prompts: str = text(
     "synthetic",
-    '"synthetic", a .txt file (one prompt per line), or a .jsonl, .json or .parquet file of '
-    "messages.",
+    '"synthetic", a .txt file (one prompt per line), or rows as in data.train: a file, a folder, a '
+    "hub dataset or a link.",
     path=True,
   )
   prompt_list: tuple[str, ...] = items(
@@ -38,6 +38,7 @@ class GenerateSettings:
     "Prompts given inline; takes precedence over `prompts`.",
     str,
     "('Tell me a joke.',)",
+    text=True,
   )
   template: str = text(
     "Tell me a short story about the number {index}.",
@@ -91,6 +92,7 @@ class GenerateSettings:
     "Stop strings, in addition to the end-of-sequence tokens.",
     str,
     "('User:',)",
+    text=True,
   )
   ignore_eos: bool = flag(False, "Keep generating past end-of-sequence tokens.")
   seed: int = integer(0, "Sampling seed; the same seed gives the same answers.", 0, 2**32 - 1)

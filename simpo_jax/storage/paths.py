@@ -20,6 +20,8 @@ def check_path(field: str, text: str) -> None:
   Args:
     field: the flag or field for the error message, such as "--workdir".
   """
+  if text.startswith(("https://", "http://")):
+    return  # may be longer than the name of a file
   try:
     os.lstat(pathlib.Path(text).expanduser())
   except (FileNotFoundError, NotADirectoryError, PermissionError):

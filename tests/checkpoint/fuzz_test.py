@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simpo_jax.checkpoint import layout
-from simpo_jax.data.file_chunks import find_files
 from simpo_jax.data.prepared.builder import Target, build
 from simpo_jax.data.prepared.dataset import open_prepared, verify
+from simpo_jax.data.sources import find_files
 from simpo_jax.errors import UserError
 from support.fuzz_damage import EXTREMES, damaged_bytes, damaged_json, examples
 from support.tiny_model_files import json_text

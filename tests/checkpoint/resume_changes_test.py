@@ -9,8 +9,8 @@ import pytest
 from simpo_jax import run as loop
 from simpo_jax.checkpoint import resume
 from simpo_jax.config import default_config
-from simpo_jax.data.file_chunks import find_files
 from simpo_jax.data.prepared import builder
+from simpo_jax.data.sources import find_files
 from simpo_jax.errors import UserError
 from simpo_jax.runtime import modes
 from support.hf_models import save_hf_folder
@@ -100,13 +100,13 @@ def test_on_another_day_it_trains_on_the_same_text(tmp_path, lost, start, undist
 def test_the_date_is_also_that_of_a_run_whose_all_is_taken(tmp_path, lost, monkeypatch):
   config = default_config()
   monkeypatch.setattr(resume, "_now", lambda: DAYS[1])
-  assert resume.run_date(None, config) == DAYS[1]
+  assert resume.run_origin(None, config).date == DAYS[1]
   for name in (lost, lost / "checkpoints" / "step_000003"):
     config.checkpoint.init_from = str(name)
     config.checkpoint.init_what = "all"
-    assert resume.run_date(str(tmp_path / "none"), config) == DAYS[0]
+    assert resume.run_origin(str(tmp_path / "none"), config).date == DAYS[0]
     config.checkpoint.init_what = "weights"
-    assert resume.run_date(str(tmp_path / "none"), config) == DAYS[1]
+    assert resume.run_origin(str(tmp_path / "none"), config).date == DAYS[1]
 
 
 def test_counts_of_skipped_rows_go_on(tmp_path, lost, start, undisturbed):

@@ -13,11 +13,11 @@ import pytest
 
 from simpo_jax.checkpoint import layout, resume
 from simpo_jax.data import row_files
-from simpo_jax.data.file_chunks import find_files
 from simpo_jax.data.prepared import hub
 from simpo_jax.data.prepared.builder import Target, build
 from simpo_jax.data.prepared.dataset import open_prepared, verify
 from simpo_jax.data.row_files import Malformed, read_rows
+from simpo_jax.data.sources import find_files
 from simpo_jax.errors import UserError
 from simpo_jax.models import weights
 from simpo_jax.settings import CheckpointSettings, Settings

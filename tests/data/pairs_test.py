@@ -8,7 +8,7 @@ import pytest
 from simpo_jax.data.pairs import load_pairs
 from simpo_jax.data.rows.formats import Conversation
 from simpo_jax.data.rows.reasons import REASONS, SkipRow
-from simpo_jax.data.shuffle import epoch_order, pair_indices_for_step, split_pairs
+from simpo_jax.data.shuffle import epoch_order, pair_indices_for_step, split_by_row
 from simpo_jax.data.types import PairTokens  # fmt: skip
 from simpo_jax.errors import UserError
 from simpo_jax.settings import DataSettings
@@ -167,13 +167,13 @@ def _dummy(n):
   "n, fraction, held", [(100, 0.05, 5), (2, 0.01, 1), (1, 0.5, 0), (9, 0.0, 0), (3, 0.99, 2)]
 )
 def test_split(n, fraction, held):
-  train, test = split_pairs(_dummy(n), fraction, seed=3)
+  train, test = split_by_row(_dummy(n), fraction, seed=3)
   assert len(test) == held
   ids = [int(p.id) for p in train], [int(p.id) for p in test]
   assert sorted(ids[0] + ids[1]) == list(range(n)) and all(i == sorted(i) for i in ids)
-  assert [p.id for p in split_pairs(_dummy(n), fraction, seed=3)[1]] == [p.id for p in test]
+  assert [p.id for p in split_by_row(_dummy(n), fraction, seed=3)[1]] == [p.id for p in test]
   with pytest.raises(UserError, match="eval_fraction"):
-    split_pairs(_dummy(n), 1.0, seed=0)
+    split_by_row(_dummy(n), 1.0, seed=0)
 
 
 def test_steps_walk_through_epochs_without_a_gap():

@@ -103,7 +103,7 @@ def test_template_fields(template):
         ("p.jsonl", '{"prompt": "a", "min_p": NaN}', "p.jsonl:1: min_p=nan must be between"),
         ("p.jsonl", '{"prompt": "a", "temperature": 3000000000}', "between 0.0 and 2147483647"),
         ("p.jsonl", '{"prompt": "a", "top_p": 1%s}' % ("0" * 400), "must be between 1e-06 and 1.0"),
-        ("p.csv", "a", "must be synthetic, a .txt"),
+        ("p.docx", "a", "is of an unknown kind; the name must end in"),
     ],
 )  # fmt: skip
 def test_file_mistakes_name_the_line(tmp_path, name, text, says):

@@ -69,7 +69,7 @@ def test_list_elements_that_are_no_objects_are_malformed(tmp_path):
     ("a.jsonl.gz", b"not gzip", "cannot be read"),
     ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9, mtime=0)[:-9], "cannot be read"),
     ("a.parquet", b"PAR1 no", "not a readable parquet"),
-    ("a.csv", b"x", "unknown kind; the name must end in .json"),
+    ("a.xlsx", b"x", "unknown kind; the name must end in .json"),
   ],
 )
 def test_unreadable_files_say_why_in_one_line(tmp_path, name, content, says):

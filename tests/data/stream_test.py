@@ -12,7 +12,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from simpo_jax.data.file_chunks import find_files
 from simpo_jax.data.load import load_data
 from simpo_jax.data.mixture import Mixture, open_stream
 from simpo_jax.data.packing import pack
@@ -21,6 +20,7 @@ from simpo_jax.data.prefetch import Prefetcher, prefetch_batches
 from simpo_jax.data.prepared import builder
 from simpo_jax.data.prepared.dataset import open_prepared
 from simpo_jax.data.skip_report import SkipReport, add_row, check_read_so_far
+from simpo_jax.data.sources import find_files
 from simpo_jax.data.steps import step_source, window_source
 from simpo_jax.errors import Stopped, UserError
 from simpo_jax.settings import DataSettings, Settings, TrainSettings
@@ -204,7 +204,7 @@ def test_files_and_prepared_data_mix(tmp_path):
   (tmp_path / "c.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows_of(40, "file")))
   train = ("tfds:a", str(tmp_path / "c.jsonl"))
   config = config_of(train=train, dir=str(tmp_path / "out"), weights=(1, 3), eval_fraction=0.1)
-  pairs, held_out, skips = load_data(config, BYTE, True)
+  pairs, held_out, skips, _ = load_data(config, BYTE, True)
   read = open_stream(pairs, BYTE, config.data, BATCH, 0)
   assert abs(of(read(0, 400)[0])["c"] - 300) <= 1
   held = of(held_out)
@@ -222,8 +222,8 @@ def test_a_held_out_split_of_its_own(tmp_path):
   fields = {"dir": str(tmp_path / "out"), "train": ("tfds:a:train",)}
   with pytest.raises(UserError, match="prepare datasets with --eval_fraction"):
     load_data(config_of(**fields), BYTE, True)
-  _, held_out, _ = load_data(config_of(**fields, eval=("tfds:a",)), BYTE, True)
-  _, slice_, _ = load_data(config_of(**fields, eval=("tfds:a:train[:7]",)), BYTE, True)
+  _, held_out, *_ = load_data(config_of(**fields, eval=("tfds:a",)), BYTE, True)
+  _, slice_, *_ = load_data(config_of(**fields, eval=("tfds:a:train[:7]",)), BYTE, True)
   assert len(slice_) == 7 and len(held_out) > 10
   assert not {p.id for p in held_out} & {p.id for p in slice_}
 

@@ -6,9 +6,12 @@ import hashlib
 import http.server
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -17,14 +20,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from simpo_jax.data import file_chunks
-from simpo_jax.data.file_chunks import find_files, read_chunk, split_into_chunks
-from simpo_jax.data.prepared import builder, hub
+from simpo_jax.data.file_chunks import read_chunk, split_into_chunks
+from simpo_jax.data.prepared import builder
 from simpo_jax.data.prepared.dataset import open_prepared, verify
+from simpo_jax.data.readers import hub, splits
 from simpo_jax.data.row_files import Malformed, read_rows
 from simpo_jax.data.rows.formats import to_conversation
+from simpo_jax.data.sources import find_files, read_files
 from simpo_jax.errors import UserError
 from simpo_jax.prepare.__main__ import prepare
-from support.folders import TESTS
+from support.folders import ROOT, TESTS
 
 MESSAGE = {"role": "user", "content": "hé?\n"}
 FORMS = (
@@ -43,7 +48,10 @@ FORMS = (
 
 def rows_of(count):
   """Rows of all forms, each different."""
-  return [json.loads(json.dumps(FORMS[i % 5]).replace("ja", f"ja {i}")) for i in range(count)]
+  texts = (json.dumps(FORMS[i % 5]).replace("ja", f"ja {i}") for i in range(count))
+  return [
+    json.loads(t.replace("plain ", f"{i} ").replace("?", f"{i}?")) for i, t in enumerate(texts)
+  ]
 
 
 def write_lines(path, rows):
@@ -77,6 +85,21 @@ def test_a_round_trip_through_several_shards_gives_the_source(tmp_path):
   direct = converted(source)
   assert contents(f"tfds:{tmp_path}/out/mine") == direct
   assert contents(f"tfds:{tmp_path}/out/mine/1.0.0:train[5:7]") == direct[5:7]
+
+
+def test_columns_of_other_names(tmp_path):
+  rows = [{"q": f"{i}?", "chosen": "yes", "bad": "no", "score": 1} for i in range(9)]
+  pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=2)
+  source = write_lines(tmp_path / "b.jsonl", rows)
+  for number, file in enumerate((str(tmp_path / "a.parquet"), source)):
+    name = f"mine{number}"
+    prepare([file], tmp_path / "out", name, workers=2, columns=["prompt=q", "rejected=bad"])
+    found = contents(f"tfds:{tmp_path}/out/{name}")
+    assert [pair[:3] for _, pair in found] == [(f"{i}?", "yes", "no") for i in range(9)]
+    record = json.loads((tmp_path / "out" / name / "1.0.0" / "prepared.json").read_text())
+    assert record["source"]["columns"] == {"prompt": "q", "rejected": "bad"}
+  with pytest.raises(UserError, match="--columns: 'prompt' is not FIELD=COLUMN"):
+    prepare([source], tmp_path / "out", "other", columns=["prompt"])
 
 
 def test_shards_do_not_depend_on_the_number_of_workers(tmp_path):
@@ -114,8 +137,10 @@ def test_parts_of_a_file_are_the_file(tmp_path, chunk_bytes):
   (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n\n{"a": 2}\n'))
   files = find_files(str(tmp_path))
   assert [f.name for f in files] == ["a.jsonl", "b.parquet", "c.json", "d.jsonl.gz"]
-  read = [item for chunk in split_into_chunks(files, chunk_bytes) for item in read_chunk(chunk)]
-  assert read == [item for file in files for item in read_rows(file.path)]
+  for columns in ({}, {"prompt": "n"}):
+    chunks = split_into_chunks(files, chunk_bytes)
+    read = [item for chunk in chunks for item in read_chunk(chunk, columns)]
+    assert read == list(read_files("all", files, columns))
 
 
 @pytest.mark.parametrize("chunk_bytes", (1, 100, 10**6))
@@ -175,6 +200,59 @@ def test_a_second_time_is_nothing_and_another_source_is_refused(tmp_path):
   assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".mine.lock", "mine"]
 
 
+def test_the_content_of_a_source_counts_and_not_its_time(tmp_path):
+  source = write_lines(tmp_path / "a.jsonl", rows_of(4))
+  first, _ = build(source, tmp_path / "out")
+  os.utime(source, (0, 0))
+  assert build(source, tmp_path / "out") == (first, False)
+  content = (tmp_path / "a.jsonl").read_bytes()
+  (tmp_path / "a.jsonl").write_bytes(content.replace(b"yes", b"yet"))
+  with pytest.raises(UserError, match="another source"):
+    build(source, tmp_path / "out")
+
+
+def test_a_record_of_an_earlier_version_has_no_digest(tmp_path):
+  source = write_lines(tmp_path / "a.jsonl", rows_of(4))
+  build(source, tmp_path / "out")
+  path = tmp_path / "out" / "mine" / "1.0.0" / "prepared.json"
+  record = json.loads(path.read_text())
+  record["source"]["files"] = [stamp[:3] for stamp in record["source"]["files"]]
+  path.write_text(json.dumps(record))
+  assert build(source, tmp_path / "out") == (record, False)
+  os.utime(source, (0, 0))
+  with pytest.raises(UserError, match="recorded no digest .*cannot be told; .*--force"):
+    build(source, tmp_path / "out")
+  write_lines(tmp_path / "a.jsonl", rows_of(5))
+  with pytest.raises(UserError, match="another source"):
+    build(source, tmp_path / "out")
+
+
+def test_no_temporary_folder_is_left(tmp_path, monkeypatch):
+  (tmp_path / "tmp").mkdir()
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+  build(write_lines(tmp_path / "a.jsonl", rows_of(4)), tmp_path / "out")
+  assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("fraction", (0.0, 0.2))
+def test_what_it_says_to_use_can_be_used(tmp_path, capsys, monkeypatch, fraction):
+  monkeypatch.chdir(tmp_path)
+  rows = [{**FORMS[1], "prompt": [{**MESSAGE, "content": f"Say {i}."}]} for i in range(60)]
+  source = write_lines(tmp_path / "a.jsonl", rows)
+  prepare([source], tmp_path / "the out", eval_fraction=fraction)
+  [use] = re.findall("^use: (.*)$", capsys.readouterr().out, re.M)
+  short = "--config.train.steps=1 --config.generate.at_steps=() --config.report.write=False"
+  flags = shlex.split(use) + short.split()
+  done = subprocess.run(
+    [sys.executable, "-m", "simpo_jax.main", f"--config={ROOT}/configs/m11.py", *flags],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert ("held out (" in done.stdout) == bool(fraction)
+
+
 @pytest.mark.parametrize(
   "name", ("../evil", "a/b", "/tmp/x", "..", "Caps", "1st", "a b", "a.b", "")
 )
@@ -194,6 +272,8 @@ def test_the_name_comes_from_the_source():
   assert default_name("data/My-Pairs.v2.jsonl.gz") == "my_pairs_v2"
   assert default_name("Org/Ultra_Feedback:data/train-*") == "ultra_feedback"
   assert default_name("/x/2024.parquet") == "pairs_2024"
+  assert default_name("https://host/x/My%20Pairs.csv.zst?download=true") == "my_pairs"
+  assert default_name("data/*.jsonl") == "pairs"
 
 
 @pytest.mark.parametrize(
@@ -201,17 +281,19 @@ def test_the_name_comes_from_the_source():
 )
 def test_a_repository_cannot_name_files_outside_itself(bad):
   with pytest.raises(UserError, match="outside its own folder"):
-    hub.select_files("org/data", ["ok.parquet", bad], None)
+    hub.check_names("org/data", ["ok.parquet", bad])
 
 
 def test_a_repository_of_several_splits_asks_which():
   names = ["README.md", *(f"data/{s}-0000{i}-of-00002.parquet" for s in ("train", "test")
                           for i in (0, 1))]  # fmt: skip
+  found = splits.group(splits.data_files(names).data, merge=False)
   with pytest.raises(UserError, match="several splits; choose one.*data/test-\\*, data/train-\\*"):
-    hub.select_files("org/data", names, None)
-  assert hub.select_files("org/data", names, "data/train-*") == [names[1], names[2]]
-  with pytest.raises(UserError, match="no file matches.*data/test-00000"):
-    hub.select_files("org/data", names, "nothing*")
+    splits.choose("org/data", found)
+  assert splits.choose("org/data", found, splits.TRAIN).names == (names[1], names[2])
+  assert splits.matching("org/data", names, "data/train-*") == [names[1], names[2]]
+  with pytest.raises(UserError, match="no file matches.*data/train-00000"):
+    splits.matching("org/data", names, "nothing*")
   assert hub.is_hub_source("org/data") and hub.is_hub_source("org/data:train-*")
   assert not hub.is_hub_source("folder/pairs.jsonl") and not hub.is_hub_source(str(TESTS))
 

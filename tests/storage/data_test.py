@@ -7,10 +7,10 @@ import os
 import pytest
 
 from simpo_jax import storage
-from simpo_jax.data import download
 from simpo_jax.data.pairs import load_pairs
 from simpo_jax.data.prepared.dataset import open_prepared, verify
 from simpo_jax.data.prompts import load_prompts
+from simpo_jax.data.readers import download
 from simpo_jax.errors import UserError
 from simpo_jax.prepare.__main__ import prepare
 from simpo_jax.settings import DataSettings, GenerateSettings

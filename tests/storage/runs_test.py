@@ -13,8 +13,8 @@ import safetensors.numpy
 
 from simpo_jax import storage
 from simpo_jax.checkpoint import layout
-from simpo_jax.data.file_chunks import find_files
 from simpo_jax.data.prepared import builder
+from simpo_jax.data.sources import find_files
 from simpo_jax.errors import UserError
 from simpo_jax.export.adapter import export_adapter
 from simpo_jax.models.config import EMBEDDED

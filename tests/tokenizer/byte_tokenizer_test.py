@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpo_jax.data.embedded import embedded_pairs
+from simpo_jax.data.readers.embedded import embedded_pairs
 from simpo_jax.errors import UserError
 from simpo_jax.tokenizer.chat_template import TemplateFailed
 from simpo_jax.tokenizer.load import load_tokenizer

@@ -8,7 +8,6 @@ the file that is uploaded last makes it valid.
 
 import concurrent.futures
 import contextlib
-import fcntl
 import functools
 import io
 import json
@@ -17,17 +16,20 @@ import os
 import pathlib
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 from tensorflow_datasets.core import dataset_builder, dataset_info, file_adapters, naming, splits
 from tensorflow_datasets.core.utils import version as tfds_version
 
 from simpo_jax import storage
-from simpo_jax.data.file_chunks import Chunk, File, file_stamps, split_into_chunks
+from simpo_jax.data.file_chunks import Chunk, File, split_into_chunks
 from simpo_jax.data.prepared.records import DESCRIPTION, FORMAT, HELD_OUT, RECORD, TRAIN, features
 from simpo_jax.data.prepared.shards import WrittenChunk, write_chunk
+from simpo_jax.data.prepared.stamps import CHANGED, UNKNOWN, compare, file_stamps
+from simpo_jax.data.prepared.target import COMMIT_FILE, Target, exclusive
+from simpo_jax.data.rows.fields import NO_COLUMNS
 from simpo_jax.data.skip_report import (
   SkipReport,
   add_reports,
@@ -37,27 +39,13 @@ from simpo_jax.data.skip_report import (
 )
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.storage import temporary
-from simpo_jax.storage.bucket_lock import Held, Lease
-
-_COMMIT_FILE = "dataset_info.json"  # a folder without it is not a dataset
 
 
-class Target(NamedTuple):
-  """The dataset to prepare."""
+class _LocalInfo(dataset_info.DatasetInfo):
+  """TFDS would look for this dataset among its own on the web, and leave a temporary folder."""
 
-  out: storage.Path  # TFDS's data_dir
-  name: str
-  version: str
-  source: dict[str, Any]  # identifies the source; recorded in prepared.json
-
-  @property
-  def folder(self) -> storage.Path:
-    return self.out / self.name / self.version
-
-  @property
-  def exists(self) -> bool:
-    """Whether the dataset exists already."""
-    return (self.folder / (_COMMIT_FILE if storage.is_remote(self.out) else "")).exists()
+  def initialize_from_bucket(self) -> None:
+    """Does nothing."""
 
 
 class PreferencePairs(dataset_builder.FileReaderBuilder, skip_registration=True):
@@ -71,7 +59,7 @@ class PreferencePairs(dataset_builder.FileReaderBuilder, skip_registration=True)
     super().__init__(data_dir=str(out), file_format=file_adapters.FileFormat.ARRAY_RECORD)
 
   def _info(self):
-    return dataset_info.DatasetInfo(
+    return _LocalInfo(
       builder=self, description=DESCRIPTION, features=features(), disable_shuffling=True
     )
 
@@ -110,14 +98,16 @@ def build(
   force: bool = False,
   progress: Callable[[int, int, int], None] = lambda done, total, pairs: None,
   chunk_bytes: int | None = None,
+  columns: Mapping[str, str] = NO_COLUMNS,
 ) -> tuple[dict[str, Any], bool]:
   """Writes the dataset unless it exists already.
 
   Args:
     files: files of rows; the pairs keep their order.
-    eval_fraction: fraction of pairs for the split "test", selected by hashes of their ids.
+    eval_fraction: fraction of pairs for the split "test", selected by hashes of their prompts.
     max_skip_fraction: maximum fraction of unusable rows.
     workers: number of processes; 1: this process.
+    columns: {field: column}; see `fields.parse_columns`.
     progress: called with (bytes done, total bytes, pairs written) after each chunk.
 
   Returns:
@@ -127,53 +117,57 @@ def build(
     UserError: a file cannot be read, too many rows are unusable, or a dataset of another source
       exists or is being prepared under this name.
   """
-  source = {**target.source, "files": file_stamps(files), "eval_fraction": eval_fraction}
+  source = {**target.source, "eval_fraction": eval_fraction}
+  source |= {"columns": dict(columns)} if columns else {}
   with exclusive(target):
     if target.exists and not force:
-      return _existing_record(target, source), False
+      return _existing_record(target, source, files), False
+    source["files"] = file_stamps(files)
     chunks = split_into_chunks(files, chunk_bytes) if chunk_bytes else split_into_chunks(files)
     record: dict[str, Any] = {}
 
     def write(folder: pathlib.Path):
-      written = _write_all(chunks, folder, eval_fraction, workers, progress)
+      written = _write_all(chunks, folder, eval_fraction, columns, workers, progress)
       report = functools.reduce(add_reports, (part.report for part in written), empty_report())
       record.update(_summary(source, written, report))
       _check_report(report, bool(record["pairs"].get(TRAIN)), max_skip_fraction)
       return record["shards"]
 
-    local_out = target.out if isinstance(target.out, pathlib.Path) else None
-    scratch_folder = (
-      temporary.folder_for(local_out / target.name) if local_out else _local_scratch()
-    )
-    try:
-      with scratch_folder as scratch:
-        builder = PreferencePairs(target, scratch, write)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints that it downloads
-          builder.download_and_prepare()
-        done = scratch / target.name / target.version
-        (done / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        _publish(done, target, scratch)
-    except (OSError, RuntimeError) as error:  # array_record raises the latter
-      if "no space left" not in str(error).lower():
-        raise
-      raise UserError(
-        f"no space is left in {local_out or tempfile.gettempdir()}, nothing was written; free "
-        f"some, or choose another {'--out' if local_out else 'TMPDIR'}"
-      ) from error
+    with _scratch(target) as scratch:
+      builder = PreferencePairs(target, scratch, write)
+      with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints that it downloads
+        builder.download_and_prepare()
+      done = scratch / target.name / target.version
+      (done / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+      _publish(done, target, scratch)
   return record, True
 
 
 @contextlib.contextmanager
-def _local_scratch():
-  with tempfile.TemporaryDirectory() as name:
-    yield pathlib.Path(name)
+def _scratch(target: Target) -> Iterator[pathlib.Path]:
+  """A folder to write the dataset in, on the same disk as a local target."""
+  local_out = target.out if isinstance(target.out, pathlib.Path) else None
+  try:
+    if local_out:
+      with temporary.folder_for(local_out / target.name) as folder:
+        yield folder
+    else:
+      with tempfile.TemporaryDirectory() as name:
+        yield pathlib.Path(name)
+  except (OSError, RuntimeError) as error:  # array_record raises the latter
+    if "no space left" not in str(error).lower():
+      raise
+    raise UserError(
+      f"no space is left in {local_out or tempfile.gettempdir()}, nothing was written; free "
+      f"some, or choose another {'--out' if local_out else 'TMPDIR'}"
+    ) from error
 
 
 def _publish(done: pathlib.Path, target: Target, scratch: pathlib.Path) -> None:
   if storage.is_remote(target.out):
     try:
       storage.remove_tree(target.folder)
-      storage.upload(done, target.folder, last=_COMMIT_FILE)
+      storage.upload(done, target.folder, last=COMMIT_FILE)
     except storage.failures() as error:
       raise UserError(
         f"--out={target.out} cannot be written ({one_line(error)}); start the same command again"
@@ -185,50 +179,24 @@ def _publish(done: pathlib.Path, target: Target, scratch: pathlib.Path) -> None:
   os.rename(done, target.folder)
 
 
-@contextlib.contextmanager
-def exclusive(target: Target):
-  """Locks the dataset's name against other processes; raises a UserError if it is locked."""
-  if storage.is_remote(target.out):
-    try:
-      lease = Lease(target.out / f".{target.name}.lock")
-    except Held:
-      raise UserError(_being_prepared(target)) from None
-    except storage.failures() as error:
-      raise UserError(
-        f"--out={target.out} cannot be written ({one_line(error)}); choose another folder"
-      ) from error
-    with contextlib.closing(lease):
-      yield
-    return
-  try:
-    target.out.mkdir(parents=True, exist_ok=True)
-    lock = target.out / f".{target.name}.lock"
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-  except OSError as error:
-    raise UserError(
-      f"--out={target.out} cannot be written ({error.strerror}); choose another folder"
-    ) from error
-  try:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(_being_prepared(target)) from None
-    yield
-  finally:
-    os.close(handle)
-
-
-def _being_prepared(target: Target) -> str:
-  return f"{target.name} is being prepared in {target.out} right now; wait for it to end"
-
-
-def _existing_record(target: Target, source: dict[str, Any]) -> dict[str, Any]:
+def _existing_record(
+  target: Target, source: dict[str, Any], files: Sequence[File]
+) -> dict[str, Any]:
   """The prepared.json of the existing dataset; raises UserError if its source is another."""
   try:
     record = json.loads((target.folder / RECORD).read_text())
-  except (*storage.failures(), ValueError):
-    record = {}
-  if record.get("source") != json.loads(json.dumps(source)):
+    before = dict(record["source"])
+    stamps = before.pop("files")
+  except (*storage.failures(), ValueError, LookupError, TypeError):
+    record, before, stamps = {}, {}, None
+  result = compare(files, stamps) if before == json.loads(json.dumps(source)) else CHANGED
+  if result == UNKNOWN:
+    raise UserError(
+      f"{target.folder} was prepared by an earlier version of simpo_jax, which recorded no digest "
+      "of its source, and the source has another modification time now: whether it has changed "
+      "cannot be told; replace the dataset with --force, or choose another --name or --version"
+    )
+  if result == CHANGED:
     raise UserError(
       f"{target.folder} holds a dataset of another source; choose another --name or --version, "
       "or replace it with --force"
@@ -240,11 +208,15 @@ def _write_all(
   chunks: Sequence[Chunk],
   folder: pathlib.Path,
   eval_fraction: float,
+  columns: Mapping[str, str],
   workers: int,
   progress: Callable[[int, int, int], None],
 ) -> list[WrittenChunk]:
   """Writes the shards of all chunks; returns results in the order of the chunks."""
-  jobs = [(chunk, str(folder / f"part{i}"), eval_fraction) for i, chunk in enumerate(chunks)]
+  jobs = [
+    (chunk, str(folder / f"part{i}"), eval_fraction, dict(columns))
+    for i, chunk in enumerate(chunks)
+  ]
   total, done, pairs = sum(c.size for c in chunks), 0, 0
   results: dict[int, WrittenChunk] = {}
   with contextlib.ExitStack() as stack:
@@ -286,6 +258,7 @@ def _summary(
     "pairs": {split: sum(s["pairs"] for s in shards[split]) for split in order},
     "skipped": dict(reasons_by_count(report)),
     "examples": report.examples,
+    "notes": report.notes,
     "shards": {split: shards[split] for split in order},
   }
 

@@ -12,9 +12,10 @@ import re
 from typing import Any, NamedTuple
 
 from simpo_jax import storage
-from simpo_jax.data import download
 from simpo_jax.data.prepared.find import find_folder, path_as_configured
 from simpo_jax.data.prepared.records import RECORD, TRAIN, to_row
+from simpo_jax.data.readers import download
+from simpo_jax.data.readers.hub import dataset_name, is_hub_source
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.storage.digests import sha256
 from simpo_jax.storage.paths import escapes_folder
@@ -112,10 +113,11 @@ def has_split(spec: str, data_dir: str, split: str) -> bool:
 def hub_datasets(spec: str, data_dir: str) -> list[str]:
   """Returns the Hugging Face datasets, as ORG/NAME, from which an entry of data.train was prepared.
 
-  Empty for files, and for datasets that no longer exist.
+  Also of an entry that names one itself. Empty for files, and for prepared datasets that no longer
+  exist.
   """
   if not is_prepared(spec):
-    return []
+    return [dataset_name(spec)] if is_hub_source(spec) else []
   try:
     record = _read_record(find_folder(spec, split_spec(spec)[0], data_dir))
     return [re.split("[:@]", source)[0] for source in record["source"]["hub"]]

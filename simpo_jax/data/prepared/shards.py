@@ -1,8 +1,8 @@
 """Writes a chunk of a source as one shard per split; runs in the workers of `builder`."""
 
 import contextlib
-import hashlib
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from simpo_jax.data.file_chunks import Chunk, read_chunk
@@ -11,6 +11,7 @@ from simpo_jax.data.row_files import Malformed
 from simpo_jax.data.rows.formats import check_texts, to_conversation
 from simpo_jax.data.rows.read import split_answers
 from simpo_jax.data.rows.reasons import SkipRow
+from simpo_jax.data.shuffle import prompt_fraction
 from simpo_jax.data.skip_report import SkipReport, add_row, empty_report
 from simpo_jax.data.tokenize_pairs import skipped_id
 from simpo_jax.storage.digests import sha256
@@ -23,13 +24,19 @@ class WrittenChunk(NamedTuple):
   report: SkipReport
 
 
-def write_chunk(chunk: Chunk, prefix: str, eval_fraction: float) -> WrittenChunk:
-  """Writes the usable pairs of a chunk to PREFIX.train and PREFIX.test."""
+def write_chunk(
+  chunk: Chunk, prefix: str, eval_fraction: float, columns: Mapping[str, str]
+) -> WrittenChunk:
+  """Writes the usable pairs of a chunk to PREFIX.train and PREFIX.test.
+
+  Args:
+    columns: {field: column}; see `fields.parse_columns`.
+  """
   report = empty_report()
   serialize = serializer()
   with contextlib.ExitStack() as stack:
     writers = {}
-    rows = (part for row in read_chunk(chunk) for part in split_answers(*row))
+    rows = (part for row in read_chunk(chunk, columns) for part in split_answers(*row))
     for row_id, row in rows:
       try:
         if isinstance(row, Malformed):
@@ -42,7 +49,7 @@ def write_chunk(chunk: Chunk, prefix: str, eval_fraction: float) -> WrittenChunk
         report = add_row(report, skipped_id(row_id, skip), skip.reason)
         continue
       report = add_row(report, row_id, notes=pair.notes)
-      split = HELD_OUT if _hash_fraction(row_id) < eval_fraction else TRAIN
+      split = HELD_OUT if prompt_fraction(pair.prompt) < eval_fraction else TRAIN
       if split not in writers:
         writers[split] = stack.enter_context(_shard_writer(f"{prefix}.{split}"))
       writers[split](serialize(to_record(row_id, pair)))
@@ -75,8 +82,3 @@ class _Shard:
 
 def _shard_writer(path: str):
   return contextlib.closing(_Shard(path))
-
-
-def _hash_fraction(row_id: str) -> float:
-  """Maps a row id to a number in [0, 1); must never change, since it defines the splits."""
-  return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:6], "big") / 2**48

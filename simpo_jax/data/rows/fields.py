@@ -1,6 +1,7 @@
 """The fields of a data row that are read, and `data.columns`, which maps other names to them."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from simpo_jax.errors import UserError
@@ -10,11 +11,16 @@ FIELDS = (
   "prompt", "question", "instruction", "input", "history", "messages", "conversations", "chosen",
   "rejected", "system", "system_prompt", "tools", "chat_template_kwargs",
 )  # fmt: skip
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 UNREAD = object()  # the value of a column that exists in a table, but is not read
 
 
-def parse_columns(columns: Sequence[str]) -> dict[str, str]:
+def parse_columns(columns: Sequence[str], setting: str = "--config.data.columns") -> dict[str, str]:
   """Parses `data.columns`, ("FIELD=COLUMN", ...), to {field: column}.
+
+  Args:
+    columns: the setting.
+    setting: its name, for messages.
 
   Raises:
     UserError: an item is not of this form, its field is unknown, or a field occurs twice.
@@ -24,11 +30,11 @@ def parse_columns(columns: Sequence[str]) -> dict[str, str]:
     field, separator, column = item.partition("=")
     if not separator or not column or field not in FIELDS:
       raise UserError(
-        f"--config.data.columns: {item!r} is not FIELD=COLUMN, such as 'prompt=question'; fields "
+        f"{setting}: {item!r} is not FIELD=COLUMN, such as 'prompt=question'; fields "
         f"are {', '.join(FIELDS)}"
       )
     if field in mapping:
-      raise UserError(f"--config.data.columns names {field} twice; give it one column")
+      raise UserError(f"{setting} names {field} twice; give it one column")
     mapping[field] = column
   return mapping
 
