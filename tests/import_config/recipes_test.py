@@ -536,7 +536,7 @@ def test_another_objective_is_refused(folder):
     ("axolotl", {"datasets": [{"path": "org/x", "field": "y"}]}),
     ("axolotl", {"datasets": [{"path": "org/x", "revision": "v2"}]}),
     ("handbook", {"dataset_mixture": {"datasets": [{"id": "a/b", "config": "en"}]}}),
-    ("handbook", {"dataset_mixture": {"datasets": [{"id": "a/b", "wheight": 1}]}}),
+    ("handbook", {"dataset_mixture": {"datasets": [{"id": "a/b", "weights": 1}]}}),
     ("handbook", {"dataset_mixture": {"datasets": [{"id": "a/b"}], "test_split_size": 0.9}}),
     ("trl", {"datasets": [{"path": "a/b", "fraction": 0.5}]}),
     ("trl", {"datasets": [{"path": "a/b"}]}),  # evaluates, and holds nothing out
