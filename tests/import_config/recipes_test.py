@@ -276,6 +276,7 @@ LLAMAFACTORY_CONFIG = {
   "data.max_length": 2048,
   "data.max_prompt_length": 1024,
   "data.header": "prompt",
+  "data.chat_template": "",
   "train.batch_size": 16,
   "train.steps": 171,  # 900 pairs: 450 on a device, 56.25 steps, thrice
   "train.learning_rate": 5e-6,
@@ -348,6 +349,7 @@ AXOLOTL_CONFIG = {
   "data.eval": ("tfds:argilla_dpo_mix_7k_train:test",),
   "data.max_length": 4096,
   "data.header": "prompt",
+  "data.chat_template": "",
   "train.batch_size": 8,
   "train.steps": 3207,  # 6413 pairs x 4 / 8 = 3206.5
   "train.warmup_ratio": 95.5 / 3207,  # int(0.03 * 3207) = 96, half a step less
