@@ -450,6 +450,8 @@ def test_a_recipe_like_the_published_one(form, folder):
   assert all(row.text and row.status in (MAPPED, IGNORED, DIFFERS) for row in t.rows)
   found = flatten(validate(make_config(t.settings)))
   assert {name: found[name] for name in expected} == expected
+  if form == "llamafactory":
+    assert "train.lora_alpha = 16: twice the rank" in by_status(t, MAPPED)["lora_rank"]
   if form == "handbook":  # 2,000 of 65,000
     assert all(c.endswith(" --eval_fraction=0.0307692") for c in t.prepare) and len(t.prepare) == 2
   if differs:
