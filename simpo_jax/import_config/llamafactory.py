@@ -65,6 +65,8 @@ def adapt(r: Recipe) -> tuple[dict[str, Any], Part]:
     "max_samples": "in data.train",
     "enable_thinking": "the chat template decides",
   }
+  if "lora_alpha" not in r.given:
+    mapped["lora_r"] = f"train.lora_rank, train.lora_alpha = {values['lora_alpha']}: twice the rank"
   differs = {
     "max_length": f"data.max_length = {v['max_length']}, data.max_prompt_length = {max(half, 1)}; "
     "of longer pairs, LLaMA-Factory drops the ends of prompt and responses, by their shares; here "

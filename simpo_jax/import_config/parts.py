@@ -65,7 +65,7 @@ def printable(value: Any) -> str:
 
 def renamed(r: Recipe) -> Part:
   """Translates fields that only have another name in a config."""
-  fields = [name for name in RENAMED if name in r.values]
+  fields = [name for name in RENAMED if name in r.values and name not in r.form.own]
   return Part({RENAMED[n]: r.values[n] for n in fields}, {n: RENAMED[n] for n in fields})
 
 

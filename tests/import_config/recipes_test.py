@@ -276,6 +276,7 @@ LLAMAFACTORY_CONFIG = {
   "data.max_length": 2048,
   "data.max_prompt_length": 1024,
   "data.header": "prompt",
+  "data.chat_template": "",
   "train.batch_size": 16,
   "train.steps": 171,  # 900 pairs: 450 on a device, 56.25 steps, thrice
   "train.learning_rate": 5e-6,
@@ -348,6 +349,7 @@ AXOLOTL_CONFIG = {
   "data.eval": ("tfds:argilla_dpo_mix_7k_train:test",),
   "data.max_length": 4096,
   "data.header": "prompt",
+  "data.chat_template": "",
   "train.batch_size": 8,
   "train.steps": 3207,  # 6413 pairs x 4 / 8 = 3206.5
   "train.warmup_ratio": 95.5 / 3207,  # int(0.03 * 3207) = 96, half a step less
@@ -448,6 +450,8 @@ def test_a_recipe_like_the_published_one(form, folder):
   assert all(row.text and row.status in (MAPPED, IGNORED, DIFFERS) for row in t.rows)
   found = flatten(validate(make_config(t.settings)))
   assert {name: found[name] for name in expected} == expected
+  if form == "llamafactory":
+    assert "train.lora_alpha = 16: twice the rank" in by_status(t, MAPPED)["lora_rank"]
   if form == "handbook":  # 2,000 of 65,000
     assert all(c.endswith(" --eval_fraction=0.0307692") for c in t.prepare) and len(t.prepare) == 2
   if differs:
@@ -536,7 +540,7 @@ def test_another_objective_is_refused(folder):
     ("axolotl", {"datasets": [{"path": "org/x", "field": "y"}]}),
     ("axolotl", {"datasets": [{"path": "org/x", "revision": "v2"}]}),
     ("handbook", {"dataset_mixture": {"datasets": [{"id": "a/b", "config": "en"}]}}),
-    ("handbook", {"dataset_mixture": {"datasets": [{"id": "a/b", "wheight": 1}]}}),
+    ("handbook", {"dataset_mixture": {"datasets": [{"id": "a/b", "weights": 1}]}}),
     ("handbook", {"dataset_mixture": {"datasets": [{"id": "a/b"}], "test_split_size": 0.9}}),
     ("trl", {"datasets": [{"path": "a/b", "fraction": 0.5}]}),
     ("trl", {"datasets": [{"path": "a/b"}]}),  # evaluates, and holds nothing out
