@@ -29,7 +29,7 @@ import time
 
 from support.folders import ROOT
 from support.hosts import flags
-from support.run_outcome import outcome, record
+from support.run_outcome import differing, outcome, record
 
 _PAIRS = 3000
 _ROWS = 12  # at most, between a start and its kill
@@ -203,8 +203,7 @@ def chaos(folder, kills, processes, seed):
     print(f"kill {len(moments)}: {what}, {written(wild)} rows", flush=True)
   codes = end(start(wild, processes, kills, cache), 3600)
   assert codes == [0] * processes, f"the last start ended with {codes}, see {folder}"
-  expected, found = outcome(calm), outcome(wild)
-  return moments, differs + [name for name in expected if expected[name] != found[name]]
+  return moments, differs + differing(outcome(wild), outcome(calm))
 
 
 def main(argv):

@@ -68,6 +68,16 @@ def assert_same(found, expected):
   assert_same_state(found["saved"], expected["saved"])
 
 
+def differing(found, expected):
+  """The names of the parts in which two outcomes differ."""
+  names = [name for name in expected if name != "saved" and found[name] != expected[name]]
+  try:
+    assert_same_state(found["saved"], expected["saved"])
+  except AssertionError:
+    names.append("saved")
+  return names
+
+
 def assert_same_state(found, expected):
   """Two checkpoints, as `saved_state` has them."""
   assert found[0] == expected[0]
