@@ -19,7 +19,7 @@ def round_up(a: int, multiple: int) -> int:
   return ceil_div(a, multiple) * multiple
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
   """Returns the length of the longest common prefix."""
   for i, (x, y) in enumerate(zip(a, b, strict=False)):
     if x != y:

@@ -50,9 +50,10 @@ def render_pair(conversation: Conversation, tokenizer: Tokenizer, header: str) -
   Args:
     header: "prompt" or "response", whichever includes the assistant header of the template.
   """
-  prompt, *answers = conversation[:3]
+  prompt, answers = conversation.prompt, _answers(conversation)
   if isinstance(prompt, str):
-    start, *texts = (tokenizer.escape(prompt + text) for text in ("", *map(str, answers)))
+    plain = ("", str(conversation.chosen), str(conversation.rejected))
+    start, *texts = (tokenizer.escape(prompt + text) for text in plain)
     return RenderedPair(start, *(Turns(text, ((start, text),)) for text in texts), notes=())
   try:
     render = _renderer(conversation, tokenizer)
@@ -81,9 +82,10 @@ def render_prompt(conversation: Conversation, tokenizer: Tokenizer) -> str:
     return tokenizer.escape(prompt)
   if tokenizer.chat_template is not None:
     return tokenizer.render(prompt, True, conversation.tools, conversation.variables)
-  if len(prompt) > 1:
+  contents = [message["content"] for message in prompt]
+  if len(contents) != 1:
     raise TemplateFailed("it has several messages, but the tokenizer has no chat template")
-  return tokenizer.escape(prompt[0]["content"])
+  return tokenizer.escape(contents[0])
 
 
 def unshown(conversation: Conversation, tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
@@ -92,17 +94,17 @@ def unshown(conversation: Conversation, tokenizer: Tokenizer, texts: Sequence[st
   Args:
     texts: the prompt with each response as rendered; without responses, the prompt.
   """
-  prompt, *answers = conversation[:3]
+  prompt = conversation.prompt
   if isinstance(prompt, str) or tokenizer.chat_template is None:
     return []
-  whole = [(*prompt, *answer) for answer in answers if not isinstance(answer, str)][: len(texts)]
+  whole = [(*prompt, *answer) for answer in _answers(conversation)][: len(texts)]
   notes = [note for m, text in zip(whole, texts, strict=True) for note in _lost(m, text, tokenizer)]
 
   def shown(without: Callable[[Message], Message], **changes: Any) -> bool:
     changed = conversation._replace(**changes)
     render = _renderer(changed, tokenizer)
     return any(
-      render([without(m) for m in messages], not answers[0]) != text
+      render([without(m) for m in messages], not conversation.chosen) != text
       for messages, text in zip(whole, texts, strict=True)
     )
 
@@ -119,6 +121,11 @@ def unshown(conversation: Conversation, tokenizer: Tokenizer, texts: Sequence[st
 
 
 _TURN = ("role", "content")
+
+
+def _answers(conversation: Conversation) -> list[Messages]:
+  """The two responses, unless they are plain text."""
+  return [a for a in (conversation.chosen, conversation.rejected) if not isinstance(a, str)]
 
 
 def _lost(messages: Messages, text: str, tokenizer: Tokenizer) -> Iterator[str]:

@@ -48,10 +48,10 @@ def stop_automaton(
   if strings:
     if token_bytes is None:
       raise ValueError("stop strings need token_bytes")
-    lengths = np.asarray([len(b) for b in token_bytes])
-    for index in range(lengths.max()):
+    lengths = np.asarray([len(b) for b in token_bytes], np.int64)
+    for index in range(int(lengths.max())):
       tokens = np.flatnonzero(lengths > index)
-      byte = np.asarray([token_bytes[t][index] for t in tokens.tolist()])
+      byte = np.asarray([token_bytes[t][index] for t in tokens.tolist()], np.int64)
       now = table[:, tokens]
       table[:, tokens] = np.where(now == STOPPED, STOPPED, by_byte[now, byte])
   table[:, [i for i in end_ids if i < vocab_size]] = STOPPED

@@ -45,7 +45,11 @@ def train(
   waited = time.perf_counter() - start
   skips, news = progress.skips["train"], []
   if read is not None:
-    news = [f"{n:,} {note}" for note, n in read.notes.items() if note not in skips.notes]
+    news = [
+      f"data: {n:,} of {read.total:,} rows read {note}"
+      for note, n in read.notes.items()
+      if note not in skips.notes
+    ]
     skips = add_reports(skips, read)
     check_read_so_far(skips, config.data.max_skip_fraction)
   stop, save = context.stop.requested, context.saver.due
@@ -60,7 +64,7 @@ def train(
   if read is not None and read.skipped:
     context.display.say(f"data: {skips_text(read)}")
   for text in news:
-    context.display.say(f"data: of {read.total:,} rows read, {text}")
+    context.display.say(text)
   if not metrics.ok:
     return progress, state
   tokens = sum(map(pair_length, pairs))

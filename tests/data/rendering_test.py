@@ -190,6 +190,7 @@ def test_several_turns_are_cut_like_one():
   data = DataSettings(max_length=12, max_prompt_length=6)
   turns = [A("a"), U("sure?"), A("yes")]
   result = read_row("f:1", row(turns, "no"), BYTE, data)
+  assert result.pair is not None
   assert result.pair.chosen.tolist() == [*b"a", END, ~USER, *(~i for i in b"sur")]
   assert np.all(result.pair.prompt >= 0)
   assert SPECIAL_IDS["<|user|>"] == USER

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.typing import DTypeLike
 
 from simpo_jax.kernels.paged_attention import (
   Shape,
@@ -36,7 +37,7 @@ def _dense(q, k, v, positions, window=None, soft_cap=None):
   return out
 
 
-def _case(lengths, kv_heads, h, page, seed=0, dtype=np.float32):
+def _case(lengths, kv_heads, h, page, seed=0, dtype: DTypeLike = np.float32):
   """Sequences scattered over a pool; whatever no token owns is NaN."""
   rng = np.random.default_rng(seed)
   width = -(-max(lengths) // page) + 1
@@ -56,7 +57,7 @@ def _case(lengths, kv_heads, h, page, seed=0, dtype=np.float32):
   return pool.reshape(total, page, -1), ids, keys, values
 
 
-def _queries(*shape, dtype=np.float32, seed=1):
+def _queries(*shape, dtype: DTypeLike = np.float32, seed=1):
   return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 

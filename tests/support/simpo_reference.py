@@ -66,7 +66,7 @@ def reference(
       loss = -(1 - label_smoothing) * log_sigmoid(logits) - label_smoothing * log_sigmoid(-logits)
     (loss / len(pairs) - sft_weight * sums[0] / chosen_tokens).backward()
     rows.append([x.item() for x in (loss, chosen, rejected, sums[0])])
-  losses, chosen, rejected, chosen_sums = np.asarray(rows).T
+  losses, chosen, rejected, chosen_sums = (np.asarray(x) for x in zip(*rows, strict=True))
   trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
   grads = {name: p.grad.numpy().copy() for name, p in trained.items()}
   sft = -chosen_sums.sum() / chosen_tokens

@@ -31,8 +31,8 @@ from support.real_model import smollm2_gguf
 
 
 def _chat(prompt, chosen, rejected):
-  says = [({"role": "assistant", "content": text},) for text in (chosen, rejected)]
-  return Conversation(({"role": "user", "content": prompt},), *says)
+  yes, no = ({"role": "assistant", "content": text} for text in (chosen, rejected))
+  return Conversation(({"role": "user", "content": prompt},), (yes,), (no,))
 
 
 def _strings(tokenizer, ids):

@@ -170,7 +170,7 @@ def test_histograms_are_of_every_pair_and_answer(shown):
 
 
 def test_absent_pairs_are_in_no_histogram():
-  present = np.asarray([True, False, True])
+  present = np.asarray([True, False, True], np.bool_)
   zeros, numbers = np.zeros(3), np.asarray([-1.0, 0.0, -3.0])
   arrays = (numbers, 2 * numbers, numbers, zeros, zeros, present, ~present)
   stats = PairStats(*map(jnp.asarray, arrays))

@@ -55,23 +55,23 @@ def to_record(row_id: str, pair: Conversation) -> dict[str, Any]:
   if isinstance(pair.prompt, str):
     return {**record, "prompt": pair.prompt, **answers}
   texts = {name: _only_text(turns) for name, turns in answers.items()}
-  if None not in texts.values() and _is_simple(pair):
+  beside = {"tools": pair.tools, "chat_template_kwargs": dict(pair.variables)}
+  if None not in texts.values() and _is_simple(pair.prompt) and not any(beside.values()):
     return {**record, "messages": list(pair.prompt), **texts}
   row = {"prompt": pair.prompt, **answers}
-  beside = {"tools": pair.tools, "chat_template_kwargs": dict(pair.variables)}
   row |= {name: value for name, value in beside.items() if value}
   return {**record, "row": json.dumps(row, ensure_ascii=False)}
 
 
 def _only_text(turns: Messages | str) -> str | None:
   """The text of an answer that is nothing else."""
-  if isinstance(turns, str) or len(turns) != 1 or turns[0].keys() != _TURN:
+  if isinstance(turns, str) or len(turns) != 1 or not _is_simple(turns):
     return None
   return turns[0]["content"]
 
 
-def _is_simple(pair: Conversation) -> bool:
-  return not pair.tools and not pair.variables and all(m.keys() == _TURN for m in pair.prompt)
+def _is_simple(turns: Messages) -> bool:
+  return all(turn.keys() == _TURN for turn in turns)
 
 
 _TURN = {"role", "content"}

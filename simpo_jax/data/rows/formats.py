@@ -182,11 +182,11 @@ def _from_strings(
   row: Row, prompt: Messages | str | None, chosen: str, rejected: str
 ) -> Conversation:
   if not isinstance(prompt, tuple):
-    turns = hh_turns(chosen), hh_turns(rejected)
-    if turns[0] and turns[1]:
+    whole_chosen, whole_rejected = hh_turns(chosen), hh_turns(rejected)
+    if whole_chosen and whole_rejected:
       row.notes.append(_HH)
-      return _from_full_conversations(row, prompt, *turns)
-    if any(turns) and prompt is None:
+      return _from_full_conversations(row, prompt, whole_chosen, whole_rejected)
+    if (whole_chosen or whole_rejected) and prompt is None:
       raise SkipRow("prompts_differ")
     if prompt is None:
       raise row.missing()

@@ -68,7 +68,7 @@ _KNOWN = frozenset((*FIELDS, *_INTERNAL))
 def split_answers(row_id: str, row: Any) -> Iterator[tuple[str, Any]]:
   """Yields (row id, row), or one row for each rejected answer if these are a list of several."""
   rejected = row.get("rejected") if isinstance(row, dict) else None
-  if not _is_several(rejected):
+  if not isinstance(rejected, list) or not _is_several(rejected):
     yield row_id, row
     return
   for number, answer in enumerate(rejected, start=1):
