@@ -133,22 +133,27 @@ def build(
     scratch_folder = (
       temporary.folder_for(local_out / target.name) if local_out else _local_scratch()
     )
-    try:
-      with scratch_folder as scratch:
-        builder = PreferencePairs(target, scratch, write)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints that it downloads
-          builder.download_and_prepare()
-        done = scratch / target.name / target.version
-        (done / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        _publish(done, target, scratch)
-    except (OSError, RuntimeError) as error:  # array_record raises the latter
-      if "no space left" not in str(error).lower():
-        raise
-      raise UserError(
-        f"no space is left in {local_out or tempfile.gettempdir()}, nothing was written; free "
-        f"some, or choose another {'--out' if local_out else 'TMPDIR'}"
-      ) from error
+    with _reporting_full_disk(local_out), scratch_folder as scratch:
+      builder = PreferencePairs(target, scratch, write)
+      with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints that it downloads
+        builder.download_and_prepare()
+      done = scratch / target.name / target.version
+      (done / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+      _publish(done, target, scratch)
   return record, True
+
+
+@contextlib.contextmanager
+def _reporting_full_disk(local_out: pathlib.Path | None):
+  try:
+    yield
+  except (OSError, RuntimeError) as error:  # array_record raises the latter
+    if "no space left" not in str(error).lower():
+      raise
+    raise UserError(
+      f"no space is left in {local_out or tempfile.gettempdir()}, nothing was written; free "
+      f"some, or choose another {'--out' if local_out else 'TMPDIR'}"
+    ) from error
 
 
 @contextlib.contextmanager
