@@ -27,8 +27,10 @@ python -m simpo_jax.main --config=configs/m11.py --config.train.steps=20 \\
   --config.generate.at_steps='(5,10)'
 ```
 
-Fields that take several values are tuples: `--config.data.train="('a.json','b.json')"`. A single
-one may stand alone: `--config.data.train=a.json`. A mistyped name or value is refused before
+Fields that take several values are tuples: `--config.data.train="('a.json','b.json')"`. Commas
+alone separate them, too, except in texts (`generate.prompt_list`, `generate.stop`):
+`--config.data.train=a.json,b.json`. A single one may stand alone. A mistyped name or value is
+refused before
 anything starts, with the nearest name that exists. `python -m simpo_jax.main --help` prints this
 list, too, and `config.json` in a run's workdir has the values that it had.
 """

@@ -115,7 +115,8 @@ def read_files(
   for file in files:
     for row_id, row in read_rows(file.path, used):
       if not isinstance(row, Malformed):
-        seen.update(dict.fromkeys(row)) if columns else None
+        if columns:
+          seen.update(dict.fromkeys(row))
         row = rename(row, columns)
       yield f"{file.name}:{row_id.rpartition(':')[2]}", row
   for field, column in columns.items():

@@ -36,8 +36,10 @@ class DataSettings:
 
   train: tuple[str, ...] = items(
     ("embedded",),
-    'Preference data: files (.json .jsonl .jsonl.gz .parquet) loaded into memory, "embedded",'
-    " or prepared datasets (python -m simpo_jax.prepare) streamed from disk as "
+    "Preference data, loaded into memory: files (.json .jsonl .csv .tsv, also .gz or .zst; "
+    ".parquet .arrow), globs, folders or FOLDER:PATTERN, hub datasets ORG/NAME[:PATTERN], links "
+    '(https://...), or "embedded". Or prepared datasets (python -m simpo_jax.prepare), streamed '
+    "from disk: "
     '"tfds:NAME_OR_DIR[:SPLIT]", such as "tfds:mine" or "tfds:data/mine:train[:90%]".',
     str,
     "('a.json','b.json')",
@@ -52,8 +54,8 @@ class DataSettings:
   )
   eval: tuple[str, ...] = items(
     (),
-    "Held-out pairs, kept in memory; empty: `eval_fraction` of the training files, and the "
-    '"test" split of prepared datasets.',
+    "Held-out pairs, kept in memory; empty: the test split of folders, hub datasets and prepared "
+    "datasets that have one, and `eval_fraction` of all other files.",
     str,
     "('a.json',)",
     path=True,
@@ -78,7 +80,8 @@ class DataSettings:
   )
   eval_fraction: float = number(
     0.05,
-    "Fraction of the training files' pairs to hold out when data.eval is empty.",
+    "Fraction of the training files' pairs to hold out when data.eval is empty; the pairs of a "
+    "prompt stay together.",
     0.0,
     0.5,
   )

@@ -13,9 +13,9 @@ import pytest
 
 from simpo_jax.checkpoint import layout, resume
 from simpo_jax.data import row_files
-from simpo_jax.data.prepared import hub
 from simpo_jax.data.prepared.builder import Target, build
 from simpo_jax.data.prepared.dataset import open_prepared, verify
+from simpo_jax.data.readers import hub
 from simpo_jax.data.row_files import Malformed, read_rows
 from simpo_jax.data.sources import find_files
 from simpo_jax.errors import UserError

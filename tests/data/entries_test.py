@@ -5,6 +5,7 @@ import json
 import pathlib
 import threading
 from collections import Counter
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -44,7 +45,11 @@ def write(**files):
     path.write_text(lines(path.stem, count))
 
 
-def load(train, evaluates=True, split_by="prompt", **fields):
+def read(source, columns=()) -> list[Any]:
+  return [row for _, row in read_source(source, dict(columns))]
+
+
+def load(train, evaluates=True, split_by="prompt", **fields) -> Any:
   data = DataSettings(train=tuple([train] if isinstance(train, str) else train), **fields)
   settings = Settings(data=data, train=TrainSettings(batch_size=1))
   return load_data(settings, BYTE, evaluates, split_by)
@@ -166,8 +171,7 @@ def save_to_disk(folder, count, extra=()):
 def test_a_dataset_that_was_saved_to_disk():
   save_to_disk(pathlib.Path("one"), 4, extra=["cache-0123.arrow"])
   assert [f.name for f in find_files("one")] == ["data-00000-of-00001.arrow"]
-  rows = [row for _, row in read_source("one", {})]
-  assert [row["prompt"] for row in rows] == [f"one {i}" for i in range(4)]
+  assert [row["prompt"] for row in read("one")] == [f"one {i}" for i in range(4)]
   pathlib.Path("one/state.json").write_text('{"_data_files": [], "_indices_files": [{}]}')
   with pytest.raises(UserError, match="state.json is not as this version knows it.*parquet"):
     find_files("one")
@@ -263,13 +267,13 @@ def web():
 @pytest.mark.services
 @pytest.mark.parametrize("name", ("a%20b.jsonl?download=true", "plain/a%20b.jsonl"))
 def test_a_link_is_a_file_of_one_version(web, name):
-  read = lambda: [row["prompt"] for _, row in read_source(f"{web}/{name}", {})]  # noqa: E731
+  prompts = lambda: [row["prompt"] for row in read(f"{web}/{name}")]  # noqa: E731
   assert [row_id for row_id, _ in read_source(f"{web}/{name}", {})][0] == "a b.jsonl:1"
   [copy] = [file.path for file in find_files(f"{web}/{name}")]
   pathlib.Path(copy).write_text(lines("cached", 1))
-  assert read() == ["cached 0"]
+  assert prompts() == ["cached 0"]
   _Web.content, _Web.tag = lines("b", 2).encode(), '"2"'
-  assert read() == ["b 0", "b 1"]
+  assert prompts() == ["b 0", "b 1"]
 
 
 @pytest.mark.services

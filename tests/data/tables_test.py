@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,10 +29,14 @@ def column(kind, value=FAR):
   return ints.view(kind)
 
 
+def read(path, columns=()) -> list[Any]:
+  return [row for _, row in read_source(str(path), dict(columns))]
+
+
 @pytest.mark.parametrize("kind", TYPES, ids=str)
 def test_a_column_that_is_no_python_value_is_left_alone(tmp_path, kind):
   pq.write_table(pa.table({**TEXTS, "when": column(kind)}), tmp_path / "a.parquet")
-  rows = [row for _, row in read_source(str(tmp_path / "a.parquet"), {})]
+  rows = read(tmp_path / "a.parquet")
   expected = [dict(zip(TEXTS, row, strict=True)) for row in zip(*TEXTS.values(), strict=True)]
   assert rows == [{**row, "when": UNREAD} for row in expected]
 
@@ -42,16 +47,16 @@ def test_a_time_in_a_message_is_a_number(tmp_path):
   stored = pa.struct([("role", pa.string()), ("at", pa.int64()), ("on", pa.int32())])
   prompts = pa.array(value, pa.list_(stored)).cast(pa.list_(message))
   pq.write_table(pa.table({"prompt": prompts}), tmp_path / "a.parquet")
-  assert [row["prompt"] for _, row in read_source(str(tmp_path / "a.parquet"), {})] == value
+  assert [row["prompt"] for row in read(tmp_path / "a.parquet")] == value
 
 
 def test_a_mapped_column_is_read_and_one_that_is_not_there_is_refused(tmp_path):
   table = pa.table({"ask": TEXTS["prompt"], "good": TEXTS["chosen"], "a.b": [1, 2], "a": [3, 4]})
   pq.write_table(table, tmp_path / "a.parquet")
   path = str(tmp_path / "a.parquet")
-  read = [row for _, row in read_source(path, {"prompt": "ask", "chosen": "a"})]
+  found = read(path, {"prompt": "ask", "chosen": "a"})
   others = {"good": UNREAD, "a.b": UNREAD}
-  assert read == [{"prompt": q, "chosen": n, **others} for q, n in (("q0", 3), ("q1", 4))]
+  assert found == [{"prompt": q, "chosen": n, **others} for q, n in (("q0", 3), ("q1", 4))]
   with pytest.raises(UserError, match="names 'bad', which no row of .*; there are ask, good, a.b"):
     list(read_source(path, {"rejected": "bad"}))
   (tmp_path / "b.jsonl").write_text('{"x": 1}\n{"rejected": "no"}\n')
@@ -79,7 +84,9 @@ def test_arrow_files_of_both_kinds(tmp_path, opener):
   rows = list(read_source(str(tmp_path / "a.arrow"), {}))
   assert [row_id for row_id, _ in rows] == ["a.arrow:1", "a.arrow:2"]
   assert rows[1][1] == {"when": UNREAD, "prompt": "q1", "chosen": "b", "rejected": "d"}
-  assert [row for _, row in read_rows(str(tmp_path / "a.arrow"), ())][0]["prompt"] is UNREAD
+  assert dict(read_rows(str(tmp_path / "a.arrow"), ()))["a.arrow:1"] == dict.fromkeys(
+    ("when", *TEXTS), UNREAD
+  )
 
 
 AWKWARD = ['say "hi"\nthen, leave', "a\tb;c", "é" * 200_000, ""]

@@ -82,19 +82,20 @@ def test_a_copy_is_of_one_version(cache, bucket):
   assert not list(cache.rglob(".*")), "nothing half fetched"
 
 
-@pytest.mark.parametrize(
-  ("name", "says"),
-  (
-    ("vesrions.json", "does not exist; did you mean BUCKET/kinds/versions.json?"),
-    ("folder", "is a folder; name a file in it"),
-  ),
-)
-def test_a_name_that_is_no_file(name, says, bucket):
+def test_a_name_that_is_no_file(bucket):
   put(f"{bucket}/kinds/versions.json", b"[]")
-  put(f"{bucket}/kinds/folder/x.json", b"[]")
   with pytest.raises(UserError) as error:
-    load_pairs(DataSettings(), byte_tokenizer(), (f"{bucket}/kinds/{name}",), 0)
-  assert says.replace("BUCKET", bucket) in str(error.value)
+    load_pairs(DataSettings(), byte_tokenizer(), (f"{bucket}/kinds/vesrions.json",), 0)
+  assert f"does not exist; did you mean {bucket}/kinds/versions.json?" in str(error.value)
+
+
+def test_a_folder_has_splits_as_on_a_disk(bucket, cache):
+  put(f"{bucket}/both/train/a.jsonl", LINES.encode())
+  put(f"{bucket}/both/test.jsonl", LINES.splitlines()[0].encode())
+  read = lambda source: load_pairs(DataSettings(), byte_tokenizer(), (source,), 0)[0]  # noqa: E731
+  assert [pair.id for pair in read(f"{bucket}/both")] == ["test.jsonl:1"], "as held-out pairs"
+  assert not [path for path in cache.rglob("*") if path.name == "a.jsonl"], "the others stay there"
+  assert len(read(f"{bucket}/both:train/*")) == len(ROWS)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, bucket):

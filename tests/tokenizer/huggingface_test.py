@@ -252,9 +252,9 @@ def test_a_template_in_place_of_the_models_own(tmp_path):
   t = tokenizer(template)
   assert t.render(({"role": "user", "content": "q"},), False) == "q<|endoftext|>"
   assert t.eos_ids == (EOS, ENDOFTEXT) and t.chat_template == template
-  (tmp_path / "mine.jinja").write_text("{{ messages[0].role }}")
+  (tmp_path / "mine.jinja").write_text("{{ messages[0].role }}: {{ messages[0].content }}")
   mine = tokenizer(str(tmp_path / "mine.jinja"))
-  assert mine.render(({"role": "user", "content": "q"},), False) == "user"
+  assert mine.render(({"role": "user", "content": "q"},), False) == "user: q"
   with pytest.raises(UserError, match="chat_template=absent.jinja"):
     tokenizer("absent.jinja")
   with pytest.raises(UserError, match="byte tokenizer"):

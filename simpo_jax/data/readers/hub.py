@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from simpo_jax.data.readers.compressed import EXTENSIONS
 from simpo_jax.errors import UserError, one_line
-from simpo_jax.storage.paths import plain
+from simpo_jax.storage.paths import nearest_files, plain
 
 _HUB_SOURCE = re.compile(r"((?![^:]*\.\.)\w[\w.-]*/\w[\w.-]*)(?::(.+))?")
 _FILE_ENDINGS = (*EXTENSIONS, ".txt", ".py", ".zip", ".tar")
@@ -82,7 +82,9 @@ def download(dataset: Dataset, names: Sequence[str]) -> list[str]:
 
 
 def _unreachable(source: str, error: Exception) -> UserError:
+  local = plain(source)
+  near = nearest_files(local) if local.parent.is_dir() else ""
   return UserError(
     f"{source} is neither on this machine nor a dataset that can be fetched "
-    f"({one_line(error)}); check the name, or download it and give the folder"
+    f"({one_line(error)}){near}; check the name, or download it and give the folder"
   )
