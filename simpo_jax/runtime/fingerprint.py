@@ -1,5 +1,6 @@
 """What must be equal on all hosts of a run, in named fields so that an error can name them."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import os
@@ -170,8 +171,9 @@ def config_text(value: Any) -> str:
 
 
 def tokenizer_identity(t: Tokenizer) -> tuple:
-  """Vocabulary and chat template of a tokenizer, to be hashed."""
-  return *_vocabulary(t), t.chat_template or ""
+  """Vocabulary and chat template of a tokenizer, to be hashed; without `later_ends`."""
+  ends = tuple(i for i in t.eos_ids if i not in t.later_ends)
+  return *_vocabulary(dataclasses.replace(t, eos_ids=ends)), t.chat_template or ""
 
 
 def _vocabulary(t: Tokenizer) -> tuple:
