@@ -17,7 +17,7 @@ _TURN_ENDS = (
 _GGUF_ENDS = (
   "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
   "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
-  "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+  "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>",
   "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 )  # fmt: skip
 # Of models that fill in the middle; by name where the GGUF does not state their ids.
@@ -26,12 +26,10 @@ _GGUF_FILLS = {
   "fim_rep_token_id": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
   "fim_sep_token_id": ("<|file_sep|>",),
 }
-# Where these pairs are, <|end|> (and </s>) end a part of an answer.
-_GGUF_PARTS = (
-  ("<|end|>", ("<|return|>", "<|call|>")),
-  ("<|end|>", ("<|calls|>", "<|flush|>")),
-  ("</s>", ("<|tool_response>",)),
-)
+# Where there is one of each, <|end|> ends a part of an answer.
+_GGUF_PARTS = ({"<|return|>", "<|flush|>"}, {"<|call|>", "<|calls|>"})
+_GGUF_STATED = ("eos_token_id", "eot_token_id", "eom_token_id")
+END_FIELDS = (*_GGUF_STATED, *_GGUF_FILLS)
 
 
 class Declared(NamedTuple):
@@ -116,14 +114,13 @@ def gguf_end_tokens(ids: Mapping[str, int], tokens: Sequence[str]) -> list[int]:
     tokens: the vocabulary.
   """
   vocab = {token: i for i, token in enumerate(tokens)}
-  stated = [ids[f"{name}_token_id"] for name in ("eos", "eot", "eom") if f"{name}_token_id" in ids]
+  stated = [ids[field] for field in _GGUF_STATED if field in ids]
   found = dict.fromkeys([*stated, *(vocab[t] for t in _GGUF_ENDS if t in vocab)])
   for field, names in _GGUF_FILLS.items():
     fill = ids.get(field, next((vocab[t] for t in names if t in vocab), None))
     found |= {} if fill is None else {fill: None}
-  for part, ends in _GGUF_PARTS:
-    if part in vocab and all(t in vocab for t in ends):
-      found.pop(vocab[part], None)
+  if all(tokens_of & vocab.keys() for tokens_of in _GGUF_PARTS):
+    found.pop(vocab.get("<|end|>"), None)
   return list(found)
 
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from simpo_jax.errors import UserError
 from simpo_jax.models.gguf_header import TOKENIZER_MODEL, check_header
 from simpo_jax.tokenizer.backends import Vocabulary, add_bos_and_eos, byte_level, sentence_piece
-from simpo_jax.tokenizer.end_tokens import gguf_end_tokens
+from simpo_jax.tokenizer.end_tokens import END_FIELDS, gguf_end_tokens
 from simpo_jax.tokenizer.gguf_split import Split, split_named
 
 _PREFIX = "tokenizer.ggml."
@@ -22,12 +22,14 @@ _TEMPLATE = "tokenizer.chat_template"
 _SENTENCE_PIECE = "llama"  # in TOKENIZER_MODEL
 # Where the file does not name them. (llama.cpp's for byte-level BPE, 11, is a token of text.)
 _SENTENCE_PIECE_IDS = {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_NONE = 2**32 - 1  # an id of no token
 _NAMES = {
   "bos_token": "bos_token_id",
   "eos_token": "eos_token_id",
   "unk_token": "unknown_token_id",
   "pad_token": "padding_token_id",
 }
+_ROLES = (*_NAMES.values(), *END_FIELDS)
 
 
 class GgufTokenizer(NamedTuple):
@@ -112,7 +114,7 @@ def _special_ids(
   path: pathlib.Path, fields: Mapping[str, Any], size: int, defaults: Mapping[str, int]
 ) -> dict[str, int]:
   """{field: id} of all tokens that have a role."""
-  found = {name: value for name, value in fields.items() if name.endswith("_token_id")}
+  found = {name: fields[name] for name in _ROLES if fields.get(name, _NONE) != _NONE}
   for name, value in found.items():
     if type(value) is not int or not 0 <= value < size:
       raise UserError(
