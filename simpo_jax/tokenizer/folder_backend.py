@@ -15,7 +15,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer
 
 from simpo_jax.errors import UserError, first_line
-from simpo_jax.tokenizer.backends import Vocabulary, sentence_piece
+from simpo_jax.tokenizer.backends import Vocabulary, add_bos_and_eos, sentence_piece
 
 JSON, MODEL, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 MISTRALS = ("tekken.json", "tokenizer.model.v3", "tokenizer.model.v2", "tokenizer.model.v1")
@@ -54,6 +54,8 @@ def folder_backend(folder: pathlib.Path, origin: str, hf: Any) -> Tokenizer:
   backend.no_padding()
   backend.encode_special_tokens = bool(getattr(hf, "split_special_tokens", False))
   _add_declared(backend, folder, origin, hf)
+  if not (folder / JSON).is_file() and hf.encode("a")[:1] == [hf.bos_token_id]:
+    add_bos_and_eos(backend, hf.bos_token, None)
   return backend
 
 
@@ -92,7 +94,7 @@ def _of_sentence_piece(path: pathlib.Path) -> Tokenizer:
     if backend.encode(text, add_special_tokens=False).ids != processor.encode(text):
       raise UserError(
         f"{path} cannot be read as SentencePiece reads it: it is no BPE, or it changes characters "
-        f"or blanks of a text; get {JSON} from the model's page"
+        f"or blanks; get {JSON} from the model's page"
       )
   return backend
 

@@ -169,7 +169,7 @@ def _from_transformers(
     return render_template(source, {**hf.special_tokens_map, **given, **variables}, origin, date)
 
   with _panic_as_user_error(origin):
-    begun = backend.encode("a").ids or hf.encode("a")
+    begun = backend.encode("a").ids
   return Tokenizer(
     encode=encode,
     decode=decode,
