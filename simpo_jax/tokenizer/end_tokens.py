@@ -120,7 +120,7 @@ def gguf_end_tokens(ids: Mapping[str, int], tokens: Sequence[str]) -> list[int]:
     fill = ids.get(field, next((vocab[t] for t in names if t in vocab), None))
     found |= {} if fill is None else {fill: None}
   if all(tokens_of & vocab.keys() for tokens_of in _GGUF_PARTS):
-    found.pop(vocab.get("<|end|>"), None)
+    found.pop(vocab.get("<|end|>", -1), None)
   return list(found)
 
 

@@ -19,7 +19,7 @@ from simpo_jax.tokenizer.backends import Vocabulary, add_bos_and_eos, sentence_p
 
 JSON, MODEL, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 MISTRALS = ("tekken.json", "tokenizer.model.v3", "tokenizer.model.v2", "tokenizer.model.v1")
-_PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
+_PROTO: Any = vars(sentencepiece_model_pb2)["ModelProto"]  # made at import, so without types
 # Where tokenizers differ: digits, contractions, spaces, newlines, scripts, marks, compatibility
 # characters, emoji, characters of no vocabulary.
 PROBE = (
@@ -71,7 +71,7 @@ def _of_class(origin: str, hf: Any) -> Tokenizer:
 
 def _of_sentence_piece(path: pathlib.Path) -> Tokenizer:
   """Reads a tokenizer.model, and compares its ids with SentencePiece's own."""
-  model = sentencepiece_model_pb2.ModelProto()
+  model = _PROTO()
   try:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
     model.ParseFromString(path.read_bytes())
@@ -80,12 +80,12 @@ def _of_sentence_piece(path: pathlib.Path) -> Tokenizer:
       f"{path} is not a model of SentencePiece ({first_line(error)}); get {JSON} from the model's "
       "page"
     ) from error
-  kinds = [piece.type for piece in model.pieces]
+  piece, kinds = _PROTO.SentencePiece, [piece.type for piece in model.pieces]
   vocab = Vocabulary(
     str(path),
     [piece.piece for piece in model.pieces],
-    [i for i, kind in enumerate(kinds) if kind in (_PIECE.UNKNOWN, _PIECE.CONTROL)],
-    [i for i, kind in enumerate(kinds) if kind == _PIECE.USER_DEFINED],
+    [i for i, kind in enumerate(kinds) if kind in (piece.UNKNOWN, piece.CONTROL)],
+    [i for i, kind in enumerate(kinds) if kind == piece.USER_DEFINED],
   )
   prefix = model.normalizer_spec.add_dummy_prefix
   backend = sentence_piece(vocab, [piece.score for piece in model.pieces], prefix)
@@ -119,8 +119,8 @@ def _add_declared(backend: Tokenizer, folder: pathlib.Path, origin: str, hf: Any
       backend.add_tokens([token])
     if backend.token_to_id(token.content) != int(i):
       raise UserError(
-        f"in {origin}, the token {token.content!r} has the id {i} in {CONFIG} or added_tokens.json, "
-        f"and {backend.token_to_id(token.content)} in the vocabulary; get all files from one place"
+        f"in {origin}, the token {token.content!r} has the id {i} in {CONFIG} or added_tokens.json,"
+        f" and {backend.token_to_id(token.content)} in the vocabulary; get all files from one place"
       )
   added = {token.content for token in backend.get_added_tokens_decoder().values()}
   names = dict.fromkeys([*_special(config), *_known(hf.special_tokens_map, backend)])

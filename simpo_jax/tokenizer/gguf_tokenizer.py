@@ -103,7 +103,7 @@ def _check_sentence_piece(path: pathlib.Path, kind: str | None, fields: Mapping[
       "or the model's own folder of safetensors"
     )
   if fields.get("remove_extra_whitespaces"):
-    # llama.cpp ignores it in vocabularies of this kind; SentencePiece, which trained them, does not.
+    # llama.cpp ignores it in vocabularies of this kind; SentencePiece itself does not.
     raise UserError(
       f"{path} says {_PREFIX}remove_extra_whitespaces, which is not supported; use the model's own "
       "folder of safetensors"
@@ -150,8 +150,8 @@ def _begins_and_closes(
   for name in ("bos", "eos"):
     if fields.get(f"add_{name}_token") and f"{name}_token" not in special:
       raise UserError(
-        f"{path} says {_PREFIX}add_{name}_token, but names no {_PREFIX}{name}_token_id; add it with "
-        f"`gguf-new-metadata --special-token-by-id {name} ID OLD NEW`"
+        f"{path} says {_PREFIX}add_{name}_token, but names no {_PREFIX}{name}_token_id; add it "
+        f"with `gguf-new-metadata --special-token-by-id {name} ID OLD NEW`"
       )
   begins = fields.get("add_bos_token", split.bos if split else True) and "bos_token" in special
   return bool(begins), bool(fields.get("add_eos_token"))

@@ -13,7 +13,6 @@ from simpo_jax.data.types import Message
 from simpo_jax.tokenizer.byte_vocab import END, SPECIAL_IDS, TEMPLATE, byte_functions
 from simpo_jax.tokenizer.chat_template import TemplateFailed
 
-
 NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 
 

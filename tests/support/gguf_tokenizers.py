@@ -15,7 +15,7 @@ _PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6  # in token_type
 _BLANK = "\u2581"
 _PIECES = (
-  "th", "he", "in", "er", "an", "re", "on", "at", "en", "nd", "the", "ing", "and", "ent", "ion",
+  "th", "he", "in", "er", "an", "re", "on", "at", "en", "ou", "the", "ing", "and", "ent", "ion",
   "aa", "aaa", "aaaa", "==", "====", "12", "123", "00", "2024", "'s", "ll", "can", "'t", "\n\n",
   "é", "ß", "он", "ни", "你好", "ा", "def", "return", "ст",
 )  # fmt: skip
@@ -143,7 +143,7 @@ _LAYOUTS = {str: "s", bool: "?", int: "I"}
 def gguf_of(fields: dict[str, Any]) -> bytes:
   """A whole llama of a vocabulary, whose weights are zeros; negative ids count from its end."""
   size = len(fields["tokens"])
-  known = {name: (layout, value) for name, layout, value in FIELDS}
+  known: dict[str, Any] = {name: (layout, value) for name, layout, value in FIELDS}
   for name, value in fields.items():
     full = _PREFIX + name if not name.startswith("tokenizer.") else name
     layout = known.get(full, (None, None))[0] or _layout(value)

@@ -41,7 +41,10 @@ def test_ends_are_generation_configs_else_configs(tmp_path):
   ("config", "ends"),
   (
     ({"text_config": {"eos_token_id": ENDOFTEXT}}, (EOS, IM_END, ENDOFTEXT)),
-    ({"eos_token_id": None, "text_config": {"eos_token_id": [ENDOFTEXT]}}, (EOS, IM_END, ENDOFTEXT)),
+    (
+      {"eos_token_id": None, "text_config": {"eos_token_id": [ENDOFTEXT]}},
+      (EOS, IM_END, ENDOFTEXT),
+    ),
     ({"eos_token_id": EOS, "text_config": {"eos_token_id": ENDOFTEXT}}, (EOS, IM_END)),
     ({"eos_token_id": -1}, (EOS, IM_END)),
     ({"eos_token_id": []}, (EOS, IM_END)),
@@ -57,7 +60,10 @@ def test_forms_of_a_config(config, ends, tmp_path):
 @pytest.mark.parametrize(
   ("eos", "message"),
   (
-    (1005, "the end token 1005 of .* is beyond its vocabulary of 1005 tokens; correct eos_token_id"),
+    (
+      1005,
+      "the end token 1005 of .* is beyond its vocabulary of 1005 tokens; correct eos_token_id",
+    ),
     ([EOS, 10**6], "the end token 1000000 of"),
     ("</s>", "config.json says eos_token_id=</s>, which is neither an id nor a list of ids"),
     ([EOS, None], "which is neither an id"),

@@ -1,4 +1,4 @@
-"""A folder's tokenizer.json or tokenizer.model is what encodes, whatever class transformers names."""
+"""A folder's tokenizer.json or tokenizer.model is what encodes, whatever class is named."""
 
 import json
 
@@ -44,7 +44,7 @@ def _declare(folder, **config):
 
 def test_tokens_that_other_files_declare_are_added(tmp_path):
   rust = save_kind(tmp_path, "deepseek llama")
-  size, the = rust.get_vocab_size(), rust.token_to_id("the")
+  size, the = rust.get_vocab_size(), rust.get_vocab()["the"]
   declared = {
     str(size): {"content": "<|im_end|>", "special": True},
     str(size + 1): {"content": "<tool>", "special": False, "normalized": False},
@@ -86,7 +86,7 @@ def test_a_class_adds_no_token_of_its_own(tmp_path):
 
 def _save_model(folder, prefix=True, kind=2, blanks=False, whole=False):
   """A tokenizer.model alone, and SentencePiece's own encoder of it; whole: it has <USER>."""
-  fields, proto = sentence_pieces(), sentencepiece_model_pb2.ModelProto()
+  fields, proto = sentence_pieces(), vars(sentencepiece_model_pb2)["ModelProto"]()
   kinds = fields["token_type"]
   for token, score, of in zip(fields["tokens"], fields["scores"], kinds, strict=True):
     if token != "<USER>" or whole:

@@ -19,6 +19,7 @@ from support.gguf_tokenizers import (
   CASES,
   CONTROL,
   byte_pieces,
+  ends,
   gguf_of,
   sentence_pieces,
   texts,
@@ -54,7 +55,9 @@ def test_ids_and_ends_are_llama_cpps(name, tmp_path):
   # llama.cpp puts a BOS before a text that begins with one, and tells.
   twice = {t for t in texts() if t.startswith("<s>") or t.startswith("<｜begin▁of▁sentence｜>")}
   pairs = zip(texts(), found, _expected(name), strict=True)
-  assert [text for text, a, b in pairs if a != b and not (text in twice and tokenizer.adds_bos)] == []
+  assert [
+    text for text, a, b in pairs if a != b and not (text in twice and tokenizer.adds_bos)
+  ] == []
   assert sorted(tokenizer.eos_ids) == _golden()["cases"][name]["ends"]
 
 
@@ -62,9 +65,9 @@ def test_whether_bos_comes_first_is_the_splits_where_the_file_does_not_say(tmp_p
   begun = _golden()["begin with BOS"]
   assert sum(begun.values()) == 7
   for name, begins in begun.items():
-    assert _load(tmp_path, byte_pieces(name)).adds_bos == begins, name
-    said = {**byte_pieces(name), "add_bos_token": not begins}
-    assert _load(tmp_path, said).adds_bos != begins, name
+    fields = {**ends(("</s>",)), "pre": name}
+    assert _load(tmp_path, fields).adds_bos == begins, name
+    assert _load(tmp_path, {**fields, "add_bos_token": not begins}).adds_bos != begins, name
 
 
 @pytest.mark.parametrize("name", ("spm", "spm without a prefix", "llama-bpe", "deepseek"))

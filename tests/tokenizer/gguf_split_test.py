@@ -165,7 +165,9 @@ def test_a_run_of_the_old_split_is_told_what_changed(small, tmp_path):
   run = save(tmp_path / "run", path, load(path)[1], identity=_as_saved_before(path))
   message = r"step_000003 is of an earlier version .*split text as .*smollm.gguf says, so "
   for read in (saved_run.open_run, lambda workdir: export_run(workdir, tmp_path / "out")):
-    with pytest.raises(UserError, match=f"{message}.*; --force uses the split that the model's files name"):
+    with pytest.raises(
+      UserError, match=f"{message}.*; --force uses the split that the model's files name"
+    ):
       read(run)
   assert saved_run.open_run(run, force=True).tokenizer.encode(" 12") == tokenizer.encode(" 12")
   now: Any = types.SimpleNamespace(program=None, model=open_model(str(path)), tokenizer=tokenizer)
