@@ -22,7 +22,7 @@ from simpo_jax.tokenizer.end_tokens import (
 from simpo_jax.tokenizer.folder_backend import CONFIG, JSON, MISTRALS, MODEL, folder_backend
 from simpo_jax.tokenizer.gguf_metadata import without_torch
 from simpo_jax.tokenizer.gguf_tokenizer import gguf_tokenizer
-from simpo_jax.tokenizer.tokenizer import NO_VARIABLES, Tokenizer
+from simpo_jax.tokenizer.tokenizer import NO_VARIABLES, Render, Tokenizer
 
 _READ = (JSON, CONFIG, MODEL, "vocab.json")
 _HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model*")
@@ -144,6 +144,30 @@ def _from_transformers(
     with _panic_as_user_error(origin):
       return backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
+  with _panic_as_user_error(origin):
+    begun = backend.encode("a").ids
+  return Tokenizer(
+    encode=encode,
+    decode=decode,
+    escape=lambda text: text,
+    render=_renderer(template, tool_template, hf.special_tokens_map, origin, date),
+    bos_id=bos,
+    eos_ids=eos_ids,
+    pad_id=eos_ids[0] if pad is None else pad,
+    vocab_size=vocab_size,
+    chat_template=template,
+    adds_bos=bos is not None and begun[:1] == [bos],
+    token_bytes=lambda: _token_bytes(backend, vocab_size),
+    turn_end=turn_end(eos_ids[0], template or "", vocab),
+    later_ends=tuple(i for i in eos_ids if i not in earlier),
+  )
+
+
+def _renderer(
+  template: str | None, tool_template: str | None, names: Mapping[str, Any], origin: str, date: str
+) -> Render:
+  """Returns `Tokenizer.render`; names: of special tokens, such as bos_token, for the template."""
+
   def render(
     messages: Sequence[Message],
     add_generation_prompt: bool,
@@ -166,25 +190,9 @@ def _from_transformers(
     if taken := sorted(variables.keys() & (given.keys() - {"documents"})):
       raise TemplateFailed(f"chat_template_kwargs cannot set {taken[0]}")
     source = tool_template if tools is not None and tool_template else template
-    return render_template(source, {**hf.special_tokens_map, **given, **variables}, origin, date)
+    return render_template(source, {**names, **given, **variables}, origin, date)
 
-  with _panic_as_user_error(origin):
-    begun = backend.encode("a").ids
-  return Tokenizer(
-    encode=encode,
-    decode=decode,
-    escape=lambda text: text,
-    render=render,
-    bos_id=bos,
-    eos_ids=eos_ids,
-    pad_id=eos_ids[0] if pad is None else pad,
-    vocab_size=vocab_size,
-    chat_template=template,
-    adds_bos=bos is not None and begun[:1] == [bos],
-    token_bytes=lambda: _token_bytes(backend, vocab_size),
-    turn_end=turn_end(eos_ids[0], template or "", vocab),
-    later_ends=tuple(i for i in eos_ids if i not in earlier),
-  )
+  return render
 
 
 def _templates(hf: Any, given: str | None, origin: str) -> tuple[str | None, str | None]:
