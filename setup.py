@@ -65,6 +65,8 @@ setup(
     "scipy>=1.14",  # intervals and tests of simpo_jax.learned; jax needs it, too
     "transformers>=5",
     "tokenizers",
+    "sentencepiece>=0.2.1",  # reads and checks a tokenizer.model; its files are protobuf's
+    "protobuf",
     "jinja2>=3.1.6",  # earlier ones have known ways out of the sandbox
     "safetensors",
     "gguf",

@@ -62,7 +62,7 @@ def open_run(
     raise UserError(f"{e}; give the current location of the run's base model with --source") from e
   identity = metadata.get("identity", {})
   if not force:
-    remedy = "--force uses the split that the file names, with which the base model was trained"
+    remedy = "--force uses the split that the model's files name, with which it was trained"
     check_split(checkpoint, identity, model, tokenizer, remedy)
   now = model_fields(model, tokenizer)
   if changed := [name for name in now if identity.get(name, now[name]) != now[name]]:

@@ -1,4 +1,4 @@
-"""Checkpoints of earlier versions, which ignored the pre-tokenizer that a GGUF file names."""
+"""Checkpoints of earlier versions, which did not split text as the model's files say."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ from simpo_jax import storage
 from simpo_jax.errors import UserError
 from simpo_jax.models.weights import OpenModel
 from simpo_jax.runtime.fingerprint import SPLIT, model_fields
-from simpo_jax.tokenizer.huggingface import encode_unsplit
+from simpo_jax.tokenizer.huggingface import encode_earlier, has_tokenizer
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -17,9 +17,9 @@ def check_split(
   tokenizer: Tokenizer,
   remedy: str,
 ) -> None:
-  """Raises a UserError if a checkpoint's run tokenized text differently, its model being a GGUF.
+  """Raises a UserError if a checkpoint's run tokenized text as earlier versions did, and wrongly.
 
-  The identity in checkpoints of those versions has no digest of the split.
+  The identity in checkpoints of the first versions has no digest of the split.
 
   Args:
     checkpoint: the checkpoint's folder, for the message.
@@ -27,11 +27,16 @@ def check_split(
     model, tokenizer: as opened by this version.
     remedy: the fix, for the message.
   """
-  if not identity or SPLIT in identity or model.path is None or model.path.suffix != ".gguf":
+  path, was = model.path, identity.get(SPLIT)
+  if not identity or path is None or not (path.is_file() or (was and has_tokenizer(path))):
     return
-  earlier = dataclasses.replace(tokenizer, encode=encode_unsplit(model.path))
-  if model_fields(model, earlier)[SPLIT] != model_fields(model, tokenizer)[SPLIT]:
+  now = model_fields(model, tokenizer)[SPLIT]
+  if was == now:
+    return
+  earlier = dataclasses.replace(tokenizer, encode=encode_earlier(path))
+  read = model_fields(model, earlier)[SPLIT]
+  if read != now and was in (None, read):
     raise UserError(
       f"{checkpoint} is of an earlier version of simpo_jax, which did not split text as "
-      f"tokenizer.ggml.pre of {model.name} says, so its run learned from other tokens; {remedy}"
+      f"{model.name} says, so its run learned from other tokens; {remedy}"
     )

@@ -11,7 +11,8 @@ from simpo_jax.models.config import ModelConfig, RopeScaling
 from simpo_jax.models.hf_config import from_hf
 from simpo_jax.models.weights import OpenModel
 from simpo_jax.storage.paths import escapes_folder
-from simpo_jax.tokenizer.huggingface import auto_tokenizer, has_tokenizer
+from simpo_jax.tokenizer.gguf_tokenizer import gguf_tokenizer
+from simpo_jax.tokenizer.huggingface import has_tokenizer
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 # Copied from the base model's folder: tokenizer files and licenses.
@@ -139,7 +140,7 @@ def write_tokenizer(folder: pathlib.Path, model: OpenModel) -> None:
       shutil.copyfile(path / name, target)
     return
   if path is not None and path.is_file():
-    hf = auto_tokenizer(str(path.parent), gguf_file=path.name)
+    hf = gguf_tokenizer(path).hf
   else:
     hf = hf_byte_tokenizer()
   hf.model_max_length = model.config.max_position_embeddings

@@ -1,5 +1,6 @@
 """What must be equal on all hosts of a run, in named fields so that an error can name them."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import os
@@ -69,6 +70,7 @@ _SPLIT_PROBE = (
   "...!\n\n -7  "
 )
 SPLIT = "tokenizer's split"  # its name in the identity
+_ENDS = "end tokens"
 
 
 def versions() -> dict[str, str]:
@@ -116,6 +118,7 @@ def data_fields(run: ResolvedRun) -> dict[str, str]:
   """Digests of what was read: pairs in order, prompts, tokenizer and model; and of the KV pool."""
   fields = {
     "chat template": run.tokenizer.chat_template or "",
+    _ENDS: str((run.tokenizer.eos_ids, run.tokenizer.turn_end)),
     "tokenizer": _vocabulary(run.tokenizer),
     "training pairs": getattr(run.train_pairs, "identity", run.train_pairs),
     "held-out pairs": run.eval_pairs,
@@ -138,6 +141,7 @@ def identity_fields(run: ResolvedRun, fields: dict[str, str]) -> dict[str, str]:
   return {
     "tokenizer": model["tokenizer"],
     SPLIT: model[SPLIT],
+    _ENDS: model[_ENDS],
     "weights": fields["model's files"],
     "model's config": model["model's config"],
     **{name: fields[name] for name in ("training pairs", "held-out pairs")},
@@ -150,6 +154,7 @@ def model_fields(model: OpenModel, tokenizer: Tokenizer) -> dict[str, str]:
   return {
     "tokenizer": hex_digest(tokenizer_identity(tokenizer)),
     SPLIT: hex_digest(np.asarray(tokenizer.encode(_SPLIT_PROBE), np.int32)),
+    _ENDS: hex_digest(str((tokenizer.eos_ids, tokenizer.turn_end))),
     "model's config": hex_digest(config_text(model.config)),
   }
 
@@ -170,8 +175,9 @@ def config_text(value: Any) -> str:
 
 
 def tokenizer_identity(t: Tokenizer) -> tuple:
-  """Vocabulary and chat template of a tokenizer, to be hashed."""
-  return *_vocabulary(t), t.chat_template or ""
+  """Vocabulary and chat template of a tokenizer, to be hashed; without `later_ends`."""
+  ends = tuple(i for i in t.eos_ids if i not in t.later_ends)
+  return *_vocabulary(dataclasses.replace(t, eos_ids=ends)), t.chat_template or ""
 
 
 def _vocabulary(t: Tokenizer) -> tuple:

@@ -6,7 +6,9 @@ go unnoticed.
 """
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from simpo_jax.errors import UserError
 from simpo_jax.models.gguf_header import TOKENIZER_MODEL, TOKENIZER_SPLIT
@@ -22,11 +24,13 @@ class Split(NamedTuple):
       becomes a piece ("isolated" in tokenizers).
     ignore_merges: a piece that is in the vocabulary becomes one token without applying merges.
     nfc: text is normalized to NFC first.
+    bos: sequences begin with BOS where the file does not say whether they do.
   """
 
   patterns: tuple[str, ...]
   ignore_merges: bool = False
   nfc: bool = False
+  bos: bool = False
 
 
 _DIGIT = r"\p{N}"
@@ -52,7 +56,7 @@ _TEKKEN = (
 # llama.cpp's `tekken` ignores non-ASCII capitals and marks, and its `qwen2` does not apply NFC.
 _GPT2_SPLIT = Split((_GPT2,))
 _DIGITS_SPLIT = Split((_DIGIT, _GPT2))
-_LLAMA3_SPLIT = Split((_LLAMA3,), ignore_merges=True)
+_LLAMA3_SPLIT = Split((_LLAMA3,), ignore_merges=True, bos=True)
 _QWEN2_SPLIT = Split((_QWEN2,))
 SPLITS = {
   # llama.cpp's fallback, written by converters that did not know the model.
@@ -65,7 +69,7 @@ SPLITS = {
   **dict.fromkeys(("smaug-bpe", "dbrx"), Split((_LLAMA3,))),
   "qwen2": _QWEN2_SPLIT._replace(nfc=True),
   **dict.fromkeys(("deepseek-r1-qwen", "megrez", "kormo", "f2llmv2"), _QWEN2_SPLIT),
-  "tekken": Split((_TEKKEN,), ignore_merges=True),
+  "tekken": Split((_TEKKEN,), ignore_merges=True, bos=True),
 }
 
 
@@ -98,11 +102,8 @@ def split_named(path: pathlib.Path, names: dict[str, str]) -> Split | None:
   )
 
 
-def apply_split(hf: Any, split: Split) -> None:
-  """Replaces the pre-tokenization of a transformers tokenizer that was loaded from a GGUF."""
-  from tokenizers import Regex, normalizers, pre_tokenizers
-
-  backend = hf.backend_tokenizer
+def apply_split(backend: Tokenizer, split: Split) -> None:
+  """Gives a byte-level BPE this pre-tokenization, in place of its own."""
   backend.pre_tokenizer = pre_tokenizers.Sequence(
     [
       *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in split.patterns),

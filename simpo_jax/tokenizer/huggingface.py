@@ -6,111 +6,100 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import tokenizers
+
 from simpo_jax.data.types import Message
 from simpo_jax.errors import UserError, first_line
-from simpo_jax.models.gguf_header import check_header
 from simpo_jax.tokenizer.chat_template import TemplateFailed
 from simpo_jax.tokenizer.chat_template import render as render_template
-from simpo_jax.tokenizer.end_tokens import end_tokens, generation_end_tokens
+from simpo_jax.tokenizer.end_tokens import (
+  Declared,
+  check_ends,
+  end_tokens,
+  folder_end_tokens,
+  turn_end,
+)
+from simpo_jax.tokenizer.folder_backend import CONFIG, JSON, MISTRALS, MODEL, folder_backend
 from simpo_jax.tokenizer.gguf_metadata import without_torch
-from simpo_jax.tokenizer.gguf_split import apply_split, split_named
-from simpo_jax.tokenizer.tokenizer import NO_VARIABLES, Tokenizer
+from simpo_jax.tokenizer.gguf_tokenizer import gguf_tokenizer
+from simpo_jax.tokenizer.tokenizer import NO_VARIABLES, Render, Tokenizer
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_READ = (JSON, CONFIG, MODEL, "vocab.json")
+_HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model*")
 _NO_LIMIT = int(1e30)
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:
   """Whether a folder contains tokenizer files."""
-  return any((folder / name).exists() for name in _TOKENIZER_FILES)
+  return any((folder / name).exists() for name in (*_READ, *MISTRALS))
 
 
-def load_local(
-  folder: pathlib.Path, gguf_file: str | None, date: str, template: str | None
-) -> Tokenizer:
-  """Loads the tokenizer of a folder, or of a GGUF file in it.
+def load_gguf(path: pathlib.Path, date: str, template: str | None) -> Tokenizer:
+  """Loads the tokenizer of a GGUF file.
 
   Args:
-    gguf_file: the name of the GGUF file; None: the folder has tokenizer files.
     date: current time for the chat template, ISO 8601.
     template: replaces the tokenizer's chat template.
 
   Raises:
     UserError: no tokenizer can be read.
   """
-  origin = str(folder / (gguf_file or ""))
-  try:
-    with _panic_as_user_error(origin):
-      hf = auto_tokenizer(str(folder), gguf_file)
-    # A GGUF stores its end tokens; a JSON file in the same folder may be of another model.
-    eos = [] if gguf_file else generation_end_tokens(folder / "generation_config.json")
-    return _from_transformers(hf, eos, origin, date, template)
-  except UserError:
-    raise
-  # The type depends on which file is missing or broken.
-  except Exception as error:
-    raise UserError(
-      f"no tokenizer can be read from {origin} ({first_line(error)});"
-      " it needs tokenizer.json and tokenizer_config.json, or to be a complete .gguf"
-    ) from error
+  origin = str(path)
+  with _as_user_error(origin):
+    # A GGUF states its end tokens; a JSON file in the same folder may be of another model.
+    found = gguf_tokenizer(path)
+    ends = Declared(found.ends, [])
+    return _from_transformers(found.hf, found.hf.backend_tokenizer, ends, origin, date, template)
+
+
+def load_folder(
+  folder: pathlib.Path, date: str, template: str | None, origin: str = ""
+) -> Tokenizer:
+  """Loads the tokenizer of a folder; see `load_gguf`.
+
+  Args:
+    origin: what the user named, for error messages; "": the folder.
+  """
+  origin = origin or str(folder)
+  with _as_user_error(origin):
+    found = [name for name in MISTRALS if (folder / name).is_file()]
+    if found and not any((folder / name).is_file() for name in (JSON, MODEL, "vocab.json")):
+      raise UserError(
+        f"{origin} has its tokenizer in {found[0]}, a format of mistral-common, which is not "
+        f"supported; get {JSON} and {CONFIG} of this model in Hugging Face's format"
+      )
+    hf = _from_pretrained(str(folder))
+    backend = folder_backend(folder, origin, hf)
+    return _from_transformers(hf, backend, folder_end_tokens(folder), origin, date, template)
 
 
 def load_hub(name: str, date: str, template: str | None) -> Tokenizer:
-  """Loads the tokenizer of a hub id; see `load_local`."""
+  """Loads the tokenizer of a hub id; see `load_gguf`."""
+  import huggingface_hub
+
   try:
-    with _panic_as_user_error(name):
-      hf = auto_tokenizer(name)
-    config = _hub_generation_config(name)
-    return _from_transformers(
-      hf, generation_end_tokens(config) if config else [], name, date, template
-    )
-  except UserError:
-    raise
+    folder = huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES))
   # No network, an unknown name, no permission: each library raises its own types.
   except Exception as error:
     raise UserError(
       f"{name} is neither a folder here nor a model that can be fetched"
       f" ({first_line(error)}); check the name, or download it and give the folder"
     ) from error
+  return load_folder(pathlib.Path(folder), date, template, name)
 
 
-def _hub_generation_config(name: str) -> pathlib.Path | None:
-  import huggingface_hub
-  from huggingface_hub.errors import EntryNotFoundError
-
-  try:
-    return pathlib.Path(huggingface_hub.hf_hub_download(name, "generation_config.json"))
-  except EntryNotFoundError:
-    return None
-
-
-def auto_tokenizer(origin: str, gguf_file: str | None = None) -> Any:
-  """Loads a transformers tokenizer, that of a GGUF file with its pre-tokenization.
+def encode_earlier(path: pathlib.Path) -> Callable[[str], list[int]]:
+  """Returns the `encode` of earlier versions, which left a model's text to transformers' classes.
 
   Args:
-    origin: a folder or a hub id.
-    gguf_file: the name of a GGUF file in the folder.
-
-  Raises:
-    UserError: the GGUF's pre-tokenization is missing or unknown; see `gguf_split.split_named`.
-    ValueError, OSError: the GGUF is damaged. Other errors of transformers pass through.
+    path: of a GGUF file, whose pre-tokenization the first versions ignored, or of a folder.
   """
-  if gguf_file is None:
-    return _from_pretrained(origin)
-  path = pathlib.Path(origin, gguf_file)
-  split = split_named(path, check_header(path))
-  with without_torch():
-    hf = _from_pretrained(origin, gguf_file=gguf_file)
-  if split:
-    apply_split(hf, split)
-  return hf
-
-
-def encode_unsplit(path: pathlib.Path) -> Callable[[str], list[int]]:
-  """Returns the `encode` of a GGUF without its pre-tokenization, as in earlier versions."""
-  with without_torch():
-    hf = _from_pretrained(str(path.parent), gguf_file=path.name)
+  if path.is_file():
+    with without_torch():
+      hf = _from_pretrained(str(path.parent), gguf_file=path.name)
+  else:
+    hf = _from_pretrained(str(path))
   return lambda text: list(hf.encode(text, add_special_tokens=False))
 
 
@@ -124,23 +113,61 @@ def _from_pretrained(origin: str, **options: Any) -> Any:
 
 
 def _from_transformers(
-  hf: Any, generation_eos: list[int], origin: str, date: str, template: str | None
+  hf: Any,
+  backend: tokenizers.Tokenizer,
+  ends: Declared,
+  origin: str,
+  date: str,
+  template: str | None,
 ) -> Tokenizer:
+  """Joins what a class of transformers names with what encodes and decodes.
+
+  Args:
+    hf: names special tokens and has the chat template.
+    backend: encodes and decodes.
+    ends: end tokens of the model's files.
+  """
   template, tool_template = _templates(hf, template, origin)
-  vocab = hf.get_vocab()
-  eos_ids = end_tokens(hf.eos_token_id, generation_eos, template or "", vocab)
+  vocab = backend.get_vocab()
+  vocab_size = max(vocab.values()) + 1  # ids may have gaps
+  bos, eos, pad = (vocab.get(n) for n in (hf.bos_token, hf.eos_token, hf.pad_token))
+  earlier = end_tokens(eos, ends.earlier, template or "", vocab)
+  eos_ids = tuple(dict.fromkeys([*earlier, *ends.ids]))
   if not eos_ids:
     raise UserError(f"the tokenizer of {origin} has no end token; set eos_token in it")
+  check_ends(eos_ids, vocab_size, origin)
 
   def encode(text: str) -> list[int]:
     with _panic_as_user_error(origin):
-      return list(hf.encode(text, add_special_tokens=False))
+      return backend.encode(text, add_special_tokens=False).ids
 
   def decode(ids: Sequence[int]) -> str:
     with _panic_as_user_error(origin):
-      return hf.decode(
-        [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
-      )
+      return backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+  with _panic_as_user_error(origin):
+    begun = backend.encode("a").ids
+  return Tokenizer(
+    encode=encode,
+    decode=decode,
+    escape=lambda text: text,
+    render=_renderer(template, tool_template, hf.special_tokens_map, origin, date),
+    bos_id=bos,
+    eos_ids=eos_ids,
+    pad_id=eos_ids[0] if pad is None else pad,
+    vocab_size=vocab_size,
+    chat_template=template,
+    adds_bos=bos is not None and begun[:1] == [bos],
+    token_bytes=lambda: _token_bytes(backend, vocab_size),
+    turn_end=turn_end(eos_ids[0], template or "", vocab),
+    later_ends=tuple(i for i in eos_ids if i not in earlier),
+  )
+
+
+def _renderer(
+  template: str | None, tool_template: str | None, names: Mapping[str, Any], origin: str, date: str
+) -> Render:
+  """Returns `Tokenizer.render`; names: of special tokens, such as bos_token, for the template."""
 
   def render(
     messages: Sequence[Message],
@@ -164,25 +191,9 @@ def _from_transformers(
     if taken := sorted(variables.keys() & (given.keys() - {"documents"})):
       raise TemplateFailed(f"chat_template_kwargs cannot set {taken[0]}")
     source = tool_template if tools is not None and tool_template else template
-    return render_template(source, {**hf.special_tokens_map, **given, **variables}, origin, date)
+    return render_template(source, {**names, **given, **variables}, origin, date)
 
-  bos = hf.bos_token_id
-  vocab_size = max(vocab.values()) + 1  # ids may have gaps
-  with _panic_as_user_error(origin):
-    with_specials = list(hf.encode("a"))
-  return Tokenizer(
-    encode=encode,
-    decode=decode,
-    escape=lambda text: text,
-    render=render,
-    bos_id=bos,
-    eos_ids=eos_ids,
-    pad_id=eos_ids[0] if hf.pad_token_id is None else hf.pad_token_id,
-    vocab_size=vocab_size,
-    chat_template=template,
-    adds_bos=bos is not None and with_specials[:1] == [bos],
-    token_bytes=lambda: _token_bytes(hf, vocab_size),
-  )
+  return render
 
 
 def _template_message(message: Message) -> Message:
@@ -210,6 +221,22 @@ def _templates(hf: Any, given: str | None, origin: str) -> tuple[str | None, str
 
 
 @contextlib.contextmanager
+def _as_user_error(origin: str):
+  """Converts the errors of libraries that read a tokenizer."""
+  try:
+    with _panic_as_user_error(origin):
+      yield
+  except UserError:
+    raise
+  # The type depends on which file is missing or broken.
+  except Exception as error:
+    raise UserError(
+      f"no tokenizer can be read from {origin} ({first_line(error)});"
+      f" it needs {JSON} and {CONFIG}, or to be a complete .gguf"
+    ) from error
+
+
+@contextlib.contextmanager
 def _panic_as_user_error(origin: str):
   """Converts a panic of the tokenizers library (Rust), which is not an `Exception`."""
   try:
@@ -222,12 +249,14 @@ def _panic_as_user_error(origin: str):
     ) from error
 
 
-def _token_bytes(hf: Any, vocab_size: int) -> list[bytes]:
-  byte_level = "ByteLevel" in hf.backend_tokenizer.to_str()
-  added = hf.added_tokens_decoder  # stored as plain text, not as byte spellings
+def _token_bytes(backend: tokenizers.Tokenizer, vocab_size: int) -> list[bytes]:
+  byte_level = "ByteLevel" in backend.to_str()
+  added = backend.get_added_tokens_decoder()  # stored as plain text, not as byte spellings
   return [
-    added[i].content.encode() if i in added else _token_to_bytes(token or "", byte_level)
-    for i, token in enumerate(hf.convert_ids_to_tokens(range(vocab_size)))
+    added[i].content.encode()
+    if i in added
+    else _token_to_bytes(backend.id_to_token(i) or "", byte_level)
+    for i in range(vocab_size)
   ]
 
 

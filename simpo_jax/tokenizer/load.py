@@ -7,7 +7,7 @@ from simpo_jax.models.source import Kind, parse_source
 from simpo_jax.settings import Settings
 from simpo_jax.storage.paths import nearest_files, plain
 from simpo_jax.tokenizer.chat_template import TemplateFailed
-from simpo_jax.tokenizer.huggingface import has_tokenizer, load_hub, load_local
+from simpo_jax.tokenizer.huggingface import has_tokenizer, load_folder, load_gguf, load_hub
 from simpo_jax.tokenizer.tokenizer import Tokenizer, byte_tokenizer, with_empty_system
 
 
@@ -80,8 +80,8 @@ def load_tokenizer(source: str, date: str = "", template: str | None = None) -> 
   if path is None or (kind is Kind.RANDOM and not has_tokenizer(path)):
     return _byte_tokenizer(template)
   if kind is Kind.GGUF:
-    return load_local(path.parent, path.name, date, template)
-  return load_local(path, None, date, template)
+    return load_gguf(path, date, template)
+  return load_folder(path, date, template)
 
 
 def _byte_tokenizer(template: str | None) -> Tokenizer:

@@ -56,6 +56,10 @@ class Tokenizer:
     eos_ids: all ids that end a turn or a text; the tokenizer's EOS comes first.
     adds_bos: whether transformers' `encode` adds BOS to plain text by default.
     token_bytes: () -> the bytes of each id (its name for a special token).
+    turn_end: the one of `eos_ids` that ends a turn of the chat template; for a conversation whose
+      template writes none (plain text ends with `eos_ids[0]`).
+    later_ends: those of `eos_ids` that earlier versions did not know. The identity of a run leaves
+      them out, so that runs of these versions resume.
   """
 
   encode: Callable[[str], list[int]]
@@ -69,6 +73,8 @@ class Tokenizer:
   chat_template: str | None
   adds_bos: bool
   token_bytes: Callable[[], list[bytes]]
+  turn_end: int
+  later_ends: tuple[int, ...] = ()
 
 
 def encode_with_bos(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -141,4 +147,5 @@ def byte_tokenizer() -> Tokenizer:
     chat_template=TEMPLATE,
     adds_bos=True,
     token_bytes=lambda: [bytes([i]) for i in range(256)] + [s.encode() for s in SPECIAL_IDS],
+    turn_end=SPECIAL_IDS[END],
   )

@@ -95,7 +95,7 @@ SHARDED = {"config.json": json_text(CONFIG), **_SHARDS, INDEX_NAME: json_text(IN
 
 # --- GGUF --------------------------------------------------------------------------------
 
-_SCALARS = {"I": 4, "i": 5, "f": 6}  # the format's numbers of types
+_SCALARS = {"I": 4, "i": 5, "f": 6, "?": 7}  # the format's numbers of types
 _STRING, _ARRAY = 8, 9
 F32, Q8_0 = 0, 8
 _TOKENS = ["<s>", "</s>", *"abcdefgh", "ab", "\u0120", *map(str, range(V - 12))]

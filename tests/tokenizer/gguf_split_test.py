@@ -21,7 +21,7 @@ from simpo_jax.runtime.fingerprint import SPLIT, model_fields
 from simpo_jax.settings import Settings
 from simpo_jax.tokenizer.gguf_metadata import without_torch
 from simpo_jax.tokenizer.gguf_split import SPLITS, apply_split, split_named
-from simpo_jax.tokenizer.huggingface import encode_unsplit
+from simpo_jax.tokenizer.huggingface import encode_earlier
 from simpo_jax.tokenizer.load import load_tokenizer
 from support.folders import GOLDEN
 from support.hf_models import load
@@ -79,7 +79,7 @@ def ours(small):
 
   @functools.cache
   def of(split):
-    apply_split(hf, split)
+    apply_split(hf.backend_tokenizer, split)
     found = hf.backend_tokenizer.encode_batch(_texts(), add_special_tokens=False)
     return [digest(encoding.ids) for encoding in found]
 
@@ -160,12 +160,14 @@ def _as_saved_before(path):
 @pytest.mark.program
 def test_a_run_of_the_old_split_is_told_what_changed(small, tmp_path):
   path = small("smollm")
-  tokenizer, old = load_tokenizer(str(path)), encode_unsplit(path)
+  tokenizer, old = load_tokenizer(str(path)), encode_earlier(path)
   assert old(" 12") != tokenizer.encode(" 12"), "it was GPT-2's"
   run = save(tmp_path / "run", path, load(path)[1], identity=_as_saved_before(path))
-  message = r"step_000003 is of an earlier version .*tokenizer.ggml.pre of .*smollm.gguf says, so "
+  message = r"step_000003 is of an earlier version .*split text as .*smollm.gguf says, so "
   for read in (saved_run.open_run, lambda workdir: export_run(workdir, tmp_path / "out")):
-    with pytest.raises(UserError, match=f"{message}.*; --force uses the split that the file names"):
+    with pytest.raises(
+      UserError, match=f"{message}.*; --force uses the split that the model's files name"
+    ):
       read(run)
   assert saved_run.open_run(run, force=True).tokenizer.encode(" 12") == tokenizer.encode(" 12")
   now: Any = types.SimpleNamespace(program=None, model=open_model(str(path)), tokenizer=tokenizer)
