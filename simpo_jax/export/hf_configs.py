@@ -8,7 +8,7 @@ from typing import Any
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.export.byte_tokenizer import hf_byte_tokenizer
 from simpo_jax.models.config import ModelConfig, RopeScaling
-from simpo_jax.models.hf_config import from_hf
+from simpo_jax.models.hf_config import QUANTIZATION_FIELDS, from_hf
 from simpo_jax.models.weights import OpenModel
 from simpo_jax.storage.paths import escapes_folder
 from simpo_jax.tokenizer.huggingface import auto_tokenizer, has_tokenizer
@@ -19,8 +19,9 @@ _COPIED = (
   "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja",
   "chat_template*", "additional_chat_templates/*", "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
-# Dropped from the base model's config: a reference to code that is not copied, and a local path.
-_DROPPED = ("auto_map", "_name_or_path")
+# Dropped from the base model's config: a reference to code that is not copied, a local path, and
+# how the weights were quantized once.
+_DROPPED = ("auto_map", "_name_or_path", *QUANTIZATION_FIELDS)
 _IGNORED = ("is_local", "local_files_only")  # of tokenizer_config.json; not the tokenizer's
 # Names that transformers 5 writes, and the equivalents that older versions know.
 _TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
@@ -30,11 +31,14 @@ def hf_config(model: OpenModel, tokenizer: Tokenizer, dtype: str) -> dict[str, A
   """config.json: the base model's if it has one, else made from its `ModelConfig`."""
   if model.path is not None and model.path.is_dir():
     found = _read_json(model.path / "config.json")
-    config = {name: value for name, value in found.items() if name not in _DROPPED}
+    config = _kept(found, model)
   else:
-    config = {**to_hf(model.config), **_special_ids(tokenizer)}
+    config = {**to_hf(model.config), **_kept(_special_ids(tokenizer), model)}
     assert from_hf(config) == model.config, "to_hf leaves something out"
-  config.setdefault("architectures", [f"{model.config.model_type.capitalize()}ForCausalLM"])
+  # The source's own may be that of its base model, saved without the head.
+  config["architectures"] = [f"{model.config.model_type.capitalize()}ForCausalLM"]
+  if from_hf(config).tie_word_embeddings != model.config.tie_word_embeddings:
+    config["tie_word_embeddings"] = model.config.tie_word_embeddings
   # transformers 5 writes `dtype`; all versions read `torch_dtype`.
   names = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]
   return {**config, **dict.fromkeys(names, dtype)}
@@ -89,12 +93,23 @@ def generation_config(model: OpenModel, tokenizer: Tokenizer) -> dict[str, Any]:
   found = {}
   if model.path is not None and (model.path / "generation_config.json").is_file():
     found = _read_json(model.path / "generation_config.json")
-  eos = list(tokenizer.eos_ids)
+  eos = [i for i in tokenizer.eos_ids if i < model.config.vocab_size]
   return {
-    **_special_ids(tokenizer),
-    **{name: value for name, value in found.items() if name not in _DROPPED},
+    **_kept(_special_ids(tokenizer), model),
+    **_kept(found, model),
     "eos_token_id": eos if len(eos) > 1 else eos[0],
   }
+
+
+def _kept(config: dict[str, Any], model: OpenModel) -> dict[str, Any]:
+  """The fields that still hold; transformers loads no model whose pad_token_id has no row."""
+  rows = model.config.vocab_size
+
+  def holds(name: str, value: Any) -> bool:
+    beyond = name.endswith("_token_id") and type(value) is int and value >= rows
+    return name not in _DROPPED and not beyond
+
+  return {name: value for name, value in config.items() if holds(name, value)}
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -142,7 +157,7 @@ def write_tokenizer(folder: pathlib.Path, model: OpenModel) -> None:
     hf = auto_tokenizer(str(path.parent), gguf_file=path.name)
   else:
     hf = hf_byte_tokenizer()
-  hf.model_max_length = model.config.max_position_embeddings
+  hf.model_max_length = model.config.context
   hf.save_pretrained(folder)
   written = folder / "tokenizer_config.json"
   config = {name: value for name, value in _read_json(written).items() if name not in _IGNORED}

@@ -9,7 +9,7 @@ import json
 import pathlib
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import jax
@@ -21,11 +21,13 @@ from jax.typing import DTypeLike
 from simpo_jax.errors import UserError
 from simpo_jax.models import gguf, safetensors
 from simpo_jax.models.config import EMBEDDED, ModelConfig
-from simpo_jax.models.hf_config import from_hf
+from simpo_jax.models.hf_config import config_notes, from_hf, quantization_of
 from simpo_jax.models.llama import Params, Tensor, tensors
 from simpo_jax.models.lora import Lora, all_tensors
-from simpo_jax.models.safetensors import Index, Read
+from simpo_jax.models.safetensors import Index, Read, Weights
 from simpo_jax.models.source import Kind, parse_source
+from simpo_jax.models.tensor_names import plain_names
+from simpo_jax.models.tying import UNTIED, untied_if_different
 
 INIT_STD = 0.02
 # Weights in other formats in the same repository are not downloaded.
@@ -43,12 +45,14 @@ class OpenModel(NamedTuple):
     path: the local folder or .gguf file, which also has the tokenizer; None if embedded.
     read: `read(hf_name, index)` reads a slice of a tensor by its Hugging Face name, in
       Hugging Face's layout and any float dtype; None: random weights.
+    notes: what is read otherwise than its files say, for the user.
   """
 
   name: str
   config: ModelConfig
   path: pathlib.Path | None
   read: Read | None
+  notes: tuple[str, ...] = ()
 
 
 def open_model(source: str) -> OpenModel:
@@ -63,16 +67,27 @@ def open_model(source: str) -> OpenModel:
     return OpenModel(source, EMBEDDED, None, None)
   path = path or _fetched(source)
   if kind is Kind.RANDOM:
-    return OpenModel(source, read_config(path), path, None)
-  if kind is Kind.GGUF:
-    config, weights = gguf.open_gguf(path)
-  else:
-    if not (path / "config.json").is_file() and (ggufs := sorted(path.glob("*.gguf"))):
-      raise UserError(f"{path} holds GGUF files: name one, such as {ggufs[0]}")
     config = read_config(path)
-    weights = safetensors.open_folder(path)
+    return OpenModel(source, config, path, None, tuple(config_notes(_config_of(path))))
+  config, weights = gguf.open_gguf(path) if kind is Kind.GGUF else _open_folder(path)
   _check(config, weights.shapes, path)
-  return OpenModel(source, config, path, weights.read)
+  return OpenModel(source, config, path, weights.read, weights.notes)
+
+
+def _open_folder(path: pathlib.Path) -> tuple[ModelConfig, Weights]:
+  """Opens a Hugging Face folder: its config, as its weights ask for it, and the weights."""
+  if not (path / "config.json").is_file() and (ggufs := sorted(path.glob("*.gguf"))):
+    raise UserError(f"{path} holds GGUF files: name one, such as {ggufs[0]}")
+  declared, hf = read_config(path), _config_of(path)
+  quantization = quantization_of(hf)
+  weights = plain_names(safetensors.open_folder(path, quantization), str(path))
+  config = untied_if_different(declared, weights)
+  notes = [*weights.notes, *config_notes(hf)]
+  if config.tie_word_embeddings != declared.tie_word_embeddings:
+    notes.append(UNTIED)
+  if quantization:
+    notes.append(f"its weights are not quantized; its quantization ({quantization}) is ignored")
+  return config, weights._replace(notes=tuple(notes))
 
 
 def load_params(
@@ -226,12 +241,17 @@ def _listed(names: list[str]) -> str:
 def read_config(folder: pathlib.Path) -> ModelConfig:
   """Reads the architecture from a folder's config.json; raises UserError."""
   path = folder / "config.json"
-  if not path.is_file():  # reading a pipe would block forever
-    raise UserError(f"{folder} holds no config.json; name a Hugging Face model's folder")
   try:
-    return from_hf(json.loads(path.read_text()), str(path))
+    return from_hf(_config_of(folder), str(path))
   except (ValueError, TypeError, AttributeError, RecursionError, OSError) as e:
     raise UserError(f"{path} is not a model's config ({e}); get it again") from e
+
+
+def _config_of(folder: pathlib.Path) -> dict[str, Any]:
+  path = folder / "config.json"
+  if not path.is_file():  # reading a pipe would block forever
+    raise UserError(f"{folder} holds no config.json; name a Hugging Face model's folder")
+  return json.loads(path.read_text())
 
 
 def _fetched(source: str) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """Resolves a config into what a run needs: model, data, prompts and program sizes."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from simpo_jax.data.mixture import Mixture
 from simpo_jax.data.prompts import load_prompts
 from simpo_jax.data.skip_report import SkipReport
 from simpo_jax.data.types import PairTokens
-from simpo_jax.errors import UserError
+from simpo_jax.errors import UserError, shown
 from simpo_jax.generate.kv_pool_size import Pool
 from simpo_jax.generate.requests import empty_requests, make_requests, pack_requests
 from simpo_jax.generate.stop_automaton import stop_automaton
@@ -53,8 +54,8 @@ def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> Resol
     UserError: a field, file, model or prompt cannot be used.
   """
   model = open_model(config.model.source)
-  tokenizer = run_tokenizer(config, date)
-  check_vocabulary(tokenizer, model)
+  tokenizer, notes = within_vocabulary(run_tokenizer(config, date), model)
+  model = model._replace(notes=(*model.notes, *notes))
   train_pairs, eval_pairs, skips = load_data(config, tokenizer, evaluates(config))
   prompts = load_prompts(config.generate, tokenizer) if generates(config) else []
   requests = make_requests(prompts, config.generate)
@@ -81,13 +82,39 @@ def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> Resol
   )
 
 
-def check_vocabulary(tokenizer: Tokenizer, model: OpenModel) -> None:
-  """Raises a UserError if the tokenizer has more tokens than the model's vocabulary."""
-  if tokenizer.vocab_size > model.config.vocab_size:
+def within_vocabulary(tokenizer: Tokenizer, model: OpenModel) -> tuple[Tokenizer, tuple[str, ...]]:
+  """Returns a tokenizer that encodes no token without a row in the embedding; and notes.
+
+  Special tokens without a row are accepted, such as a "[PAD]" that was added for batches of equal
+  length: no text becomes one, unless it spells it out. `encode` refuses such a text.
+
+  Raises:
+    UserError: other tokens have no row, or the token that begins or ends every text has none.
+  """
+  rows, encode = model.config.vocab_size, tokenizer.encode
+  extra = range(rows, tokenizer.vocab_size)
+  if not extra:
+    return tokenizer, ()
+  always = (tokenizer.eos_ids[0], tokenizer.bos_id if tokenizer.adds_bos else None)
+  if any(i in extra for i in always) or any(tokenizer.decode([i]) for i in extra):
     raise UserError(
       f"the tokenizer of {model.name} has {tokenizer.vocab_size} tokens, the model only "
-      f"{model.config.vocab_size}; use the tokenizer that belongs to the model"
+      f"{rows}; use the tokenizer that belongs to the model"
     )
+
+  def encode_within(text: str) -> list[int]:
+    ids = encode(text)
+    if (largest := max(ids, default=0)) >= rows:
+      name = tokenizer.token_bytes()[largest].decode(errors="replace")
+      raise UserError(
+        f"the text {shown(text)!r} has token {largest}, {name}, and the embedding of "
+        f"{model.name} only {rows} rows; remove it from the text or the chat template"
+      )
+    return ids
+
+  special = "special token" if len(extra) == 1 else "special tokens"
+  note = f"{len(extra)} {special} of its tokenizer are beyond its embedding; no text may hold them"
+  return dataclasses.replace(tokenizer, encode=encode_within), (note,)
 
 
 def stops_of(generate: GenerateSettings, model: OpenModel, tokenizer: Tokenizer) -> np.ndarray:
@@ -101,7 +128,7 @@ def stops_of(generate: GenerateSettings, model: OpenModel, tokenizer: Tokenizer)
 
 
 def _check_context(config: Settings, model: OpenModel, requests: list[Request]) -> None:
-  limit = model.config.max_position_embeddings
+  limit = model.config.context
   if config.data.max_length > limit:
     raise UserError(
       f"--config.data.max_length={config.data.max_length} exceeds the model's "

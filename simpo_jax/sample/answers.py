@@ -127,7 +127,7 @@ def usable_prompts(loaded: LoadedModel, say: Callable[[str], None]) -> list[Prom
   Raises:
     UserError: no prompt is usable.
   """
-  config, limit = loaded.config.generate, loaded.model.config.max_position_embeddings
+  config, limit = loaded.config.generate, loaded.model.config.context
   skipped, prompts = [], []
   for prompt in load_prompts(config, loaded.tokenizer, skipped):
     [budget] = {request.budget for request in make_requests([prompt], config)}
