@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from simpo_jax.checkpoint.layout import positions, read_metadata, verify
 from simpo_jax.checkpoint.resume import checkpoints_folder
 from simpo_jax.checkpoint.split_change import check_split
+from simpo_jax.checkpoint.tie_change import as_trained
 from simpo_jax.config import flatten, replace_fields
 from simpo_jax.config_check import kind_problem
 from simpo_jax.errors import UserError, one_line
@@ -61,6 +62,7 @@ def open_run(
   except UserError as e:
     raise UserError(f"{e}; give the current location of the run's base model with --source") from e
   identity = metadata.get("identity", {})
+  model = as_trained(model, identity)
   if not force:
     remedy = "--force uses the split that the file names, with which the base model was trained"
     check_split(checkpoint, identity, model, tokenizer, remedy)

@@ -112,8 +112,10 @@ def within_vocabulary(tokenizer: Tokenizer, model: OpenModel) -> tuple[Tokenizer
       )
     return ids
 
-  special = "special token" if len(extra) == 1 else "special tokens"
-  note = f"{len(extra)} {special} of its tokenizer are beyond its embedding; no text may hold them"
+  note = (
+    f"its embedding has no row for {len(extra)} special token(s) of its tokenizer; a text that "
+    "holds one is refused"
+  )
   return dataclasses.replace(tokenizer, encode=encode_within), (note,)
 
 
