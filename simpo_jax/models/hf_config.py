@@ -176,7 +176,12 @@ def _rope(fields: _Fields) -> dict[str, Any]:
   length before scaling is the config's own field first.
   """
   hf, original = fields.hf, "original_max_position_embeddings"
-  rope = _of_all_layers(fields, hf.get("rope_scaling") or hf.get("rope_parameters") or {})
+  rope: dict[str, Any] = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+  if nested := [name for name, part in rope.items() if isinstance(part, dict)]:
+    raise fields.error(
+      f"rope settings by the kind of layer ({', '.join(nested)}) are not supported; "
+      "only one setting for all layers is"
+    )
   if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor") or 1.0) != 1.0:
     raise fields.error("partial_rotary_factor is not supported; whole heads are rotated")
   return {
@@ -185,19 +190,6 @@ def _rope(fields: _Fields) -> dict[str, Any]:
     **rope,
     **({original: hf[original]} if original in hf else {}),
   }
-
-
-def _of_all_layers(fields: _Fields, rope: dict[str, Any]) -> dict[str, Any]:
-  """The settings that all kinds of layers share, if they are nested by the kind of layer."""
-  if not any(isinstance(part, dict) for part in rope.values()):
-    return rope
-  first = next(iter(rope.values()))
-  if not first or any(part != first for part in rope.values()):
-    raise fields.error(
-      f"rope settings that differ by the kind of layer ({', '.join(rope)}) are not supported; only "
-      "one setting for all layers is"
-    )
-  return first
 
 
 def _gemma2(fields: _Fields, layers: int) -> dict[str, Any]:

@@ -115,11 +115,7 @@ def test_quantized_tensors(folder):
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ("partial_rotary_factor",)),
     (
       {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {}}},
-      ("differ by the kind of layer (full_attention, sliding_attention)",),
-    ),
-    (
-      {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "rope_theta": 1e6}},
-      ("differ by the kind of layer (full_attention, rope_theta)",),
+      ("by the kind of layer (full_attention, sliding_attention) are not supported",),
     ),
     (
       {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64},
