@@ -13,7 +13,7 @@ from simpo_jax.errors import UserError, one_line
 from simpo_jax.models.weights import OpenModel, open_model
 from simpo_jax.runtime.fingerprint import model_fields
 from simpo_jax.settings import FIELDS, Settings
-from simpo_jax.tokenizer.load import run_tokenizer
+from simpo_jax.tokenizer.of_model import tokenizer_of
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -58,7 +58,7 @@ def open_run(
     config = replace_fields(config, {"model.source": source} if source else {})
     model = open_model(config.model.source)
     # Chat templates that print the date get the run's, so prompts are the same as in the run.
-    tokenizer = run_tokenizer(config, metadata.get("date", ""))
+    tokenizer = tokenizer_of(model, config, metadata.get("date", ""))
   except UserError as e:
     raise UserError(f"{e}; give the current location of the run's base model with --source") from e
   identity = metadata.get("identity", {})

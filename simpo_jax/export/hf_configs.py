@@ -12,12 +12,14 @@ from simpo_jax.models.hf_config import QUANTIZATION_FIELDS, from_hf
 from simpo_jax.models.weights import OpenModel
 from simpo_jax.storage.paths import escapes_folder
 from simpo_jax.tokenizer.huggingface import auto_tokenizer, has_tokenizer
+from simpo_jax.tokenizer.of_model import tokenizer_path
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
-# Copied from the base model's folder: tokenizer files and licenses.
+# Copied from the source's folders: tokenizer files and licenses.
+_TERMS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 _COPIED = (
   "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja",
-  "chat_template*", "additional_chat_templates/*", "LICENSE*", "NOTICE*", "USE_POLICY*",
+  "chat_template*", "additional_chat_templates/*", *_TERMS,
 )  # fmt: skip
 # Dropped from the base model's config: a reference to code that is not copied, a local path, and
 # how the weights were quantized once.
@@ -126,33 +128,40 @@ def check_copied_files(model: OpenModel) -> None:
 
   Otherwise the author of the folder could choose a private file of this machine to be published.
   """
-  if model.path is None or not model.path.is_dir():
-    return
-  for name in ("config.json", "generation_config.json", *_copied(model.path)):
-    if escapes_folder(model.path, name):
+  configs = ("config.json", "generation_config.json")
+  own = [(model.path, name) for name in configs] if model.path and model.path.is_dir() else []
+  for folder, name in (*own, *_copied(model)):
+    if escapes_folder(folder, name):
       raise UserError(
-        f"{model.path / name} is a link out of its folder, and an export would publish what it "
+        f"{folder / name} is a link out of its folder, and an export would publish what it "
         "leads to; put the file itself in its place, or remove the link"
       )
 
 
-def _copied(path: pathlib.Path | None) -> list[str]:
-  """The files that an export copies, relative to the model's folder."""
-  if path is None or not path.is_dir() or not has_tokenizer(path):
+def _copied(model: OpenModel) -> list[tuple[pathlib.Path, str]]:
+  """The files that an export copies: a folder and a name in it. Later ones replace earlier ones."""
+  home, base = tokenizer_path(model), model.path
+  if home is None or base is None or not home.is_dir() or not has_tokenizer(home):
     return []
-  found = {p for kind in _COPIED for p in path.glob(kind) if p.is_file()}
-  return sorted(p.relative_to(path).as_posix() for p in found)
+  kinds = [(home, _COPIED)] if home == base else [(base, _TERMS), (home, _COPIED)]
+  return [
+    (folder, name)
+    for folder, globs in kinds
+    for name in sorted(
+      {p.relative_to(folder).as_posix() for kind in globs for p in folder.glob(kind) if p.is_file()}
+    )
+  ]
 
 
 def write_tokenizer(folder: pathlib.Path, model: OpenModel) -> None:
-  """Writes tokenizer files and chat template: copies the base model's, or makes equivalent ones."""
-  path = model.path
-  if path is not None and (copied := _copied(path)):
-    for name in copied:
+  """Writes tokenizer files and chat template: copies the source's, or makes equivalent ones."""
+  if copied := _copied(model):
+    for origin, name in copied:
       target = folder / name
       target.parent.mkdir(exist_ok=True)
-      shutil.copyfile(path / name, target)
+      shutil.copyfile(origin / name, target)
     return
+  path = model.path
   if path is not None and path.is_file():
     hf = auto_tokenizer(str(path.parent), gguf_file=path.name)
   else:

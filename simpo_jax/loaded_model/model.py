@@ -21,7 +21,7 @@ from simpo_jax.program.configure import compute_dtype, mesh_of
 from simpo_jax.runtime.resolve import within_vocabulary
 from simpo_jax.settings import MeshSettings, Settings
 from simpo_jax.storage.paths import plain
-from simpo_jax.tokenizer.load import run_tokenizer
+from simpo_jax.tokenizer.of_model import tokenizer_of
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 MODE = "host_data_parallel"  # with one host: the weights are sharded over all devices
@@ -85,7 +85,7 @@ def load_model(
       raise UserError(f"--step and --source are for the workdir of a run, which {name} is not")
     config, step = replace_fields(Settings(), {"model.source": name}), 0
     model = open_model(name)
-    tokenizer = run_tokenizer(config)
+    tokenizer = tokenizer_of(model, config)
     recommended = read_generation_config(model)
     limit = min(_NEW_TOKENS, model.config.context // 2)
     notes = [] if model.read else ["random weights"]

@@ -1,6 +1,12 @@
-"""The names that wrappers give to the tensors of a checkpoint, and the names of transformers."""
+"""The names of a checkpoint's tensors: as wrappers change them, and as its config declares them."""
+
+import pathlib
+
+import jax
 
 from simpo_jax.errors import UserError
+from simpo_jax.models.config import ModelConfig
+from simpo_jax.models.llama import Tensor, tensors
 from simpo_jax.models.safetensors import Index, Weights
 
 # Parts of a name: of DataParallel, torch.compile, FSDP, activation checkpointing, and of models
@@ -9,6 +15,7 @@ _WRAPPERS = (
   "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "language_model",
 )  # fmt: skip
 _BASE = "model."  # before the names of a causal LM's base model, which may be saved alone
+_SHOWN = 3  # names listed in one message
 _OF_BASE = ("embed_tokens", "layers", "norm")
 
 
@@ -23,7 +30,7 @@ def plain_names(weights: Weights, where: str) -> Weights:
   """
   stored: dict[str, str] = {}
   for name in weights.shapes:
-    plain = _plain(name)
+    plain = plain_name(name)
     if plain in stored:
       raise UserError(
         f"{where} holds both {stored[plain]} and {name}, which are the same tensor; remove one"
@@ -45,6 +52,42 @@ def _unwrapped(name: str) -> str:
   return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+  """Returns the name that transformers gives to a tensor, or to a module, of a causal LM."""
   name = _unwrapped(name)
   return f"{_BASE}{name}" if name.split(".")[0] in _OF_BASE else name
+
+
+def check_declared(config: ModelConfig, found: dict[str, tuple[int, ...]], path: pathlib.Path) -> None:
+  """Checks that a file has exactly the tensors of its config, including their shapes."""
+  expected: dict[str, tuple[int, ...]] = {}
+  declared: list[Tensor] = jax.tree.leaves(tensors(config))
+  for tensor in declared:
+    shape = tensor.shape[1:] if tensor.stacked else tensor.shape
+    shape = shape[::-1] if tensor.transposed else shape
+    for layer in range(config.num_hidden_layers if tensor.stacked else 1):
+      expected[tensor.hf_name.format(layer)] = shape
+  if missing := [name for name in expected if name not in found]:
+    raise UserError(f"{path} lacks {_listed(missing)}; get the whole checkpoint, or fix its config")
+  for name, shape in expected.items():
+    if found[name] != shape:
+      raise UserError(
+        f"{path}: {name} has shape {found[name]}, but its config asks for {shape}; "
+        "use the config that belongs to these weights"
+      )
+
+  def harmless(name: str) -> bool:  # a buffer of old checkpoints; a copy of the tied embedding
+    return name.endswith("rotary_emb.inv_freq") or (
+      name == "lm_head.weight" and config.tie_word_embeddings
+    )
+
+  if extra := [name for name in found if name not in expected and not harmless(name)]:
+    raise UserError(
+      f"{path} holds {_listed(extra)}, which a {config.model_type} model does not have; "
+      "use a plain checkpoint (adapters merged, nothing quantized)"
+    )
+
+
+def _listed(names: list[str]) -> str:
+  rest = f" and {len(names) - _SHOWN} more tensors" if len(names) > _SHOWN else ""
+  return ", ".join(names[:_SHOWN]) + rest

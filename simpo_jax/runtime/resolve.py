@@ -17,12 +17,14 @@ from simpo_jax.generate.kv_pool_size import Pool
 from simpo_jax.generate.requests import empty_requests, make_requests, pack_requests
 from simpo_jax.generate.stop_automaton import stop_automaton
 from simpo_jax.generate.types import Assignment, Request, Requests
+from simpo_jax.models.adapter_files import adapter_notes
+from simpo_jax.models.lora import make_lora
 from simpo_jax.models.weights import OpenModel, open_model
 from simpo_jax.program.config import ProgramConfig
 from simpo_jax.program.configure import mesh_of, program_config
 from simpo_jax.runtime.launch_schedule import evaluates, generates
 from simpo_jax.settings import GenerateSettings, Settings
-from simpo_jax.tokenizer.load import run_tokenizer
+from simpo_jax.tokenizer.of_model import tokenizer_of
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -53,9 +55,7 @@ def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> Resol
   Raises:
     UserError: a field, file, model or prompt cannot be used.
   """
-  model = open_model(config.model.source)
-  tokenizer, notes = within_vocabulary(run_tokenizer(config, date), model)
-  model = model._replace(notes=(*model.notes, *notes))
+  model, tokenizer = _open_model(config, date)
   train_pairs, eval_pairs, skips = load_data(config, tokenizer, evaluates(config))
   prompts = load_prompts(config.generate, tokenizer) if generates(config) else []
   requests = make_requests(prompts, config.generate)
@@ -80,6 +80,14 @@ def resolve(config: Settings, mesh: Mesh | None = None, date: str = "") -> Resol
     program=sized.program,
     date=date,
   )
+
+
+def _open_model(config: Settings, date: str) -> tuple[OpenModel, Tokenizer]:
+  """Opens the model, with all notes on it, and its tokenizer."""
+  model = open_model(config.model.source)
+  trained = adapter_notes(model.adapter, make_lora(config.train)) if model.adapter else ()
+  tokenizer, notes = within_vocabulary(tokenizer_of(model, config, date), model)
+  return model._replace(notes=(*model.notes, *trained, *notes)), tokenizer
 
 
 def within_vocabulary(tokenizer: Tokenizer, model: OpenModel) -> tuple[Tokenizer, tuple[str, ...]]:
