@@ -58,7 +58,9 @@ def plain_name(name: str) -> str:
   return f"{_BASE}{name}" if name.split(".")[0] in _OF_BASE else name
 
 
-def check_declared(config: ModelConfig, found: dict[str, tuple[int, ...]], path: pathlib.Path) -> None:
+def check_declared(
+  config: ModelConfig, found: dict[str, tuple[int, ...]], path: pathlib.Path
+) -> None:
   """Checks that a file has exactly the tensors of its config, including their shapes."""
   expected: dict[str, tuple[int, ...]] = {}
   declared: list[Tensor] = jax.tree.leaves(tensors(config))

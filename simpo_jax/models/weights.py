@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from simpo_jax.errors import UserError
 from simpo_jax.models import gguf, safetensors
 from simpo_jax.models.adapter_files import CONFIG as ADAPTER_CONFIG
+from simpo_jax.models.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from simpo_jax.models.adapter_files import Adapter, base_of, is_adapter, open_adapter
 from simpo_jax.models.config import EMBEDDED, ModelConfig
 from simpo_jax.models.hf_config import config_notes, from_hf, quantization_of
@@ -34,7 +35,7 @@ from simpo_jax.models.tying import UNTIED, untied_if_different
 INIT_STD = 0.02
 # Weights in other formats in the same repository are not downloaded.
 _HUB_FILES = (
-  "*.json", "model*.safetensors", "adapter_model.safetensors", "*.jinja", "*.txt", "tokenizer.model",
+  "*.json", "model*.safetensors", ADAPTER_WEIGHTS, "*.jinja", "*.txt", "tokenizer.model",
 )  # fmt: skip
 Bounds = tuple[tuple[int, int], ...]  # (start, stop) of a shard along every axis
 

@@ -192,7 +192,7 @@ def file_identity(path: pathlib.Path | None) -> str:
 
 
 def _adapter_identity(model: OpenModel) -> str:
-  """Digests of an adapter's files: its config has its scale. They are small enough to hash whole."""
+  """Digests of an adapter's files, hashed whole: they are small, and its config has its scale."""
   if model.adapter is None:
     return ""
   names = (adapter_files.CONFIG, adapter_files.WEIGHTS)

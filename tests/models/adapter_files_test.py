@@ -1,6 +1,5 @@
 """An adapter's folder as a model: the base model and the adapter, as the peft package adds them."""
 
-import json
 import shutil
 import types
 from typing import Any
@@ -17,19 +16,19 @@ from simpo_jax.loaded_model.model import load_model
 from simpo_jax.models import lora as adapters
 from simpo_jax.models.adapter_files import adapter_notes
 from simpo_jax.models.lora import Lora
-from simpo_jax.models.sharding import TRAIN_RULES, make_mesh, named
+from simpo_jax.models.sharding import make_mesh, named
 from simpo_jax.models.weights import load_params, open_model
 from simpo_jax.runtime.fingerprint import data_fields
+from simpo_jax.settings import Settings
 from simpo_jax.settings.train import LORA_TARGETS
 from simpo_jax.tokenizer.load import load_tokenizer
 from simpo_jax.tokenizer.of_model import tokenizer_of
-from simpo_jax.settings import Settings
 from support.hf_models import SOURCE_VOCAB, hf_logits, load, our_logits, save_llama
 from support.hf_tokenizers import CHATML, save_tokenizer
+from support.lora_models import save_adapter
 from support.saved_runs import save
 
 TOKENS = np.random.default_rng(0).integers(0, SOURCE_VOCAB, (2, 40), np.int32)
-LORA = Lora(4, 6.0, LORA_TARGETS)
 SOME = Lora(3, 8.0, ("q_proj", "down_proj"))
 
 
@@ -38,28 +37,6 @@ def base(tmp_path_factory):
   folder = tmp_path_factory.mktemp("base")
   save_llama(folder, vocab_size=SOURCE_VOCAB)
   save_tokenizer(folder, generation={"eos_token_id": [1004]})
-  return folder
-
-
-def write(folder, base, lora=LORA, layers=(0, 1), **changes):
-  """An adapter's folder as the peft package writes it, both factors random; without it."""
-  cfg, rng, tensors = open_model(str(base)).config, np.random.default_rng(1), {}
-  for tensor in adapters.all_tensors(cfg, lora)["lora"].values():
-    for layer in layers:
-      value = rng.normal(size=tensor.shape[:0:-1]).astype(np.float32) * 0.15
-      tensors[tensor.hf_name.format(layer)] = value
-  folder.mkdir(exist_ok=True)
-  save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-  config = {
-    "peft_type": "LORA",
-    "task_type": "CAUSAL_LM",
-    "base_model_name_or_path": str(base),
-    "r": lora.rank,
-    "lora_alpha": lora.alpha,
-    "target_modules": list(lora.targets),
-    "bias": "none",
-  }
-  (folder / "adapter_config.json").write_text(json.dumps(config | changes))
   return folder
 
 
@@ -87,7 +64,7 @@ def check_logits(folder, base):
   ids=("all", "rslora", "some", "one layer", "all-linear"),
 )
 def test_logits_are_those_of_peft(how, base, tmp_path):
-  check_logits(write(tmp_path / "adapter", base, **how), base)
+  check_logits(save_adapter(tmp_path / "adapter", base, **how), base)
 
 
 @pytest.mark.model
@@ -129,7 +106,7 @@ def params_of(model, lora):
 
 def test_training_goes_on_from_the_file(base, tmp_path):
   """The weights are the base model's, and the factors those of the file."""
-  folder = write(tmp_path / "adapter", base, SOME)
+  folder = save_adapter(tmp_path / "adapter", base, SOME)
   model = open_model(str(folder))
   assert model.adapter and adapter_notes(model.adapter, SOME) == ("its adapters go on training",)
   params, plain = params_of(model, SOME), params_of(open_model(str(base)), None)
@@ -143,7 +120,7 @@ def test_training_goes_on_from_the_file(base, tmp_path):
 
 def test_settings_must_be_those_of_the_file(base, tmp_path):
   def adapter(**how):
-    found = open_model(str(write(tmp_path / "adapter", base, **how))).adapter
+    found = open_model(str(save_adapter(tmp_path / "adapter", base, **how))).adapter
     assert found
     return found
 
@@ -153,7 +130,11 @@ def test_settings_must_be_those_of_the_file(base, tmp_path):
     r"--config.train.lora_rank=3 --config.train.lora_alpha=8.0 "
     r"--config.train.lora_targets=\"\('q_proj','down_proj'\)\"; or --config.train.lora_rank=0"
   )
-  for other in (SOME._replace(rank=4), SOME._replace(alpha=9.0), SOME._replace(targets=("q_proj",))):
+  for other in (
+    SOME._replace(rank=4),
+    SOME._replace(alpha=9.0),
+    SOME._replace(targets=("q_proj",)),
+  ):
     with pytest.raises(UserError, match=flags):
       adapter_notes(adapter(lora=SOME), other)
   rslora = adapter(lora=Lora(4, 6.0, LORA_TARGETS), use_rslora=True)
@@ -191,20 +172,20 @@ def test_settings_must_be_those_of_the_file(base, tmp_path):
   ),
 )
 def test_what_is_refused(changes, message, base, tmp_path):
-  folder = write(tmp_path / "adapter", base, **changes)
+  folder = save_adapter(tmp_path / "adapter", base, **changes)
   with pytest.raises(UserError, match=message) as e:
     open_model(str(folder))
   assert str(folder) in str(e.value)
 
 
 def test_damaged_and_doubtful_folders(base, tmp_path):
-  folder = write(tmp_path / "adapter", base)
+  folder = save_adapter(tmp_path / "adapter", base)
 
   def refused(message):
     with pytest.raises(UserError, match=message):
       open_model(str(folder))
 
-  chained = write(tmp_path / "chained", base, base_model_name_or_path=str(folder))
+  chained = save_adapter(tmp_path / "chained", base, base_model_name_or_path=str(folder))
   with pytest.raises(UserError, match="is an adapter itself"):
     open_model(str(chained))
   tensors = load_file(folder / "adapter_model.safetensors")
@@ -223,7 +204,7 @@ def test_damaged_and_doubtful_folders(base, tmp_path):
   refused("holds adapter_config.json and no adapter_model.safetensors")
   (folder / "adapter_config.json").write_text("[]")
   refused("is not an adapter's config")
-  both = write(tmp_path / "both", base)
+  both = save_adapter(tmp_path / "both", base)
   shutil.copy(base / "model.safetensors", both)
   with pytest.raises(UserError, match="holds both a model .* and an adapter"):
     open_model(str(both))
@@ -233,7 +214,7 @@ def test_damaged_and_doubtful_folders(base, tmp_path):
 
 
 def test_the_tokenizer_is_the_adapters_own_or_that_of_the_base(base, tmp_path):
-  folder = write(tmp_path / "adapter", base)
+  folder = save_adapter(tmp_path / "adapter", base)
   model, config = open_model(str(folder)), Settings()
   assert tokenizer_of(model, config).chat_template == CHATML
   assert 1004 in tokenizer_of(model, config).eos_ids
@@ -244,7 +225,7 @@ def test_the_tokenizer_is_the_adapters_own_or_that_of_the_base(base, tmp_path):
 
 
 def test_sample_tells_of_the_adapter(base, tmp_path):
-  folder = write(tmp_path / "adapter", base, SOME)
+  folder = save_adapter(tmp_path / "adapter", base, SOME)
   loaded = load_model(str(folder), {})
   assert f"adapters of rank 3, alpha 8, on {base}" in loaded.notes
   assert loaded.model.name == str(folder)
@@ -257,12 +238,12 @@ def test_hosts_compare_the_adapters_files(base, tmp_path):
     run: Any = types.SimpleNamespace(model=model, tokenizer=load_tokenizer(str(base)), **shared)
     return data_fields(run)
 
-  folder = write(tmp_path / "adapter", base, SOME)
+  folder = save_adapter(tmp_path / "adapter", base, SOME)
   before = fields()
   assert fields() == before
-  write(folder, base, SOME._replace(alpha=9.0))
+  save_adapter(folder, base, SOME._replace(alpha=9.0))
   assert [n for n, v in fields().items() if v != before[n]] == ["model's files"]
-  write(folder, base, SOME)
+  save_adapter(folder, base, SOME)
   assert fields() == before
   weights = folder / "adapter_model.safetensors"
   weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
@@ -272,7 +253,7 @@ def test_hosts_compare_the_adapters_files(base, tmp_path):
 @pytest.mark.model
 def test_an_export_of_a_run_on_an_adapter(base, tmp_path):
   """Whose adapters are those of the file: the exported weights are the merged ones."""
-  folder = write(tmp_path / "adapter", base, SOME)
+  folder = save_adapter(tmp_path / "adapter", base, SOME)
   save_tokenizer(folder, template="{{ messages[0].content }}")
   (folder / "LICENSE").write_text("Be kind.")
   model = open_model(str(folder))

@@ -129,9 +129,7 @@ def test_prefixes_of_wrappers(folder, saved, change, note):
   stored(folder, change)
   opened = weights.open_model(str(folder))
   assert opened.notes == (note,)
-  np.testing.assert_array_equal(
-    our_logits(*load(folder), TOKENS), our_logits(*load(saved), TOKENS)
-  )
+  np.testing.assert_array_equal(our_logits(*load(folder), TOKENS), our_logits(*load(saved), TOKENS))
 
 
 @pytest.mark.model

@@ -139,7 +139,9 @@ def test_mistral_window_default(folder):
     windows.append(opened.config.sliding_window)
     theirs = transformers.AutoConfig.from_pretrained(folder)
     assert theirs.sliding_window == windows[-1]
-    assert any("use_sliding_window" in note for note in opened.notes) == (off.items() <= extra.items())
+    assert any("use_sliding_window" in note for note in opened.notes) == (
+      off.items() <= extra.items()
+    )
   assert windows == [4096, None, 7, 7]
 
 
