@@ -8,7 +8,7 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -184,15 +184,21 @@ def _config(folder: pathlib.Path) -> tuple[str, dict[str, Any]]:
 
 def _numbers(folder: pathlib.Path, config: dict[str, Any]) -> tuple[int, float, float]:
   """Returns rank, alpha and dropout; alpha / rank is the scale, with rsLoRA too."""
-  rank, alpha, dropout = (config.get(name) for name in ("r", "lora_alpha", "lora_dropout"))
-  dropout = dropout or 0.0
+  rank = config.get("r")
   if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
     raise UserError(f"{folder / CONFIG}: r={shown(rank)} must be a whole number, 1 to {_MAX_RANK}")
-  for name, value in (("lora_alpha", alpha), ("lora_dropout", dropout)):
-    if type(value) not in (int, float) or not 0 <= value <= _MAX_ALPHA:  # NaN fails
+
+  def number(name: str, value: object) -> float:
+    # Written so that NaN fails.
+    if (
+      isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_ALPHA
+    ):
       raise UserError(f"{folder / CONFIG}: {name}={shown(value)} must be a number, 0 or more")
-  alpha = float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
-  return rank, alpha, float(dropout)
+    return float(value)
+
+  alpha = number("lora_alpha", config.get("lora_alpha"))
+  dropout = number("lora_dropout", config.get("lora_dropout") or 0)
+  return rank, alpha * math.sqrt(rank) if config.get("use_rslora") else alpha, dropout
 
 
 def _factors(folder: pathlib.Path) -> Weights:
@@ -246,12 +252,13 @@ def _check_factors(
   return len(found) == len(expected)
 
 
-def _check_targets(folder: pathlib.Path, targets: object, modules: set[str]) -> None:
+def _check_targets(folder: pathlib.Path, given: Any, modules: set[str]) -> None:
   """Checks a list of target_modules by PEFT's rule; of other forms, the weights tell enough."""
-  if not isinstance(targets, list):
+  if not isinstance(given, list):
     return
+  targets = [str(target) for target in cast(list[object], given)]
 
-  def matches(module: str, target: object) -> bool:
+  def matches(module: str, target: str) -> bool:
     return module == target or module.endswith(f".{target}")
 
   absent = [t for t in targets if not any(matches(m, t) for m in modules)]

@@ -69,7 +69,7 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
 
 def config_notes(hf: dict[str, Any]) -> list[str]:
   """Returns what a valid config.json says and `from_hf` does not do, for the user."""
-  notes = []
+  notes: list[str] = []
   if hf["model_type"] in _WINDOWED and hf.get("sliding_window", 4096):
     if not hf.get("use_sliding_window", True):
       notes.append(
@@ -84,11 +84,10 @@ def config_notes(hf: dict[str, Any]) -> list[str]:
 
 def quantization_of(hf: dict[str, Any]) -> str | None:
   """Returns the method that a config.json's weights are, or were, quantized by; None: by none."""
-  found = [hf[name] for name in QUANTIZATION_FIELDS if hf.get(name)]
-  if not found:
-    return None
-  method = found[0].get("quant_method") if isinstance(found[0], dict) else None
-  return str(method or "unknown")
+  for name in QUANTIZATION_FIELDS:
+    if found := hf.get(name):
+      return str(found.get("quant_method", name)) if hasattr(found, "get") else name
+  return None
 
 
 class _Fields(NamedTuple):

@@ -48,8 +48,10 @@ def write_gguf(path, net, arch, kind="F32", factors=None, drop=(), fields=None, 
   for name, value in extra.items():
     getattr(writer, name)(value)
   for name, value in (fields or {}).items():
-    add = writer.add_string if isinstance(value, str) else writer.add_float32
-    add(f"{arch}.{name}", value)
+    if isinstance(value, str):
+      writer.add_string(f"{arch}.{name}", value)
+    else:
+      writer.add_float32(f"{arch}.{name}", value)
   for name, p in net.named_parameters():
     w = p.detach().numpy()
     for part, n in (("q_proj", heads), ("k_proj", kv_heads)):
