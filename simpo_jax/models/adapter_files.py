@@ -203,7 +203,8 @@ def _numbers(folder: pathlib.Path, config: dict[str, Any]) -> tuple[int, float, 
 
 def _factors(folder: pathlib.Path) -> Weights:
   """The factors under the names of `lora.all_tensors`, however the base model was wrapped."""
-  weights, stored = open_files(folder, [folder / WEIGHTS]), {}
+  weights = open_files(folder, [folder / WEIGHTS])
+  stored: dict[str, str] = {}
   for name in weights.shapes:
     match = _FACTOR.fullmatch(name)
     if match is None:
@@ -215,7 +216,11 @@ def _factors(folder: pathlib.Path) -> Weights:
   if not stored:
     raise UserError(f"{folder / WEIGHTS} holds no adapter; get it again")
   shapes = {name: weights.shapes[own] for name, own in stored.items()}
-  return Weights(shapes, lambda name, index: weights.read(stored[name], index))
+
+  def read(name: str, index: Index) -> np.ndarray:
+    return weights.read(stored[name], index)
+
+  return Weights(shapes, read)
 
 
 def _named(module: str, factor: str) -> str:

@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import numpy as np
 
 from simpo_jax.errors import UserError
 from simpo_jax.models.config import ModelConfig
@@ -41,7 +42,7 @@ def plain_names(weights: Weights, where: str) -> Weights:
   if any(name.split(".")[0] in _OF_BASE for name in map(_unwrapped, weights.shapes)):
     notes.append(f"its tensors have no prefix {_BASE} and are read as if they had")
 
-  def read(name: str, index: Index):
+  def read(name: str, index: Index) -> np.ndarray:
     return weights.read(stored[name], index)
 
   shapes = {plain: weights.shapes[name] for plain, name in stored.items()}
