@@ -27,6 +27,7 @@ from simpo_jax.errors import Stopped
 from simpo_jax.export.adapter import export_adapter
 from simpo_jax.export.runs import check_export_at_end, export_at_end
 from simpo_jax.models.llama import count_params
+from simpo_jax.models.weights import OpenModel
 from simpo_jax.program.build import Compiled, compile_program, compiler_options, lower_program
 from simpo_jax.program.inputs import local_rows
 from simpo_jax.program.ledger import Mode, digest
@@ -213,13 +214,20 @@ def _export(context: RunContext, state: TrainState, stopped: bool) -> None:
       state.weights["lora"],
       run.model.config,
       lora,
-      run.model.name if run.model.read else None,
+      _base_of(run.model),
     )
   if config.export.at_end and not stopped:
     checkpoint = context.saver.last
     assert checkpoint and isinstance(folder, pathlib.Path), "checked by `check_export_at_end`"
     context.display.doing("exporting")
     context.display.say(export_at_end(config, run, folder, checkpoint))
+
+
+def _base_of(model: OpenModel) -> str | None:
+  """The source of the weights without adapters; None if they are random."""
+  if model.adapter is not None:
+    return model.adapter.base
+  return model.name if model.read else None
 
 
 def pairs_by_step(run: ResolvedRun, config: Settings) -> Callable[[int], list[PairTokens]]:

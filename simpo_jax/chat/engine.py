@@ -149,7 +149,7 @@ def _host_array(value: ArrayLike, dtype: DTypeLike) -> Any:
 
 def _choose_context(loaded: LoadedModel, requested: int) -> tuple[int, list[str]]:
   """Returns the requested context, limited by the model and the free memory, and a note."""
-  limit, page_size = loaded.model.config.max_position_embeddings, loaded.config.generate.page_size
+  limit, page_size = loaded.model.config.context, loaded.config.generate.page_size
   bytes_per_page = page_bytes(loaded.model.config, loaded.mesh, MODE, page_size, loaded.dtype)
   room = room_for_pool(loaded)
   fits = limit if room is None else max(0, room // bytes_per_page) * page_size

@@ -12,6 +12,7 @@ from simpo_jax.checkpoint.layout import METADATA, Position, clean, positions, re
 from simpo_jax.checkpoint.manager import check_fits, restore, restore_weights
 from simpo_jax.checkpoint.split_change import check_split
 from simpo_jax.data.load import BY_PROMPT, BY_ROW
+from simpo_jax.checkpoint.tie_change import as_trained
 from simpo_jax.data.mixture import Mixture
 from simpo_jax.data.skip_report import SkipReport
 from simpo_jax.errors import UserError, one_line
@@ -141,6 +142,11 @@ def find_resume_point(
     remedy = "finish it with that version, or start over in a new --workdir (its weights: "
     remedy += f"{_INIT_FROM}={folder})"
     check_split(folder, metadata["identity"], run.model, run.tokenizer, remedy)
+    if as_trained(run.model, metadata["identity"]) != run.model:
+      raise UserError(
+        f"{folder} is of an earlier version of simpo_jax, which dropped the lm_head.weight of "
+        f"{run.model.name} and used its embedding instead; {remedy}"
+      )
     check_identity(folder, metadata["identity"], identity)
     check_fits(folder, abstract_state(program), weights_only=False)
     if jax.process_index() == 0:

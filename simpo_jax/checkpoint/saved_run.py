@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 from simpo_jax.checkpoint.layout import positions, read_metadata, verify
 from simpo_jax.checkpoint.resume import checkpoints_folder
 from simpo_jax.checkpoint.split_change import check_split
+from simpo_jax.checkpoint.tie_change import as_trained
 from simpo_jax.config import flatten, replace_fields
 from simpo_jax.config_check import kind_problem
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.models.weights import OpenModel, open_model
 from simpo_jax.runtime.fingerprint import model_fields
 from simpo_jax.settings import FIELDS, Settings
-from simpo_jax.tokenizer.load import run_tokenizer
+from simpo_jax.tokenizer.of_model import tokenizer_of
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -57,10 +58,11 @@ def open_run(
     config = replace_fields(config, {"model.source": source} if source else {})
     model = open_model(config.model.source)
     # Chat templates that print the date get the run's, so prompts are the same as in the run.
-    tokenizer = run_tokenizer(config, metadata.get("date", ""))
+    tokenizer = tokenizer_of(model, config, metadata.get("date", ""))
   except UserError as e:
     raise UserError(f"{e}; give the current location of the run's base model with --source") from e
   identity = metadata.get("identity", {})
+  model = as_trained(model, identity)
   if not force:
     remedy = "--force uses the split that the model's files name, with which it was trained"
     check_split(checkpoint, identity, model, tokenizer, remedy)

@@ -97,8 +97,10 @@ def encode_pair(
   boundary = min(common_prefix(prompt_ids, i) for i in ids)
   if not boundary:
     raise SkipRow("empty_prompt")
+  is_text = isinstance(conversation.prompt, str)
+  end = tokenizer.eos_ids[0] if is_text else tokenizer.turn_end
   chosen, rejected = (
-    _response(i, boundary, turns, tokenizer) for i, turns in zip(ids, responses, strict=True)
+    _response(i, boundary, turns, end, tokenizer) for i, turns in zip(ids, responses, strict=True)
   )
   for name, response in (("chosen", chosen), ("rejected", rejected)):
     if len(response) < 2:
@@ -107,9 +109,11 @@ def encode_pair(
   return PairTokens(id, prompt, chosen, rejected), rendered.notes
 
 
-def _response(ids: list[int], boundary: int, turns: Turns, tokenizer: Tokenizer) -> np.ndarray:
-  """The ids after the boundary, those outside of the assistant's turns as ~id."""
-  response = np.asarray(_end_once(ids[boundary:], tokenizer), np.int32)
+def _response(
+  ids: list[int], boundary: int, turns: Turns, end: int, tokenizer: Tokenizer
+) -> np.ndarray:
+  """The ids after the boundary, those outside of the assistant's turns as ~id; see `_end_once`."""
+  response = np.asarray(_end_once(ids[boundary:], end, tokenizer), np.int32)
   if len(turns.spans) == 1:
     return response
   trained = np.zeros(len(response), bool)
@@ -128,15 +132,15 @@ def _prefix_length(text: str, ids: list[int], tokenizer: Tokenizer) -> int:
   return common_prefix(encode_with_bos(tokenizer, text), ids)
 
 
-def _end_once(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-  """Truncates a response after the first EOS of its tail, or appends an EOS.
+def _end_once(ids: list[int], end: int, tokenizer: Tokenizer) -> list[int]:
+  """Truncates a response after the first EOS of its tail, or appends `end`.
 
   The tail follows the last token with visible text: templates write a newline there, and some of
   them a second, different EOS.
   """
   cut = _cut_tail(ids, tokenizer)
   ended = bool(cut) and cut[-1] in tokenizer.eos_ids
-  return cut if ended else [*cut, tokenizer.eos_ids[0]]
+  return cut if ended else [*cut, end]
 
 
 def _cut_tail(ids: list[int], tokenizer: Tokenizer) -> list[int]:

@@ -8,20 +8,23 @@ from typing import Any
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.export.byte_tokenizer import hf_byte_tokenizer
 from simpo_jax.models.config import ModelConfig, RopeScaling
-from simpo_jax.models.hf_config import from_hf
+from simpo_jax.models.hf_config import QUANTIZATION_FIELDS, from_hf
 from simpo_jax.models.weights import OpenModel
 from simpo_jax.storage.paths import escapes_folder
 from simpo_jax.tokenizer.gguf_tokenizer import gguf_tokenizer
 from simpo_jax.tokenizer.huggingface import has_tokenizer
+from simpo_jax.tokenizer.of_model import tokenizer_path
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
-# Copied from the base model's folder: tokenizer files and licenses.
+# Copied from the source's folders: tokenizer files and licenses.
+_TERMS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 _COPIED = (
   "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja",
-  "chat_template*", "additional_chat_templates/*", "LICENSE*", "NOTICE*", "USE_POLICY*",
+  "chat_template*", "additional_chat_templates/*", *_TERMS,
 )  # fmt: skip
-# Dropped from the base model's config: a reference to code that is not copied, and a local path.
-_DROPPED = ("auto_map", "_name_or_path")
+# Dropped from the base model's config: a reference to code that is not copied, a local path, and
+# how the weights were quantized once.
+_DROPPED = ("auto_map", "_name_or_path", *QUANTIZATION_FIELDS)
 _IGNORED = ("is_local", "local_files_only")  # of tokenizer_config.json; not the tokenizer's
 # Names that transformers 5 writes, and the equivalents that older versions know.
 _TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
@@ -31,11 +34,14 @@ def hf_config(model: OpenModel, tokenizer: Tokenizer, dtype: str) -> dict[str, A
   """config.json: the base model's if it has one, else made from its `ModelConfig`."""
   if model.path is not None and model.path.is_dir():
     found = _read_json(model.path / "config.json")
-    config = {name: value for name, value in found.items() if name not in _DROPPED}
+    config = _kept(found, model)
   else:
-    config = {**to_hf(model.config), **_special_ids(tokenizer)}
+    config = {**to_hf(model.config), **_kept(_special_ids(tokenizer), model)}
     assert from_hf(config) == model.config, "to_hf leaves something out"
-  config.setdefault("architectures", [f"{model.config.model_type.capitalize()}ForCausalLM"])
+  # The source's own may be that of its base model, saved without the head.
+  config["architectures"] = [f"{model.config.model_type.capitalize()}ForCausalLM"]
+  if from_hf(config).tie_word_embeddings != model.config.tie_word_embeddings:
+    config["tie_word_embeddings"] = model.config.tie_word_embeddings
   # transformers 5 writes `dtype`; all versions read `torch_dtype`.
   names = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]
   return {**config, **dict.fromkeys(names, dtype)}
@@ -90,12 +96,23 @@ def generation_config(model: OpenModel, tokenizer: Tokenizer) -> dict[str, Any]:
   found = {}
   if model.path is not None and (model.path / "generation_config.json").is_file():
     found = _read_json(model.path / "generation_config.json")
-  eos = list(tokenizer.eos_ids)
+  eos = [i for i in tokenizer.eos_ids if i < model.config.vocab_size]
   return {
-    **_special_ids(tokenizer),
-    **{name: value for name, value in found.items() if name not in _DROPPED},
+    **_kept(_special_ids(tokenizer), model),
+    **_kept(found, model),
     "eos_token_id": eos if len(eos) > 1 else eos[0],
   }
+
+
+def _kept(config: dict[str, Any], model: OpenModel) -> dict[str, Any]:
+  """The fields that still hold; transformers loads no model whose pad_token_id has no row."""
+  rows = model.config.vocab_size
+
+  def holds(name: str, value: Any) -> bool:
+    beyond = name.endswith("_token_id") and type(value) is int and value >= rows
+    return name not in _DROPPED and not beyond
+
+  return {name: value for name, value in config.items() if holds(name, value)}
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -112,38 +129,45 @@ def check_copied_files(model: OpenModel) -> None:
 
   Otherwise the author of the folder could choose a private file of this machine to be published.
   """
-  if model.path is None or not model.path.is_dir():
-    return
-  for name in ("config.json", "generation_config.json", *_copied(model.path)):
-    if escapes_folder(model.path, name):
+  configs = ("config.json", "generation_config.json")
+  own = [(model.path, name) for name in configs] if model.path and model.path.is_dir() else []
+  for folder, name in (*own, *_copied(model)):
+    if escapes_folder(folder, name):
       raise UserError(
-        f"{model.path / name} is a link out of its folder, and an export would publish what it "
+        f"{folder / name} is a link out of its folder, and an export would publish what it "
         "leads to; put the file itself in its place, or remove the link"
       )
 
 
-def _copied(path: pathlib.Path | None) -> list[str]:
-  """The files that an export copies, relative to the model's folder."""
-  if path is None or not path.is_dir() or not has_tokenizer(path):
+def _copied(model: OpenModel) -> list[tuple[pathlib.Path, str]]:
+  """The files that an export copies: a folder and a name in it. Later ones replace earlier ones."""
+  home, base = tokenizer_path(model), model.path
+  if home is None or base is None or not home.is_dir() or not has_tokenizer(home):
     return []
-  found = {p for kind in _COPIED for p in path.glob(kind) if p.is_file()}
-  return sorted(p.relative_to(path).as_posix() for p in found)
+  kinds = [(home, _COPIED)] if home == base else [(base, _TERMS), (home, _COPIED)]
+  return [
+    (folder, name)
+    for folder, globs in kinds
+    for name in sorted(
+      {p.relative_to(folder).as_posix() for kind in globs for p in folder.glob(kind) if p.is_file()}
+    )
+  ]
 
 
 def write_tokenizer(folder: pathlib.Path, model: OpenModel) -> None:
-  """Writes tokenizer files and chat template: copies the base model's, or makes equivalent ones."""
-  path = model.path
-  if path is not None and (copied := _copied(path)):
-    for name in copied:
+  """Writes tokenizer files and chat template: copies the source's, or makes equivalent ones."""
+  if copied := _copied(model):
+    for origin, name in copied:
       target = folder / name
       target.parent.mkdir(exist_ok=True)
-      shutil.copyfile(path / name, target)
+      shutil.copyfile(origin / name, target)
     return
+  path = model.path
   if path is not None and path.is_file():
     hf = gguf_tokenizer(path).hf
   else:
     hf = hf_byte_tokenizer()
-  hf.model_max_length = model.config.max_position_embeddings
+  hf.model_max_length = model.config.context
   hf.save_pretrained(folder)
   written = folder / "tokenizer_config.json"
   config = {name: value for name, value in _read_json(written).items() if name not in _IGNORED}

@@ -18,10 +18,10 @@ from simpo_jax.models.hf_weights import open_checkpoint
 from simpo_jax.models.lora import make_lora
 from simpo_jax.models.weights import OpenModel, open_model
 from simpo_jax.program.configure import compute_dtype, mesh_of
-from simpo_jax.runtime.resolve import check_vocabulary
+from simpo_jax.runtime.resolve import within_vocabulary
 from simpo_jax.settings import MeshSettings, Settings
 from simpo_jax.storage.paths import plain
-from simpo_jax.tokenizer.load import run_tokenizer
+from simpo_jax.tokenizer.of_model import tokenizer_of
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 MODE = "host_data_parallel"  # with one host: the weights are sharded over all devices
@@ -85,16 +85,17 @@ def load_model(
       raise UserError(f"--step and --source are for the workdir of a run, which {name} is not")
     config, step = replace_fields(Settings(), {"model.source": name}), 0
     model = open_model(name)
-    tokenizer = run_tokenizer(config)
+    tokenizer = tokenizer_of(model, config)
     recommended = read_generation_config(model)
-    limit = min(_NEW_TOKENS, model.config.max_position_embeddings // 2)
+    limit = min(_NEW_TOKENS, model.config.context // 2)
     notes = [] if model.read else ["random weights"]
     if recommended:
       notes.append(f"settings of its generation_config.json: {listed(recommended)}")
     defaults = {"max_new_tokens": limit, **recommended}
   defaults = {f"generate.{name}": value for name, value in defaults.items()}
   config = validate(replace_fields(config, {**defaults, **changes}))
-  check_vocabulary(tokenizer, model)
+  tokenizer, beyond = within_vocabulary(tokenizer, model)
+  notes += [*model.notes, *beyond]
   mesh = mesh_of(MeshSettings(), hosts=1)
   dtype = compute_dtype(config.model, mesh.devices.flat[0].platform)
   return LoadedModel(model, tokenizer, config, from_run, step, mesh, dtype, notes)

@@ -49,6 +49,13 @@ class ModelConfig:
   final_logit_softcapping: float | None = None  # the same for logits
 
   @property
+  def context(self) -> int:
+    """The most tokens of a sequence. Linear scaling divides positions, so that more of them fit."""
+    scaling = self.rope_scaling
+    stretch = scaling.factor if scaling and scaling.kind == "linear" else 1.0
+    return int(self.max_position_embeddings * max(stretch, 1.0))
+
+  @property
   def windows(self) -> tuple[int | None, ...]:
     """The sliding window of each layer, in tokens; None: the layer sees all tokens."""
     every, layers = self.full_attention_every, range(1, self.num_hidden_layers + 1)

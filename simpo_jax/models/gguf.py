@@ -8,7 +8,7 @@ slice are dequantized.
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gguf
@@ -151,13 +151,7 @@ def _config(
   if {get("attention.value_length", head_dim), get("rope.dimension_count", head_dim)} != {head_dim}:
     raise UserError(f"{path}: heads that are rotated in part, or differ in size, are not supported")
   window = get("attention.sliding_window") or None
-  rope: dict[str, Any] = {
-    "rope_type": get("rope.scaling.type", "none"),
-    "rope_theta": get("rope.freq_base", 10000.0),
-    "factor": get("rope.scaling.factor", 1.0),
-  }
-  if rope["rope_type"] == "none":
-    rope["rope_type"] = "default"
+  rope = _rope(get)
   embedding = stored.get("token_embd.weight")
   base: dict[str, Any] = {
     "model_type": "mistral" if arch == "llama" and window else arch,
@@ -178,7 +172,29 @@ def _config(
   config = from_hf({**base, "rope_parameters": rope}, str(path))
   if rope_factors is None:
     return config
+  if config.rope_scaling is not None:  # llama.cpp applies both
+    raise UserError(
+      f"{path}: {_ROPE_FACTORS} beside linear rope scaling is not supported; "
+      "use the safetensors checkpoint"
+    )
   return from_hf({**base, "rope_parameters": _llama3(config, rope_factors, path)}, str(path))
+
+
+def _rope(get: Callable[..., Any]) -> dict[str, Any]:
+  """The rotary settings as llama.cpp reads them (`llama_model::load_hparams`).
+
+  A factor without a type is linear, a factor of 0 is none, and scale_linear is its old name.
+
+  Args:
+    get: `get(name, default)` returns a field of the architecture.
+  """
+  factor = get("rope.scaling.factor", get("rope.scale_linear", 0.0)) or 1.0
+  scaling = get("rope.scaling.type", "none" if factor == 1.0 else "linear")
+  return {
+    "rope_type": "default" if scaling == "none" else scaling,
+    "rope_theta": get("rope.freq_base", 10000.0),
+    "factor": factor,
+  }
 
 
 def _llama3(config: ModelConfig, factors: np.ndarray, path: pathlib.Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from simpo_jax.models.config import ModelConfig, RopeScaling
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 _WINDOWED = ("mistral", "gemma2")
+# transformers', MLX's and compressed-tensors' own; they hold for quantized weights only.
+QUANTIZATION_FIELDS = ("quantization_config", "quantization", "compression_config")
 # transformers' defaults for missing fields, where they differ from those of other model types.
 _DEFAULTS = {
   "gemma2": {
@@ -63,6 +65,29 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
     sliding_window=_window(fields, kind),
     **(_gemma2(fields, layers) if kind == "gemma2" else {}),
   )
+
+
+def config_notes(hf: dict[str, Any]) -> list[str]:
+  """Returns what a valid config.json says and `from_hf` does not do, for the user."""
+  notes: list[str] = []
+  if hf["model_type"] in _WINDOWED and hf.get("sliding_window", 4096):
+    if not hf.get("use_sliding_window", True):
+      notes.append(
+        f"its use_sliding_window=false has no effect for {hf['model_type']}, as in transformers; "
+        "set sliding_window to null to see all tokens"
+      )
+  scaling, parameters = hf.get("rope_scaling"), hf.get("rope_parameters")
+  if scaling and parameters and scaling != parameters:
+    notes.append("its rope_scaling replaces its rope_parameters, as in transformers")
+  return notes
+
+
+def quantization_of(hf: dict[str, Any]) -> str | None:
+  """Returns the method that a config.json's weights are, or were, quantized by; None: by none."""
+  for name in QUANTIZATION_FIELDS:
+    if found := hf.get(name):
+      return str(found.get("quant_method", name)) if hasattr(found, "get") else name
+  return None
 
 
 class _Fields(NamedTuple):
@@ -124,9 +149,9 @@ def _heads(fields: _Fields) -> dict[str, int]:
 
 
 def _window(fields: _Fields, kind: str) -> int | None:
-  # Qwen configs have a window that `use_sliding_window` usually disables. For other models a
-  # missing field means transformers' default of 4096, and null means no window.
-  windowed = fields.hf.get("use_sliding_window", kind in _WINDOWED)
+  # Qwen configs have a window that `use_sliding_window` usually disables; transformers reads that
+  # field for no other model. A missing window means its default of 4096, and null means none.
+  windowed = kind in _WINDOWED or fields.hf.get("use_sliding_window", False)
   window = fields.hf.get("sliding_window", 4096) if windowed else None
   if window is None:
     return None
@@ -143,17 +168,27 @@ def _max_positions(fields: _Fields) -> int:
 
 
 def _rope(fields: _Fields) -> dict[str, Any]:
-  """The settings of rotary embeddings, under the names of transformers 5."""
-  hf = fields.hf
-  # transformers 5 writes rope_parameters; earlier versions rope_theta and rope_scaling.
-  rope: dict[str, Any] = {
-    "rope_theta": hf.get("rope_theta", 10000.0),
-    **(hf.get("rope_scaling") or {}),
-    **(hf.get("rope_parameters") or {}),
-  }
+  """The settings of rotary embeddings, under the names of transformers 5.
+
+  It writes rope_parameters; earlier versions rope_theta and rope_scaling. Precedence is that of
+  `RotaryEmbeddingConfigMixin` in transformers: a rope_scaling replaces rope_parameters, and the
+  length before scaling is the config's own field first.
+  """
+  hf, original = fields.hf, "original_max_position_embeddings"
+  rope: dict[str, Any] = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+  if nested := [name for name, part in rope.items() if isinstance(part, dict)]:
+    raise fields.error(
+      f"rope settings by the kind of layer ({', '.join(nested)}) are not supported; "
+      "only one setting for all layers is"
+    )
   if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor") or 1.0) != 1.0:
     raise fields.error("partial_rotary_factor is not supported; whole heads are rotated")
-  return {"original_max_position_embeddings": _max_positions(fields), **rope}
+  return {
+    "rope_theta": hf.get("rope_theta", 10000.0),
+    original: _max_positions(fields),
+    **rope,
+    **({original: hf[original]} if original in hf else {}),
+  }
 
 
 def _gemma2(fields: _Fields, layers: int) -> dict[str, Any]:

@@ -24,10 +24,12 @@ class Weights(NamedTuple):
   Attributes:
     shapes: the shape of every tensor.
     read: `read(name, index)` reads one slice of one tensor, in its stored dtype or float32.
+    notes: messages for the user.
   """
 
   shapes: dict[str, tuple[int, ...]]
   read: Read
+  notes: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -47,14 +49,26 @@ class _File(Protocol):
   def get_slice(self, name: str) -> _Slice: ...
 
 
-def open_folder(folder: pathlib.Path) -> Weights:
-  """Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+def open_folder(folder: pathlib.Path, quantization: str | None = None) -> Weights:
+  """Opens `model.safetensors`, else the shards that `model.safetensors.index.json` lists.
+
+  Args:
+    quantization: the method that the config names, for the message about quantized tensors.
 
   Raises:
     UserError: there is no such file, a shard is missing or damaged, or tensors are quantized.
   """
+  paths, notes = _paths(folder)
+  weights = open_files(folder, paths, quantization)
+  return weights._replace(notes=tuple(notes))
+
+
+def open_files(
+  folder: pathlib.Path, paths: list[pathlib.Path], quantization: str | None = None
+) -> Weights:
+  """Opens safetensors files of a folder; see `open_folder`."""
   files: dict[str, _File] = {}
-  for path in _paths(folder):
+  for path in paths:
     try:
       handle = _open(path)
     except (SafetensorError, ValueError, OSError) as e:
@@ -64,8 +78,9 @@ def open_folder(folder: pathlib.Path) -> Weights:
   for name, handle in files.items():
     view = handle.get_slice(name)
     if view.get_dtype() not in _DTYPES:
+      by = f" (its config names the quantization {quantization})" if quantization else ""
       raise UserError(
-        f"{folder}: {name} is stored as {view.get_dtype()}; only unquantized checkpoints "
+        f"{folder}: {name} is stored as {view.get_dtype()}{by}; only unquantized checkpoints "
         f"({', '.join(_DTYPES)}) are read"
       )
     shapes[name] = tuple(view.get_shape())
@@ -85,28 +100,14 @@ def _open(path: pathlib.Path) -> _File:
   return safe_open(path, framework="numpy")
 
 
-def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
+def _paths(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
+  """The files of the weights, and notes. As in transformers, a single file precedes an index."""
   index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-  if index.is_file():
-    try:
-      names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-      outside = [n for n in names if pathlib.PurePath(n).name != n or escapes_folder(folder, n)]
-      missing = [] if outside else [n for n in names if not (folder / n).is_file()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-      raise UserError(f"{index} is not a safetensors index; get it again") from e
-    if outside:
-      raise UserError(
-        f"{index} lists {outside[0]!r}, which is not a file in its folder, or a link out of it; "
-        "get the model from somebody you trust, or put that file into the folder"
-      )
-    if missing:
-      raise UserError(
-        f"{folder} lacks {missing[0]}, one of the {len(names)} files that {index.name} lists; "
-        "download it too"
-      )
-    return [folder / n for n in names]
   if single.is_file():
-    return [single]
+    notes = [f"{single.name} is read, {index.name} beside it is not"] if index.is_file() else []
+    return [single], notes
+  if index.is_file():
+    return [folder / name for name in _listed_in(folder, index)], []
   if any(list(folder.glob(kind)) for kind in _PICKLES):
     raise UserError(
       f"{folder} holds only pickle files, which are not read, since they can run code; convert "
@@ -114,3 +115,24 @@ def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
       f".from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
     )
   raise UserError(f"{folder} holds neither {single.name} nor {index.name}; download the weights")
+
+
+def _listed_in(folder: pathlib.Path, index: pathlib.Path) -> list[str]:
+  """The files that an index lists, all of them in its folder; raises UserError."""
+  try:
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    outside = [n for n in names if pathlib.PurePath(n).name != n or escapes_folder(folder, n)]
+    missing = [] if outside else [n for n in names if not (folder / n).is_file()]
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    raise UserError(f"{index} is not a safetensors index; get it again") from e
+  if outside:
+    raise UserError(
+      f"{index} lists {outside[0]!r}, which is not a file in its folder, or a link out of it; "
+      "get the model from somebody you trust, or put that file into the folder"
+    )
+  if missing:
+    raise UserError(
+      f"{folder} lacks {missing[0]}, one of the {len(names)} files that {index.name} lists; "
+      "download it too"
+    )
+  return names

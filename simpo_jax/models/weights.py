@@ -9,7 +9,7 @@ import json
 import pathlib
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import jax
@@ -20,17 +20,23 @@ from jax.typing import DTypeLike
 
 from simpo_jax.errors import UserError
 from simpo_jax.models import gguf, safetensors
+from simpo_jax.models.adapter_files import CONFIG as ADAPTER_CONFIG
+from simpo_jax.models.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
+from simpo_jax.models.adapter_files import Adapter, base_of, is_adapter, open_adapter
 from simpo_jax.models.config import EMBEDDED, ModelConfig
-from simpo_jax.models.hf_config import from_hf
+from simpo_jax.models.hf_config import config_notes, from_hf, quantization_of
 from simpo_jax.models.llama import Params, Tensor, tensors
 from simpo_jax.models.lora import Lora, all_tensors
-from simpo_jax.models.safetensors import Index, Read
+from simpo_jax.models.safetensors import Index, Read, Weights
 from simpo_jax.models.source import Kind, parse_source
+from simpo_jax.models.tensor_names import check_declared, plain_names
+from simpo_jax.models.tying import UNTIED, untied_if_different
 
 INIT_STD = 0.02
 # Weights in other formats in the same repository are not downloaded.
-_HUB_FILES = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
-_SHOWN = 3  # names listed in one message
+_HUB_FILES = (
+  "*.json", "model*.safetensors", ADAPTER_WEIGHTS, "*.jinja", "*.txt", "tokenizer.model",
+)  # fmt: skip
 Bounds = tuple[tuple[int, int], ...]  # (start, stop) of a shard along every axis
 
 
@@ -43,12 +49,17 @@ class OpenModel(NamedTuple):
     path: the local folder or .gguf file, which also has the tokenizer; None if embedded.
     read: `read(hf_name, index)` reads a slice of a tensor by its Hugging Face name, in
       Hugging Face's layout and any float dtype; None: random weights.
+    notes: what is read otherwise than its files say, for the user.
+    adapter: if the source is an adapter; `config` and `path` are its base model's, and `read`
+      merges it into the weights.
   """
 
   name: str
   config: ModelConfig
   path: pathlib.Path | None
   read: Read | None
+  notes: tuple[str, ...] = ()
+  adapter: Adapter | None = None
 
 
 def open_model(source: str) -> OpenModel:
@@ -62,17 +73,56 @@ def open_model(source: str) -> OpenModel:
   if kind is Kind.EMBEDDED:
     return OpenModel(source, EMBEDDED, None, None)
   path = path or _fetched(source)
+  if kind is not Kind.RANDOM and is_adapter(path):
+    return _open_adapter(source, path)
+  return _open_whole(source, kind, path)
+
+
+def _open_adapter(source: str, folder: pathlib.Path) -> OpenModel:
+  """Opens adapters and their base model, whose tensors are read with the adapters in them."""
+  name = base_of(folder)
+  try:
+    kind, path = parse_source(name)
+    if kind in (Kind.EMBEDDED, Kind.RANDOM):
+      raise UserError(f"{name} has random weights")
+    path = path or _fetched(name)
+    if is_adapter(path):
+      raise UserError(f"{name} is an adapter itself; merge it first")
+    base = _open_whole(name, kind, path)
+    assert base.read is not None, "neither embedded nor random"
+  except UserError as e:
+    raise UserError(
+      f"{folder} is an adapter, whose base model cannot be opened ({e}); write where that is into "
+      f"base_model_name_or_path of its {ADAPTER_CONFIG}"
+    ) from e
+  adapter = open_adapter(folder, base.config, base.read)
+  notes = (adapter.note, *base.notes)
+  return base._replace(name=source, read=adapter.merged, notes=notes, adapter=adapter)
+
+
+def _open_whole(source: str, kind: Kind, path: pathlib.Path) -> OpenModel:
   if kind is Kind.RANDOM:
-    return OpenModel(source, read_config(path), path, None)
-  if kind is Kind.GGUF:
-    config, weights = gguf.open_gguf(path)
-  else:
-    if not (path / "config.json").is_file() and (ggufs := sorted(path.glob("*.gguf"))):
-      raise UserError(f"{path} holds GGUF files: name one, such as {ggufs[0]}")
     config = read_config(path)
-    weights = safetensors.open_folder(path)
-  _check(config, weights.shapes, path)
-  return OpenModel(source, config, path, weights.read)
+    return OpenModel(source, config, path, None, tuple(config_notes(_config_of(path))))
+  config, weights = gguf.open_gguf(path) if kind is Kind.GGUF else _open_folder(path)
+  check_declared(config, weights.shapes, path)
+  return OpenModel(source, config, path, weights.read, weights.notes)
+
+
+def _open_folder(path: pathlib.Path) -> tuple[ModelConfig, Weights]:
+  """Opens a Hugging Face folder: its config, as its weights ask for it, and the weights."""
+  if not (path / "config.json").is_file() and (ggufs := sorted(path.glob("*.gguf"))):
+    raise UserError(f"{path} holds GGUF files: name one, such as {ggufs[0]}")
+  declared, hf = read_config(path), _config_of(path)
+  quantization = quantization_of(hf)
+  weights = plain_names(safetensors.open_folder(path, quantization), str(path))
+  config = untied_if_different(declared, weights)
+  notes = [*weights.notes, *config_notes(hf)]
+  if config.tie_word_embeddings != declared.tie_word_embeddings:
+    notes.append(UNTIED)
+  if quantization:
+    notes.append(f"its weights are not quantized; its quantization ({quantization}) is ignored")
+  return config, weights._replace(notes=tuple(notes))
 
 
 def load_params(
@@ -87,7 +137,7 @@ def load_params(
     shardings: a Sharding for every weight, in the tree of `lora.all_tensors`.
     dtype: of the loaded weights, such as "float32"; adapters are always float32.
     seed: for random weights, which do not depend on the shardings.
-    lora: adapters to initialize in addition to the weights.
+    lora: adapters in addition to the weights: those of the model, if it has some, else new ones.
 
   Returns:
     The weights as global arrays, in the tree of `lora.all_tensors`.
@@ -95,6 +145,9 @@ def load_params(
   weight_dtype = jnp.dtype(dtype)
   if seed < 0:
     raise UserError(f"--config.seed={seed} cannot be negative")
+
+  if lora and model.adapter:
+    model = model._replace(read=model.adapter.apart)
 
   def place(tensor: Tensor, sharding: Sharding) -> jax.Array:
     kept = np.dtype(np.float32) if tensor.adapter else weight_dtype
@@ -171,7 +224,7 @@ def _read_shard(
 def _read_layer(
   model: OpenModel, tensor: Tensor, layer: int, index: Index, seed: int
 ) -> np.ndarray:
-  if model.read is None or tensor.adapter:
+  if model.read is None or (tensor.adapter and model.adapter is None):
     return _random_layer(tensor, layer, seed)[index]
   name = tensor.hf_name.format(layer)
   return model.read(name, index[::-1]).T if tensor.transposed else model.read(name, index)
@@ -188,50 +241,20 @@ def _random_layer(tensor: Tensor, layer: int, seed: int) -> np.ndarray:
   return rng.standard_normal(shape, np.float32) * np.float32(INIT_STD)
 
 
-def _check(config: ModelConfig, found: dict[str, tuple[int, ...]], path: pathlib.Path) -> None:
-  """Checks that a file has exactly the tensors of its config, including their shapes."""
-  expected: dict[str, tuple[int, ...]] = {}
-  declared: list[Tensor] = jax.tree.leaves(tensors(config))
-  for tensor in declared:
-    shape = tensor.shape[1:] if tensor.stacked else tensor.shape
-    shape = shape[::-1] if tensor.transposed else shape
-    for layer in range(config.num_hidden_layers if tensor.stacked else 1):
-      expected[tensor.hf_name.format(layer)] = shape
-  if missing := [name for name in expected if name not in found]:
-    raise UserError(f"{path} lacks {_listed(missing)}; get the whole checkpoint, or fix its config")
-  for name, shape in expected.items():
-    if found[name] != shape:
-      raise UserError(
-        f"{path}: {name} has shape {found[name]}, but its config asks for {shape}; "
-        "use the config that belongs to these weights"
-      )
-
-  def harmless(name: str) -> bool:  # a buffer of old checkpoints; a copy of the tied embedding
-    return name.endswith("rotary_emb.inv_freq") or (
-      name == "lm_head.weight" and config.tie_word_embeddings
-    )
-
-  if extra := [name for name in found if name not in expected and not harmless(name)]:
-    raise UserError(
-      f"{path} holds {_listed(extra)}, which a {config.model_type} model does not have; "
-      "use a plain checkpoint (adapters merged, nothing quantized)"
-    )
-
-
-def _listed(names: list[str]) -> str:
-  rest = f" and {len(names) - _SHOWN} more tensors" if len(names) > _SHOWN else ""
-  return ", ".join(names[:_SHOWN]) + rest
-
-
 def read_config(folder: pathlib.Path) -> ModelConfig:
   """Reads the architecture from a folder's config.json; raises UserError."""
   path = folder / "config.json"
-  if not path.is_file():  # reading a pipe would block forever
-    raise UserError(f"{folder} holds no config.json; name a Hugging Face model's folder")
   try:
-    return from_hf(json.loads(path.read_text()), str(path))
+    return from_hf(_config_of(folder), str(path))
   except (ValueError, TypeError, AttributeError, RecursionError, OSError) as e:
     raise UserError(f"{path} is not a model's config ({e}); get it again") from e
+
+
+def _config_of(folder: pathlib.Path) -> dict[str, Any]:
+  path = folder / "config.json"
+  if not path.is_file():  # reading a pipe would block forever
+    raise UserError(f"{folder} holds no config.json; name a Hugging Face model's folder")
+  return json.loads(path.read_text())
 
 
 def _fetched(source: str) -> pathlib.Path:

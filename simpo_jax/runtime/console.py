@@ -94,6 +94,7 @@ class Display:
         f"{model.name}: {model.config.model_type}, {params / 1e6:,.1f}M parameters, "
         f"{program.param_dtype} weights, {program.step.dtype} compute",
       ),
+      *(("", note) for note in model.notes),
       *_adapters_row(program.step),
       ("data", f"{len(run.train_pairs)} training pairs, {len(run.eval_pairs)} held out"),
       *(row for name, report in skips.items() for row in _data_rows(name, report)),

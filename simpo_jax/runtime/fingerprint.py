@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simpo_jax.config import flatten
+from simpo_jax.models import adapter_files
 from simpo_jax.models.weights import OpenModel
 from simpo_jax.program.build import Compiled, compiler_options
 from simpo_jax.program.ledger import changed_fields, hex_digest
@@ -124,7 +125,7 @@ def data_fields(run: ResolvedRun) -> dict[str, str]:
     "held-out pairs": run.eval_pairs,
     "prompts and sampling settings": run.packed,
     "model's config": str(run.model.config),
-    "model's files": file_identity(run.model.path),
+    "model's files": file_identity(run.model.path) + _adapter_identity(run.model),
     "KV pool": str(run.pool),
   }
   return {name: hex_digest(value) for name, value in fields.items()}
@@ -194,6 +195,14 @@ def file_identity(path: pathlib.Path | None) -> str:
     return ""
   paths = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
   return str([(p.name, p.stat().st_size, _sampled_digest(p)) for p in paths])
+
+
+def _adapter_identity(model: OpenModel) -> str:
+  """Digests of an adapter's files, hashed whole: they are small, and its config has its scale."""
+  if model.adapter is None:
+    return ""
+  names = (adapter_files.CONFIG, adapter_files.WEIGHTS)
+  return str([hashlib.sha256((model.adapter.path / n).read_bytes()).hexdigest() for n in names])
 
 
 def _sampled_digest(path: pathlib.Path) -> str:

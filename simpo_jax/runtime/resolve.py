@@ -1,5 +1,6 @@
 """Resolves a config into what a run needs: model, data, prompts and program sizes."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -11,17 +12,19 @@ from simpo_jax.data.mixture import Mixture
 from simpo_jax.data.prompts import Prompts, load_prompts
 from simpo_jax.data.skip_report import SkipReport
 from simpo_jax.data.types import PairTokens
-from simpo_jax.errors import UserError
+from simpo_jax.errors import UserError, shown
 from simpo_jax.generate.kv_pool_size import Pool
 from simpo_jax.generate.requests import empty_requests, make_requests, pack_requests
 from simpo_jax.generate.stop_automaton import stop_automaton
 from simpo_jax.generate.types import Assignment, Request, Requests
+from simpo_jax.models.adapter_files import adapter_notes
+from simpo_jax.models.lora import make_lora
 from simpo_jax.models.weights import OpenModel, open_model
 from simpo_jax.program.config import ProgramConfig
 from simpo_jax.program.configure import mesh_of, program_config
 from simpo_jax.runtime.launch_schedule import evaluates, generates
 from simpo_jax.settings import GenerateSettings, Settings
-from simpo_jax.tokenizer.load import run_tokenizer
+from simpo_jax.tokenizer.of_model import tokenizer_of
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -58,9 +61,7 @@ def resolve(
   Raises:
     UserError: a field, file, model or prompt cannot be used.
   """
-  model = open_model(config.model.source)
-  tokenizer = run_tokenizer(config, date)
-  check_vocabulary(tokenizer, model)
+  model, tokenizer = _open_model(config, date)
   data = load_data(config, tokenizer, evaluates(config), split_by)
   prompts = _load_prompts(config, tokenizer)
   requests = make_requests(prompts.prompts, config.generate)
@@ -96,13 +97,49 @@ def _load_prompts(config: Settings, tokenizer: Tokenizer) -> Prompts:
   return load_prompts(config.generate, tokenizer, config.data.columns)
 
 
-def check_vocabulary(tokenizer: Tokenizer, model: OpenModel) -> None:
-  """Raises a UserError if the tokenizer has more tokens than the model's vocabulary."""
-  if tokenizer.vocab_size > model.config.vocab_size:
+def _open_model(config: Settings, date: str) -> tuple[OpenModel, Tokenizer]:
+  """Opens the model, with all notes on it, and its tokenizer."""
+  model = open_model(config.model.source)
+  trained = adapter_notes(model.adapter, make_lora(config.train)) if model.adapter else ()
+  tokenizer, notes = within_vocabulary(tokenizer_of(model, config, date), model)
+  return model._replace(notes=(*model.notes, *trained, *notes)), tokenizer
+
+
+def within_vocabulary(tokenizer: Tokenizer, model: OpenModel) -> tuple[Tokenizer, tuple[str, ...]]:
+  """Returns a tokenizer that encodes no token without a row in the embedding; and notes.
+
+  Special tokens without a row are accepted, such as a "[PAD]" that was added for batches of equal
+  length: no text becomes one, unless it spells it out. `encode` refuses such a text.
+
+  Raises:
+    UserError: other tokens have no row, or the token that begins or ends every text has none.
+  """
+  rows, encode = model.config.vocab_size, tokenizer.encode
+  extra = range(rows, tokenizer.vocab_size)
+  if not extra:
+    return tokenizer, ()
+  always = (tokenizer.eos_ids[0], tokenizer.bos_id if tokenizer.adds_bos else None)
+  if any(i in extra for i in always) or any(tokenizer.decode([i]) for i in extra):
     raise UserError(
       f"the tokenizer of {model.name} has {tokenizer.vocab_size} tokens, the model only "
-      f"{model.config.vocab_size}; use the tokenizer that belongs to the model"
+      f"{rows}; use the tokenizer that belongs to the model"
     )
+
+  def encode_within(text: str) -> list[int]:
+    ids = encode(text)
+    if (largest := max(ids, default=0)) >= rows:
+      name = tokenizer.token_bytes()[largest].decode(errors="replace")
+      raise UserError(
+        f"the text {shown(text)!r} has token {largest}, {name}, and the embedding of "
+        f"{model.name} only {rows} rows; remove it from the text or the chat template"
+      )
+    return ids
+
+  note = (
+    f"its embedding has no row for {len(extra)} special token(s) of its tokenizer; a text that "
+    "holds one is refused"
+  )
+  return dataclasses.replace(tokenizer, encode=encode_within), (note,)
 
 
 def stops_of(generate: GenerateSettings, model: OpenModel, tokenizer: Tokenizer) -> np.ndarray:
@@ -116,7 +153,7 @@ def stops_of(generate: GenerateSettings, model: OpenModel, tokenizer: Tokenizer)
 
 
 def _check_context(config: Settings, model: OpenModel, requests: list[Request]) -> None:
-  limit = model.config.max_position_embeddings
+  limit = model.config.context
   if config.data.max_length > limit:
     raise UserError(
       f"--config.data.max_length={config.data.max_length} exceeds the model's "

@@ -127,7 +127,7 @@ def usable_prompts(loaded: LoadedModel, say: Callable[[str], None]) -> list[Prom
   Raises:
     UserError: no prompt is usable.
   """
-  config, limit = loaded.config.generate, loaded.model.config.max_position_embeddings
+  config, limit = loaded.config.generate, loaded.model.config.context
   found = load_prompts(config, loaded.tokenizer, loaded.config.data.columns, skip_unusable=True)
   skipped, prompts = list(found.skipped), []
   for prompt in found.prompts:

@@ -11,7 +11,8 @@ class ModelSettings:
 
   source: str = text(
     "embedded",
-    '"embedded", a local Hugging Face folder, a .gguf file, a hub id such as '
+    '"embedded", a local Hugging Face folder (of a model, or of an adapter by PEFT), a .gguf '
+    "file, a hub id such as "
     '"HuggingFaceTB/SmolLM2-135M-Instruct", or "random:FOLDER" for random weights in the '
     "shape of FOLDER/config.json.",
     path=True,

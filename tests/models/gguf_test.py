@@ -10,6 +10,7 @@ from simpo_jax.errors import UserError
 from simpo_jax.models import config
 from simpo_jax.models import gguf as weights_gguf
 from simpo_jax.models.hf_config import from_hf
+from simpo_jax.models.weights import open_model
 from support.hf_models import VOCAB, hf_logits, hf_model, load, our_logits
 
 pytestmark = pytest.mark.model
@@ -26,7 +27,7 @@ LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 NAMES = {hf: ours for ours, hf in weights_gguf.HF_LAYER_NAMES.items()}
 
 
-def write_gguf(path, net, arch, kind="F32", factors=None, drop=(), **extra):
+def write_gguf(path, net, arch, kind="F32", factors=None, drop=(), fields=None, **extra):
   """What llama.cpp's converter writes for a model, as far as reading it is concerned."""
   c, writer = net.config, gguf.GGUFWriter(path, arch)
   heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
@@ -46,6 +47,11 @@ def write_gguf(path, net, arch, kind="F32", factors=None, drop=(), **extra):
   writer.add_value_length(head_dim)
   for name, value in extra.items():
     getattr(writer, name)(value)
+  for name, value in (fields or {}).items():
+    if isinstance(value, str):
+      writer.add_string(f"{arch}.{name}", value)
+    else:
+      writer.add_float32(f"{arch}.{name}", value)
   for name, p in net.named_parameters():
     w = p.detach().numpy()
     for part, n in (("q_proj", heads), ("k_proj", kv_heads)):
@@ -111,6 +117,11 @@ def test_llama3_rope_factors(factor, tmp_path):
   np.testing.assert_allclose(
     config.rope_frequencies(cfg), config.rope_frequencies(wanted), rtol=1e-6
   )
+  with pytest.raises(UserError, match="rope_freqs.weight beside linear rope scaling"):
+    both = {"rope.scaling.factor": 2.0}
+    weights_gguf.open_gguf(
+      write_gguf(tmp_path / "m.gguf", net, "llama", factors=factors, fields=both)
+    )
   factors[3] *= 1.5
   with pytest.raises(UserError, match="rope_freqs.weight is not Llama 3's"):
     weights_gguf.open_gguf(write_gguf(tmp_path / "m.gguf", net, "llama", factors=factors))
@@ -130,6 +141,44 @@ def test_slices_equal_the_whole(kind, tmp_path):
     for rows in (slice(0, 8), slice(5, 23), slice(31, 32)):
       for columns in (slice(0, 32), slice(32, 64), slice(7, 50), slice(33, 34)):
         np.testing.assert_array_equal(weights.read(name, (rows, columns)), whole[rows, columns])
+
+
+@pytest.mark.parametrize(
+  "fields,scaled",
+  (
+    ({"rope.scaling.factor": 4.0}, True),
+    ({"rope.scale_linear": 4.0}, True),
+    ({"rope.scaling.factor": 4.0, "rope.scale_linear": 9.0}, True),
+    ({"rope.scaling.type": "linear", "rope.scale_linear": 4.0}, True),
+    ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, False),
+    ({"rope.scaling.factor": 0.0}, False),
+    ({"rope.scaling.factor": 1.0}, False),
+    ({}, False),
+  ),
+)
+def test_rope_scaling_is_read_as_by_llama_cpp(fields, scaled, tmp_path):
+  """`llama_model::load_hparams`: the type is linear by default, and the factor has an old name."""
+  net = hf_model("Llama", rope_parameters=LINEAR)
+  plain = hf_model("Llama")  # the same weights
+  path = write_gguf(tmp_path / "m.gguf", plain, "llama", fields=fields)
+  tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 40), np.int32)
+  cfg, params = load(path)
+  expected, other = (hf_logits(n, tokens) for n in ((net, plain) if scaled else (plain, net)))
+  np.testing.assert_allclose(our_logits(cfg, params, tokens), expected, atol=2e-5, rtol=0)
+  assert np.abs(expected - other).max() > 0.01
+  assert cfg.context == 64 * (4 if scaled else 1)
+
+
+def test_a_head_beside_the_embedding_is_used(tmp_path):
+  """Whether its values are those of the embedding or not: `output.weight` is the head."""
+  net = hf_model("Llama")
+  tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 40), np.int32)
+  path = write_gguf(tmp_path / "m.gguf", net, "llama")
+  assert not open_model(str(path)).config.tie_word_embeddings
+  ours = our_logits(*load(path), tokens)
+  np.testing.assert_allclose(ours, hf_logits(net, tokens), atol=2e-5, rtol=0)
+  tied = write_gguf(tmp_path / "tied.gguf", net, "llama", drop=("output.weight",))
+  assert np.abs(our_logits(*load(tied), tokens) - ours).max() > 0.1
 
 
 def _cut(path):

@@ -73,9 +73,6 @@ def test_harmless_tensors(folder):
   name = "model__layers__0__self_attn__rotary_emb__inv_freq"
   change_tensors(folder, **{name: lambda _: np.zeros(8)})
   load(folder)
-  change_config(folder, tie_word_embeddings=True)
-  config, params = load(folder)
-  assert config.tie_word_embeddings and "lm_head" not in params
 
 
 def test_tying_is_off_unless_the_config_says_so(folder):
@@ -90,6 +87,8 @@ def test_tying_is_off_unless_the_config_says_so(folder):
 def test_quantized_tensors(folder):
   change_tensors(folder, **{UP: lambda w: w.astype(np.int8)})
   refused(folder, UP, "I8", "unquantized")
+  change_config(folder, quantization_config={"quant_method": "bitsandbytes"})
+  refused(folder, UP, "I8", "its config names the quantization bitsandbytes", "unquantized")
 
 
 @pytest.mark.parametrize(
@@ -115,6 +114,10 @@ def test_quantized_tensors(folder):
     ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, ("lacks 'low_freq_factor'",)),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ("partial_rotary_factor",)),
     (
+      {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {}}},
+      ("by the kind of layer (full_attention, sliding_attention) are not supported",),
+    ),
+    (
       {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64},
       ("use_sliding_window", "set it to false"),
     ),
@@ -129,10 +132,17 @@ def test_unsupported_config(folder, changes, parts):
 def test_mistral_window_default(folder):
   config = json.loads((folder / "config.json").read_text()) | {"model_type": "mistral"}
   windows = []
-  for extra in ({}, {"sliding_window": None}, {"sliding_window": 7}):
+  off = {"use_sliding_window": False}
+  for extra in ({}, {"sliding_window": None}, {"sliding_window": 7}, {"sliding_window": 7, **off}):
     (folder / "config.json").write_text(json.dumps(config | extra))
-    windows.append(weights.open_model(f"random:{folder}").config.sliding_window)
-  assert windows == [4096, None, 7]
+    opened = weights.open_model(f"random:{folder}")
+    windows.append(opened.config.sliding_window)
+    theirs = transformers.AutoConfig.from_pretrained(folder)
+    assert theirs.sliding_window == windows[-1]
+    assert any("use_sliding_window" in note for note in opened.notes) == (
+      off.items() <= extra.items()
+    )
+  assert windows == [4096, None, 7, 7]
 
 
 def test_gemma2_defaults_are_those_of_transformers(folder):

@@ -1,15 +1,20 @@
 """Models with adapters that the `peft` package made."""
 
+import json
+
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from simpo_jax.models import lora as adapters
 from simpo_jax.models.lora import Lora, merged_matrix
+from simpo_jax.models.weights import open_model
 from simpo_jax.settings.train import LORA_TARGETS
 from support.hf_models import hf_model
 
+ALL = Lora(4, 6.0, LORA_TARGETS)
 LORA_MODELS = {
-  "llama_all": ("Llama", Lora(4, 6.0, LORA_TARGETS)),
+  "llama_all": ("Llama", ALL),
   "qwen2_some": ("Qwen2", Lora(3, 16.0, ("q_proj", "v_proj", "down_proj"))),
 }
 
@@ -50,3 +55,25 @@ def merged_weights(params, lora):
     each = [merged_matrix(*one, lora) for one in zip(layers[name], a, b, strict=True)]
     layers[name] = np.stack(each).astype(layers[name].dtype)
   return {**{name: part for name, part in params.items() if name != "lora"}, "layers": layers}
+
+
+def save_adapter(folder, base, lora=ALL, layers=(0, 1), **changes):
+  """An adapter's folder as the peft package writes it, both factors random; without peft."""
+  cfg, rng, tensors = open_model(str(base)).config, np.random.default_rng(1), {}
+  for tensor in adapters.all_tensors(cfg, lora)["lora"].values():
+    for layer in layers:
+      value = rng.normal(size=tensor.shape[:0:-1]).astype(np.float32) * 0.15
+      tensors[tensor.hf_name.format(layer)] = value
+  folder.mkdir(exist_ok=True)
+  save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+  config = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": str(base),
+    "r": lora.rank,
+    "lora_alpha": lora.alpha,
+    "target_modules": list(lora.targets),
+    "bias": "none",
+  }
+  (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+  return folder
