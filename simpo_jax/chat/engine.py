@@ -12,10 +12,17 @@ from simpo_jax.arith import ceil_div, common_prefix
 from simpo_jax.errors import UserError
 from simpo_jax.generate.chat_step import ChatStep, chat_step
 from simpo_jax.generate.on_mesh import page_bytes
-from simpo_jax.generate.results import check_finite
+from simpo_jax.generate.results import not_finite
 from simpo_jax.generate.sampling import Sampling
 from simpo_jax.generate.sizing import prefill_chunk, select_paged_attention
-from simpo_jax.generate.types import FINISH_REASONS, RUNNING, GenerateShape, RequestArrays, Requests
+from simpo_jax.generate.types import (
+  FINISH_REASONS,
+  NONFINITE,
+  RUNNING,
+  GenerateShape,
+  RequestArrays,
+  Requests,
+)
 from simpo_jax.loaded_model.model import MODE, LoadedModel
 from simpo_jax.loaded_model.steps import compile_steps, load, put, room_for_pool
 from simpo_jax.runtime.console import human_bytes
@@ -96,9 +103,8 @@ class ChatEngine:
       start = time.perf_counter()
       out = self._launch(requests, _step_inputs(done, last, begins, self._steps))
       took = time.perf_counter() - start
-      check_finite(out.logprob)
       new = out.tokens[0, self.count : int(out.count[0])].tolist()
-      if not begins:  # the first launch also prefills
+      if new and not begins:  # the first launch also prefills
         timed, seconds = timed + len(new), seconds + took
         self.speed = timed / seconds
         self._steps = min(_MAX_STEPS, 2 * len(new), max(1, int(len(new) * _LAUNCH_SECONDS / took)))
@@ -107,6 +113,8 @@ class ChatEngine:
       self.finish = None if out.finish[0] == RUNNING else FINISH_REASONS[int(out.finish[0])]
       self.cached = [*tokens, *answer[:-1]]  # the newest token is cached by the next step
       yield new
+      if out.finish[0] == NONFINITE:
+        raise not_finite(f"this answer, after {self.count} tokens,")
 
   def _launch(self, requests: Requests, inputs: ChatStep):
     self._state = self._program.call(

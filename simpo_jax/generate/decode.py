@@ -8,12 +8,14 @@ from jaxtyping import Array
 
 from simpo_jax.generate.sampling import choose, uniforms
 from simpo_jax.generate.state import Engine, Slots, State, forward
-from simpo_jax.generate.types import LENGTH, RUNNING, STOP, Generated, Requests
+from simpo_jax.generate.types import LENGTH, NONFINITE, RUNNING, STOP, Generated, Requests
 from simpo_jax.models import llama
 
 
 def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
   """Decodes one token for every running slot.
+
+  A request whose logits are not finite ends before this token, with NONFINITE.
 
   Args:
     requests: of the local group, without a leading group axis.
@@ -46,17 +48,21 @@ def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
     token, logprob = choose(logits, sampling, u, seen, shape.sampled)
 
   with jax.named_scope("record"):
+    finite = jnp.isfinite(logprob)  # otherwise some logit is NaN or +inf
     stop = requests.stops[stop, token]
-    count = gather_by_request(s.out.count) + 1
+    before = gather_by_request(s.out.count)
+    count = before + finite
     finish = jnp.where(
       stop < 0, STOP, jnp.where(count >= gather_by_request(arrays.budget), LENGTH, RUNNING)
     )
+    finish = jnp.where(finite, finish, NONFINITE)
+    chosen = jnp.where(finite, request, shape.requests)  # out of range: no token
     out = Generated(
-      tokens=s.out.tokens.at[request, count - 1].set(token, mode="drop"),
-      logprobs=s.out.logprobs.at[request, count - 1].set(logprob, mode="drop"),
+      tokens=s.out.tokens.at[chosen, before].set(token, mode="drop"),
+      logprobs=s.out.logprobs.at[chosen, before].set(logprob, mode="drop"),
       count=s.out.count.at[request].set(count, mode="drop"),
       finish=s.out.finish.at[request].set(finish, mode="drop"),
-      logprob=s.out.logprob.at[request].add(logprob, mode="drop"),
+      logprob=s.out.logprob.at[chosen].add(logprob, mode="drop"),
     )
 
     def update(all_: Array, now: Array) -> Array:

@@ -15,8 +15,8 @@ from simpo_jax.data.types import Prompt
 from simpo_jax.generate.kv_pages import pages_needed
 from simpo_jax.generate.sampling import Sampling
 
-RUNNING, STOP, LENGTH = 0, 1, 2
-FINISH_REASONS = {STOP: "stop", LENGTH: "length"}
+RUNNING, STOP, LENGTH, NONFINITE = 0, 1, 2, 3
+FINISH_REASONS = {STOP: "stop", LENGTH: "length", NONFINITE: "nonfinite"}
 
 
 class GenerateShape(NamedTuple):
@@ -88,5 +88,5 @@ class Generated(NamedTuple):
   tokens: Int32[Array, "*groups N max_new_tokens"]  # including a stop token; -1 past the end
   logprobs: Float32[Array, "*groups N max_new_tokens"]  # of each token; 0 past the end
   count: Int32[Array, "*groups N"]  # tokens generated
-  finish: Int32[Array, "*groups N"]  # STOP, LENGTH, or RUNNING for an unused entry
+  finish: Int32[Array, "*groups N"]  # a finish reason, or RUNNING for an unused entry
   logprob: Float32[Array, "*groups N"]  # sum of `logprobs`

@@ -11,7 +11,7 @@ from simpo_jax.data.types import Prompt
 from simpo_jax.generate.requests import make_requests
 from simpo_jax.generate.sizing import request_pages
 from simpo_jax.generate.stop_automaton import stop_automaton
-from simpo_jax.generate.types import LENGTH, STOP
+from simpo_jax.generate.types import LENGTH, NONFINITE, STOP
 from simpo_jax.models.config import EMBEDDED
 from simpo_jax.program.hlo import copies
 from support.generation import Generation, random_prompts, random_weights, settings, tokens_of
@@ -172,6 +172,30 @@ def test_stop_strings_end_a_sequence_with_the_token_that_completes_them(params, 
     ends = [n for n in range(NEW) if string.encode() in b"".join(spelled[t] for t in tokens[:n])]
     assert answers[key][0] == tokens[: min(ends, default=NEW)]
   assert len(answers[3, 0][0]) == 5 and answers[3, 0][1] == STOP
+
+
+def test_logits_that_are_not_finite_end_their_own_request_alone(params, greedy):
+  """The embedding of a token is NaN: that of a prompt, or one that answers choose."""
+  cfg = dataclasses.replace(CFG, tie_word_embeddings=False)
+  whole = {**params, "lm_head": params["embed"]}
+  assert tokens_of(_generate(whole, cfg=cfg)) == tokens_of(greedy)
+  exact = dict(attention="reference")  # a sum over rows would pass a NaN on to the others
+  in_prompt, chosen = int(PROMPTS[4].tokens[1]), greedy[3, 0][0][4]
+  for bad in (in_prompt, chosen):
+    broken = {**whole, "embed": whole["embed"].at[bad].set(np.nan)}
+    answers = _generate(broken, cfg=cfg, shape=exact)
+    ended = 0
+    for prompt in PROMPTS:
+      tokens, finish, logprobs = answers[prompt.index, 0]
+      expected, count = greedy[prompt.index, 0][0], NEW
+      if bad in prompt.tokens:
+        count = 0
+      elif bad in expected[:-1]:
+        count = expected.index(bad) + 1
+      assert tokens == expected[:count] and np.isfinite(logprobs).all()
+      assert finish == (LENGTH if count == NEW else NONFINITE)
+      ended += count < NEW
+    assert 0 < ended < len(PROMPTS)
 
 
 @sweep("attention", ("reference", "xla"))

@@ -14,6 +14,7 @@ from simpo_jax.generate.requests import make_requests, pack_requests
 from simpo_jax.generate.sizing import shape_for
 from simpo_jax.generate.state import Engine
 from simpo_jax.generate.stop_automaton import stop_automaton
+from simpo_jax.generate.types import NONFINITE, RUNNING
 from simpo_jax.models import llama
 from simpo_jax.models.weights import OpenModel, load_params
 from simpo_jax.settings import GenerateSettings
@@ -90,7 +91,8 @@ class Generation:
     for request, place in zip(self.requests, round_robin(self.requests, 1), strict=True):
       n = out.count[place.index]
       tokens, logprobs = out.tokens[place.index], out.logprobs[place.index]
-      assert 1 <= n <= request.budget and out.finish[place.index] > 0
+      assert (out.finish[place.index] != NONFINITE) <= n <= request.budget
+      assert out.finish[place.index] != RUNNING
       assert (tokens[:n] >= 0).all() and (tokens[n:] == -1).all() and (logprobs[n:] == 0).all()
       np.testing.assert_allclose(out.logprob[place.index], logprobs.sum(), rtol=1e-4)
       key = request.prompt.index, request.sample
