@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from simpo_jax.generate.sampling import choose, uniforms
 from simpo_jax.generate.state import Engine, Slots, State, forward
+from simpo_jax.generate.suppression import suppressed
 from simpo_jax.generate.types import LENGTH, NONFINITE, RUNNING, STOP, Generated, Requests
 from simpo_jax.models import llama
 
@@ -45,7 +46,10 @@ def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
     sampling = sampling._replace(repetition_penalty=penalty)
     seen = None if s.seen is None else s.seen[slot]
     logits = llama.unembed(engine.params, x, cfg)
-    token, logprob = choose(logits, sampling, u, seen, shape.sampled)
+    banned = None
+    if requests.suppression is not None:
+      banned = suppressed(requests.suppression, gather_by_request(s.out.count))
+    token, logprob = choose(logits, sampling, u, seen, shape.sampled, banned)
 
   with jax.named_scope("record"):
     finite = jnp.isfinite(logprob)  # otherwise some logit is NaN or +inf

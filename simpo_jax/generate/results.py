@@ -3,7 +3,7 @@
 # The field `count` hides the method of tuple, which is not used here.
 # pyright: reportIncompatibleMethodOverride=false
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +11,11 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from simpo_jax.errors import UserError
+from simpo_jax.generate.stop_automaton import before_stop
 from simpo_jax.generate.types import (
   FINISH_REASONS,
   NONFINITE,
+  STOP,
   Assignment,
   Generated,
   Request,
@@ -87,6 +89,7 @@ def sample_rows(
   step: int,
   processes: int,
   logprobs: bool,
+  strip: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
   """Yields rows of the samples files.
 
@@ -99,11 +102,13 @@ def sample_rows(
     processes: number of processes of the run.
     logprobs: whether to include the log-probability of every token, which only the process
       that answered the request has.
+    strip: stop strings to leave out of the texts, as `generate.strip_stop` says.
   """
   tokens, each = np.asarray(generated.tokens), local_groups(generated.logprobs)
   for number in numbers:
     request, assignment, count = requests[number], assignments[number], summary.count[number]
     ids = tokens[assignment.group, assignment.index, :count].tolist()
+    text, finish = decode(ids), int(summary.finish[number])
     row: dict[str, Any] = {
       "step": step,
       "process_index": assignment.process,
@@ -111,10 +116,10 @@ def sample_rows(
       "prompt_index": request.prompt.index,
       "sample_index": request.sample,
       "prompt": request.prompt.text,
-      "generated_text": decode(ids),
+      "generated_text": before_stop(text, strip) if finish == STOP else text,
       "generated_token_ids": ids,
       "generated_token_count": len(ids),
-      "finish_reason": FINISH_REASONS[int(summary.finish[number])],
+      "finish_reason": FINISH_REASONS[finish],
       "logprob_sum": round(float(summary.logprob[number]), 6),
     }
     if logprobs:

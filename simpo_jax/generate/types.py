@@ -14,6 +14,7 @@ from jaxtyping import Array, Float32, Int16, Int32, UInt32
 from simpo_jax.data.types import Prompt
 from simpo_jax.generate.kv_pages import pages_needed
 from simpo_jax.generate.sampling import Sampling
+from simpo_jax.generate.suppression import Suppression
 
 RUNNING, STOP, LENGTH, NONFINITE = 0, 1, 2, 3
 FINISH_REASONS = {STOP: "stop", LENGTH: "length", NONFINITE: "nonfinite"}
@@ -37,6 +38,7 @@ class GenerateShape(NamedTuple):
   shared_prompts: bool  # whether several requests have the same prompt
   repetition_penalty: bool  # whether any request has one
   sampled: bool  # whether any request has a temperature
+  suppression: bool  # whether some tokens are suppressed, always or early in an answer
 
   @property
   def pages_per_seq(self) -> int:
@@ -77,6 +79,7 @@ class Requests(NamedTuple):
   each: RequestArrays  # per request
   stops: Int16[Array, "stop_states V"]  # the stop automaton (`stop_automaton.py`)
   seed: UInt32[Array, "2"]  # key data
+  suppression: Suppression | None  # None if nothing is suppressed
 
 
 class Generated(NamedTuple):

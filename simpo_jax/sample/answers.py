@@ -23,7 +23,7 @@ from simpo_jax.loaded_model.model import MODE, LoadedModel
 from simpo_jax.loaded_model.steps import Program, compile_steps, load, put, room_for_pool
 from simpo_jax.program import compile_count
 from simpo_jax.runtime.console import human_bytes
-from simpo_jax.runtime.resolve import stops_of
+from simpo_jax.runtime.resolve import stops_of, suppression_of
 from simpo_jax.workdir.files import row_text
 
 _LAUNCH_SECONDS = 1.0  # target, so that progress is reported often
@@ -71,14 +71,15 @@ def sample(
     f"{len(requests)} answers of up to {shape.max_new_tokens} tokens, {shape.slots} at once; KV "
     f"pool {human_bytes(pool.pages * bytes_each)}: {pool.reason}" + (f"; {note}" if note else "")
   )
-  packed = pack_requests(requests, assignments, shape, stops, config.seed)
+  suppression = suppression_of(config, model, loaded.tokenizer)
+  packed = pack_requests(requests, assignments, shape, stops, config.seed, suppression)
   packed = packed._replace(each=jax.tree.map(lambda x: x[0], packed.each))
   show("compiling")
   program = compile_steps(loaded, shape, generate_some, (packed, *_FIRST_LAUNCH))
   say(f"compiled in {program.seconds:.1f} s")
   show("loading weights")
 
-  written = 0
+  written, strip = 0, config.stop if config.strip_stop else ()
   for generated, seconds in _launches(loaded, program, packed):
     each = (generated.count, generated.finish, generated.logprob)
     summary = Summary(*(np.asarray(x[0]) for x in each))
@@ -87,7 +88,7 @@ def sample(
     done = range(written, int(waiting[0]))
     decode, step = loaded.tokenizer.decode, loaded.step
     results = requests, assignments, generated, summary
-    for row in sample_rows(done, *results, decode, step, 1, config.logprobs):
+    for row in sample_rows(done, *results, decode, step, 1, config.logprobs, strip):
       out(row_text(row))
     written = done.stop
     show(

@@ -86,7 +86,22 @@ class GenerateSettings:
     str,
     "('User:',)",
   )
+  strip_stop: bool = flag(
+    False,
+    "Leave the stop string that ends an answer, and any text behind it, out of the answer's text.",
+  )
   ignore_eos: bool = flag(False, "Keep generating past end-of-sequence tokens.")
+  min_new_tokens: int = integer(
+    0,
+    "Minimum number of tokens generated per answer: no end-of-sequence token before; 0: off.",
+    0,
+  )
+  suppress_tokens: tuple[int, ...] = items(
+    (),
+    "Ids of tokens that are never generated.",
+    int,
+    "(5,17)",
+  )
   seed: int = integer(0, "Sampling seed; the same seed gives the same answers.", 0, 2**32 - 1)
   logprobs: bool = flag(False, "Also write the log-probability of every generated token.")
   max_slots: int = integer(0, "Sequences decoded concurrently per prompt group; 0: all.", 0)

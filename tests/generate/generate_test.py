@@ -31,8 +31,8 @@ def params():
   return random_weights(CFG)
 
 
-def _generate(params, prompts=PROMPTS, cfg=CFG, stops=None, shape=None, **changes):
-  return Generation(cfg, prompts, settings(**changes), stops, **(shape or {}))(params)
+def _generate(params, prompts=PROMPTS, cfg=CFG, stops=None, ends=(), shape=None, **changes):
+  return Generation(cfg, prompts, settings(**changes), stops, ends, **(shape or {}))(params)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,54 @@ def test_stop_tokens_end_a_sequence_and_count(params, greedy):
     assert answers[key][0] == tokens[:cut]
     assert answers[key][1] == (STOP if stop in tokens else LENGTH)
   assert answers[3, 0][1] == STOP and answers[3, 0][0][-1] == stop
+
+
+@sweep(
+  "changes",
+  (
+    dict(max_slots=2),
+    dict(max_slots=3, page_size=16, prefill_chunk=4),
+    dict(shape=dict(num_pages=6)),
+    dict(temperature=0.8, num_samples=2, top_p=0.9, max_slots=3),
+  ),
+  default=2,
+)
+def test_suppressed_tokens_are_those_of_a_dense_pass(params, greedy, changes):
+  """Each token is the best that is allowed at its place; slots and pages do not matter."""
+  ends, least = greedy[3, 0][0][4:6], 6
+  stops = stop_automaton(CFG.vocab_size, ends)
+  never = (greedy[0, 0][0][0], greedy[1, 0][0][0])
+  common = dict(stops=stops, ends=ends, min_new_tokens=least, suppress_tokens=never)
+  answers = _generate(params, **common, **changes)
+  changed = 0
+  if "temperature" in changes:
+    alone = _generate(params, **common, **{**changes, "max_slots": 1})
+    assert tokens_of(alone) == tokens_of(answers)
+  for prompt in PROMPTS:
+    tokens, finish, logprobs = answers[prompt.index, 0]
+    ended = [n for n, token in enumerate(tokens, 1) if token in ends]
+    assert (finish == STOP) == bool(ended) and (not ended or least < ended[0] == len(tokens))
+    assert not set(never) & set(tokens)
+    sequence = np.concatenate([prompt.tokens, tokens])
+    padded = np.zeros((1, 32), np.int32)
+    padded[0, : len(sequence)] = sequence
+    logits = our_logits(CFG, params, padded)[0, len(prompt.tokens) - 1 : len(sequence) - 1]
+    best = logits.max(axis=1)
+    chosen = logits[np.arange(len(tokens)), tokens]
+    logps = chosen - np.log(np.exp(logits - best[:, None]).sum(axis=1)) - best
+    np.testing.assert_allclose(logprobs, logps, atol=1e-4)  # the model's own
+    if "temperature" not in changes:
+      allowed = logits.copy()
+      allowed[:, list(never)] = -np.inf
+      allowed[:least, ends] = -np.inf
+      np.testing.assert_array_less(allowed.max(axis=1) - chosen, 1e-4)
+      changed += (logits.argmax(axis=1) != tokens).sum()
+  assert changed > 3 or "temperature" in changes
+
+
+def test_what_is_off_is_not_in_the_program():
+  off = Generation(CFG, PROMPTS, settings())
+  assert not off.shape.suppression and off.packed.suppression is None
 
 
 def test_stop_strings_end_a_sequence_with_the_token_that_completes_them(params, greedy):

@@ -14,6 +14,7 @@ from simpo_jax.generate.requests import make_requests, pack_requests
 from simpo_jax.generate.sizing import shape_for
 from simpo_jax.generate.state import Engine
 from simpo_jax.generate.stop_automaton import stop_automaton
+from simpo_jax.generate.suppression import make_suppression
 from simpo_jax.generate.types import NONFINITE, RUNNING
 from simpo_jax.models import llama
 from simpo_jax.models.weights import OpenModel, load_params
@@ -50,9 +51,10 @@ class Generation:
     run: the jitted function of (params, packed requests) to `Generated`.
   """
 
-  def __init__(self, cfg, prompts, config, stops=None, **shape):
+  def __init__(self, cfg, prompts, config, stops=None, end_ids=(), **shape):
     self.config = config
     self.stops = stop_automaton(cfg.vocab_size) if stops is None else stops
+    self.suppression = make_suppression(config, end_ids, cfg.vocab_size)
     self.requests = make_requests(prompts, config)
     assignments = round_robin(self.requests, 1)
     self.shape = shape_for(self.requests, assignments, config, 1, stop_states=len(self.stops))
@@ -82,7 +84,9 @@ class Generation:
 
   def _pack(self):
     assignments = round_robin(self.requests, 1)
-    return pack_requests(self.requests, assignments, self.shape, self.stops, self.config.seed)
+    return pack_requests(
+      self.requests, assignments, self.shape, self.stops, self.config.seed, self.suppression
+    )
 
   def __call__(self, params):
     """{(prompt index, sample): (tokens, finish, log-probabilities)}, checked for wholeness."""
