@@ -168,7 +168,7 @@ class Chat:
         if interrupted():
           return
 
-    strip = self._settings.stop if self._settings.strip_stop else ()
+    strip = self._settings.stripped
     with _interrupts() as interrupted:
       texts = stream_text(tokenizer.decode, pieces())
       for text in strip_stop(texts, strip, lambda: engine.finish == "stop"):

@@ -71,6 +71,6 @@ def suppressed(s: Suppression, count: Int32[Array, " B"]) -> Bool[Array, "B V"]:
   return jnp.where((count < s.min_new_tokens)[:, None], s.early, s.always)
 
 
-def _on_host(*values: Any) -> Suppression:
-  early, always, least = values  # numpy, where the fields say Array
-  return Suppression(early, always, np.asarray(least, np.int32))
+def _on_host(early: Any, always: Any, min_new_tokens: int) -> Suppression:
+  least: Any = np.asarray(min_new_tokens, np.int32)  # numpy, where the fields say Array
+  return Suppression(early, always, least)

@@ -25,10 +25,13 @@ def input_shardings(cfg: ProgramConfig) -> tuple[Batch, Requests, NamedSharding]
   def of_group(_: object) -> P:
     return group
 
+  def of_all(_: object) -> P:
+    return P()
+
   batch = Batch._make([P(None, *ROWS)] * len(Batch._fields))._replace(num_micro=P())
   empty = _no_requests(cfg)
   each = jax.tree.map(of_group, empty.each)
-  requests = jax.tree.map(lambda _: P(), empty)._replace(each=each)
+  requests = jax.tree.map(of_all, empty)._replace(each=each)
   return named(cfg.mesh, (batch, requests, P("host")))
 
 

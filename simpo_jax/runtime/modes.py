@@ -87,7 +87,6 @@ def generate(context: RunContext, step: int, state: TrainState) -> TrainState:
   run, folder = context.run, context.folder
   state, report, seconds = context.launch(state, Mode.GENERATE, stop=context.stop.requested)
   results = summarize(report.generated, run.assignments)
-  strip = context.config.generate.stop if context.config.generate.strip_stop else ()
   process, processes = jax.process_index(), jax.process_count()
 
   def rows(indices: Iterable[int], logprobs: bool) -> Iterator[dict[str, Any]]:
@@ -101,7 +100,7 @@ def generate(context: RunContext, step: int, state: TrainState) -> TrainState:
       step,
       processes,
       logprobs,
-      strip,
+      context.config.generate.stripped,
     )
 
   local = [i for i, assignment in enumerate(run.assignments) if assignment.process == process]

@@ -79,7 +79,7 @@ def sample(
   say(f"compiled in {program.seconds:.1f} s")
   show("loading weights")
 
-  written, strip = 0, config.stop if config.strip_stop else ()
+  written = 0
   for generated, seconds in _launches(loaded, program, packed):
     each = (generated.count, generated.finish, generated.logprob)
     summary = Summary(*(np.asarray(x[0]) for x in each))
@@ -88,7 +88,7 @@ def sample(
     done = range(written, int(waiting[0]))
     decode, step = loaded.tokenizer.decode, loaded.step
     results = requests, assignments, generated, summary
-    for row in sample_rows(done, *results, decode, step, 1, config.logprobs, strip):
+    for row in sample_rows(done, *results, decode, step, 1, config.logprobs, config.stripped):
       out(row_text(row))
     written = done.stop
     show(

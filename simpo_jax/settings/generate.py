@@ -128,6 +128,11 @@ class GenerateSettings:
     paged_attention.IMPLEMENTATIONS,
   )
 
+  @property
+  def stripped(self) -> tuple[str, ...]:
+    """The stop strings that are left out of answers' texts."""
+    return self.stop if self.strip_stop else ()
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings:

@@ -84,7 +84,7 @@ def test_banned_tokens_equal_transformers_and_leave_the_log_probability(k, p, mi
   logits, rows = _logits(6, 300), np.arange(6)
   banned = np.argsort(-logits, axis=1)[:, :3]  # of all rows together
   processor = transformers.SuppressTokensLogitsProcessor(np.unique(banned).tolist())
-  theirs = processor(None, torch.tensor(logits)).numpy()
+  theirs = processor(torch.zeros((6, 1), dtype=torch.long), torch.tensor(logits)).numpy()
   mask = jnp.asarray(np.isneginf(theirs))
   tokens, logprob = choose(
     jnp.asarray(logits), _settings(6, temperature=0.0), jnp.zeros(6), banned=mask

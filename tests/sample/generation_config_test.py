@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def ours(folder, content, **changes):
 
 def theirs(folder, loaded, prompts, **settings):
   torch = pytest.importorskip("torch")
-  net = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+  net: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
   config = transformers.GenerationConfig(
     do_sample=False, pad_token_id=0, eos_token_id=list(loaded.tokenizer.eos_ids), **settings
   )
