@@ -117,6 +117,12 @@ def _check_combinations(config: Settings) -> None:
       "--config.export.at_end=True reads the last checkpoint, which "
       "--config.checkpoint.at_end=False leaves out; switch one of them"
     )
+  least, most = config.generate.min_new_tokens, config.generate.max_new_tokens
+  if least > most:
+    raise UserError(
+      f"--config.generate.min_new_tokens={least} exceeds --config.generate.max_new_tokens={most}; "
+      "lower it, or raise max_new_tokens"
+    )
   data = config.data
   if data.max_prompt_length >= data.max_length:
     raise UserError(

@@ -12,14 +12,22 @@ from simpo_jax.arith import ceil_div, common_prefix
 from simpo_jax.errors import UserError
 from simpo_jax.generate.chat_step import ChatStep, chat_step
 from simpo_jax.generate.on_mesh import page_bytes
-from simpo_jax.generate.results import check_finite
+from simpo_jax.generate.results import not_finite
 from simpo_jax.generate.sampling import Sampling
 from simpo_jax.generate.sizing import prefill_chunk, select_paged_attention
-from simpo_jax.generate.types import FINISH_REASONS, RUNNING, GenerateShape, RequestArrays, Requests
+from simpo_jax.generate.suppression import suppresses
+from simpo_jax.generate.types import (
+  FINISH_REASONS,
+  NONFINITE,
+  RUNNING,
+  GenerateShape,
+  RequestArrays,
+  Requests,
+)
 from simpo_jax.loaded_model.model import MODE, LoadedModel
 from simpo_jax.loaded_model.steps import compile_steps, load, put, room_for_pool
 from simpo_jax.runtime.console import human_bytes
-from simpo_jax.runtime.resolve import stops_of
+from simpo_jax.runtime.resolve import stops_of, suppression_of
 from simpo_jax.settings import GenerateSettings
 
 MIN_CONTEXT = 32  # tokens
@@ -47,6 +55,7 @@ class ChatEngine:
     self._loaded, config = loaded, loaded.config.generate
     stops = stops_of(config, loaded.model, loaded.tokenizer)
     self._stops = _host_array(stops, stops.dtype)
+    self._suppression = suppression_of(config, loaded.model, loaded.tokenizer)
     self.context, self.notes = _choose_context(loaded, context)
     shape = _shape(loaded, self.context, len(stops))
     attention, note = select_paged_attention(
@@ -59,7 +68,7 @@ class ChatEngine:
     self._program = compile_steps(loaded, shape, chat_step, inputs)
     self.notes.append(f"compiled in {self._program.seconds:.1f} s")
     self._params, *self._state = load(loaded, self._program)
-    self._stops = put(loaded, self._stops)
+    self._stops, self._suppression = put(loaded, (self._stops, self._suppression))
     self._steps = 1
     self.cached: list[int] = []
     self._clear()
@@ -96,9 +105,8 @@ class ChatEngine:
       start = time.perf_counter()
       out = self._launch(requests, _step_inputs(done, last, begins, self._steps))
       took = time.perf_counter() - start
-      check_finite(out.logprob)
       new = out.tokens[0, self.count : int(out.count[0])].tolist()
-      if not begins:  # the first launch also prefills
+      if new and not begins:  # the first launch also prefills
         timed, seconds = timed + len(new), seconds + took
         self.speed = timed / seconds
         self._steps = min(_MAX_STEPS, 2 * len(new), max(1, int(len(new) * _LAUNCH_SECONDS / took)))
@@ -107,6 +115,8 @@ class ChatEngine:
       self.finish = None if out.finish[0] == RUNNING else FINISH_REASONS[int(out.finish[0])]
       self.cached = [*tokens, *answer[:-1]]  # the newest token is cached by the next step
       yield new
+      if out.finish[0] == NONFINITE:
+        raise not_finite(f"this answer, after {self.count} tokens,")
 
   def _launch(self, requests: Requests, inputs: ChatStep):
     self._state = self._program.call(
@@ -130,7 +140,8 @@ class ChatEngine:
         **{n: _host_array([getattr(settings, n)], kind) for n, kind in kinds.items()}
       ),
     )
-    return Requests(requested, self._stops, _host_array([0, settings.seed], np.uint32))
+    seed = _host_array([0, settings.seed], np.uint32)
+    return Requests(requested, self._stops, seed, self._suppression)
 
 
 def _step_inputs(cached: int, until: int, begins: bool, steps: int) -> ChatStep:
@@ -189,4 +200,5 @@ def _shape(loaded: LoadedModel, context: int, stop_states: int) -> GenerateShape
     shared_prompts=False,
     repetition_penalty=True,
     sampled=True,
+    suppression=suppresses(config),
   )

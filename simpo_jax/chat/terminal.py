@@ -14,7 +14,7 @@ from typing import TextIO
 from simpo_jax import interrupts
 from simpo_jax.chat.engine import ChatEngine
 from simpo_jax.chat.history import fit
-from simpo_jax.chat.text import HELP, stream_text, visible
+from simpo_jax.chat.text import HELP, stream_text, strip_stop, visible
 from simpo_jax.config_check import kind_problem, range_problem
 from simpo_jax.data.prompts import SETTINGS
 from simpo_jax.data.types import Message
@@ -168,8 +168,10 @@ class Chat:
         if interrupted():
           return
 
+    strip = self._settings.stripped
     with _interrupts() as interrupted:
-      for text in stream_text(tokenizer.decode, pieces()):
+      texts = stream_text(tokenizer.decode, pieces())
+      for text in strip_stop(texts, strip, lambda: engine.finish == "stop"):
         written += text
         terminal.write(visible(text))
       stopped = interrupted()
@@ -179,7 +181,8 @@ class Chat:
       raise KeyboardInterrupt  # a script cannot react, so end it
     if stopped and not written.strip():
       return None, messages
-    return tokenizer.decode(ids), fitted.messages[len(system) :]
+    answer = written if strip else tokenizer.decode(ids)
+    return answer, fitted.messages[len(system) :]
 
   def _note_ending(self, stopped: bool, length: int) -> None:
     """Notes why the answer ended, and its speed if this is a terminal."""

@@ -3,6 +3,8 @@
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from simpo_jax.generate.stop_automaton import before_stop
+
 _REPLACEMENT = "\ufffd"  # decoded from bytes that are not a character, or not a complete one
 _MAX_PENDING = 3  # bytes of an incomplete UTF-8 character
 # Joiners and soft breaks are invisible, but part of ordinary text in some languages.
@@ -26,6 +28,31 @@ def stream_text(
       yield text[shown:ready]
       shown = ready
   if rest := decode(ids)[shown:]:
+    yield rest
+
+
+def strip_stop(
+  texts: Iterable[str], strings: Sequence[str], stopped: Callable[[], bool]
+) -> Iterator[str]:
+  """Yields streamed text without the stop string that ends it, nor what follows.
+
+  Text that may be the beginning of a stop string is held back until that is known.
+
+  Args:
+    strings: the stop strings.
+    stopped: whether the newest text is the last, since the answer ends with a stop.
+  """
+  held = ""
+  for text in texts:
+    held += text
+    if stopped():
+      continue
+    begun = [n for s in strings for n in range(1, len(s)) if held.endswith(s[:n])]
+    ready = len(held) - max(begun, default=0)
+    if ready:
+      yield held[:ready]
+      held = held[ready:]
+  if rest := before_stop(held, strings) if stopped() else held:
     yield rest
 
 

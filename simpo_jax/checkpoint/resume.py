@@ -11,8 +11,8 @@ from simpo_jax import distributed, storage
 from simpo_jax.checkpoint.layout import METADATA, Position, clean, positions, read_metadata, verify
 from simpo_jax.checkpoint.manager import check_fits, restore, restore_weights
 from simpo_jax.checkpoint.split_change import check_split
-from simpo_jax.data.load import BY_PROMPT, BY_ROW
 from simpo_jax.checkpoint.tie_change import as_trained
+from simpo_jax.data.load import BY_PROMPT, BY_ROW
 from simpo_jax.data.mixture import Mixture
 from simpo_jax.data.skip_report import SkipReport
 from simpo_jax.errors import UserError, one_line

@@ -4,16 +4,19 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float32, Int16, Int32
 
 from simpo_jax.generate.sampling import choose, uniforms
 from simpo_jax.generate.state import Engine, Slots, State, forward
-from simpo_jax.generate.types import LENGTH, RUNNING, STOP, Generated, Requests
+from simpo_jax.generate.suppression import suppressed
+from simpo_jax.generate.types import LENGTH, NONFINITE, RUNNING, STOP, Generated, Requests
 from simpo_jax.models import llama
 
 
 def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
   """Decodes one token for every running slot.
+
+  A request whose logits are not finite ends before this token, with NONFINITE.
 
   Args:
     requests: of the local group, without a leading group axis.
@@ -43,21 +46,14 @@ def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
     sampling = sampling._replace(repetition_penalty=penalty)
     seen = None if s.seen is None else s.seen[slot]
     logits = llama.unembed(engine.params, x, cfg)
-    token, logprob = choose(logits, sampling, u, seen, shape.sampled)
+    banned = None
+    if requests.suppression is not None:
+      banned = suppressed(requests.suppression, gather_by_request(s.out.count))
+    token, logprob = choose(logits, sampling, u, seen, shape.sampled, banned)
 
   with jax.named_scope("record"):
     stop = requests.stops[stop, token]
-    count = gather_by_request(s.out.count) + 1
-    finish = jnp.where(
-      stop < 0, STOP, jnp.where(count >= gather_by_request(arrays.budget), LENGTH, RUNNING)
-    )
-    out = Generated(
-      tokens=s.out.tokens.at[request, count - 1].set(token, mode="drop"),
-      logprobs=s.out.logprobs.at[request, count - 1].set(logprob, mode="drop"),
-      count=s.out.count.at[request].set(count, mode="drop"),
-      finish=s.out.finish.at[request].set(finish, mode="drop"),
-      logprob=s.out.logprob.at[request].add(logprob, mode="drop"),
-    )
+    out, finish = _record(s.out, request, token, logprob, stop, arrays.budget)
 
     def update(all_: Array, now: Array) -> Array:
       return all_.at[slot].set(now)
@@ -70,3 +66,42 @@ def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
       out=out,
       tally=s.tally,
     )
+
+
+def _record(
+  out: Generated,
+  request: Int32[Array, " B"],
+  token: Int32[Array, " B"],
+  logprob: Float32[Array, " B"],
+  stop: Int16[Array, " B"],
+  budget: Int32[Array, " N"],
+) -> tuple[Generated, Int32[Array, " B"]]:
+  """Appends a token to each answer, unless its logits were not finite.
+
+  Args:
+    request: the request of each row, out of range for a row without one.
+    logprob: not finite if a logit is NaN or +inf.
+    stop: the state of the stop automaton after the token.
+    budget: tokens that each request may generate.
+
+  Returns:
+    The answers, and why each row's answer ends here (RUNNING if it does not).
+  """
+
+  def of_request(x: Int32[Array, " N"]) -> Int32[Array, " B"]:
+    return x.at[request].get(mode="fill", fill_value=0)
+
+  finite = jnp.isfinite(logprob)
+  before = of_request(out.count)
+  count = before + finite
+  finish = jnp.where(stop < 0, STOP, jnp.where(count >= of_request(budget), LENGTH, RUNNING))
+  finish = jnp.where(finite, finish, NONFINITE)
+  appended = jnp.where(finite, request, out.count.shape[0])  # out of range: no token
+  out = Generated(
+    tokens=out.tokens.at[appended, before].set(token, mode="drop"),
+    logprobs=out.logprobs.at[appended, before].set(logprob, mode="drop"),
+    count=out.count.at[request].set(count, mode="drop"),
+    finish=out.finish.at[request].set(finish, mode="drop"),
+    logprob=out.logprob.at[appended].add(logprob, mode="drop"),
+  )
+  return out, finish

@@ -109,10 +109,11 @@ def generate(
 
   if shape.groups == 1:
     return group(params, requests)
+  specs = requests._replace(each=P("host"), stops=P(), seed=P(), suppression=P())
   return jax.shard_map(
     functools.partial(group, axis="host"),
     mesh=mesh,
-    in_specs=(P(), requests._replace(each=P("host"), stops=P(), seed=P())),
+    in_specs=(P(), specs),
     out_specs=P("host"),
     axis_names={"host"},
     check_vma=False,

@@ -9,6 +9,7 @@ from jaxtyping import Int16
 from simpo_jax.data.types import Prompt
 from simpo_jax.errors import UserError
 from simpo_jax.generate.sampling import Sampling
+from simpo_jax.generate.suppression import Suppression, empty_suppression
 from simpo_jax.generate.types import (
   Assignment,
   GenerateShape,
@@ -68,7 +69,8 @@ def empty_requests(shape: GenerateShape, vocab_size: int) -> Requests:
     ),
   )
   stops = zeros(np.int16, shape.stop_states, vocab_size)
-  return Requests(each, stops, seed=zeros(np.uint32, 2))
+  suppression = empty_suppression(vocab_size) if shape.suppression else None
+  return Requests(each, stops, zeros(np.uint32, 2), suppression)
 
 
 def pack_requests(
@@ -77,6 +79,7 @@ def pack_requests(
   shape: GenerateShape,
   stops: Int16[np.ndarray, "stop_states V"],
   seed: int,
+  suppression: Suppression | None = None,
 ) -> Requests:
   """Packs the requests of all groups into numpy arrays.
 
@@ -85,7 +88,9 @@ def pack_requests(
     shape: large enough for all requests; from `shape_for`.
     stops: the transition table of the stop automaton (`stop_automaton.py`).
     seed: sampling seed, below 2**32.
+    suppression: numpy arrays, as `shape.suppression` says; None if nothing is suppressed.
   """
+  assert shape.suppression == (suppression is not None)
   out = empty_requests(shape, stops.shape[1])
   arrays = out.each
   for request, assignment in zip(requests, assignments, strict=True):
@@ -100,7 +105,7 @@ def pack_requests(
       array[at] = value
   out.stops[:] = stops
   out.seed[1] = seed  # the key data of jax.random.key(seed)
-  return out
+  return out._replace(suppression=suppression)
 
 
 def request_contents(requests: Requests) -> Contents:
@@ -109,7 +114,7 @@ def request_contents(requests: Requests) -> Contents:
   Args:
     requests: numpy arrays of all groups.
   """
-  arrays, stops = requests.each, [requests.stops, requests.seed]
+  arrays, stops = requests.each, [requests.stops, requests.seed, *(requests.suppression or ())]
 
   def item(at: tuple[int, ...]) -> tuple[str, list[np.ndarray]]:
     tokens = arrays.tokens[at][: arrays.length[at]]

@@ -60,6 +60,7 @@ def choose(
   u: Float32[Array, " B"],
   seen: Bool[Array, "B V"] | None = None,
   sampled: bool = True,
+  banned: Bool[Array, "B V"] | None = None,
 ) -> tuple[Int32[Array, " B"], Float32[Array, " B"]]:
   """Chooses the next token of each row.
 
@@ -70,12 +71,15 @@ def choose(
     seen: which tokens occur in each row's prompt or answer; None if no row has a
       repetition penalty.
     sampled: False if every row is known to be greedy.
+    banned: which tokens may not be chosen, not all of a row; None if any may.
 
   Returns:
     The tokens, and their natural log-probabilities under the model itself: before
-    penalty, temperature and truncation. They are NaN where logits are NaN.
+    penalty, suppression, temperature and truncation. They are NaN where logits are NaN.
   """
   scores = logits if seen is None else penalize(logits, seen, sampling.repetition_penalty)
+  if banned is not None:
+    scores = jnp.where(banned, -jnp.inf, scores)
   greedy = _argmax(scores)
 
   tokens = greedy
@@ -84,7 +88,7 @@ def choose(
   if sampled:
     hot = sampling.temperature > 0
     scaled = scores / jnp.where(hot, sampling.temperature, 1.0)[:, None]
-    tokens = jnp.where(hot, inverse_cdf(truncated_weights(scaled, sampling), u), greedy)
+    tokens = jnp.where(hot, inverse_cdf(truncated_weights(scaled, sampling, banned), u), greedy)
   chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
   return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
 
@@ -110,7 +114,9 @@ def penalize(
   return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def truncated_weights(logits: Float32[Array, "B V"], sampling: Sampling) -> Float32[Array, "B V"]:
+def truncated_weights(
+  logits: Float32[Array, "B V"], sampling: Sampling, banned: Bool[Array, "B V"] | None = None
+) -> Float32[Array, "B V"]:
   """Returns unnormalized probabilities after top-k, then top-p, then min-p.
 
   top-k (arXiv:1805.04833) and top-p (arXiv:1904.09751) keep the logits at or above a
@@ -121,10 +127,13 @@ def truncated_weights(logits: Float32[Array, "B V"], sampling: Sampling) -> Floa
   Args:
     logits: already divided by the temperature.
     sampling: settings of each row.
+    banned: which logits are -inf; None if none is.
   """
   top_k, top_p, min_p = (x[:, None] for x in (sampling.top_k, sampling.top_p, sampling.min_p))
   peak = jnp.max(logits, axis=-1, keepdims=True)
-  floor = jnp.min(logits, axis=-1, keepdims=True)
+  # The bisection needs a finite lower bound.
+  lowest = logits if banned is None else jnp.where(banned, jnp.inf, logits)
+  floor = jnp.min(lowest, axis=-1, keepdims=True)
   k = jnp.where(top_k > 0, top_k, logits.shape[-1])
 
   def keeps_k(t: Float32[Array, "B 1"]) -> Bool[Array, "B 1"]:

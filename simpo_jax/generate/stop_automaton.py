@@ -58,6 +58,13 @@ def stop_automaton(
   return table
 
 
+def before_stop(text: str, strings: Sequence[str]) -> str:
+  """Returns the text before the stop string that is complete first; all of it if there is none."""
+  places = [(text.find(string), len(string)) for string in strings]
+  ends = [(start + length, start) for start, length in places if start >= 0]
+  return text[: min(ends)[1]] if ends else text
+
+
 def _byte_automaton(strings: list[bytes]) -> Int16[np.ndarray, "stop_states 256"]:
   """The next state after each byte, `STOPPED` where a string is complete."""
   if not all(strings):

@@ -14,9 +14,10 @@ from jaxtyping import Array, Float32, Int16, Int32, UInt32
 from simpo_jax.data.types import Prompt
 from simpo_jax.generate.kv_pages import pages_needed
 from simpo_jax.generate.sampling import Sampling
+from simpo_jax.generate.suppression import Suppression
 
-RUNNING, STOP, LENGTH = 0, 1, 2
-FINISH_REASONS = {STOP: "stop", LENGTH: "length"}
+RUNNING, STOP, LENGTH, NONFINITE = 0, 1, 2, 3
+FINISH_REASONS = {STOP: "stop", LENGTH: "length", NONFINITE: "nonfinite"}
 
 
 class GenerateShape(NamedTuple):
@@ -37,6 +38,7 @@ class GenerateShape(NamedTuple):
   shared_prompts: bool  # whether several requests have the same prompt
   repetition_penalty: bool  # whether any request has one
   sampled: bool  # whether any request has a temperature
+  suppression: bool  # whether some tokens are suppressed, always or early in an answer
 
   @property
   def pages_per_seq(self) -> int:
@@ -77,6 +79,7 @@ class Requests(NamedTuple):
   each: RequestArrays  # per request
   stops: Int16[Array, "stop_states V"]  # the stop automaton (`stop_automaton.py`)
   seed: UInt32[Array, "2"]  # key data
+  suppression: Suppression | None  # None if nothing is suppressed
 
 
 class Generated(NamedTuple):
@@ -88,5 +91,5 @@ class Generated(NamedTuple):
   tokens: Int32[Array, "*groups N max_new_tokens"]  # including a stop token; -1 past the end
   logprobs: Float32[Array, "*groups N max_new_tokens"]  # of each token; 0 past the end
   count: Int32[Array, "*groups N"]  # tokens generated
-  finish: Int32[Array, "*groups N"]  # STOP, LENGTH, or RUNNING for an unused entry
+  finish: Int32[Array, "*groups N"]  # a finish reason, or RUNNING for an unused entry
   logprob: Float32[Array, "*groups N"]  # sum of `logprobs`

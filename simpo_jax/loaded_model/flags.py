@@ -13,7 +13,7 @@ from simpo_jax.settings.field import Field
 MODEL = ("model", "step", "source", "force", "dtype")
 SETTINGS = (
   "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "stop",
-  "ignore_eos", "seed",
+  "strip_stop", "ignore_eos", "min_new_tokens", "suppress_tokens", "seed",
 )  # fmt: skip
 
 
@@ -41,9 +41,10 @@ def define_flags() -> None:
 def define_field(name: str, field: Field, values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines a flag that sets a config field; the field's meaning is its help."""
   meaning = field.meaning
-  if field.element is str:
+  if field.element:
+    define = {str: flags.DEFINE_multi_string, int: flags.DEFINE_multi_integer}
     meaning += " May be given several times."
-    flags.DEFINE_multi_string(name, None, meaning, flag_values=values)
+    define[field.element](name, None, meaning, flag_values=values)
   else:
     define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     define[type(field.default)](name, None, meaning, flag_values=values)

@@ -12,7 +12,7 @@ from simpo_jax.checkpoint.saved_run import open_run
 from simpo_jax.config import replace_fields
 from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
-from simpo_jax.loaded_model.generation_config import read_generation_config
+from simpo_jax.loaded_model.generation_config import limit_minimum, read_generation_config
 from simpo_jax.models import llama
 from simpo_jax.models.hf_weights import open_checkpoint
 from simpo_jax.models.lora import make_lora
@@ -86,12 +86,13 @@ def load_model(
     config, step = replace_fields(Settings(), {"model.source": name}), 0
     model = open_model(name)
     tokenizer = tokenizer_of(model, config)
-    recommended = read_generation_config(model)
     limit = min(_NEW_TOKENS, model.config.context // 2)
-    notes = [] if model.read else ["random weights"]
-    if recommended:
-      notes.append(f"settings of its generation_config.json: {listed(recommended)}")
+    recommended, notes = _recommended(model, limit, changes)
+    notes = notes if model.read else ["random weights", *notes]
     defaults = {"max_new_tokens": limit, **recommended}
+    if "generate.stop" in changes:
+      both = (*recommended.get("stop", ()), *changes["generate.stop"])
+      changes = {**changes, "generate.stop": tuple(dict.fromkeys(both))}
   defaults = {f"generate.{name}": value for name, value in defaults.items()}
   config = validate(replace_fields(config, {**defaults, **changes}))
   tokenizer, beyond = within_vocabulary(tokenizer, model)
@@ -99,6 +100,20 @@ def load_model(
   mesh = mesh_of(MeshSettings(), hosts=1)
   dtype = compute_dtype(config.model, mesh.devices.flat[0].platform)
   return LoadedModel(model, tokenizer, config, from_run, step, mesh, dtype, notes)
+
+
+def _recommended(
+  model: OpenModel, limit: int, changes: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+  """The settings of the model's generation_config.json, and notes about them."""
+  found = read_generation_config(model)
+  if "generate.min_new_tokens" not in changes:
+    own = found.settings.get("max_new_tokens", limit)
+    found = limit_minimum(found, changes.get("generate.max_new_tokens", own))
+  settings, notes = found
+  if settings:
+    notes = [f"settings of its generation_config.json: {listed(settings)}", *notes]
+  return settings, notes
 
 
 def _is_workdir(path: pathlib.Path) -> bool:

@@ -191,6 +191,12 @@ def _smallest_generation(
 ) -> tuple[GenerateSettings, list[Request]]:
   """The smallest possible generate branch, for a run that never generates."""
   generation = dataclasses.replace(
-    generation, max_new_tokens=1, num_samples=1, num_pages=0, repetition_penalty=1.0
+    generation,
+    max_new_tokens=1,
+    num_samples=1,
+    num_pages=0,
+    repetition_penalty=1.0,
+    min_new_tokens=0,
+    suppress_tokens=(),
   )
   return generation, make_requests([Prompt(0, "", np.zeros(1, np.int32))], generation)

@@ -25,8 +25,13 @@ def input_shardings(cfg: ProgramConfig) -> tuple[Batch, Requests, NamedSharding]
   def of_group(_: object) -> P:
     return group
 
+  def of_all(_: object) -> P:
+    return P()
+
   batch = Batch._make([P(None, *ROWS)] * len(Batch._fields))._replace(num_micro=P())
-  requests = Requests._make((jax.tree.map(of_group, _no_requests(cfg).each), P(), P()))
+  empty = _no_requests(cfg)
+  each = jax.tree.map(of_group, empty.each)
+  requests = jax.tree.map(of_all, empty)._replace(each=each)
   return named(cfg.mesh, (batch, requests, P("host")))
 
 

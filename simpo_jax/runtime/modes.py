@@ -16,7 +16,7 @@ from simpo_jax.checkpoint.layout import Position
 from simpo_jax.data.packing import pack, pair_contents, pair_length
 from simpo_jax.data.skip_report import add_reports, check_read_so_far
 from simpo_jax.errors import UserError
-from simpo_jax.generate.results import sample_rows, summarize
+from simpo_jax.generate.results import check_finite, sample_rows, summarize
 from simpo_jax.generate.types import FINISH_REASONS
 from simpo_jax.program.ledger import Mode
 from simpo_jax.runtime.bad_steps import handle_bad_step
@@ -86,7 +86,11 @@ def train(
 
 
 def generate(context: RunContext, step: int, state: TrainState) -> TrainState:
-  """Generates for all requests; writes this host's samples and the summary of all hosts'."""
+  """Generates for all requests; writes this host's samples and the summary of all hosts'.
+
+  Raises:
+    UserError: logits are not finite, on every host alike and after everything is written.
+  """
   run, folder = context.run, context.folder
   state, report, seconds = context.launch(state, Mode.GENERATE, stop=context.stop.requested)
   results = summarize(report.generated, run.assignments)
@@ -103,6 +107,7 @@ def generate(context: RunContext, step: int, state: TrainState) -> TrainState:
       step,
       processes,
       logprobs,
+      context.config.generate.stripped,
     )
 
   local = [i for i, assignment in enumerate(run.assignments) if assignment.process == process]
@@ -121,7 +126,7 @@ def generate(context: RunContext, step: int, state: TrainState) -> TrainState:
     "tokens_per_second": round(tokens / seconds, 1),
     "finish_reasons": dict(reasons),
     "mean_tokens": tokens / len(run.requests),
-    "mean_logprob_per_token": float(results.logprob.sum() / tokens),
+    "mean_logprob_per_token": float(results.logprob.sum() / max(tokens, 1)),
     "samples": shown,
     "results": [
       {
@@ -138,6 +143,7 @@ def generate(context: RunContext, step: int, state: TrainState) -> TrainState:
     files.write_json(files.samples_folder(folder, step) / "summary.json", summary)
   context.track(*generation_entry(summary))
   context.display.generation(summary)
+  check_finite(run.requests, results)
   return state
 
 

@@ -16,6 +16,7 @@ from simpo_jax.errors import UserError, shown
 from simpo_jax.generate.kv_pool_size import Pool
 from simpo_jax.generate.requests import empty_requests, make_requests, pack_requests
 from simpo_jax.generate.stop_automaton import stop_automaton
+from simpo_jax.generate.suppression import Suppression, make_suppression
 from simpo_jax.generate.types import Assignment, Request, Requests
 from simpo_jax.models.adapter_files import adapter_notes
 from simpo_jax.models.lora import make_lora
@@ -67,6 +68,7 @@ def resolve(
   requests = make_requests(prompts.prompts, config.generate)
   _check_context(config, model, requests)
   stops = stops_of(config.generate, model, tokenizer)
+  suppression = suppression_of(config.generate, model, tokenizer)
   mesh = mesh_of(config.mesh) if mesh is None else mesh
   sized = program_config(config, mesh, model.config, requests, len(stops))
   shape, seed = sized.program.generate, config.generate.seed
@@ -79,7 +81,7 @@ def resolve(
     prompts=prompts,
     requests=requests,
     assignments=sized.assignments if requests else [],
-    packed=pack_requests(requests, sized.assignments, shape, stops, seed)
+    packed=pack_requests(requests, sized.assignments, shape, stops, seed, suppression)
     if requests
     else empty_requests(shape, model.config.vocab_size),
     pool=sized.pool,
@@ -146,10 +148,21 @@ def stops_of(generate: GenerateSettings, model: OpenModel, tokenizer: Tokenizer)
   """Builds the automaton for the end tokens and stop strings; see `stop_automaton`."""
   return stop_automaton(
     model.config.vocab_size,
-    () if generate.ignore_eos else tokenizer.eos_ids,
+    _end_ids(generate, tokenizer),
     generate.stop,
     tokenizer.token_bytes() if generate.stop else None,
   )
+
+
+def suppression_of(
+  generate: GenerateSettings, model: OpenModel, tokenizer: Tokenizer
+) -> Suppression | None:
+  """Returns the suppressed tokens; see `make_suppression`."""
+  return make_suppression(generate, _end_ids(generate, tokenizer), model.config.vocab_size)
+
+
+def _end_ids(generate: GenerateSettings, tokenizer: Tokenizer) -> tuple[int, ...]:
+  return () if generate.ignore_eos else tokenizer.eos_ids
 
 
 def _check_context(config: Settings, model: OpenModel, requests: list[Request]) -> None:

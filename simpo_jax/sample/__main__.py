@@ -117,11 +117,12 @@ class _Progress:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Writes all answers to --out."""
+  """Writes all answers to --out, then fails if the logits of some were not finite."""
   values = flags.FLAGS
   model_flags.check(argv)
   _check_out(values.out)
   changes = _config_changes()
+  from simpo_jax.generate.results import check_finite
   from simpo_jax.loaded_model.messages import in_flag_names
   from simpo_jax.loaded_model.model import describe_model, listed, load_model
   from simpo_jax.sample.answers import sample, usable_prompts
@@ -140,7 +141,9 @@ def main(argv: Sequence[str]) -> None:
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     progress.say(listed({name: getattr(config, name) for name in names}))
     with open_output(values.out) as write:
-      progress.say(sample(loaded, prompts, write, progress.say, progress.show))
+      outcome = sample(loaded, prompts, write, progress.say, progress.show)
+    progress.say(outcome.text)
+    check_finite(outcome.requests, outcome.summary)
 
 
 def _define_flags() -> None:

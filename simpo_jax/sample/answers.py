@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,15 +15,15 @@ from simpo_jax.generate.assignment import round_robin
 from simpo_jax.generate.engine import generate_some
 from simpo_jax.generate.on_mesh import page_bytes
 from simpo_jax.generate.requests import make_requests, pack_requests
-from simpo_jax.generate.results import Summary, check_finite, sample_rows, summarize
+from simpo_jax.generate.results import Summary, sample_rows, summarize
 from simpo_jax.generate.sizing import fit, shape_for
-from simpo_jax.generate.types import FINISH_REASONS, RUNNING, Generated, Requests
+from simpo_jax.generate.types import FINISH_REASONS, RUNNING, Generated, Request, Requests
 from simpo_jax.loaded_model.messages import flag_names
 from simpo_jax.loaded_model.model import MODE, LoadedModel
 from simpo_jax.loaded_model.steps import Program, compile_steps, load, put, room_for_pool
 from simpo_jax.program import compile_count
 from simpo_jax.runtime.console import human_bytes
-from simpo_jax.runtime.resolve import stops_of
+from simpo_jax.runtime.resolve import stops_of, suppression_of
 from simpo_jax.workdir.files import row_text
 
 _LAUNCH_SECONDS = 1.0  # target, so that progress is reported often
@@ -31,14 +32,22 @@ _FIRST_LAUNCH = np.True_, np.int32(8)  # whether it is the first, and its decode
 _MAX_EXAMPLES = 3  # skipped prompts named in a message
 
 
+class Outcome(NamedTuple):
+  """The results of `sample`, for `check_finite`, and a line that sums them up."""
+
+  requests: list[Request]
+  summary: Summary
+  text: str
+
+
 def sample(
   loaded: LoadedModel,
   prompts: list[Prompt],
   out: Callable[[str], object],
   say: Callable[[str], None],
   show: Callable[[str], None],
-) -> str:
-  """Answers all prompts, writes one row per answer in order, and returns a summary line.
+) -> Outcome:
+  """Answers all prompts, and writes one row per answer in order.
 
   Args:
     loaded: the model; its `config.generate` has the settings.
@@ -48,7 +57,7 @@ def sample(
     show: updates the progress display.
 
   Raises:
-    UserError: the prompts do not fit into memory, or the logits are not finite.
+    UserError: the prompts do not fit into memory.
   """
   config, model, mesh = loaded.config.generate, loaded.model, loaded.mesh
   requests = make_requests(prompts, config)
@@ -62,7 +71,8 @@ def sample(
     f"{len(requests)} answers of up to {shape.max_new_tokens} tokens, {shape.slots} at once; KV "
     f"pool {human_bytes(pool.pages * bytes_each)}: {pool.reason}" + (f"; {note}" if note else "")
   )
-  packed = pack_requests(requests, assignments, shape, stops, config.seed)
+  suppression = suppression_of(config, model, loaded.tokenizer)
+  packed = pack_requests(requests, assignments, shape, stops, config.seed, suppression)
   packed = packed._replace(each=jax.tree.map(lambda x: x[0], packed.each))
   show("compiling")
   program = compile_steps(loaded, shape, generate_some, (packed, *_FIRST_LAUNCH))
@@ -74,12 +84,11 @@ def sample(
     each = (generated.count, generated.finish, generated.logprob)
     summary = Summary(*(np.asarray(x[0]) for x in each))
     finish, tokens = summary.finish, int(summary.count.sum())
-    check_finite(summary.logprob)
     waiting = [*np.flatnonzero(finish == RUNNING), len(requests)]
     done = range(written, int(waiting[0]))
     decode, step = loaded.tokenizer.decode, loaded.step
     results = requests, assignments, generated, summary
-    for row in sample_rows(done, *results, decode, step, 1, config.logprobs):
+    for row in sample_rows(done, *results, decode, step, 1, config.logprobs, config.stripped):
       out(row_text(row))
     written = done.stop
     show(
@@ -88,16 +97,18 @@ def sample(
     )
     if written == len(requests):
       break
-  return _outcome(summarize(generated, assignments), seconds)
+  summary = summarize(generated, assignments)
+  return Outcome(requests, summary, _summary_line(summary, seconds))
 
 
-def _outcome(summary: Summary, seconds: float) -> str:
+def _summary_line(summary: Summary, seconds: float) -> str:
   tokens = int(summary.count.sum())
   reasons = Counter(FINISH_REASONS[int(f)] for f in summary.finish)
+  failed = f", {reasons['nonfinite']} failed" if reasons["nonfinite"] else ""
   return (
     f"{len(summary.finish)} answers, {tokens:,} tokens in {seconds:.1f} s "
-    f"({tokens / seconds:,.1f} tokens/s): {reasons['stop']} finished, "
-    f"{reasons['length']} cut off at their limit; {compile_count.compile_count()} compile"
+    f"({tokens / seconds:,.1f} tokens/s): {reasons['stop']} finished, {reasons['length']} cut off "
+    f"at their limit{failed}; {compile_count.compile_count()} compile"
   )
 
 

@@ -94,7 +94,22 @@ class GenerateSettings:
     "('User:',)",
     text=True,
   )
+  strip_stop: bool = flag(
+    False,
+    "Leave the stop string that ends an answer, and any text behind it, out of the answer's text.",
+  )
   ignore_eos: bool = flag(False, "Keep generating past end-of-sequence tokens.")
+  min_new_tokens: int = integer(
+    0,
+    "Minimum number of tokens generated per answer: no end-of-sequence token before; 0: off.",
+    0,
+  )
+  suppress_tokens: tuple[int, ...] = items(
+    (),
+    "Ids of tokens that are never generated.",
+    int,
+    "(5,17)",
+  )
   seed: int = integer(0, "Sampling seed; the same seed gives the same answers.", 0, 2**32 - 1)
   logprobs: bool = flag(False, "Also write the log-probability of every generated token.")
   max_slots: int = integer(0, "Sequences decoded concurrently per prompt group; 0: all.", 0)
@@ -120,6 +135,11 @@ class GenerateSettings:
     "Paged-attention kernel; auto: the platform's default.",
     paged_attention.IMPLEMENTATIONS,
   )
+
+  @property
+  def stripped(self) -> tuple[str, ...]:
+    """The stop strings that are left out of answers' texts."""
+    return self.stop if self.strip_stop else ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,10 @@ from simpo_jax.chat import engine as voices
 from simpo_jax.chat import history
 from simpo_jax.chat.engine import ChatEngine
 from simpo_jax.chat.terminal import Chat, Terminal
-from simpo_jax.chat.text import stream_text, visible
+from simpo_jax.chat.text import stream_text, strip_stop, visible
 from simpo_jax.data.prompts import encode_messages
 from simpo_jax.errors import UserError
+from simpo_jax.generate.stop_automaton import before_stop
 from simpo_jax.loaded_model.model import load_model
 from simpo_jax.program import compile_count
 from simpo_jax.sample import answers
@@ -187,6 +188,33 @@ def test_streaming_waits_for_whole_characters(text, size):
       assert text.startswith(now.rstrip("\ufffd"))
 
 
+@pytest.mark.parametrize("strings", (("ab",), ("aab", "ba"), ("cabc", "b"), ()))
+def test_a_stop_string_is_never_shown(strings):
+  """However the text is cut into pieces; no more is held back than what may begin a string."""
+  rng = np.random.default_rng(0)
+  for _ in range(200):
+    text = "".join(rng.choice(list("abc"), 8))
+    ends = [text.find(s) + len(s) for s in strings if s in text]
+    cuts = sorted({*rng.integers(0, 9, 3).tolist(), min(ends, default=8)})
+    cuts = [0, *(cut for cut in cuts if 0 < cut < min(ends, default=8))]
+    pieces = [text[a:b] for a, b in zip(cuts, [*cuts[1:], None], strict=True)]
+    seen = []
+
+    def texts(pieces=pieces, seen=seen):
+      for piece in pieces:
+        seen.append(piece)
+        yield piece
+
+    def stopped(pieces=pieces, seen=seen, ends=ends):
+      return bool(ends) and len(seen) == len(pieces)
+
+    out = ""
+    for piece in strip_stop(texts(), strings, stopped):
+      out += piece
+      assert len("".join(seen)) - len(out) < max(map(len, strings), default=1) or stopped()
+    assert out == before_stop(text, strings)
+
+
 def test_bytes_that_are_no_characters_are_shown():
   ids = [97, 0xE4, 0xBD, 98, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 99, 0xF0, 0x9F]
   assert "".join(stream_text(decode_bytes, [[i] for i in ids])) == decode_bytes(ids)
@@ -279,6 +307,33 @@ def test_commands(loaded, voice, tmp_path):
   _, err, chat = talk(loaded, voice, *(f"/settings {b}" for b in bad))
   assert err.count("error: ") == len(bad)
   assert chat._settings == loaded.config.generate
+
+
+def test_stop_strings_and_suppressed_tokens(folder, loaded, voice):
+  """The text ends before the stop string; the suppressed token is not in it."""
+  first = talk(loaded, voice, "hello")[2].messages[-1]["content"]
+  [never, *_] = loaded.tokenizer.encode(first)
+  changes = {**SMALL, "generate.suppress_tokens": (never,), "generate.min_new_tokens": 5}
+  other = load_model(str(folder), changes)
+  text = talk(other, ChatEngine(other, CONTEXT), "hello")[2].messages[-1]["content"]
+  assert first[0] not in text and len(text) > 4
+  stopping = {**changes, "generate.stop": (text[2:4],), "generate.strip_stop": True}
+  stops = load_model(str(folder), stopping)
+  out, _, chat = talk(stops, ChatEngine(stops, CONTEXT), "hello")
+  before = text[: text.index(text[2:4])]
+  assert out == f"{visible(before)}\n" and chat.messages[-1]["content"] == before
+
+
+def test_logits_that_are_not_finite_are_an_error(loaded, voice, monkeypatch):
+  params = {**voice._params, "lm_head": voice._params["lm_head"] * np.nan}
+  with monkeypatch.context() as patch:
+    patch.setattr(voice, "_params", params)
+    with pytest.raises(UserError, match="logits of this answer, after 0 tokens, are not finite"):
+      said(voice, FIRST)
+    assert voice.finish == "nonfinite" and voice.count == 0
+    assert "error: generation: the logits" in talk(loaded, voice, "hello")[1]
+  voice.cached = []
+  assert len(said(voice, FIRST)) == 12
 
 
 def test_a_full_context_is_told_of(loaded, voice):

@@ -11,7 +11,7 @@ from simpo_jax.data.types import Prompt
 from simpo_jax.generate.requests import make_requests
 from simpo_jax.generate.sizing import request_pages
 from simpo_jax.generate.stop_automaton import stop_automaton
-from simpo_jax.generate.types import LENGTH, STOP
+from simpo_jax.generate.types import LENGTH, NONFINITE, STOP
 from simpo_jax.models.config import EMBEDDED
 from simpo_jax.program.hlo import copies
 from support.generation import Generation, random_prompts, random_weights, settings, tokens_of
@@ -31,8 +31,8 @@ def params():
   return random_weights(CFG)
 
 
-def _generate(params, prompts=PROMPTS, cfg=CFG, stops=None, shape=None, **changes):
-  return Generation(cfg, prompts, settings(**changes), stops, **(shape or {}))(params)
+def _generate(params, prompts=PROMPTS, cfg=CFG, stops=None, ends=(), shape=None, **changes):
+  return Generation(cfg, prompts, settings(**changes), stops, ends, **(shape or {}))(params)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,54 @@ def test_stop_tokens_end_a_sequence_and_count(params, greedy):
   assert answers[3, 0][1] == STOP and answers[3, 0][0][-1] == stop
 
 
+@sweep(
+  "changes",
+  (
+    dict(max_slots=2),
+    dict(max_slots=3, page_size=16, prefill_chunk=4),
+    dict(shape=dict(num_pages=6)),
+    dict(temperature=0.8, num_samples=2, top_p=0.9, max_slots=3),
+  ),
+  default=2,
+)
+def test_suppressed_tokens_are_those_of_a_dense_pass(params, greedy, changes):
+  """Each token is the best that is allowed at its place; slots and pages do not matter."""
+  ends, least = greedy[3, 0][0][4:6], 6
+  stops = stop_automaton(CFG.vocab_size, ends)
+  never = (greedy[0, 0][0][0], greedy[1, 0][0][0])
+  common = dict(stops=stops, ends=ends, min_new_tokens=least, suppress_tokens=never)
+  answers = _generate(params, **common, **changes)
+  changed = 0
+  if "temperature" in changes:
+    alone = _generate(params, **common, **{**changes, "max_slots": 1})
+    assert tokens_of(alone) == tokens_of(answers)
+  for prompt in PROMPTS:
+    tokens, finish, logprobs = answers[prompt.index, 0]
+    ended = [n for n, token in enumerate(tokens, 1) if token in ends]
+    assert (finish == STOP) == bool(ended) and (not ended or least < ended[0] == len(tokens))
+    assert not set(never) & set(tokens)
+    sequence = np.concatenate([prompt.tokens, tokens])
+    padded = np.zeros((1, 32), np.int32)
+    padded[0, : len(sequence)] = sequence
+    logits = our_logits(CFG, params, padded)[0, len(prompt.tokens) - 1 : len(sequence) - 1]
+    best = logits.max(axis=1)
+    chosen = logits[np.arange(len(tokens)), tokens]
+    logps = chosen - np.log(np.exp(logits - best[:, None]).sum(axis=1)) - best
+    np.testing.assert_allclose(logprobs, logps, atol=1e-4)  # the model's own
+    if "temperature" not in changes:
+      allowed = logits.copy()
+      allowed[:, list(never)] = -np.inf
+      allowed[:least, ends] = -np.inf
+      np.testing.assert_array_less(allowed.max(axis=1) - chosen, 1e-4)
+      changed += (logits.argmax(axis=1) != tokens).sum()
+  assert changed > 3 or "temperature" in changes
+
+
+def test_what_is_off_is_not_in_the_program():
+  off = Generation(CFG, PROMPTS, settings())
+  assert not off.shape.suppression and off.packed.suppression is None
+
+
 def test_stop_strings_end_a_sequence_with_the_token_that_completes_them(params, greedy):
   """Tokens stand for two bytes here, and the string begins and ends inside of tokens."""
   spelled = [bytes([65 + i // 10, 48 + i % 10]) for i in range(CFG.vocab_size)]
@@ -172,6 +220,30 @@ def test_stop_strings_end_a_sequence_with_the_token_that_completes_them(params, 
     ends = [n for n in range(NEW) if string.encode() in b"".join(spelled[t] for t in tokens[:n])]
     assert answers[key][0] == tokens[: min(ends, default=NEW)]
   assert len(answers[3, 0][0]) == 5 and answers[3, 0][1] == STOP
+
+
+def test_logits_that_are_not_finite_end_their_own_request_alone(params, greedy):
+  """The embedding of a token is NaN: that of a prompt, or one that answers choose."""
+  cfg = dataclasses.replace(CFG, tie_word_embeddings=False)
+  whole = {**params, "lm_head": params["embed"]}
+  assert tokens_of(_generate(whole, cfg=cfg)) == tokens_of(greedy)
+  exact = dict(attention="reference")  # a sum over rows would pass a NaN on to the others
+  in_prompt, chosen = int(PROMPTS[4].tokens[1]), greedy[3, 0][0][4]
+  for bad in (in_prompt, chosen):
+    broken = {**whole, "embed": whole["embed"].at[bad].set(np.nan)}
+    answers = _generate(broken, cfg=cfg, shape=exact)
+    ended = 0
+    for prompt in PROMPTS:
+      tokens, finish, logprobs = answers[prompt.index, 0]
+      expected, count = greedy[prompt.index, 0][0], NEW
+      if bad in prompt.tokens:
+        count = 0
+      elif bad in expected[:-1]:
+        count = expected.index(bad) + 1
+      assert tokens == expected[:count] and np.isfinite(logprobs).all()
+      assert finish == (LENGTH if count == NEW else NONFINITE)
+      ended += count < NEW
+    assert 0 < ended < len(PROMPTS)
 
 
 @sweep("attention", ("reference", "xla"))

@@ -77,6 +77,31 @@ def test_dominant_and_uniform_rows_keep_something():
     assert np.count_nonzero(np.asarray(out)) == count
 
 
+@pytest.mark.parametrize("k,p,min_p", ((0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.9, 0.0), (40, 0.7, 0.2)))
+def test_banned_tokens_equal_transformers_and_leave_the_log_probability(k, p, min_p):
+  """Of what is left, truncation keeps what it keeps of a vocabulary without them."""
+  torch = pytest.importorskip("torch")
+  logits, rows = _logits(6, 300), np.arange(6)
+  banned = np.argsort(-logits, axis=1)[:, :3]  # of all rows together
+  processor = transformers.SuppressTokensLogitsProcessor(np.unique(banned).tolist())
+  theirs = processor(torch.zeros((6, 1), dtype=torch.long), torch.tensor(logits)).numpy()
+  mask = jnp.asarray(np.isneginf(theirs))
+  tokens, logprob = choose(
+    jnp.asarray(logits), _settings(6, temperature=0.0), jnp.zeros(6), banned=mask
+  )
+  np.testing.assert_array_equal(tokens, theirs.argmax(axis=1))
+  model = np.asarray(jax.nn.log_softmax(logits))[rows, tokens]
+  np.testing.assert_allclose(logprob, model, atol=1e-5)
+  hot = _settings(6, top_k=k, top_p=p, min_p=min_p)
+  out = np.asarray(truncated_weights(jnp.asarray(theirs), hot, mask))
+  allowed = set(np.flatnonzero(~np.isneginf(theirs[0])))
+  for row in rows:
+    assert set(np.flatnonzero(out[row])) == _kept(theirs[row], k, p, min_p) & allowed
+  u = jnp.asarray(np.random.default_rng(0).random(6), jnp.float32)
+  drawn, _ = choose(jnp.asarray(logits), hot, u, banned=mask)
+  assert (out[rows, np.asarray(drawn)] > 0).all()
+
+
 @pytest.mark.parametrize("vocab", (5, 128, 1000))
 def test_inverse_cdf_equals_a_running_sum(vocab):
   rng = np.random.default_rng(0)

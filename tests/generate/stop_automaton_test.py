@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from simpo_jax.errors import UserError
-from simpo_jax.generate.stop_automaton import STOPPED, stop_automaton
+from simpo_jax.generate.stop_automaton import STOPPED, before_stop, stop_automaton
 from simpo_jax.tokenizer.byte_vocab import SPECIAL_IDS
 from simpo_jax.tokenizer.load import load_tokenizer
 from simpo_jax.tokenizer.tokenizer import byte_tokenizer
@@ -47,6 +47,19 @@ def test_equals_searching_the_text(strings):
     ends.append(_ends(table, tokens))
     assert ends[-1] == _search(strings, (7,), spelled, tokens)
   assert len(set(ends)) > 2
+
+
+@pytest.mark.parametrize("strings", (("a",), ("ab", "ba"), ("bc", "abcd"), ("bc", "abc"), ()))
+def test_the_text_before_the_string_that_is_complete_first(strings):
+  """As if tokens were characters: what follows in the last token does not matter."""
+  rng = np.random.default_rng(1)
+  for _ in range(300):
+    text = "".join(rng.choice(list("abcd"), 9))
+    prefixes = (text[:n] for n in range(len(text) + 1))
+    found = next((p for p in prefixes if p.endswith(strings or ("x",))), None)
+    lengths = [len(s) for s in strings if found is not None and found.endswith(s)]
+    expected = text if found is None else found[: len(found) - max(lengths)]
+    assert before_stop(text, strings) == expected
 
 
 def test_without_strings_there_is_one_state():

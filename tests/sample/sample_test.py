@@ -159,7 +159,10 @@ def test_the_makers_settings(given, expected, tmp_path):
   loaded = load_model(str(tmp_path), {})
   c = loaded.config.generate
   assert (c.temperature, c.top_p, c.top_k, c.max_new_tokens) == expected
-  assert ("generation_config.json" in str(loaded.notes)) == ("do_sample" in given)
+  notes = str(loaded.notes)
+  assert ("settings of its generation_config.json" in notes) == ("do_sample" in given)
+  assert ("without do_sample" in notes) == ("do_sample" not in given)
+  assert ("top_k=x must be a whole number" in notes) == (given.get("top_k") == "x")
   assert load_model(str(tmp_path), {"generate.top_k": 4}).config.generate.top_k == 4
 
 

@@ -14,6 +14,8 @@ from simpo_jax.generate.requests import make_requests, pack_requests
 from simpo_jax.generate.sizing import shape_for
 from simpo_jax.generate.state import Engine
 from simpo_jax.generate.stop_automaton import stop_automaton
+from simpo_jax.generate.suppression import make_suppression
+from simpo_jax.generate.types import NONFINITE, RUNNING
 from simpo_jax.models import llama
 from simpo_jax.models.weights import OpenModel, load_params
 from simpo_jax.settings import GenerateSettings
@@ -49,9 +51,10 @@ class Generation:
     run: the jitted function of (params, packed requests) to `Generated`.
   """
 
-  def __init__(self, cfg, prompts, config, stops=None, **shape):
+  def __init__(self, cfg, prompts, config, stops=None, end_ids=(), **shape):
     self.config = config
     self.stops = stop_automaton(cfg.vocab_size) if stops is None else stops
+    self.suppression = make_suppression(config, end_ids, cfg.vocab_size)
     self.requests = make_requests(prompts, config)
     assignments = round_robin(self.requests, 1)
     self.shape = shape_for(self.requests, assignments, config, 1, stop_states=len(self.stops))
@@ -81,7 +84,9 @@ class Generation:
 
   def _pack(self):
     assignments = round_robin(self.requests, 1)
-    return pack_requests(self.requests, assignments, self.shape, self.stops, self.config.seed)
+    return pack_requests(
+      self.requests, assignments, self.shape, self.stops, self.config.seed, self.suppression
+    )
 
   def __call__(self, params):
     """{(prompt index, sample): (tokens, finish, log-probabilities)}, checked for wholeness."""
@@ -90,7 +95,8 @@ class Generation:
     for request, place in zip(self.requests, round_robin(self.requests, 1), strict=True):
       n = out.count[place.index]
       tokens, logprobs = out.tokens[place.index], out.logprobs[place.index]
-      assert 1 <= n <= request.budget and out.finish[place.index] > 0
+      assert (out.finish[place.index] != NONFINITE) <= n <= request.budget
+      assert out.finish[place.index] != RUNNING
       assert (tokens[:n] >= 0).all() and (tokens[n:] == -1).all() and (logprobs[n:] == 0).all()
       np.testing.assert_allclose(out.logprob[place.index], logprobs.sum(), rtol=1e-4)
       key = request.prompt.index, request.sample
