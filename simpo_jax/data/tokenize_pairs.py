@@ -117,9 +117,9 @@ def _response(
   if len(turns.spans) == 1:
     return response
   trained = np.zeros(len(response), bool)
-  for start, end in turns.spans:
-    first, last = (_prefix_length(text, ids, tokenizer) - boundary for text in (start, end))
-    if end == turns.text:
+  for span in turns.spans:
+    first, last = (_prefix_length(text, ids, tokenizer) - boundary for text in span)
+    if span[1] == turns.text:
       last = len(response)
     else:
       last = first + len(_cut_tail(response[first:last].tolist(), tokenizer))
