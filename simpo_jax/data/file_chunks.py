@@ -80,7 +80,7 @@ def _split_file(file: File, chunk_bytes: int) -> Iterator[Chunk]:
     raise UserError(f"{path} is of an unknown kind; the name must end in {KINDS}")
   size = path.stat().st_size
   if not size:
-    raise UserError(f"{path} has no rows; give a file with at least one preference pair")
+    raise UserError(f"{path} has no rows; give a file with at least one")
   if name.endswith(".jsonl"):
     return _split_lines(file, path, chunk_bytes)
   if name.endswith(".parquet"):
@@ -117,7 +117,7 @@ def _split_row_groups(file: File, path: pathlib.Path, chunk_bytes: int) -> Itera
   except (pa.ArrowException, ValueError, OSError) as error:
     raise UserError(f"{path} is not a readable parquet file ({error})") from error
   if not metadata.num_rows:
-    raise UserError(f"{path} has no rows; give a file with at least one preference pair")
+    raise UserError(f"{path} has no rows; give a file with at least one")
   start, first, rows, size = 0, 1, 0, 0
   for number in range(metadata.num_row_groups):
     group = metadata.row_group(number)

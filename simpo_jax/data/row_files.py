@@ -60,7 +60,7 @@ def read_rows(
   except (OSError, EOFError, zlib.error) as error:
     raise UserError(f"{path} cannot be read ({first_line(error)}); is it complete?") from error
   if not count:
-    raise UserError(f"{path} has no rows; give a file with at least one preference pair")
+    raise UserError(f"{path} has no rows; give a file with at least one")
 
 
 def find_file(path: str) -> pathlib.Path:

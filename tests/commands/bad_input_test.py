@@ -163,8 +163,9 @@ def cases():
     ("empty_rows", [M11, train + "blank.json"], ["20 of 20", "empty_prompt", "blank.json:1"]),
     ("identical_answers", [M11, train + "same.json"], ["20 of 20", "identical", "same.json:1"]),
     ("no_rows", [M11, train + "none.jsonl"], ["none.jsonl has no rows"]),
-    ("unknown_kind", [M11, train + "good.csv"], ["good.csv", ".jsonl", ".parquet"]),
-    ("data_is_a_folder", [M11, train + "good"], ["good is a folder", "name a file"]),
+    ("unknown_kind", [M11, train + "good.xlsx"], ["good.xlsx", ".jsonl", ".parquet"]),
+    ("table_without_rows", [M11, train + "good.csv"], ["good.csv has no rows"]),
+    ("data_is_a_folder", [M11, train + "good"], ["good holds no file of a known kind", "good.py"]),
     ("damaged_parquet", [M11, train + "bad.parquet"], ["bad.parquet", "parquet"]),
     ("damaged_gzip", [M11, train + "bad.jsonl.gz"], ["bad.jsonl.gz", "cannot be read"]),
     (
@@ -202,11 +203,11 @@ def cases():
       [M11, "--config.generate.prompts=prompt.txt"],
       ["prompt.txt", "did you mean prompts.txt"],
     ),
-    ("prompts_of_unknown_kind", [M11, "--config.generate.prompts=good.csv"], [".txt", ".jsonl"]),
+    ("prompts_of_unknown_kind", [M11, "--config.generate.prompts=good.xlsx"], [".csv", ".jsonl"]),
     (
       "malformed_prompts",
       [M11, "--config.generate.prompts=prompts.jsonl"],
-      ["prompts.jsonl:2", "not valid JSON"],
+      ["prompts.jsonl:2", "not a JSON object"],
     ),
     (
       "prompt_too_long",
@@ -299,6 +300,7 @@ def folder(tmp_path_factory):
     "number.py": "def get_config():\n  return 3\n",
     "good.json": json.dumps(pairs),
     "good.csv": "prompt,chosen,rejected\n",
+    "good.xlsx": "prompt",
     "broken.json": json.dumps(pairs)[:-5],
     "lines.json": "\n".join(lines),
     "object.json": json.dumps({"rows": pairs}),

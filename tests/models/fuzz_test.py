@@ -261,6 +261,6 @@ def test_chat_templates(template, messages):
   except TemplateFailed as error:
     assert str(error)
   except UserError as error:
-    assert "went beyond its limits" in str(error)
+    assert "went beyond its limits" in str(error) or "is not valid Jinja" in str(error)
   else:
     text.encode()  # it can be written down

@@ -258,4 +258,4 @@ def test_a_template_in_place_of_the_models_own(tmp_path):
   with pytest.raises(UserError, match="chat_template=absent.jinja"):
     tokenizer("absent.jinja")
   with pytest.raises(UserError, match="byte tokenizer"):
-    tokenizer("x", "embedded")
+    tokenizer("{{ messages }}", "embedded")
