@@ -163,9 +163,9 @@ def cases():
     ("empty_rows", [M11, train + "blank.json"], ["20 of 20", "empty_prompt", "blank.json:1"]),
     ("identical_answers", [M11, train + "same.json"], ["20 of 20", "identical", "same.json:1"]),
     ("no_rows", [M11, train + "none.jsonl"], ["none.jsonl has no rows"]),
-    ("unknown_kind", [M11, train + "good.xlsx"], ["good.xlsx", ".jsonl", ".parquet"]),
+    ("unknown_kind", [M11, train + "good/good.py"], ["good/good.py", ".jsonl", ".parquet"]),
     ("table_without_rows", [M11, train + "good.csv"], ["good.csv has no rows"]),
-    ("data_is_a_folder", [M11, train + "good"], ["good holds no file of a known kind", "good.py"]),
+    ("folder_without_data", [M11, train + "good"], ["good holds no file of a known", "good.py"]),
     ("damaged_parquet", [M11, train + "bad.parquet"], ["bad.parquet", "parquet"]),
     ("damaged_gzip", [M11, train + "bad.jsonl.gz"], ["bad.jsonl.gz", "cannot be read"]),
     (
