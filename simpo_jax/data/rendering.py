@@ -32,9 +32,16 @@ class Turns(NamedTuple):
 
 
 class RenderedPair(NamedTuple):
-  """The texts of a pair. prompt: a prefix of both conversations; notes: see `read.Row`."""
+  """The texts of a pair.
+
+  Attributes:
+    prompt: a prefix of both conversations.
+    opened: the prompt with the assistant's header, a prefix of both conversations.
+    notes: see `read.Row`.
+  """
 
   prompt: str
+  opened: str
   chosen: Turns
   rejected: Turns
   notes: tuple[str, ...]
@@ -54,19 +61,22 @@ def render_pair(conversation: Conversation, tokenizer: Tokenizer, header: str) -
   if isinstance(prompt, str):
     plain = ("", str(conversation.chosen), str(conversation.rejected))
     start, *texts = (tokenizer.escape(prompt + text) for text in plain)
-    return RenderedPair(start, *(Turns(text, ((start, text),)) for text in texts), notes=())
+    return RenderedPair(start, start, *(Turns(text, ((start, text),)) for text in texts), notes=())
   try:
     render = _renderer(conversation, tokenizer)
     texts = [render((*prompt, *answer), False) for answer in answers]
-    start, as_asked = _start(render, prompt, texts, header)
-    turns = [
-      Turns(text, tuple(_spans(render, prompt, answer, text, start, header)))
+    opened, as_asked = _start(render, prompt, texts, "prompt")
+    start = opened if header == "prompt" else _start(render, prompt, texts, header)[0]
+    ends = _ends(tokenizer)
+    chosen, rejected = [
+      Turns(text, tuple(_spans(render, prompt, answer, text, start, header, ends)))
       for answer, text in zip(answers, texts, strict=True)
     ]
     notes = unshown(conversation, tokenizer, texts)
   except TemplateFailed as error:
     raise SkipRow("template_failed", str(error)) from error
-  return RenderedPair(start, *turns, notes=(*notes, *([] if as_asked else [_OTHER_START])))
+  notes += [] if as_asked else [_OTHER_START]
+  return RenderedPair(start, opened, chosen, rejected, tuple(notes))
 
 
 def render_prompt(conversation: Conversation, tokenizer: Tokenizer) -> str:
@@ -100,22 +110,33 @@ def unshown(conversation: Conversation, tokenizer: Tokenizer, texts: Sequence[st
   whole = [(*prompt, *answer) for answer in _answers(conversation)][: len(texts)]
   notes = [note for m, text in zip(whole, texts, strict=True) for note in _lost(m, text, tokenizer)]
 
-  def shown(without: Callable[[Message], Message], **changes: Any) -> bool:
-    changed = conversation._replace(**changes)
-    render = _renderer(changed, tokenizer)
-    return any(
-      render([without(m) for m in messages], not conversation.chosen) != text
-      for messages, text in zip(whole, texts, strict=True)
-    )
+  def shown(
+    lacking: Callable[[Message], bool] = lambda m: False, key: str = "", **changes: Any
+  ) -> bool:
+    """Whether a text changes without a key of some messages, or with other tools or variables."""
+    render = _renderer(conversation._replace(**changes), tokenizer)
+    for messages, text in zip(whole, texts, strict=True):
+      if not changes and not any(map(lacking, messages)):
+        continue
+      changed = [{k: v for k, v in m.items() if k != key or not lacking(m)} for m in messages]
+      try:
+        if render(changed, not conversation.chosen) != text:
+          return True
+      except TemplateFailed:  # it reads what is gone
+        return True
+    return False
 
   for key in {k: None for messages in whole for m in messages for k in m if k not in _TURN}:
-    if not shown(lambda m, key=key: {k: v for k, v in m.items() if k != key}):
+    holders = {id(m): m for messages in whole for m in messages if key in m}.values()
+    if not shown(lambda m, key=key: key in m, key) or (
+      len(holders) > 1 and not all(shown(lambda m, one=one: m is one, key) for one in holders)
+    ):
       notes.append(f"have {key} in messages, which the chat template does not show")
-  if conversation.tools and not shown(lambda m: m, tools=None):
+  if conversation.tools and not shown(tools=None):
     notes.append("have tools, which the chat template does not show")
   for name in conversation.variables:
     others = {k: v for k, v in conversation.variables.items() if k != name}
-    if not shown(lambda m: m, variables=others):
+    if not shown(variables=others):
       notes.append(f"have {name} in chat_template_kwargs, which the chat template does not use")
   return list(dict.fromkeys(notes))
 
@@ -138,14 +159,16 @@ def _lost(messages: Messages, text: str, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _renderer(conversation: Conversation, tokenizer: Tokenizer) -> _Render:
-  """The template as a function of messages; see `_always_opens`."""
-  opened = _always_opens(tokenizer)
+  """The template as a function of messages, without what is no part of a turn."""
+  opened, closing = _always_opens(tokenizer), _closing(tokenizer)
 
   def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
     tools, variables = conversation.tools, conversation.variables
     text = tokenizer.render(messages, add_generation_prompt, tools, variables)
+    if add_generation_prompt:
+      return text
     answered = bool(messages) and messages[-1]["role"] == "assistant"
-    return text.removesuffix(opened) if answered and not add_generation_prompt else text
+    return text.removesuffix(opened if answered else "").removesuffix(closing)
 
   return render
 
@@ -167,10 +190,36 @@ def _always_opens(tokenizer: Tokenizer) -> str:
     return ""
   backwards = [text[::-1] for text in (asked, answered[len(asked) :])]
   tail = os.path.commonprefix(backwards)[::-1]
-  spellings = tokenizer.token_bytes()
-  for end in tokenizer.eos_ids:
-    tail = tail.rpartition(spellings[end].decode(errors="replace"))[2]
+  for end in _ends(tokenizer):
+    tail = tail.rpartition(end)[2]
   return tail if tail.strip() else ""
+
+
+@functools.lru_cache(maxsize=4)
+def _closing(tokenizer: Tokenizer) -> str:
+  """The end token that a template writes after the last turn only, beside the turn's own.
+
+  Phi-3's writes one after every conversation whose assistant's turn is not opened.
+  """
+  ask, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+  try:
+    asked, answered = (tokenizer.render(turns, False) for turns in ([ask], [ask, answer]))
+  except TemplateFailed:
+    return ""
+  if answered.startswith(asked):
+    return ""
+  ends = _ends(tokenizer)
+  for end in ends:
+    rest = asked.removesuffix(end)
+    if asked.endswith(end) and answered.endswith(end) and answered.startswith(rest):
+      return end if rest.rstrip().endswith(ends) else ""
+  return ""
+
+
+@functools.lru_cache(maxsize=4)
+def _ends(tokenizer: Tokenizer) -> tuple[str, ...]:
+  spellings = tokenizer.token_bytes()
+  return tuple(spellings[end].decode(errors="replace") for end in tokenizer.eos_ids)
 
 
 def _start(
@@ -187,14 +236,33 @@ def _start(
 
 
 def _spans(
-  render: _Render, prompt: Messages, answer: Messages, text: str, first: str, header: str
+  render: _Render,
+  prompt: Messages,
+  answer: Messages,
+  text: str,
+  first: str,
+  header: str,
+  ends: tuple[str, ...],
 ) -> Iterator[tuple[str, str]]:
-  """The spans of `Turns`. first: the start of the first one."""
-  for i, message in enumerate(answer):
-    if message["role"] != "assistant":
-      continue
-    start = _start(render, (*prompt, *answer[:i]), [text], header)[0] if i else first
+  """The spans of `Turns`.
+
+  Args:
+    first: the start of the first one.
+    ends: the end tokens.
+  """
+  turns = [i for i, message in enumerate(answer) if message["role"] == "assistant"]
+  later = [_start(render, (*prompt, *answer[:i]), [text], header)[0] for i in turns[1:]]
+  for i, start, next_start in zip(turns, [first, *later], [*later, text], strict=True):
     end = text if i == len(answer) - 1 else render((*prompt, *answer[: i + 1]), False)
-    if not text.startswith(end):
-      raise SkipRow("template_not_prefix")
-    yield start, end
+    yield start, end if text.startswith(end) else _first_end(start, next_start, ends)
+
+
+def _first_end(start: str, text: str, ends: tuple[str, ...]) -> str:
+  """The text up to the first end token after `start`.
+
+  Qwen-3's template shows the reasoning of a turn only as long as no user's turn follows.
+  """
+  found = [at + len(end) for end in ends if (at := text.find(end, len(start))) >= 0]
+  if not found:
+    raise SkipRow("template_not_prefix")
+  return text[: min(found)]

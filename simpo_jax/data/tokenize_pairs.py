@@ -102,9 +102,13 @@ def encode_pair(
   chosen, rejected = (
     _response(i, boundary, turns, end, tokenizer) for i, turns in zip(ids, responses, strict=True)
   )
-  for name, response in (("chosen", chosen), ("rejected", rejected)):
-    if len(response) < 2:
-      raise SkipRow(f"empty_{name}")
+  has_header = rendered.opened != rendered.prompt
+  opened = encode_with_bos(tokenizer, rendered.opened) if has_header else prompt_ids
+  for name, i, response in zip(PAIR_PARTS[1:], ids, (chosen, rejected), strict=True):
+    after_header = response[max(common_prefix(opened, i) - boundary, 0) :]
+    if all(_is_tail(token, tokenizer) for token in after_header.tolist() if token >= 0):
+      as_shown = "" if isinstance(conversation.prompt, str) else "as the chat template shows it"
+      raise SkipRow(f"empty_{name}", as_shown)
   prompt = np.asarray(prompt_ids[:boundary], np.int32)
   return PairTokens(id, prompt, chosen, rejected), rendered.notes
 
@@ -146,7 +150,7 @@ def _end_once(ids: list[int], end: int, tokenizer: Tokenizer) -> list[int]:
 def _cut_tail(ids: list[int], tokenizer: Tokenizer) -> list[int]:
   """Truncates a turn after the first EOS of its tail, if there is one."""
   tail = len(ids)
-  while tail and (ids[tail - 1] in tokenizer.eos_ids or _is_blank(ids[tail - 1], tokenizer)):
+  while tail and _is_tail(ids[tail - 1], tokenizer):
     tail -= 1
   for i in range(tail, len(ids)):
     if ids[i] in tokenizer.eos_ids:
@@ -154,8 +158,9 @@ def _cut_tail(ids: list[int], tokenizer: Tokenizer) -> list[int]:
   return ids
 
 
-def _is_blank(token: int, tokenizer: Tokenizer) -> bool:
-  return not tokenizer.decode([token]).strip()
+def _is_tail(token: int, tokenizer: Tokenizer) -> bool:
+  """Whether a token may follow the last visible text: an EOS, or one without visible text."""
+  return token in tokenizer.eos_ids or not tokenizer.decode([token]).strip()
 
 
 def fit_pair(pair: PairTokens, tokenizer: Tokenizer, data: DataSettings) -> PairTokens:

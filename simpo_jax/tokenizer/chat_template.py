@@ -21,6 +21,11 @@ class TemplateFailed(Exception):
   """The chat template raised an error, such as for a role that it does not support."""
 
 
+def placeholder(value: Any) -> str:
+  """What stands for a date or bytes, which rows of Parquet files hold, as in transformers."""
+  return f"<{type(value).__name__}>"
+
+
 def render(template: str, variables: dict[str, Any], origin: str, date: str) -> str:
   """Renders a chat template like transformers' `apply_chat_template`.
 
@@ -35,8 +40,7 @@ def render(template: str, variables: dict[str, Any], origin: str, date: str) -> 
     UserError: the template is not valid Jinja, or exceeded the limits of `chat_template_worker`.
   """
   request = {"template": template, "variables": variables, "date": date}
-  # Rows of Parquet files also hold dates and bytes; transformers passes the same placeholder.
-  line = json.dumps(request, default=lambda x: f"<{type(x).__name__}>").encode() + b"\n"
+  line = json.dumps(request, default=placeholder).encode() + b"\n"
   if len(line) > 2 * MAX_CHARACTERS:
     raise TemplateFailed(f"the conversation is too long ({len(line)} bytes)")
   with _lock:

@@ -150,6 +150,50 @@ def test_reasoning_variables_and_names_are_told_where_they_are_not_shown():
   assert not notes
 
 
+def test_what_is_shown_in_one_message_only_is_told():
+  earlier = [U("a"), A("b", reasoning_content="r"), U("c")]
+  both = row([A("yes", reasoning_content="s")], [A("no")], earlier)
+  pair, notes = pair_of(LAST_REASONING, both)
+  assert pair.chosen.tolist() == [*b"(s)yes", END]
+  assert notes == ("have reasoning_content in messages, which the chat template does not show",)
+  everywhere = LAST_REASONING.replace("loop.last and ", "")
+  assert not pair_of(everywhere, both)[1]
+
+
+def test_what_a_template_cannot_do_without_is_shown():
+  needs = TURNS.replace("{{ m.content }}", "{{ m.content ~ (m.key + 1) }}") + OPEN
+  pair, notes = pair_of(needs, row([A("yes", key=1)], [A("no", key=2)], [U("a", key=3)]))
+  assert pair.chosen.tolist() == [*b"yes2", END]
+  assert not notes
+
+
+@pytest.mark.parametrize("header", ["prompt", "response"])
+def test_an_answer_of_which_only_its_header_is_shown_is_none(header):
+  pair = row([A("", tool_calls=[CALL])], [A("no")])
+  data = DataSettings(header=header)
+  result = read_row("f:1", pair, tokenizer(TURNS + OPEN), data)
+  assert result.skipped == "empty_chosen"
+  assert result.id == "f:1 (as the chat template shows it)"
+
+
+def test_an_end_that_only_the_last_turn_has_is_no_part_of_earlier_ones():
+  closes = TURNS + "{% if add_generation_prompt %}<|assistant|>{% else %}<|pad|>{% endif %}"
+  two_ends = dataclasses.replace(tokenizer(closes), eos_ids=(END, BYTE.pad_id))
+  conversation = to_conversation(row([A("a"), U("b"), A("c")], [A("no")]))
+  pair, _ = encode_pair(conversation, two_ends, "response")
+  assert pair.prompt.tolist() == [BOS, USER, *b"hi", END]
+  first, last = [ASSISTANT, *b"a", END], [ASSISTANT, *b"c", END]
+  assert pair.chosen.tolist() == [*first, ~USER, ~ord("b"), ~END, *last]
+
+
+def test_a_turn_that_is_shown_otherwise_once_answered_ends_at_its_end_token():
+  marked = "{{ '-' if loop.last and m.role != 'user' }}{{ m.content }}"
+  last_marked = TURNS.replace("{{ m.content }}", marked) + OPEN
+  pair, _ = pair_of(last_marked, row([A("a"), U("b"), A("c")], [A("no")], [U("hi")]))
+  read_only = [USER, *b"b", END, ASSISTANT]
+  assert pair.chosen.tolist() == [*b"a", END, *(~i for i in read_only), *b"-c", END]
+
+
 def test_a_role_that_the_template_passes_over_is_told():
   no_tools = (
     "{% for m in messages if m.role != 'tool' %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"

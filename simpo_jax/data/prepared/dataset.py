@@ -49,7 +49,7 @@ class Prepared(NamedTuple):
     except Exception as error:
       shard = self._shard(index)
       raise UserError(_corrupt_message(self.folder, shard, one_line(error))) from error
-    return str(row.get("id") or f"{self.spec}:{index}"), row
+    return str(row.pop("id", "") or f"{self.spec}:{index}"), row
 
   def _shard(self, index: int) -> str:
     for instruction in getattr(self.source.data_source, "_read_instructions", ()):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from simpo_jax.data.rows.formats import Conversation, Messages
+from simpo_jax.tokenizer.chat_template import placeholder
 
 RECORD = "prepared.json"  # next to the shards: their source and checksums, and skipped rows
 TRAIN, HELD_OUT = "train", "test"  # the splits that `prepare` writes
@@ -60,7 +61,7 @@ def to_record(row_id: str, pair: Conversation) -> dict[str, Any]:
     return {**record, "messages": list(pair.prompt), **texts}
   row = {"prompt": pair.prompt, **answers}
   row |= {name: value for name, value in beside.items() if value}
-  return {**record, "row": json.dumps(row, ensure_ascii=False)}
+  return {**record, "row": json.dumps(row, ensure_ascii=False, default=placeholder)}
 
 
 def _only_text(turns: Messages | str) -> str | None:

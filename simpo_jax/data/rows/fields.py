@@ -40,8 +40,16 @@ def parse_columns(columns: Sequence[str], setting: str = "--config.data.columns"
 
 
 def rename(row: dict[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
-  """Returns a row with the mapped columns under the names of their fields."""
+  """Returns a row with the mapped columns under the names of their fields.
+
+  A column that has such a name itself stays as one that is not read.
+  """
   if not mapping:
     return row
-  rest = {name: value for name, value in row.items() if name not in mapping.values()}
-  return {**rest, **{field: row[column] for field, column in mapping.items() if column in row}}
+  found = {field: column for field, column in mapping.items() if column in row}
+  rest = {
+    f"{name} (data.columns has {found[name]} for it)" if name in found else name: value
+    for name, value in row.items()
+    if name not in mapping.values()
+  }
+  return {**rest, **{field: row[column] for field, column in found.items()}}

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from simpo_jax.arith import common_prefix
 from simpo_jax.data.rows import read
-from simpo_jax.data.rows.messages import check_text, hh_turns, to_messages
+from simpo_jax.data.rows.messages import OTHER_CONTENT, ROLES, check_text, hh_turns, to_messages
 from simpo_jax.data.rows.read import Row
 from simpo_jax.data.rows.reasons import SkipRow
 from simpo_jax.data.types import Message
@@ -31,13 +31,14 @@ from simpo_jax.data.types import Message
 Messages = tuple[Message, ...]
 
 _SYSTEM_FIELDS = ("system", "system_prompt")
-_CHAT_FIELDS = (*_SYSTEM_FIELDS, "history", "tools")  # their rows are conversations, not text
+# Their rows are conversations, not text.
+_CHAT_FIELDS = (*_SYSTEM_FIELDS, "history", "tools", "chat_template_kwargs")
 # Notes.
 PLAIN = "are plain text, which sees no chat template"
 CHAT = "are conversations for the chat template"
 _HH = "are Human and Assistant texts, which become messages"
 _SYSTEM = "have a system instruction beside the prompt, which becomes a system message"
-_OTHER_PROMPT = "have a prompt that differs from their conversations, which are used"
+_OTHER_PROMPT = "have a column {} that differs from their conversations, which are used"
 
 
 class Conversation(NamedTuple):
@@ -69,14 +70,17 @@ def to_conversation(row: dict[str, Any]) -> Conversation:
   prompt = _prompt(parsed)
   texts = [answer for answer in answers if isinstance(answer, str)]
   if len(texts) == 2:
-    return _from_strings(parsed, prompt, *texts)
-  if texts and not isinstance(prompt, tuple):
+    answers = _hh_answers(parsed, prompt, texts)
+    if answers is texts and prompt is None:
+      raise parsed.missing()
+    if answers is texts and isinstance(prompt, str) and not _is_chat(parsed):
+      parsed.notes.append(PLAIN)
+      return Conversation(prompt, texts[0], texts[1], notes=tuple(parsed.notes))
+  elif texts and not isinstance(prompt, tuple):
     raise SkipRow("mixed_forms")
   turns = [_assistant(a) if isinstance(a, str) else to_messages(a) for a in answers]
-  if any(map(_has_prompt, turns)) and not isinstance(prompt, tuple):
+  if prompt is None or isinstance(prompt, str) and all(map(_has_prompt, turns)):
     return _from_full_conversations(parsed, prompt, *turns)
-  if prompt is None:
-    raise parsed.missing()
   if isinstance(prompt, str):
     prompt = _user(prompt)
   return _make(parsed, prompt, *(_after(prompt, t) for t in turns))
@@ -90,8 +94,7 @@ def to_prompt(row: dict[str, Any]) -> Conversation:
   """
   parsed = read.read_fields(row)
   if parsed.is_pair:
-    _, first = next(read.split_answers("", row))
-    return to_conversation(first)._replace(chosen=(), rejected=())
+    return to_conversation(read.first_answers(row))._replace(chosen=(), rejected=())
   parsed.notes.extend(f"have no pair for {n}" for n in read.ANSWERS if n in parsed.fields)
   prompt = _prompt(parsed)
   if prompt is None:
@@ -118,7 +121,7 @@ def check_prompt(conversation: Conversation) -> None:
 def _has_content(turn: Message | str) -> bool:
   if isinstance(turn, str):
     return bool(turn.strip())
-  return bool(turn["content"].strip() or turn.get("tool_calls") or turn.get("reasoning_content"))
+  return bool(turn["content"].strip()) or any(map(turn.get, OTHER_CONTENT))
 
 
 def _user(text: str) -> Messages:
@@ -131,15 +134,17 @@ def _assistant(text: str) -> Messages:
 
 def _prompt(row: Row) -> Messages | str | None:
   """The prompt from its field: messages, or plain text; None if no field has one."""
-  fields = row.fields
-  names = [n for n in read.PROMPT_FIELDS if n in fields and fields[n] not in ("", [], ())]
-  if "messages" in names and _is_complete(fields["messages"]):
+  fields, names = row.fields, _given(row)
+  if "messages" in names and _role(fields["messages"], -1) == "assistant":
     # The prompt with an answer, as in UltraFeedback: not what the answers follow.
-    if len(names) > 1 or isinstance(fields.get("chosen"), list) and len(fields["chosen"]) > 1:
+    if len(names) > 1 or _role(fields.get("chosen"), 0) in ("system", "developer", "user"):
       names.remove("messages")
       if fields["messages"] != fields.get("chosen"):
         row.unused("messages", names[0] if names else "chosen")
   if not names:
+    for other in ("input", "history"):
+      if fields.get(other):
+        row.unused(other, "chosen")
     return None
   name, *others = names
   for other in others:
@@ -152,14 +157,25 @@ def _prompt(row: Row) -> Messages | str | None:
   return _with_context(row, name, prompt)
 
 
-def _is_complete(messages: Any) -> bool:
-  """Whether the last of these messages is the assistant's."""
-  last = messages[-1] if isinstance(messages, list) else None
-  return isinstance(last, dict) and last.get("role") == "assistant"
+def _given(row: Row) -> list[str]:
+  """The fields that have a prompt, the one that is used first."""
+  return [n for n in read.PROMPT_FIELDS if row.fields.get(n, "") not in ("", [], ())]
+
+
+def _role(messages: Any, index: int) -> str | None:
+  """The role of a message, if these are messages."""
+  message = messages[index] if isinstance(messages, list) and messages else None
+  role = message.get("role") or message.get("from") if isinstance(message, dict) else None
+  return ROLES.get(role.lower()) if isinstance(role, str) else None
+
+
+def _is_chat(row: Row) -> bool:
+  """Whether strings of this row are turns of a chat."""
+  return _given(row)[:1] == ["instruction"] or any(field in row.fields for field in _CHAT_FIELDS)
 
 
 def _with_context(row: Row, name: str, prompt: Messages | str) -> Messages | str:
-  """Completes a prompt by `input` and `history`; text that is part of a chat becomes a message."""
+  """Completes a prompt by `input` and `history`; HH-RLHF's text becomes messages."""
   fields, extra = row.fields, [n for n in ("input", "history") if row.fields.get(n)]
   if isinstance(prompt, tuple):
     for other in extra:
@@ -174,27 +190,22 @@ def _with_context(row: Row, name: str, prompt: Messages | str) -> Messages | str
   if turns := hh_turns(prompt):
     row.notes.append(_HH)
     return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
-  is_chat = name == "instruction" or any(field in fields for field in _CHAT_FIELDS)
-  return _user(prompt) if is_chat else prompt
+  return prompt
 
 
-def _from_strings(
-  row: Row, prompt: Messages | str | None, chosen: str, rejected: str
-) -> Conversation:
-  if not isinstance(prompt, tuple):
-    whole_chosen, whole_rejected = hh_turns(chosen), hh_turns(rejected)
-    if whole_chosen and whole_rejected:
-      row.notes.append(_HH)
-      return _from_full_conversations(row, prompt, whole_chosen, whole_rejected)
-    if (whole_chosen or whole_rejected) and prompt is None:
-      raise SkipRow("prompts_differ")
-    if prompt is None:
-      raise row.missing()
-    row.notes.append(PLAIN)
-    return Conversation(prompt, chosen, rejected, notes=tuple(row.notes))
-  if _HH in row.notes:
-    chosen, rejected = chosen.strip(), rejected.strip()
-  return _make(row, prompt, _assistant(chosen), _assistant(rejected))
+def _hh_answers(
+  row: Row, prompt: Messages | str | None, texts: list[str]
+) -> list[Messages] | list[str]:
+  """The turns of HH-RLHF's texts, which have the prompt in them; the same list if they are none."""
+  if isinstance(prompt, tuple) and _HH not in row.notes:
+    return texts
+  turns = [hh_turns(text) for text in texts]
+  if all(turns):
+    row.notes.append(_HH)
+    return [t for t in turns if t]
+  if any(turns) and prompt is None:
+    raise SkipRow("prompts_differ")
+  return [text.strip() for text in texts] if _HH in row.notes else texts
 
 
 def _from_full_conversations(
@@ -209,10 +220,12 @@ def _from_full_conversations(
   if any(turns[shared]["role"] != "assistant" for turns in (chosen, rejected)):
     raise SkipRow("prompts_differ")
   turns = chosen[:shared]
-  if prompt and not turns:
-    turns = _user(prompt)
-  elif prompt and not any(m["content"] == prompt for m in turns):
-    row.notes.append(_OTHER_PROMPT)
+  if not turns:
+    raise row.missing()
+  if prompt and not any(m["content"].strip() == prompt.strip() for m in turns):
+    row.notes.append(_OTHER_PROMPT.format(_given(row)[0]))
+    if row.fields.get("input"):
+      row.unused("input", "chosen")
   return _make(row, turns, chosen[shared:], rejected[shared:])
 
 
@@ -224,9 +237,10 @@ def _has_prompt(turns: Messages) -> bool:
 def _after(prompt: Messages, answer: Messages) -> Messages:
   """The turns of an answer without the prompt, which some datasets repeat in each answer."""
   if len(answer) > len(prompt) and answer[: len(prompt)] == prompt:
-    return answer[len(prompt) :]
+    answer = answer[len(prompt) :]
   if _has_prompt(answer):
-    raise SkipRow("last_turn_not_assistant" if len(answer) == 1 else "prompts_differ")
+    first = f"one begins with a turn by {answer[0]['role']} that is not in the prompt"
+    raise SkipRow(*(["last_turn_not_assistant"] if len(answer) == 1 else ["prompts_differ", first]))
   return answer
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from simpo_jax.data.rows.reasons import SkipRow
 from simpo_jax.data.types import Message
-from simpo_jax.errors import shown
+from simpo_jax.errors import one_line, shown
 
 # Roles are compared without case. Templates know most of them by one name only.
 ROLES = {
@@ -27,7 +27,9 @@ ROLES = {
   "observation": "tool",  # ShareGPT, as read by LLaMA-Factory
   "function_call": "assistant",  # its content is the call
 }
-_TURN_KEYS = ("role", "from", "content", "value")
+# What an assistant's message without content may say; the last three are one thing.
+OTHER_CONTENT = ("tool_calls", "reasoning_content", "thinking", "reasoning")
+_ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -50,8 +52,13 @@ def parse_json_messages(value: Any) -> Any:
   except (ValueError, RecursionError):
     return value
   items = [parsed] if isinstance(parsed, dict) else parsed
-  turns = [isinstance(m, dict) and ("role" in m or "from" in m) for m in items]
-  return parsed if turns and all(turns) else value
+  return parsed if items and all(map(_is_like_message, items)) else value
+
+
+def _is_like_message(m: Any) -> bool:
+  if not isinstance(m, dict):
+    return False
+  return any(n in m for n in _ROLE_KEYS) and any(n in m for n in (*_CONTENT_KEYS, *OTHER_CONTENT))
 
 
 def hh_turns(text: str) -> tuple[Message, ...] | None:
@@ -110,13 +117,13 @@ def without_none(value: Any) -> Any:
 def _message(m: Any) -> Message:
   if not isinstance(m, Mapping):
     raise SkipRow("not_a_message", f"one is {_described(m)}")
-  extra = {k: without_none(v) for k, v in m.items() if k not in _TURN_KEYS and not is_absent(v)}
-  name = next((m[key] for key in ("role", "from") if not is_absent(m.get(key))), None)
-  content = next((m[key] for key in ("content", "value") if not is_absent(m.get(key))), None)
-  if content is None and (extra.get("tool_calls") or extra.get("reasoning_content")):
+  extra = {k: without_none(v) for k, v in m.items() if not is_absent(v)}
+  present = ", ".join(map(named, extra)) or "nothing"
+  name, content = (_take(extra, names) for names in (_ROLE_KEYS, _CONTENT_KEYS))
+  if content is None and any(map(extra.get, OTHER_CONTENT)):
     content = ""
   if name is None or content is None:
-    raise SkipRow("not_a_message", f"one has {', '.join(map(str, m)) or 'nothing'}")
+    raise SkipRow("not_a_message", f"one has {present}")
   role = ROLES.get(name.lower()) if isinstance(name, str) else None
   if role is None:
     raise SkipRow("unknown_role", f"role {shown(name)!r}")
@@ -126,15 +133,32 @@ def _message(m: Any) -> Message:
   return {"role": role, "content": _content(content), **extra}
 
 
+def _take(message: dict[str, Any], names: tuple[str, ...]) -> Any:
+  """Removes the first of these keys that a message has, and others of the same value."""
+  first = next((name for name in names if name in message), None)
+  if first is None:
+    return None
+  value = message.pop(first)
+  for name in names:
+    if name in message and message[name] == value:
+      del message[name]
+  return value
+
+
 def _content(value: Any) -> str:
   """The text of a content; parts are joined by line breaks, as in vLLM and llama.cpp."""
   if not isinstance(value, (list, tuple)):
     return check_text(value, "a content")
   texts = []
   for part in value:
-    if isinstance(part, Mapping) and part.get("type", "text") != "text":
-      raise SkipRow("not_text_content", f"a part of type {shown(part['type'])!r}")
-    texts.append(check_text(part.get("text") if isinstance(part, Mapping) else part, "a part"))
+    if isinstance(part, Mapping):
+      part = {k: v for k, v in part.items() if not is_absent(v)}
+      kind, others = part.get("type", "text"), part.keys() - {"type", "text"}
+      if kind != "text" or others:
+        beside = f" with {', '.join(map(named, sorted(others, key=str)))}" if kind == "text" else ""
+        raise SkipRow("not_text_content", f"a part of type {shown(kind)!r}{beside}")
+      part = part.get("text")
+    texts.append(check_text(part, "a part"))
   return "\n".join(texts)
 
 
@@ -148,7 +172,15 @@ def _sharegpt_call(content: Any) -> dict[str, Any]:
   return {"type": "function", "function": function}
 
 
+def named(name: Any) -> str:
+  """A name that a row has, for messages."""
+  return one_line(shown(name)) if str(name).strip() else repr(name)
+
+
 def _described(value: Any) -> str:
+  if value is None:
+    return "null"
   kinds = {bool: "a truth value", int: "a number", float: "a number", str: "a text"}
+  kinds |= {dict: "an object", tuple: "a list"}
   kind = kinds.get(type(value), f"a {type(value).__name__}")
   return kind if isinstance(value, (list, tuple, dict)) else f"{kind}, {shown(value)}"

@@ -9,6 +9,7 @@ from simpo_jax.data.rows.messages import (
   check_text,
   check_unicode,
   is_absent,
+  named,
   parse_json_messages,
   without_none,
 )
@@ -17,7 +18,7 @@ from simpo_jax.data.types import Message
 
 ANSWERS = ("chosen", "rejected")
 PROMPT_FIELDS = ("conversations", "prompt", "messages", "question", "instruction")
-_INTERNAL = ("id",)  # the row id of prepared pairs
+_MAX_COLUMNS = 40  # names in a message
 _SPLIT = "\0split"  # marks the rows of `split_answers`; no column has this name
 
 
@@ -42,7 +43,9 @@ class Row(NamedTuple):
     """The error for a row without a prompt or without answers."""
     if self.is_pair and any(name in self.fields for name in PROMPT_FIELDS):
       return SkipRow("empty_prompt")
-    return SkipRow("missing_field", f"it has {', '.join(self.columns) or 'nothing'}")
+    names = ", ".join(map(named, self.columns[:_MAX_COLUMNS])) or "nothing"
+    more = f" and {len(self.columns) - _MAX_COLUMNS} more"
+    return SkipRow("missing_field", f"it has {names}{more * (len(self.columns) > _MAX_COLUMNS)}")
 
   def unused(self, name: str, used: str) -> None:
     """Notes a column that is not used, since another one is."""
@@ -52,17 +55,14 @@ class Row(NamedTuple):
 def read_fields(row: dict[str, Any]) -> Row:
   """Returns the fields of a row, with messages that are JSON text parsed."""
   present = {k: v for k, v in row.items() if not is_absent(v) and k != _SPLIT}
-  notes = [f"have a column {k}, which is not read" for k in present if k not in _KNOWN]
+  notes = [f"have a column {named(k)}, which is not read" for k in present if k not in FIELDS]
   if row.get(_SPLIT):
     notes.append("have one of several rejected answers, each paired with the chosen one")
   fields = {k: v for k, v in present.items() if k in FIELDS and v is not UNREAD}
   parsed = _parsed(fields)
   if any(parsed[name] is not fields[name] for name in fields):
     notes.append("have messages as JSON text, which is parsed")
-  return Row(parsed, tuple(map(str, present)), notes)
-
-
-_KNOWN = frozenset((*FIELDS, *_INTERNAL))
+  return Row(parsed, tuple(present), notes)
 
 
 def split_answers(row_id: str, row: Any) -> Iterator[tuple[str, Any]]:
@@ -73,6 +73,14 @@ def split_answers(row_id: str, row: Any) -> Iterator[tuple[str, Any]]:
     return
   for number, answer in enumerate(rejected, start=1):
     yield f"{row_id}/{number}", {**row, "rejected": answer, _SPLIT: True}
+
+
+def first_answers(row: dict[str, Any]) -> dict[str, Any]:
+  """Returns the row with the first one of several rejected answers."""
+  rejected = row.get("rejected")
+  if not isinstance(rejected, list) or not _is_several(rejected):
+    return row
+  return {**row, "rejected": rejected[0]}
 
 
 def read_answer(row: Row, name: str) -> str | list[Any] | dict[str, Any]:
@@ -104,8 +112,9 @@ def read_tools(row: Row) -> tuple[Any, ...] | None:
   """Returns the schemas of `tools`, which may be JSON text in whole or one by one."""
   value = row.fields.get("tools")
   try:
-    value = json.loads(value) if isinstance(value, str) and value.strip() else value or None
-    if value is None:
+    if isinstance(value, str):
+      value = json.loads(value) if value.strip() else None
+    if not value:
       return None
     tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in value]
   except (ValueError, TypeError, RecursionError) as error:
@@ -118,9 +127,11 @@ def read_tools(row: Row) -> tuple[Any, ...] | None:
 
 def read_variables(row: Row) -> Mapping[str, Any]:
   """Returns `chat_template_kwargs`, an object or its JSON text."""
-  value = row.fields.get("chat_template_kwargs") or {}
+  value = row.fields.get("chat_template_kwargs")
   try:
-    value = json.loads(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+      value = json.loads(value) if value.strip() else None
+    value = value or {}
   except (ValueError, RecursionError) as error:
     raise SkipRow("not_template_kwargs") from error
   if not isinstance(value, Mapping):

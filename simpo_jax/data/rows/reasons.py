@@ -1,5 +1,7 @@
 """Why a row cannot be used."""
 
+from simpo_jax.errors import one_line
+
 # {reason for skipping a row: explanation for the user}
 REASONS = {
   "malformed_json": "not a JSON object; a file that is one list of them is named .json",
@@ -16,7 +18,7 @@ REASONS = {
   "several_chosen": "there are several chosen answers; keep one",
   "several_rejected": "there are several rejected answers; prepare makes a pair of each",
   "mixed_forms": "chosen and rejected are of different kinds",
-  "prompts_differ": "chosen and rejected answer different prompts",
+  "prompts_differ": "chosen and rejected answer different prompts, or another one than the row's",
   "last_turn_not_assistant": "a response is not by the assistant",
   "prompt_ends_with_assistant": "the prompt must end with the user's turn",
   "empty_prompt": "the prompt has no text",
@@ -39,4 +41,4 @@ class SkipRow(Exception):
 
   def __init__(self, reason: str, detail: str = ""):
     super().__init__(reason)
-    self.reason, self.detail = reason, detail
+    self.reason, self.detail = reason, one_line(detail) if detail else ""
