@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import types
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,7 @@ from simpo_jax.errors import UserError
 from simpo_jax.export.runs import export_run
 from simpo_jax.models.weights import open_model
 from simpo_jax.program.ledger import hex_digest
-from simpo_jax.runtime.fingerprint import model_fields, tokenizer_identity
+from simpo_jax.runtime.fingerprint import data_fields, model_fields, tokenizer_identity
 from simpo_jax.tokenizer.load import load_tokenizer
 from support.hf_models import load
 from support.hf_tokenizers import CHATML, ENDOFTEXT, EOS, IM_END, PLAIN, save_tokenizer
@@ -115,7 +117,24 @@ def test_an_export_keeps_all_ends(model, tmp_path):
   assert _ends(tmp_path / "out") == _ends(model)
 
 
-def test_hosts_and_runs_compare_ends(model):
+def test_hosts_compare_ends_at_the_start(model):
+  tokenizer = load_tokenizer(str(model))
+
+  def fields(**changes):
+    run: Any = types.SimpleNamespace(
+      tokenizer=dataclasses.replace(tokenizer, **changes),
+      model=open_model(str(model)),
+      **dict.fromkeys(("train_pairs", "eval_pairs", "packed", "pool"), ""),
+    )
+    return data_fields(run)
+
+  before = fields()
+  for changes in ({"eos_ids": (1, 3)}, {"eos_ids": (1, 7, 3)}, {"turn_end": 7}):
+    changed = {name for name, value in fields(**changes).items() if value != before[name]}
+    assert "end tokens" in changed <= {"end tokens", "tokenizer"}, changes
+
+
+def test_runs_compare_ends(model):
   tokenizer, opened = load_tokenizer(str(model)), open_model(str(model))
   other = dataclasses.replace(tokenizer, eos_ids=(1, 3))
   before, after = model_fields(opened, tokenizer), model_fields(opened, other)
