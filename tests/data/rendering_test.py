@@ -230,6 +230,17 @@ def test_prompts_are_rendered_like_those_of_pairs():
   assert render_prompt(Conversation("a<|end|>"), BYTE) == BYTE.escape("a<|end|>")
 
 
+def test_an_answer_without_an_end_gets_the_turns_own():
+  t = dataclasses.replace(tokenizer("{{ messages[-1].content }}"), turn_end=SPECIAL_IDS["<|pad|>"])
+  t = dataclasses.replace(t, render=lambda m, opens, tools=None, variables=None: "hi" if opens else
+    "hi" + m[-1]["content"])  # fmt: skip
+  pair, _ = encode_pair(to_conversation(row("yes", "no")), t, "prompt")
+  assert pair.chosen.tolist() == [*b"yes", 256]
+  plain = {"prompt": "hi", "chosen": "yes", "rejected": "no"}
+  pair, _ = encode_pair(to_conversation(plain), t, "prompt")
+  assert pair.chosen.tolist() == [*b"yes", END]
+
+
 def test_several_turns_are_cut_like_one():
   data = DataSettings(max_length=12, max_prompt_length=6)
   turns = [A("a"), U("sure?"), A("yes")]
