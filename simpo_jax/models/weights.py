@@ -31,6 +31,7 @@ from simpo_jax.models.safetensors import Index, Read, Weights
 from simpo_jax.models.source import Kind, parse_source
 from simpo_jax.models.tensor_names import check_declared, plain_names
 from simpo_jax.models.tying import UNTIED, untied_if_different
+from simpo_jax.storage.paths import check_path
 
 INIT_STD = 0.02
 # Weights in other formats in the same repository are not downloaded.
@@ -82,6 +83,7 @@ def _open_adapter(source: str, folder: pathlib.Path) -> OpenModel:
   """Opens adapters and their base model, whose tensors are read with the adapters in them."""
   name = base_of(folder)
   try:
+    check_path("base_model_name_or_path", name)
     kind, path = parse_source(name)
     if kind in (Kind.EMBEDDED, Kind.RANDOM):
       raise UserError(f"{name} has random weights")

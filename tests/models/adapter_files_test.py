@@ -169,6 +169,8 @@ def test_settings_must_be_those_of_the_file(base, tmp_path):
     ({"target_modules": ["q_proj"]}, "target_modules lacks model.layers.0.mlp.down_proj"),
     ({"base_model_name_or_path": None}, "names no base_model_name_or_path"),
     ({"base_model_name_or_path": "/nowhere"}, "base model cannot be opened .*/nowhere does not"),
+    ({"base_model_name_or_path": "x" * 999}, "cannot be opened .*cannot be a path"),
+    ({"base_model_name_or_path": "a\0b"}, "cannot be opened .*cannot be a path"),
     ({"base_model_name_or_path": "embedded"}, "cannot be opened .embedded has random weights"),
   ),
 )
