@@ -210,6 +210,11 @@ def _report(record: dict[str, Any], target: Any, new: bool, seconds: float) -> N
     console.print(f"{count:,} rows {note}")
   console.print(f"{shards} shards, {size:,} bytes in {brief(target.folder)}")
   use = f"--config.data.train=tfds:{target.name} --config.data.dir={shlex.quote(brief(target.out))}"
+  if record["pairs"].get(HELD_OUT) and "split_by" not in record:
+    console.print(
+      "an earlier version held pairs out by row, so the splits may share prompts; --force prepares "
+      "it again, by prompt"
+    )
   if not record["pairs"].get(HELD_OUT):
     use += " --config.evaluate.every=0 --config.evaluate.at_end=False"
     console.print("no pairs are held out for evaluation; --eval_fraction=0.05 would hold some out")

@@ -227,6 +227,22 @@ def test_a_record_of_an_earlier_version_has_no_digest(tmp_path):
     build(source, tmp_path / "out")
 
 
+def test_pairs_of_a_prompt_are_in_one_split_and_an_earlier_split_is_told(tmp_path, capsys):
+  rows = [{"prompt": f"q{i // 4}", "chosen": f"a{i}", "rejected": "b"} for i in range(200)]
+  source = write_lines(tmp_path / "a.jsonl", rows)
+  prepare([source], tmp_path / "out", "mine", eval_fraction=0.25)
+  parts = [contents(f"tfds:{tmp_path}/out/mine", split) for split in ("train", "test")]
+  train, test = ({pair[0] for _, pair in part} for part in parts)
+  assert not train & test and len(train | test) == 50 and len(test) > 4
+  assert "held pairs out by row" not in capsys.readouterr().out
+  path = tmp_path / "out" / "mine" / "1.0.0" / "prepared.json"
+  record = json.loads(path.read_text())
+  assert record.pop("split_by") == "prompt"
+  path.write_text(json.dumps(record))
+  prepare([source], tmp_path / "out", "mine", eval_fraction=0.25)
+  assert "held pairs out by row, so the splits may share prompts" in capsys.readouterr().out
+
+
 def test_no_temporary_folder_is_left(tmp_path, monkeypatch):
   (tmp_path / "tmp").mkdir()
   monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))

@@ -254,6 +254,7 @@ def _summary(
   return {
     "format": FORMAT,
     "source": source,
+    "split_by": "prompt",  # absent: by row, of earlier versions
     "rows": report.total,
     "pairs": {split: sum(s["pairs"] for s in shards[split]) for split in order},
     "skipped": dict(reasons_by_count(report)),
