@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from simpo_jax.data.rows.formats import Conversation, Messages
+from simpo_jax.data.rows.messages import named
 from simpo_jax.data.rows.reasons import SkipRow
 from simpo_jax.data.types import Message
 from simpo_jax.tokenizer.chat_template import TemplateFailed
@@ -128,16 +129,20 @@ def unshown(conversation: Conversation, tokenizer: Tokenizer, texts: Sequence[st
 
   for key in {k: None for messages in whole for m in messages for k in m if k not in _TURN}:
     holders = {id(m): m for messages in whole for m in messages if key in m}.values()
-    if not shown(lambda m, key=key: key in m, key) or (
-      len(holders) > 1 and not all(shown(lambda m, one=one: m is one, key) for one in holders)
+    strings = [m[key] for m in holders if isinstance(m[key], str)]
+    if (
+      any(not any(_occurs(s, text, tokenizer) for text in texts) for s in strings)
+      or not shown(lambda m, key=key: key in m, key)
+      or len(holders) > 1
+      and not all(shown(lambda m, one=one, key=key: m is one, key) for one in holders)
     ):
-      notes.append(f"have {key} in messages, which the chat template does not show")
+      notes.append(f"have {named(key)} in messages, which the chat template does not show")
   if conversation.tools and not shown(tools=None):
     notes.append("have tools, which the chat template does not show")
   for name in conversation.variables:
     others = {k: v for k, v in conversation.variables.items() if k != name}
     if not shown(variables=others):
-      notes.append(f"have {name} in chat_template_kwargs, which the chat template does not use")
+      notes.append(f"have {named(name)} in chat_template_kwargs, which the chat template does not use")
   return list(dict.fromkeys(notes))
 
 
@@ -150,12 +155,16 @@ def _answers(conversation: Conversation) -> list[Messages]:
 
 
 def _lost(messages: Messages, text: str, tokenizer: Tokenizer) -> Iterator[str]:
-  """Notes on messages whose content is not in the text, as it is or as JSON."""
+  """Notes on messages whose content is not in the text."""
   for m in messages:
-    content = m["content"].strip()
-    as_json = json.dumps(content, ensure_ascii=False)[1:-1]
-    if tokenizer.escape(content) not in text and as_json not in text:
+    if not _occurs(m["content"], text, tokenizer):
       yield f"have a message by {m['role']} that the chat template shows only in part or not at all"
+
+
+def _occurs(content: str, text: str, tokenizer: Tokenizer) -> bool:
+  """Whether a text has a content, as it is or as JSON."""
+  as_json = json.dumps(content.strip(), ensure_ascii=False)[1:-1]
+  return tokenizer.escape(content.strip()) in text or as_json in text
 
 
 def _renderer(conversation: Conversation, tokenizer: Tokenizer) -> _Render:

@@ -27,6 +27,11 @@ from simpo_jax.tokenizer.tokenizer import NO_VARIABLES, Render, Tokenizer
 _READ = (JSON, CONFIG, MODEL, "vocab.json")
 _HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model*")
 _NO_LIMIT = int(1e30)
+# Arguments of transformers' `apply_chat_template` that are no variables of a template.
+_NO_VARIABLES = (
+  "conversation", "chat_template", "continue_final_message", "tokenize", "padding", "truncation",
+  "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+)  # fmt: skip
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -188,7 +193,7 @@ def _renderer(
       "documents": None,
       "add_generation_prompt": add_generation_prompt,
     }
-    if taken := sorted(variables.keys() & (given.keys() - {"documents"})):
+    if taken := sorted(variables.keys() & {*given, *_NO_VARIABLES} - {"documents"}):
       raise TemplateFailed(f"chat_template_kwargs cannot set {taken[0]}")
     source = tool_template if tools is not None and tool_template else template
     return render_template(source, {**names, **given, **variables}, origin, date)

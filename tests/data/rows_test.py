@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from simpo_jax.data.rows.fields import rename
 from simpo_jax.data.rows.formats import check_texts, to_conversation, to_prompt
 from simpo_jax.data.rows.read import split_answers
 from simpo_jax.data.rows.reasons import REASONS, SkipRow
@@ -92,6 +93,28 @@ def test_forms(row, expected):
         (_row(YES, NO, prompt="hi", messages=[U("hi"), A("else")]), ONE_TURN,
          "a column messages beside prompt"),
         (_row([U("hi"), *YES], [U("hi"), *NO], prompt="ho"), ONE_TURN, "differs from their"),
+        # texts that begin with the prompt: TRL trains them as they are
+        (_row("a yes", "a no", prompt="a"), ("a", "a yes", "a no"), "begin with the prompt again"),
+        # what has no place beside full conversations
+        (_row([U("hi"), *YES], [U("hi"), *NO], input="x"), ONE_TURN, "a column input beside chosen"),
+        (_row([U("hi"), *YES], [U("hi"), *NO], history=[["x", "y"]]), ONE_TURN,
+         "a column history beside chosen"),
+        (_row([U("hi"), *YES], [U("hi"), *NO], question="ho"), ONE_TURN, "a column question that"),
+        (_row([U("hi"), *YES], [A("no")], prompt="hi"), ONE_TURN, "are conversations"),
+        ({"chosen": [A("hi"), U("yo"), *YES], "rejected": [A("hi"), U("yo"), *NO]},
+         ((A("hi"), U("yo")), YES, NO), "are conversations"),
+        (_row(YES, NO, prompt="hi", messages=[H("hi"), G("else")]), ONE_TURN,
+         "a column messages beside prompt"),
+        (_row(HH + " yes", HH + " no", system="be"), ((S("be"), *TWO_TURNS[0]), YES, NO),
+         "becomes a system message"),
+        (_row(HH + " yes", HH + " no", prompt="hi", tools=[]), TWO_TURNS, "Human and Assistant"),
+        (_row(HH + " yes", HH + " no", prompt=HH), TWO_TURNS, "Human and Assistant texts"),
+        (_row("yes", "no", prompt="hi", chat_template_kwargs={"a": 1}), ONE_TURN, "conversations"),
+        (_row("yes", "no", instruction="go", history='[["hi", "yo"]]'), TWO_TURNS, "conversations"),
+        (_row("yes", "no", prompt="a", id="7"), ("a", "yes", "no"), "a column id, which is not"),
+        (_row("yes", "no", prompt="a", **{"b\n\ud800": 7}), ("a", "yes", "no"),
+         "have a column b \\ud800, which is not read"),
+        (_row("yes", "no", prompt="a", **{"": 7}), ("a", "yes", "no"), "have a column '', which"),
         # JSON text
         (_row(*(json.dumps([a]) for a in (YES[0], NO[0])), prompt=json.dumps([U("hi")])), ONE_TURN,
          "have messages as JSON text"),
@@ -111,6 +134,7 @@ def test_forms(row, expected):
         # parts
         (_row(YES, NO, prompt=[U([{"type": "text", "text": "hi"}])]), ONE_TURN, "conversations"),
         (_row(YES, NO, prompt=[U(["a", {"text": "b"}])]), ((U("a\nb"),), YES, NO), "conversation"),
+        (_row(YES, NO, prompt=[U([{"type": None, "text": "hi", "image": None}])]), ONE_TURN, "conv"),
         # columns that are not read
         (_row("yes", "no", prompt="a", score=3, source=None), ("a", "yes", "no"), "a column score"),
     ],
@@ -135,6 +159,31 @@ def test_what_a_message_has_stays():
   as_text = {**row, "tools": json.dumps(row["tools"]), "chat_template_kwargs": '{"a": 1}'}
   assert to_conversation(as_text).tools == ({"name": "f"},)
   assert to_conversation(as_text).variables == {"a": 1}
+
+
+def test_both_of_two_names_stay_unless_they_are_the_same():
+  twice = {**A("yes"), "from": "gpt", "value": "yes"}
+  found = to_conversation(_row([twice], [{**A("no"), "value": "other"}], prompt="hi"))
+  assert found.chosen == ({**A("yes"), "from": "gpt"},)
+  assert found.rejected == ({**A("no"), "value": "other"},)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning", "tool_calls"])
+def test_an_answer_may_be_something_else_than_text(name):
+  answer = {"role": "assistant", "content": None, name: CALL if name == "tool_calls" else "hm"}
+  found = to_conversation(_row([answer], list(NO), prompt="hi"))
+  check_texts(found)
+  assert found.chosen == ({**answer, "content": ""},)
+
+
+@pytest.mark.parametrize("tools", [[], "[]", "", " ", "null", None])
+def test_no_tools_are_none(tools):
+  assert to_conversation(_row(YES, NO, prompt="hi", tools=tools)).tools is None
+
+
+def test_a_mapped_column_hides_none_of_the_same_name():
+  row = rename({"prompt": "a", "query": "b", "chosen": "c"}, {"prompt": "query", "rejected": "d"})
+  assert row == {"prompt (data.columns has query for it)": "a", "prompt": "b", "chosen": "c"}
 
 
 def test_sharegpt_calls():
@@ -222,6 +271,16 @@ def test_hh_splits_at_the_last_assistant_not_at_the_first_difference():
         (_row([{**A("b"), "name": "\ud800"}], NO, prompt="a"), "not_unicode", ""),
         (_row([{"content": "yes"}], NO, prompt="a"), "not_a_message", "one has content"),
         (_row([3], NO, prompt="a"), "not_a_message", "one is a number, 3"),
+        (_row([None], NO, prompt="a"), "not_a_message", "one is null"),
+        (_row([{"role": "assistant", "content": None}], NO, prompt="a"), "not_a_message",
+         "one has role"),
+        (_row([{**A([{"text": "a", "cache": 1}])}], NO, prompt="a"), "not_text_content",
+         "a part of type 'text' with cache"),
+        (_row([U("hi"), U("ho"), *YES], NO, prompt=[U("hi")]), "prompts_differ",
+         "one begins with a turn by user that is not in the prompt"),
+        (_row("yes", HH + " no", prompt="a"), "mixed_forms", "only one is a text of Human"),
+        (_row([A("x"), U("b"), *YES], [A("y"), U("b"), *NO]), "missing_field", "it has chosen"),
+        ({f"c{i}": 1 for i in range(100)}, "missing_field", "c39 and 60 more"),
         (_row(G("yes"), G("no"), conversations="hi"), "not_a_message", "a text, hi"),
         (_row(YES, NO, prompt=[U([{"type": "image"}])]), "not_text_content", "type 'image'"),
         (_row(G("y"), G("n"), conversations=[{"from": "narrator", "value": "x"}]), "unknown_role",
@@ -236,7 +295,7 @@ def test_hh_splits_at_the_last_assistant_not_at_the_first_difference():
         (_row([U("a"), A("b"), U("c"), A("d")], [U("a"), A("b"), U("x"), A("y")]),
          "prompts_differ", ""),
         (_row(HH + " yes", "\n\nHuman: else\n\nAssistant: no"), "prompts_differ", ""),
-        (_row(HH + " yes", "no"), "prompts_differ", ""),
+        (_row(HH + " yes", "no"), "mixed_forms", "only one is a text of Human"),
         (_row([U("hi"), U("yes")], [U("hi"), A("no")]), "last_turn_not_assistant", ""),
         (_row(H("yes"), G("no"), conversations=[H("hi")]), "last_turn_not_assistant", ""),
         (_row(HH + " y\n\nHuman: z", HH + " y\n\nHuman: z"), "last_turn_not_assistant", ""),

@@ -1,6 +1,7 @@
 """Chat templates of the field: text, ids and refusals are those of transformers and tokenizers."""
 
 import datetime
+import inspect
 import json
 from typing import Any, NamedTuple
 
@@ -188,3 +189,11 @@ def test_a_template_of_tools_beside_the_plain_one(tmp_path):
     assert text == theirs.apply_chat_template(
       SHAPES["user"][0], tools=tools, add_generation_prompt=True, tokenize=False
     )
+
+
+def test_arguments_of_transformers_are_no_variables(chat):
+  arguments = {*inspect.signature(chat.theirs.apply_chat_template).parameters}
+  assert {"tokenize", "padding", "chat_template", "add_generation_prompt"} <= arguments
+  for name in ("messages", *sorted(arguments - {"documents", "kwargs"})):
+    with pytest.raises(TemplateFailed, match=f"^chat_template_kwargs cannot set {name}$"):
+      chat.ours.render([user("Hi")], True, variables={name: None})

@@ -36,6 +36,8 @@ _CHAT_FIELDS = (*_SYSTEM_FIELDS, "history", "tools", "chat_template_kwargs")
 # Notes.
 PLAIN = "are plain text, which sees no chat template"
 CHAT = "are conversations for the chat template"
+_REPEATED = "have texts as answers that begin with the prompt again, which is trained as it is"
+_HH_ANSWER = "have a Human and Assistant text as an answer, which is trained as it is"
 _HH = "are Human and Assistant texts, which become messages"
 _SYSTEM = "have a system instruction beside the prompt, which becomes a system message"
 _OTHER_PROMPT = "have a column {} that differs from their conversations, which are used"
@@ -78,6 +80,8 @@ def to_conversation(row: dict[str, Any]) -> Conversation:
       return Conversation(prompt, texts[0], texts[1], notes=tuple(parsed.notes))
   elif texts and not isinstance(prompt, tuple):
     raise SkipRow("mixed_forms")
+  if any(isinstance(answer, str) and hh_turns(answer) for answer in answers):
+    parsed.notes.append(_HH_ANSWER)
   turns = [_assistant(a) if isinstance(a, str) else to_messages(a) for a in answers]
   if prompt is None or isinstance(prompt, str) and all(map(_has_prompt, turns)):
     return _from_full_conversations(parsed, prompt, *turns)
@@ -203,8 +207,10 @@ def _hh_answers(
   if all(turns):
     row.notes.append(_HH)
     return [t for t in turns if t]
-  if any(turns) and prompt is None:
-    raise SkipRow("prompts_differ")
+  if any(turns):
+    raise SkipRow("mixed_forms", "only one is a text of Human and Assistant")
+  if isinstance(prompt, str) and all(text.startswith(prompt) for text in texts):
+    row.notes.append(_REPEATED)
   return [text.strip() for text in texts] if _HH in row.notes else texts
 
 

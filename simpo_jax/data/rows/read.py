@@ -98,7 +98,14 @@ def read_answer(row: Row, name: str) -> str | list[Any] | dict[str, Any]:
 
 
 def read_history(value: Any) -> tuple[Message, ...]:
-  """Returns the earlier turns of LLaMA-Factory's alpaca format, [question, answer] each."""
+  """Returns the earlier turns of LLaMA-Factory's alpaca format, [question, answer] each.
+
+  They may be JSON text.
+  """
+  try:
+    value = json.loads(value) if isinstance(value, str) else value
+  except (ValueError, RecursionError):
+    pass
   if not isinstance(value, list) or not all(isinstance(t, list) and len(t) == 2 for t in value):
     raise SkipRow("not_a_message", "history is not a list of [question, answer]")
   return tuple(
