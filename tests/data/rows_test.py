@@ -279,6 +279,7 @@ def test_hh_splits_at_the_last_assistant_not_at_the_first_difference():
         (_row([U("hi"), U("ho"), *YES], NO, prompt=[U("hi")]), "prompts_differ",
          "one begins with a turn by user that is not in the prompt"),
         (_row("yes", HH + " no", prompt="a"), "mixed_forms", "only one is a text of Human"),
+        (_row([U("hi"), *YES], NO), "prompts_differ", "only one begins with the prompt"),
         (_row([A("x"), U("b"), *YES], [A("y"), U("b"), *NO]), "missing_field", "it has chosen"),
         ({f"c{i}": 1 for i in range(100)}, "missing_field", "c39 and 60 more"),
         (_row(G("yes"), G("no"), conversations="hi"), "not_a_message", "a text, hi"),
