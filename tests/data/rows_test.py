@@ -96,7 +96,7 @@ def test_forms(row, expected):
         # texts that begin with the prompt: TRL trains them as they are
         (_row("a yes", "a no", prompt="a"), ("a", "a yes", "a no"), "begin with the prompt again"),
         # what has no place beside full conversations
-        (_row([U("hi"), *YES], [U("hi"), *NO], input="x"), ONE_TURN, "a column input beside chosen"),
+        (_row([U("hi"), *YES], [U("hi"), *NO], input="x"), ONE_TURN, "column input beside chosen"),
         (_row([U("hi"), *YES], [U("hi"), *NO], history=[["x", "y"]]), ONE_TURN,
          "a column history beside chosen"),
         (_row([U("hi"), *YES], [U("hi"), *NO], question="ho"), ONE_TURN, "a column question that"),
@@ -134,7 +134,7 @@ def test_forms(row, expected):
         # parts
         (_row(YES, NO, prompt=[U([{"type": "text", "text": "hi"}])]), ONE_TURN, "conversations"),
         (_row(YES, NO, prompt=[U(["a", {"text": "b"}])]), ((U("a\nb"),), YES, NO), "conversation"),
-        (_row(YES, NO, prompt=[U([{"type": None, "text": "hi", "image": None}])]), ONE_TURN, "conv"),
+        (_row(YES, NO, prompt=[U([{"type": None, "text": "hi", "image": None}])]), ONE_TURN, "con"),
         # columns that are not read
         (_row("yes", "no", prompt="a", score=3, source=None), ("a", "yes", "no"), "a column score"),
     ],
