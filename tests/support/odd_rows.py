@@ -27,7 +27,7 @@ SURROUND = (
 class Draw(random.Random):
   """Random choices, and texts of which no two are the same."""
 
-  count = 0
+  count, style = 0, False  # texts so far; whether messages are {from, value}
 
   def text(self, odd=0.3):
     self.count += 1
