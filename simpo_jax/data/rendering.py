@@ -142,7 +142,9 @@ def unshown(conversation: Conversation, tokenizer: Tokenizer, texts: Sequence[st
   for name in conversation.variables:
     others = {k: v for k, v in conversation.variables.items() if k != name}
     if not shown(variables=others):
-      notes.append(f"have {named(name)} in chat_template_kwargs, which the chat template does not use")
+      notes.append(
+        f"have {named(name)} in chat_template_kwargs, which the chat template does not use"
+      )
   return list(dict.fromkeys(notes))
 
 

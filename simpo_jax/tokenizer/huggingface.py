@@ -31,6 +31,7 @@ _NO_LIMIT = int(1e30)
 _NO_VARIABLES = (
   "conversation", "chat_template", "continue_final_message", "tokenize", "padding", "truncation",
   "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+  "sanitize_control_tokens",
 )  # fmt: skip
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 

@@ -96,7 +96,7 @@ def test_forms(row, expected):
         # texts that begin with the prompt: TRL trains them as they are
         (_row("a yes", "a no", prompt="a"), ("a", "a yes", "a no"), "begin with the prompt again"),
         # what has no place beside full conversations
-        (_row([U("hi"), *YES], [U("hi"), *NO], input="x"), ONE_TURN, "a column input beside chosen"),
+        (_row([U("hi"), *YES], [U("hi"), *NO], input="x"), ONE_TURN, "column input beside chosen"),
         (_row([U("hi"), *YES], [U("hi"), *NO], history=[["x", "y"]]), ONE_TURN,
          "a column history beside chosen"),
         (_row([U("hi"), *YES], [U("hi"), *NO], question="ho"), ONE_TURN, "a column question that"),
@@ -134,7 +134,7 @@ def test_forms(row, expected):
         # parts
         (_row(YES, NO, prompt=[U([{"type": "text", "text": "hi"}])]), ONE_TURN, "conversations"),
         (_row(YES, NO, prompt=[U(["a", {"text": "b"}])]), ((U("a\nb"),), YES, NO), "conversation"),
-        (_row(YES, NO, prompt=[U([{"type": None, "text": "hi", "image": None}])]), ONE_TURN, "conv"),
+        (_row(YES, NO, prompt=[U([{"type": None, "text": "hi", "image": None}])]), ONE_TURN, "con"),
         # columns that are not read
         (_row("yes", "no", prompt="a", score=3, source=None), ("a", "yes", "no"), "a column score"),
     ],
@@ -279,6 +279,7 @@ def test_hh_splits_at_the_last_assistant_not_at_the_first_difference():
         (_row([U("hi"), U("ho"), *YES], NO, prompt=[U("hi")]), "prompts_differ",
          "one begins with a turn by user that is not in the prompt"),
         (_row("yes", HH + " no", prompt="a"), "mixed_forms", "only one is a text of Human"),
+        (_row([U("hi"), *YES], NO), "prompts_differ", "only one begins with the prompt"),
         (_row([A("x"), U("b"), *YES], [A("y"), U("b"), *NO]), "missing_field", "it has chosen"),
         ({f"c{i}": 1 for i in range(100)}, "missing_field", "c39 and 60 more"),
         (_row(G("yes"), G("no"), conversations="hi"), "not_a_message", "a text, hi"),

@@ -15,15 +15,19 @@ MISSPELT = {
   "question": ("questions",),
 }
 UNKNOWN = ("source", "score_chosen", "id", "metadata", "language", "a b\nc", "category")
-ROLES = ("user", "assistant", "system", "human", "gpt", "tool", "User", "narrator", "function", "bot")
-SURROUND = ("", "{}", " {}\n", "é漢🙂 {}", "\n\n{}", "`{}`\r\n| a |", "<think>{}</think>", "{} <|im_end|>",
-            "{{{{ {} }}}}", "\t{}\u2028", '{{"a": "{}"}}', "Human: {}")  # fmt: skip
+ROLES = (
+  "user", "assistant", "system", "human", "gpt", "tool", "User", "narrator", "function", "bot",
+)  # fmt: skip
+SURROUND = (
+  "", "{}", " {}\n", "é漢🙂 {}", "\n\n{}", "`{}`\r\n| a |", "<think>{}</think>", "{} <|im_end|>",
+  "{{{{ {} }}}}", "\t{}\u2028", '{{"a": "{}"}}', "Human: {}",
+)  # fmt: skip
 
 
 class Draw(random.Random):
   """Random choices, and texts of which no two are the same."""
 
-  count = 0
+  count, style = 0, False  # texts so far; whether messages are {from, value}
 
   def text(self, odd=0.3):
     self.count += 1
@@ -119,9 +123,11 @@ def _messages(d, row):
 
 
 def _wrong_type(d, row):
-  wrong = (None, math.nan, "", [], 3, 0.5, True, {}, [d.text()], {"text": d.text()}, d.text(), " \n",
-           [d.text(), d.text()], [[d.text(), d.text()]], "\ud800", {"role": "user"}, [{}], "null",
-           "[]", [None], {"messages": d.turns(2)}, [d.text(), None])  # fmt: skip
+  wrong = (
+    None, math.nan, "", [], 3, 0.5, True, {}, [d.text()], {"text": d.text()}, d.text(), " \n",
+    [d.text(), d.text()], [[d.text(), d.text()]], "\ud800", {"role": "user"}, [{}], "null",
+    "[]", [None], {"messages": d.turns(2)}, [d.text(), None],
+  )  # fmt: skip
   row[d.choice(list(row))] = d.choice(wrong)
 
 
@@ -148,8 +154,8 @@ def _add_known(d, row):
 
 def _add_tools(d, row):
   tools = [_tool(d), _tool(d)]
-  row["tools"] = d.choice((tools, json.dumps(tools), [json.dumps(t) for t in tools], tools[0], [],
-                           "[]", "", "none", {"functions": tools}, ["f"], None, [None]))  # fmt: skip
+  forms = (tools, json.dumps(tools), [json.dumps(t) for t in tools], tools[0], {"functions": tools})
+  row["tools"] = d.choice((*forms, [], "[]", "", "none", ["f"], None, [None]))
 
 
 def _add_variables(d, row):
@@ -174,8 +180,10 @@ def _nested_none(d, row):
 def _parts(d, row):
   message = d.choice(_messages(d, row)[1])
   parts = [{"type": "text", "text": d.text()} for _ in range(d.choice((1, 2)))]
-  odd = (d.text(), {"type": "image", "url": d.text()}, {"type": None, "text": d.text()}, {"text": d.text()},
-         {"type": "text", "text": None}, {"text": d.text(), "cache": d.text()}, None)  # fmt: skip
+  odd = (
+    d.text(), {"type": "image", "url": d.text()}, {"type": None, "text": d.text()}, None,
+    {"text": d.text()}, {"type": "text", "text": None}, {"text": d.text(), "cache": d.text()},
+  )  # fmt: skip
   message["content"] = [*parts, d.choice(odd)] if d.chance(0.4) else d.choice((parts, []))
 
 
@@ -185,7 +193,8 @@ def _role(d, row):
 
 
 def _more_keys(d, row):
-  message, key = d.choice(_messages(d, row)[1]), d.choice(("name", "reasoning_content", "thinking", "loss", "value", "tool_calls", "weight"))
+  names = ("name", "reasoning_content", "thinking", "loss", "value", "tool_calls", "weight")
+  message, key = d.choice(_messages(d, row)[1]), d.choice(names)
   values = {"loss": False, "weight": 0.5, "tool_calls": [_call(d)]}
   message[key] = values.get(key, d.text(0))
 
@@ -207,7 +216,8 @@ def _several(d, row):
 
 
 def _hh_somewhere(d, row):
-  row[d.choice(("prompt", "chosen", "rejected", "question", "system"))] = d.hh(d.choice((1, 2, 3, 4)))
+  name = d.choice(("prompt", "chosen", "rejected", "question", "system"))
+  row[name] = d.hh(d.choice((1, 2, 3, 4)))
 
 
 def _repeat(d, row):
@@ -233,9 +243,11 @@ def _surrogate(d, row):
     row["\udc00"] = row.pop(name)
 
 
-ACTIONS = (_wrong_type, _misspell, _drop, _add_unknown, _add_unknown, _add_known, _add_known, _add_tools,
-           _add_variables, _as_text, _nested_none, _parts, _role, _more_keys, _bad_turn, _several,
-           _hh_somewhere, _repeat, _single, _surrogate)  # fmt: skip
+ACTIONS = (
+  _wrong_type, _misspell, _drop, _add_unknown, _add_unknown, _add_known, _add_known, _add_tools,
+  _add_variables, _as_text, _nested_none, _parts, _role, _more_keys, _bad_turn, _several,
+  _hh_somewhere, _repeat, _single, _surrogate,
+)  # fmt: skip
 
 
 def odd_row(seed, number):

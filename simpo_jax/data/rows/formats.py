@@ -224,7 +224,8 @@ def _from_full_conversations(
   if any(turns[-1]["role"] != "assistant" for turns in (chosen, rejected)):
     raise SkipRow("last_turn_not_assistant")
   if any(turns[shared]["role"] != "assistant" for turns in (chosen, rejected)):
-    raise SkipRow("prompts_differ")
+    one = _has_prompt(chosen) != _has_prompt(rejected)
+    raise SkipRow("prompts_differ", "only one begins with the prompt" if one else "")
   turns = chosen[:shared]
   if not turns:
     raise row.missing()
