@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simpo_jax.data.prepared.dataset import Prepared
+from simpo_jax.data.rows.fields import parse_columns, rename
 from simpo_jax.data.shuffle import pair_indices_for_step
 from simpo_jax.data.skip_report import SkipReport, add_row, describe_reasons, empty_report
 from simpo_jax.data.tokenize_pairs import RowResult, read_row
@@ -103,6 +104,8 @@ def _grain_dataset(mixture: Mixture, tokenizer: Tokenizer, data: DataSettings, s
   """An infinite Grain MapDataset of `RowResult`."""
   import grain
 
+  columns = parse_columns(data.columns)
+
   def parts() -> Iterator[Any]:
     for source in mixture.sources:
       items: Any = source if isinstance(source, list) else _PreparedSource(source)
@@ -118,7 +121,7 @@ def _grain_dataset(mixture: Mixture, tokenizer: Tokenizer, data: DataSettings, s
     if isinstance(item, PairTokens):
       return RowResult(item.id, item, None, ())
     row_id, row = item
-    return read_row(row_id, row, tokenizer, data)
+    return read_row(row_id, rename(row, columns), tokenizer, data)
 
   if mixture.weights:
     each = [shuffled(part, number) for number, part in enumerate(parts())]

@@ -11,7 +11,7 @@ from simpo_jax.data.prepared.records import HELD_OUT
 from simpo_jax.data.readers import splits
 from simpo_jax.data.readers.embedded import embedded_pairs
 from simpo_jax.data.row_files import Malformed
-from simpo_jax.data.rows.fields import parse_columns
+from simpo_jax.data.rows.fields import parse_columns, rename
 from simpo_jax.data.shuffle import prompt_key
 from simpo_jax.data.skip_report import SkipReport, add_row, check_limit
 from simpo_jax.data.sources import Source, open_source, read_files
@@ -110,7 +110,8 @@ def _rows(
     return read_files(entry.name, files, columns)
   if is_prepared(entry.name):
     prepared = open_prepared(entry.name, data.dir, HELD_OUT)
-    return (prepared.read(i) for i in range(len(prepared)))
+    records = (prepared.read(i) for i in range(len(prepared)))
+    return ((row_id, rename(row, columns)) for row_id, row in records)
   rows = embedded_pairs(data.embedded_pairs, seed)
   return ((f"{EMBEDDED}:{i}", row) for i, row in enumerate(rows, start=1))
 

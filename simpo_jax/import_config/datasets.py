@@ -36,9 +36,6 @@ _REPLACED: tuple[str, ...] = (
   "test_datasets",
 )  # fmt: skip
 _SIZES = ("test_split_size", "val_size", "val_set_size")
-_NOT_RENAMED = (
-  "simpo_jax.prepare renames no columns: rename them in the files before, or train on the files"
-)
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _SPLIT = re.compile(r"\w+")
 
@@ -86,9 +83,6 @@ def datasets(r: Recipe, evaluates: bool) -> Part:
   problems |= {sources[0].field: problem} if problem else {}
   if evaluates and not held_out and not settings.get("data.eval_fraction") and not problems:
     problems[_strategy(r)] = "evaluates, and names no held-out pairs: switch it off"
-  for source in sources:
-    if COLUMNS in settings and not str(source.name).lower().endswith(EXTENSIONS):
-      differs[source.field] = _NOT_RENAMED
   commands = tuple(dict.fromkeys(e.command for e in (*train, *held_out) if e.command))
   mapped = _texts(sources, settings, size_field, evaluates)
   return Part(settings, mapped, problems, _with_entries(differs, mapped), commands)
@@ -147,10 +141,11 @@ def _entry(source: Source, fraction: float) -> _Entry | str | None:
     return f"{printable(name)}, {printable(split)}: neither a file nor a hub dataset and split"
   slug = re.sub(r"[^a-z0-9]+", "_", f"{name}_{split}".lower()).strip("_")
   slug = slug if slug[:1].isalpha() else f"pairs_{slug}"
-  option = f" --eval_fraction={fraction:.6g}" if fraction and source.is_train else ""
+  options = [f" --eval_fraction={fraction:.6g}"] if fraction and source.is_train else []
+  options += [f" --columns={shlex.quote(f'{k}={v}')}" for k, v in source.columns.items()]
   command = (
     f"python -m simpo_jax.prepare --source={shlex.quote(f'{name}:data/{split}-*')} --name={slug} "
-    f"--out={FOLDER}{option}"
+    f"--out={FOLDER}{''.join(options)}"
   )
   part = "train" if percent == 100 else f"train[:{percent}%]"
   part = part if source.limit is None else f"train[:{source.limit}]"
@@ -179,8 +174,6 @@ def _columns(sources: list[Source] | Any, evaluates: bool) -> tuple[tuple[str, .
     return (), "datasets with different columns: prepare files with the same ones"
   order = [*ROW, *(field for field in used[0] if field not in ROW)]
   columns = tuple(f"{field}={used[0][field]}" for field in order if field in used[0])
-  if COLUMNS not in FIELDS:
-    return columns, f"rename these columns in a file of your own: {', '.join(columns)}"
   return columns, None
 
 

@@ -6,8 +6,7 @@ from typing import Any
 from simpo_jax.errors import UserError
 from simpo_jax.import_config.parts import Part, Recipe, printable
 from simpo_jax.import_config.reading import read_json
-from simpo_jax.import_config.sources import COLUMNS, Source, Sources
-from simpo_jax.settings import FIELDS
+from simpo_jax.import_config.sources import Source, Sources
 from simpo_jax.storage.paths import plain
 
 _INFO = "dataset_info.json"
@@ -167,8 +166,6 @@ def _source(field: str, entry: Mapping[str, Any], folder: str) -> Source:
     return source._replace(problem=f"{_INFO}: {what} is not read: use --data")
   named = {fields[name]: str(column) for name, column in columns.items() if name in fields}
   renamed = {name: column for name, column in named.items() if column and column != name}
-  if "instruction" in fields.values() and COLUMNS not in FIELDS:
-    return source._replace(problem="rows of strings become turns of a chat: use --data")
   if "instruction" in named and "input" not in named:
     text = "a column named input would be read, too, which LLaMA-Factory does not use here"
     source = source._replace(differs=text)
