@@ -1,6 +1,7 @@
 """Checks of flags and config files ahead of absl, for better error messages than absl's."""
 
 import ast
+import os
 import pathlib
 import traceback
 from collections.abc import Iterator, Sequence
@@ -86,7 +87,7 @@ def _as_tuple(name: str, value: str) -> str:
   except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
     pass
   check_path(f"--{name}", value if "," not in value else "")
-  items = [value] if plain(value).exists() else [item.strip() for item in value.split(",")]
+  items = [value] if os.path.exists(plain(value)) else [item.strip() for item in value.split(",")]
   if not all(items):
     raise UserError(f"--{name}={shown(value)} has an empty entry; remove the extra comma")
   return repr(tuple(items))

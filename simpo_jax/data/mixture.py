@@ -11,13 +11,13 @@ replaced by the row at a far position of the same stream.
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from simpo_jax.data.prepared.dataset import Prepared
-from simpo_jax.data.rows.fields import parse_columns, rename
+from simpo_jax.data.rows.fields import parse_columns
 from simpo_jax.data.shuffle import pair_indices_for_step
 from simpo_jax.data.skip_report import SkipReport, add_row, describe_reasons, empty_report
 from simpo_jax.data.tokenize_pairs import RowResult, read_row
@@ -108,7 +108,7 @@ def _grain_dataset(mixture: Mixture, tokenizer: Tokenizer, data: DataSettings, s
 
   def parts() -> Iterator[Any]:
     for source in mixture.sources:
-      items: Any = source if isinstance(source, list) else _PreparedSource(source)
+      items: Any = source if isinstance(source, list) else _PreparedSource(source, columns)
       yield grain.MapDataset.source(items)
 
   def shuffled(dataset: Any, number: int) -> Any:
@@ -121,7 +121,7 @@ def _grain_dataset(mixture: Mixture, tokenizer: Tokenizer, data: DataSettings, s
     if isinstance(item, PairTokens):
       return RowResult(item.id, item, None, ())
     row_id, row = item
-    return read_row(row_id, rename(row, columns), tokenizer, data)
+    return read_row(row_id, row, tokenizer, data)
 
   if mixture.weights:
     each = [shuffled(part, number) for number, part in enumerate(parts())]
@@ -134,14 +134,14 @@ def _grain_dataset(mixture: Mixture, tokenizer: Tokenizer, data: DataSettings, s
 class _PreparedSource:
   """A prepared dataset as a Grain RandomAccessDataSource."""
 
-  def __init__(self, prepared: Prepared):
-    self._prepared = prepared
+  def __init__(self, prepared: Prepared, columns: Mapping[str, str]):
+    self._prepared, self._columns = prepared, columns
 
   def __len__(self):
     return len(self._prepared)
 
   def __getitem__(self, index: int) -> tuple[str, dict[str, Any]]:
-    return self._prepared.read(int(index))
+    return self._prepared.read(int(index), self._columns)
 
 
 def _read_items(dataset: Any, start: int, n: int, workers: int) -> Iterator[RowResult]:

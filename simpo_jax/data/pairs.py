@@ -11,7 +11,7 @@ from simpo_jax.data.prepared.records import HELD_OUT
 from simpo_jax.data.readers import splits
 from simpo_jax.data.readers.embedded import embedded_pairs
 from simpo_jax.data.row_files import Malformed
-from simpo_jax.data.rows.fields import parse_columns, rename
+from simpo_jax.data.rows.fields import parse_columns
 from simpo_jax.data.shuffle import prompt_key
 from simpo_jax.data.skip_report import SkipReport, add_row, check_limit
 from simpo_jax.data.sources import Source, open_source, read_files
@@ -87,14 +87,14 @@ def load_each(
     files = entry.source.files(entry.kind) if entry.source else []
     counts: dict[str, list[int]] = {}  # {file: [kept rows, rows]}
     pairs = []
-    rows = _rows(entry, files, data, columns, seed)
-    for result in (pair for row in rows for pair in read_pairs(*row, tokenizer, data)):
-      report = add_row(report, result.id, result.skipped, result.truncated, result.notes)
-      of_file = counts.setdefault(result.id.rpartition(":")[0], [0, 0])
-      of_file[1] += 1
-      if result.pair is not None:
-        of_file[0] += 1
-        pairs.append(result.pair)
+    for row_id, row in _rows(entry, files, data, columns, seed):
+      of_file = counts.setdefault(row_id.rpartition(":")[0], [0, 0])
+      for result in read_pairs(row_id, row, tokenizer, data):
+        report = add_row(report, result.id, result.skipped, result.truncated, result.notes)
+        of_file[1] += 1
+        if result.pair is not None:
+          of_file[0] += 1
+          pairs.append(result.pair)
     parts.append(pairs)
     if entry.source:
       notes += _describe(entry, entry.source, files, counts, len(entries) > 1)
@@ -110,8 +110,7 @@ def _rows(
     return read_files(entry.name, files, columns)
   if is_prepared(entry.name):
     prepared = open_prepared(entry.name, data.dir, HELD_OUT)
-    records = (prepared.read(i) for i in range(len(prepared)))
-    return ((row_id, rename(row, columns)) for row_id, row in records)
+    return (prepared.read(i, columns) for i in range(len(prepared)))
   rows = embedded_pairs(data.embedded_pairs, seed)
   return ((f"{EMBEDDED}:{i}", row) for i, row in enumerate(rows, start=1))
 

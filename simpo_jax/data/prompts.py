@@ -30,7 +30,16 @@ from simpo_jax.tokenizer.tokenizer import Tokenizer, encode_with_bos
 _WIDE_FIELD = re.compile(r"\d{3,}|{")  # a format spec with a width above 99 or a nested field
 # Fields of `config.generate` that a row may override for its prompt.
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
-_FOR_ALL = ("seed", "stop", "ignore_eos", "num_samples", "logprobs")  # fields that it may not
+_FOR_ALL = (
+  "seed",
+  "stop",
+  "ignore_eos",
+  "num_samples",
+  "logprobs",
+  "min_new_tokens",
+  "suppress_tokens",
+  "strip_stop",
+)  # fields that it may not
 _NEAR = 0.8  # similarity of a misspelled setting to its name
 
 
@@ -162,7 +171,7 @@ def _check_setting(name: str, value: Any, origin: str) -> float:
   integral = name in ("top_k", "max_new_tokens")
   if type(value) is not int and (integral or type(value) is not float):
     what = "a whole number" if integral else "a number"
-    raise UserError(f"{origin}: {name} is {json.dumps(value)}, and must be {what}")
+    raise UserError(f"{origin}: {name} is {json.dumps(value, default=str)}, and must be {what}")
   if problem := range_problem(SETTING_FIELDS[f"generate.{name}"], value):
     raise UserError(f"{origin}: {name}={value} {problem}")
   return value

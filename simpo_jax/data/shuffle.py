@@ -9,6 +9,7 @@ import numpy as np
 
 from simpo_jax.data.types import Message, PairTokens
 from simpo_jax.errors import UserError
+from simpo_jax.tokenizer.chat_template import placeholder
 
 
 def split_by_row(
@@ -62,7 +63,7 @@ def prompt_fraction(prompt: str | Sequence[Message]) -> float:
 
   Must never change, since it defines the splits of prepared datasets.
   """
-  text = json.dumps(prompt, sort_keys=True, separators=(",", ":"))
+  text = json.dumps(prompt, sort_keys=True, separators=(",", ":"), default=placeholder)
   return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 

@@ -120,7 +120,8 @@ def within_vocabulary(tokenizer: Tokenizer, model: OpenModel) -> tuple[Tokenizer
   extra = range(rows, tokenizer.vocab_size)
   if not extra:
     return tokenizer, ()
-  always = (tokenizer.eos_ids[0], tokenizer.bos_id if tokenizer.adds_bos else None)
+  bos = tokenizer.bos_id if tokenizer.adds_bos else None
+  always = (tokenizer.eos_ids[0], tokenizer.turn_end, bos)
   if any(i in extra for i in always) or any(tokenizer.decode([i]) for i in extra):
     raise UserError(
       f"the tokenizer of {model.name} has {tokenizer.vocab_size} tokens, the model only "

@@ -1,6 +1,7 @@
 """Loads the tokenizer that belongs to a model source."""
 
 import datetime
+import os
 
 from simpo_jax.errors import UserError, first_line, shown
 from simpo_jax.models.source import Kind, parse_source
@@ -30,7 +31,7 @@ def _read_template(setting: str) -> str | None:
     return None
   field = f"--config.data.chat_template={shown(setting)}"
   try:
-    is_file = "\n" not in setting and plain(setting).exists()
+    is_file = "\n" not in setting and os.path.exists(plain(setting))
     text = plain(setting).read_text(encoding="utf-8") if is_file else setting
   except (OSError, ValueError) as error:
     raise UserError(f"{field} is not a readable text file ({first_line(error)})") from error
@@ -38,7 +39,7 @@ def _read_template(setting: str) -> str | None:
     return text
   if is_file:
     raise UserError(f"{field} is not a chat template: it has neither {{{{ nor {{%")
-  near = "" if "\n" in setting else nearest_files(plain(setting))
+  near = "" if "\n" in setting or len(setting) > 255 else nearest_files(plain(setting))
   raise UserError(
     f"{field} is neither a file nor Jinja text, which has {{{{ or {{%; name a file that holds the "
     f"template{near}"

@@ -172,7 +172,8 @@ def test_a_conversation_is_saved(here, model, monkeypatch, capsys):
 def test_data(here, pairs, capsys):
   command("simpo_jax.prepare", f"--source={pairs}", "--out=../made", "--name=a", "--workers=1")
   [use] = re.findall("use: (.*)", capsys.readouterr().out)
-  assert use.split() == ["--config.data.train=tfds:a", f"--config.data.dir={here.parent / 'made'}"]
+  used = ["--config.data.train=tfds:a", f"--config.data.dir={here.parent / 'made'}"]
+  assert use.split()[:2] == used
   command("simpo_jax.prepare", "--verify=tfds:a", "--out=./../made")
   for train, where in ((pairs, ""), ("tfds:a", "../made"), ("tfds:../made/a", ""), ("tfds:a", ".")):
     if where == ".":

@@ -35,6 +35,10 @@ def test_any_file_is_read(model, tmp_path, monkeypatch, name):
   assert rendered(model, "") == "<|im_start|>user\nhi<|im_end|>\n"
 
 
+def test_a_text_on_one_long_line_is_a_text(model):
+  assert rendered(model, OTHER + "x" * 5000) == "[hi]" + "x" * 5000
+
+
 @pytest.mark.parametrize(
   "template, says",
   [

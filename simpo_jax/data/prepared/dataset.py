@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from simpo_jax import storage
@@ -16,6 +17,7 @@ from simpo_jax.data.prepared.find import find_folder, path_as_configured
 from simpo_jax.data.prepared.records import RECORD, TRAIN, to_row
 from simpo_jax.data.readers import download
 from simpo_jax.data.readers.hub import dataset_name, is_hub_source
+from simpo_jax.data.rows.fields import NO_COLUMNS, rename
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.storage.digests import sha256
 from simpo_jax.storage.paths import escapes_folder
@@ -36,14 +38,20 @@ class Prepared(NamedTuple):
   folder: str
   source: Any  # a TFDS data source
   identity: str  # identifies split and shards, by their sha256; compared on resume
+  is_own: bool = False  # written by `prepare`, so that its fields have their names
 
   def __len__(self):
     return len(self.source)
 
-  def read(self, index: int) -> tuple[str, dict[str, Any]]:
-    """Returns (row id, row), like a row of a file; raises UserError if the record is corrupt."""
+  def read(self, index: int, columns: Mapping[str, str] = NO_COLUMNS) -> tuple[str, dict[str, Any]]:
+    """Returns (row id, row), like a row of a file; raises UserError if the record is corrupt.
+
+    Args:
+      columns: {field: column}, for datasets that `prepare` did not write.
+    """
     try:
       row = to_row(self.source[index])
+      row = row if self.is_own else rename(row, columns)
     # A hash mismatch, a truncated or missing file, a record of other features: each library
     # raises its own types.
     except Exception as error:
@@ -102,7 +110,7 @@ def open_prepared(spec: str, data_dir: str = "", split: str = TRAIN) -> Prepared
   shards = {name: [s["sha256"] for s in parts] for name, parts in record["shards"].items()}
   fallback = [path_as_configured(folder, where, data_dir), name]  # without recorded checksums
   identity = json.dumps([split, shards or fallback, count])
-  return Prepared(spec, str(folder), source, identity)
+  return Prepared(spec, str(folder), source, identity, bool(record["shards"]))
 
 
 def has_split(spec: str, data_dir: str, split: str) -> bool:
