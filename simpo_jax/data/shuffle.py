@@ -1,4 +1,4 @@
-"""The held-out split and the order of epochs of pairs that are held in memory; deterministic."""
+"""For pairs in memory: the held-out split, and the order of the pairs in each epoch."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from simpo_jax.tokenizer.chat_template import placeholder
 def split_by_row(
   pairs: Sequence[PairTokens], fraction: float, seed: int
 ) -> tuple[list[PairTokens], list[PairTokens]]:
-  """Splits pairs randomly into (train, held out), as runs of earlier versions do.
+  """Splits pairs by row, as earlier versions did, so that their runs can be resumed.
 
   Pairs of one prompt may be on both sides. Each part is in the given order. If `fraction` > 0 and
   there are at least two pairs, each part has at least one.

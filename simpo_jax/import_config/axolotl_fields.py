@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "adam_beta3", "adam_epsilon2", "embedding_lr", "embedding_lr_scale", "loraplus_lr_ratio",
     "lr_groups", "optim_args", "optim_target_modules",
   ),
-  "schedules decay to 0, cosine in half a period": (
+  "schedules decay to 0; cosine is half a period": (
     "cosine_constant_lr_ratio", "cosine_min_lr_ratio", "jagged_restart_steps", "lr_div_factor",
     "lr_quadratic_warmup", "lr_scheduler_kwargs", "relora",
   ),
@@ -188,7 +188,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "neftune_noise_alpha", "noisy_embedding_alpha", "orpo_alpha", "process_reward_model",
     "reward_model", "sample_packing", "use_eaft", "use_pose",
   ),
-  "training always runs to its last step, and its result are the last weights": (
+  "training always runs to its last step, and its result is the final weights": (
     "early_stopping_patience", "load_best_model_at_end", "loss_watchdog_patience",
     "loss_watchdog_threshold",
   ),

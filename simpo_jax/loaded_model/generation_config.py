@@ -15,8 +15,8 @@ from simpo_jax.settings import FIELDS
 
 _FILE = "its generation_config.json"
 _NAMES = {name: name for name in (*SETTINGS, "min_new_tokens", "suppress_tokens")}
-_FIELD_OF = {**_NAMES, "stop_strings": "stop"}  # of the file's key, in `config.generate`
-# Without sampling, these have no effect; with the value at which they have none with it, too.
+_FIELD_OF = {**_NAMES, "stop_strings": "stop"}  # {key of the file: field of `config.generate`}
+# These have an effect only with sampling; the value is the one that has none even then.
 _OF_SAMPLING = {
   "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0,
   "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None,

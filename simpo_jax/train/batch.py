@@ -14,7 +14,7 @@ AnyArray = Array | np.ndarray  # on devices, or on the host
 class BatchShape(NamedTuple):
   """The fixed sizes of a step's batch."""
 
-  micro: int  # micro-batches: enough for one pair per row
+  micro: int  # micro-batches: enough for the worst case, one pair per row
   rows: int  # B, packed rows per micro-batch, over all hosts
   row_length: int  # S
   slots: int  # maximum pairs per row
@@ -22,13 +22,17 @@ class BatchShape(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """One step's packed rows, with S target entries each; the used entries come first."""
+  """One step's packed rows.
+
+  The `target_*` fields list a row's targets from the front, with room for S; they are not aligned
+  with `tokens`.
+  """
 
   tokens: Int32[AnyArray, "micro B S"]
   positions: Int32[AnyArray, "micro B S"]  # rotary
   k_start: Int32[AnyArray, "micro B S"]  # first key that the token sees
   k_end: Int32[AnyArray, "micro B S"]  # one past the last key
-  target_index: Int32[AnyArray, "micro B S"]  # index in the row that the target is predicted from
+  target_index: Int32[AnyArray, "micro B S"]  # position whose output predicts the target
   target_id: Int32[AnyArray, "micro B S"]  # the response token, -1 for none
   target_seq: Int32[AnyArray, "micro B S"]  # 2 * slot + (0 chosen | 1 rejected), 2 * slots: none
   pair: Int32[AnyArray, "micro B slots"]  # the pair's number in the step, `pairs` for none

@@ -224,7 +224,7 @@ def flush_metrics(folder: storage.Path, now: bool) -> None:
 
 
 def metrics_bytes(folder: storage.Path) -> int:
-  """Size of metrics.jsonl in bytes, after flushing it."""
+  """Flushes metrics.jsonl and returns its size in bytes."""
   with _write_errors_as_user_errors(folder):
     return storage.size(folder / _METRICS)
 
