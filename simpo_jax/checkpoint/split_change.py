@@ -1,11 +1,9 @@
 """Checkpoints of earlier versions, which did not split text as the model's files say."""
 
-import dataclasses
-
 from simpo_jax import storage
 from simpo_jax.errors import UserError
 from simpo_jax.models.weights import OpenModel
-from simpo_jax.runtime.fingerprint import SPLIT, model_fields
+from simpo_jax.runtime.fingerprint import SPLIT, split_digest
 from simpo_jax.tokenizer.huggingface import encode_earlier, has_tokenizer
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
@@ -30,11 +28,10 @@ def check_split(
   path, was = model.path, identity.get(SPLIT)
   if not identity or path is None or not (path.is_file() or (was and has_tokenizer(path))):
     return
-  now = model_fields(model, tokenizer)[SPLIT]
+  now = split_digest(tokenizer.encode)
   if was == now:
     return
-  earlier = dataclasses.replace(tokenizer, encode=encode_earlier(path))
-  read = model_fields(model, earlier)[SPLIT]
+  read = split_digest(encode_earlier(path))
   if read != now and was in (None, read):
     raise UserError(
       f"{checkpoint} is of an earlier version of simpo_jax, which did not split text as "

@@ -13,7 +13,6 @@ from simpo_jax.data.prepared.dataset import (
   open_prepared,
   split_spec,
 )
-from simpo_jax.data.prepared.records import HELD_OUT
 from simpo_jax.data.readers import splits
 from simpo_jax.data.shuffle import held_out_prompts, prompt_key, split_by_row
 from simpo_jax.data.skip_report import SkipReport, empty_report
@@ -114,7 +113,7 @@ def _own_held_out(entry: Entry, data_dir: str) -> Entry | None:
   """The held-out pairs that an entry of data.train brings along; raises UserError if ambiguous."""
   if entry.source is None:
     whole = is_prepared(entry.name) and split_spec(entry.name)[1] is None
-    return entry if whole and has_split(entry.name, data_dir, HELD_OUT) else None
+    return entry if whole and has_split(entry.name, data_dir, splits.HELD_OUT) else None
   if len(entry.source.splits) < 2 or not any(
     split.kind == splits.HELD_OUT for split in entry.source.splits
   ):

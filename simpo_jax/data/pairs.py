@@ -7,7 +7,6 @@ import numpy as np
 
 from simpo_jax.data.file_chunks import File
 from simpo_jax.data.prepared.dataset import is_prepared, open_prepared
-from simpo_jax.data.prepared.records import HELD_OUT
 from simpo_jax.data.readers import splits
 from simpo_jax.data.readers.embedded import embedded_pairs
 from simpo_jax.data.row_files import Malformed
@@ -109,7 +108,7 @@ def _rows(
   if entry.source:
     return read_files(entry.name, files, columns)
   if is_prepared(entry.name):
-    prepared = open_prepared(entry.name, data.dir, HELD_OUT)
+    prepared = open_prepared(entry.name, data.dir, splits.HELD_OUT)
     return (prepared.read(i, columns) for i in range(len(prepared)))
   rows = embedded_pairs(data.embedded_pairs, seed)
   return ((f"{EMBEDDED}:{i}", row) for i, row in enumerate(rows, start=1))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from simpo_jax.data.rows.formats import Conversation, Messages
 from simpo_jax.data.rows.messages import named
 from simpo_jax.data.rows.reasons import SkipRow
-from simpo_jax.data.types import Message
+from simpo_jax.data.types import TURN, Message
 from simpo_jax.tokenizer.chat_template import TemplateFailed
 from simpo_jax.tokenizer.tokenizer import Tokenizer
 
@@ -127,7 +127,7 @@ def unshown(conversation: Conversation, tokenizer: Tokenizer, texts: Sequence[st
         return True
     return False
 
-  for key in {k: None for messages in whole for m in messages for k in m if k not in _TURN}:
+  for key in {k: None for messages in whole for m in messages for k in m if k not in TURN}:
     holders = {id(m): m for messages in whole for m in messages if key in m}.values()
     strings = [m[key] for m in holders if isinstance(m[key], str)]
     if (
@@ -146,9 +146,6 @@ def unshown(conversation: Conversation, tokenizer: Tokenizer, texts: Sequence[st
         f"have {named(name)} in chat_template_kwargs, which the chat template does not use"
       )
   return list(dict.fromkeys(notes))
-
-
-_TURN = ("role", "content")
 
 
 def _answers(conversation: Conversation) -> list[Messages]:

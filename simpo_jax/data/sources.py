@@ -71,18 +71,17 @@ def open_source(source: str, extensions: Collection[str] = EXTENSIONS) -> Source
   return _single(source, name, lambda: find_file(source))
 
 
-def find_files(source: str, kind: str = "", extensions: Collection[str] = EXTENSIONS) -> list[File]:
+def find_files(source: str, extensions: Collection[str] = EXTENSIONS) -> list[File]:
   """Returns the files that an entry names, in order; downloads what is not on this machine.
 
   Args:
     source: a file, a folder, FOLDER:PATTERN, a glob, ORG/NAME[:PATTERN] or a link.
-    kind: the split to take if there are several: splits.TRAIN, splits.HELD_OUT, or "" for none.
     extensions: of the files that are taken from a folder or a dataset.
 
   Raises:
     UserError: there is no such thing, nothing of a known kind in it, or several splits.
   """
-  return open_source(source, extensions).files(kind)
+  return open_source(source, extensions).files()
 
 
 def read_source(

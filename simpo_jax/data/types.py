@@ -8,6 +8,8 @@ import numpy as np
 
 # {"role": "user", "content": "...", ...}: other keys, such as "tool_calls", are the template's.
 Message = dict[str, Any]
+TURN = ("role", "content")  # the keys that every message has
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing
 
 
 class PairTokens(NamedTuple):

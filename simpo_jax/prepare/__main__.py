@@ -189,7 +189,7 @@ def _report(record: dict[str, Any], target: Any, new: bool, seconds: float) -> N
   from rich.console import Console
   from rich.table import Table
 
-  from simpo_jax.data.prepared.records import HELD_OUT
+  from simpo_jax.data.readers.splits import HELD_OUT
   from simpo_jax.data.rows.reasons import REASONS
 
   console = Console(highlight=False, soft_wrap=True)

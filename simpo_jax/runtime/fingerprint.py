@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import pathlib
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -150,11 +151,16 @@ def identity_fields(run: ResolvedRun, fields: dict[str, str]) -> dict[str, str]:
   }
 
 
+def split_digest(encode: Callable[[str], Sequence[int]]) -> str:
+  """Returns a digest of how a tokenizer splits text; the value of SPLIT in `model_fields`."""
+  return hex_digest(np.asarray(encode(_SPLIT_PROBE), np.int32))
+
+
 def model_fields(model: OpenModel, tokenizer: Tokenizer) -> dict[str, str]:
   """The part of a run's identity that depends on model and tokenizer, not on the data."""
   return {
     "tokenizer": hex_digest(tokenizer_identity(tokenizer)),
-    SPLIT: hex_digest(np.asarray(tokenizer.encode(_SPLIT_PROBE), np.int32)),
+    SPLIT: split_digest(tokenizer.encode),
     _ENDS: hex_digest(str((tokenizer.eos_ids, tokenizer.turn_end))),
     "model's config": hex_digest(config_text(model.config)),
   }

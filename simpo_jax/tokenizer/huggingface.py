@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 
-from simpo_jax.data.types import Message
+from simpo_jax.data.types import REASONING, Message
 from simpo_jax.errors import UserError, first_line
 from simpo_jax.tokenizer.chat_template import TemplateFailed
 from simpo_jax.tokenizer.chat_template import render as render_template
@@ -28,12 +28,11 @@ _READ = (JSON, CONFIG, MODEL, "vocab.json")
 _HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model*")
 _NO_LIMIT = int(1e30)
 # Arguments of transformers' `apply_chat_template` that are no variables of a template.
-_NO_VARIABLES = (
+_RESERVED = (
   "conversation", "chat_template", "continue_final_message", "tokenize", "padding", "truncation",
   "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
   "sanitize_control_tokens",
 )  # fmt: skip
-_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:
@@ -194,7 +193,7 @@ def _renderer(
       "documents": None,
       "add_generation_prompt": add_generation_prompt,
     }
-    if taken := sorted(variables.keys() & {*given, *_NO_VARIABLES} - {"documents"}):
+    if taken := sorted(variables.keys() & {*given, *_RESERVED} - {"documents"}):
       raise TemplateFailed(f"chat_template_kwargs cannot set {taken[0]}")
     source = tool_template if tools is not None and tool_template else template
     return render_template(source, {**names, **given, **variables}, origin, date)
@@ -209,7 +208,7 @@ def _template_message(message: Message) -> Message:
   them. Reasoning under any of its names is also `reasoning_content` and `thinking`.
   """
   message = {key: value for key, value in message.items() if value is not None}
-  reasoning = next((message[name] for name in _REASONING if name in message), None)
+  reasoning = next((message[name] for name in REASONING if name in message), None)
   if reasoning is None:
     return message
   return {"thinking": reasoning, **message, "reasoning_content": reasoning}

@@ -25,10 +25,11 @@ from tensorflow_datasets.core.utils import version as tfds_version
 
 from simpo_jax import storage
 from simpo_jax.data.file_chunks import Chunk, File, split_into_chunks
-from simpo_jax.data.prepared.records import DESCRIPTION, FORMAT, HELD_OUT, RECORD, TRAIN, features
+from simpo_jax.data.prepared.records import DESCRIPTION, FORMAT, RECORD, features
 from simpo_jax.data.prepared.shards import WrittenChunk, write_chunk
 from simpo_jax.data.prepared.stamps import CHANGED, UNKNOWN, compare, file_stamps
 from simpo_jax.data.prepared.target import COMMIT_FILE, Target, exclusive
+from simpo_jax.data.readers.splits import HELD_OUT, TRAIN
 from simpo_jax.data.rows.fields import NO_COLUMNS
 from simpo_jax.data.skip_report import (
   SkipReport,

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from simpo_jax import storage
 from simpo_jax.data.prepared.find import find_folder, path_as_configured
-from simpo_jax.data.prepared.records import RECORD, TRAIN, to_row
+from simpo_jax.data.prepared.records import RECORD, to_row
 from simpo_jax.data.readers import download
 from simpo_jax.data.readers.hub import dataset_name, is_hub_source
+from simpo_jax.data.readers.splits import TRAIN
 from simpo_jax.data.rows.fields import NO_COLUMNS, rename
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.storage.digests import sha256

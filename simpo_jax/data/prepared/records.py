@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from simpo_jax.data.rows.formats import Conversation, Messages
+from simpo_jax.data.types import TURN
 from simpo_jax.tokenizer.chat_template import placeholder
 
 RECORD = "prepared.json"  # next to the shards: their source and checksums, and skipped rows
-TRAIN, HELD_OUT = "train", "test"  # the splits that `prepare` writes
 FORMAT = 2  # version of records and of prepared.json
 DESCRIPTION = "Preference pairs for simpo_jax: one prompt, a chosen and a rejected response."
 
@@ -72,10 +72,7 @@ def _only_text(turns: Messages | str) -> str | None:
 
 
 def _is_simple(turns: Messages) -> bool:
-  return all(turn.keys() == _TURN for turn in turns)
-
-
-_TURN = {"role", "content"}
+  return all(turn.keys() == set(TURN) for turn in turns)
 
 
 def to_row(record: Mapping[str, Any]) -> dict[str, Any]:

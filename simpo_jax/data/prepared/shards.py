@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from simpo_jax.data.file_chunks import Chunk, read_chunk
-from simpo_jax.data.prepared.records import HELD_OUT, TRAIN, serializer, to_record
+from simpo_jax.data.prepared.records import serializer, to_record
+from simpo_jax.data.readers.splits import HELD_OUT, TRAIN
 from simpo_jax.data.row_files import Malformed
 from simpo_jax.data.rows.formats import check_texts, to_conversation
 from simpo_jax.data.rows.read import split_answers

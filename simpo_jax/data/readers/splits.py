@@ -14,7 +14,7 @@ from typing import NamedTuple
 from simpo_jax.data.readers.compressed import EXTENSIONS
 from simpo_jax.errors import UserError
 
-TRAIN, HELD_OUT = "train", "test"
+TRAIN, HELD_OUT = "train", "test"  # also those that `prepare` writes
 _KINDS = {
   **dict.fromkeys(("train", "training"), TRAIN),
   **dict.fromkeys(
@@ -54,7 +54,8 @@ def data_files(names: Sequence[str], extensions: Collection[str] = EXTENSIONS) -
   """Separates the files of rows from others. Hidden files, as downloads leave them, are neither."""
   seen = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
   data = [n for n in seen if n.lower().endswith(tuple(extensions)) and not is_metadata(n, names)]
-  return Named(tuple(data), tuple(n for n in seen if n not in set(data)))
+  read = set(data)
+  return Named(tuple(data), tuple(n for n in seen if n not in read))
 
 
 def is_metadata(name: str, names: Sequence[str]) -> bool:

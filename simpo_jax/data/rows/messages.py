@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simpo_jax.data.rows.reasons import SkipRow
-from simpo_jax.data.types import Message
+from simpo_jax.data.types import REASONING, Message
 from simpo_jax.errors import one_line, shown
 
 # Roles are compared without case. Templates know most of them by one name only.
@@ -28,7 +28,7 @@ ROLES = {
   "function_call": "assistant",  # its content is the call
 }
 # What an assistant's message without content may say; the last three are one thing.
-OTHER_CONTENT = ("tool_calls", "reasoning_content", "thinking", "reasoning")
+OTHER_CONTENT = ("tool_calls", *REASONING)
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
