@@ -1,8 +1,9 @@
-"""Attention over a paged KV pool (PagedAttention, arXiv:2309.06180): four implementations.
+"""Attention over a paged KV pool (PagedAttention, arXiv:2309.06180): five implementations.
 
-The pool is token-major, `[L * P, page, 2 * K * h]`: the last axis contains, head by
-head, a token's K followed by its V. A layer is selected by offsetting its page ids by
-`layer * P`, so that no layer is ever sliced out of the pool.
+The pool is `[L * P, page, 2 * K * h]`. A layer is selected by offsetting its page ids by
+`layer * P`, so that no layer is ever sliced out of the pool. Most implementations want a page
+token-major: the last axis contains, head by head, a token's K followed by its V. `write` puts
+tokens where an implementation looks for them (`layouts.py`).
 """
 
 import importlib
@@ -13,8 +14,10 @@ import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
-IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "reference")
-_NATIVE = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu", "cpu": "xla"}  # by platform
+from simpo_jax.kernels.paged_attention.layouts import HEAD_MAJOR, TOKEN_MAJOR, KVPool
+
+IMPLEMENTATIONS = ("auto", "tpu", "gpu", "cpu", "xla", "reference")
+_NATIVE = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu", "cpu": "cpu"}  # by platform
 
 
 class Shape(TypedDict):
@@ -44,7 +47,7 @@ def paged_attention(
 
   Args:
     q: float32 or bfloat16, not yet scaled.
-    pool: all layers' pages, `[L * P, page, 2 * K * h]`, in q's dtype.
+    pool: all layers' pages, `[L * P, page, 2 * K * h]`, filled by `write` for the same `impl`.
     page_ids: offset for the layer; entries past the sequence's end are ignored.
     lengths: tokens in the cache, including the newest; 0 for a dead row.
     window: a query sees only the `window` newest tokens.
@@ -91,9 +94,26 @@ def paged_prefill(
   Returns:
     The attention output in q's dtype; 0 for invalid queries.
   """
-  if impl == "auto":
-    impl = _NATIVE[jax.default_backend()]
-  return _module(impl).attend(q, pool, page_ids, start, count, window=window, soft_cap=soft_cap)
+  attend = _module(impl).attend
+  return attend(q, pool, page_ids, start, count, window=window, soft_cap=soft_cap)
+
+
+def write(
+  pool: KVPool,
+  page_ids: Int32[Array, "B pages_per_seq"],
+  start: Int32[Array, " B"],
+  count: Int32[Array, " B"],
+  k: Float[Array, "B T K h"],
+  v: Float[Array, "B T K h"],
+  *,
+  impl: str = "auto",
+) -> KVPool:
+  """Writes new keys and values into the pool, where `impl` looks for them.
+
+  The arguments and the result are those of `layouts.Write`; `impl` is as for `paged_attention`.
+  """
+  layout = HEAD_MAJOR if _chosen(impl) == "cpu" else TOKEN_MAJOR
+  return layout.write(pool, page_ids, start, count, k, v)
 
 
 def select_impl(impl: str, platform: str, **shape: Unpack[Shape]) -> tuple[str, str | None]:
@@ -119,7 +139,7 @@ def select_impl(impl: str, platform: str, **shape: Unpack[Shape]) -> tuple[str, 
 
 def unsupported_reason(impl: str, platform: str, **shape: Unpack[Shape]) -> str | None:
   """Returns why `impl` does not support a shape on a platform; None if it does."""
-  if impl not in ("tpu", "gpu"):
+  if impl not in _NATIVE.values():
     return None
   if _NATIVE[platform] != impl:
     return f"the {impl} kernel does not run on {platform}"
@@ -128,6 +148,10 @@ def unsupported_reason(impl: str, platform: str, **shape: Unpack[Shape]) -> str 
 
 def _module(impl: str) -> ModuleType:
   # Imported lazily: Pallas is slow to import and not available on every machine.
+  return importlib.import_module(f"{__name__}.{_chosen(impl)}")
+
+
+def _chosen(impl: str) -> str:
   if impl not in IMPLEMENTATIONS:
     raise ValueError(f"paged attention has no implementation {impl!r}: {IMPLEMENTATIONS}")
-  return importlib.import_module(f"{__name__}.{impl}")
+  return _NATIVE[jax.default_backend()] if impl == "auto" else impl

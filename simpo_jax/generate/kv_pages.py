@@ -1,9 +1,8 @@
-"""The paged KV cache (PagedAttention, arXiv:2309.06180): page allocation and writes on device.
+"""The paged KV cache (PagedAttention, arXiv:2309.06180): allocation of pages on the device.
 
-The pool is token-major, `[L * P, page, 2 * K * h]`: a token's keys and values of all
-heads are contiguous, with K and V of a head adjacent. (The last axis is flat,
-because `[..., 2 * K, h]` is padded to 128 lanes per head on a TPU: 2 to 2.7 times the
-memory at head dim 64.) A layer is selected by offsetting page ids.
+The pool is `[L * P, page, 2 * K * h]`. (The last axis is flat, because `[..., 2 * K, h]` is
+padded to 128 lanes per head on a TPU: 2 to 2.7 times the memory at head dim 64.) A layer is
+selected by offsetting page ids. The kernels write and read what is in a page.
 
 A page is free when no slot holds it; samples of one prompt share its full pages.
 All functions are pure and vectorized over slots and pages.
@@ -12,13 +11,12 @@ All functions are pure and vectorized over slots and pages.
 from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Int32
 
 from simpo_jax.arith import ceil_div
 from simpo_jax.kernels.loops import fori_loop
+from simpo_jax.kernels.paged_attention.layouts import KVPool
 
-# The pages of all layers, `[L * P, page, 2 * K * h]`.
-KVPool = Float[Array, "pages page lanes"]
 Tokens = TypeVar("Tokens", int, Array)
 
 
@@ -94,34 +92,6 @@ def layer_pages(
 ) -> Int32[Array, "..."]:
   """Offsets page ids into one layer of the pool; P (no page) becomes L * P, out of range."""
   return jnp.where(page_ids < num_pages, page_ids + layer * num_pages, layers * num_pages)
-
-
-def write(
-  pool: KVPool,
-  page_ids: Int32[Array, "B pages_per_seq"],
-  start: Int32[Array, " B"],
-  count: Int32[Array, " B"],
-  k: Float[Array, "B T K h"],
-  v: Float[Array, "B T K h"],
-) -> KVPool:
-  """Writes new keys and values into the pool, in place when the pool is a loop carry.
-
-  Args:
-    pool: has the heads of k and v, in any dtype.
-    page_ids: the pages of each row's sequence, offset for the layer (see `layer_pages`).
-    start: index of the first new token in its sequence.
-    count: number of valid tokens among the T; the others are not written.
-    k, v: keys, already rotated, and values.
-  """
-  size = pool.shape[1]
-  B, T, K, h = k.shape
-  token = jnp.arange(T, dtype=jnp.int32)
-  position = start[:, None] + token
-  column = jnp.clip(position // size, 0, page_ids.shape[1] - 1)
-  ids = jnp.take_along_axis(page_ids, column, axis=1)
-  ids = jnp.where(token < count[:, None], ids, pool.shape[0])
-  kv = jnp.stack([k, v], axis=3).reshape(B, T, 2 * K * h).astype(pool.dtype)
-  return pool.at[ids, position % size].set(kv, mode="drop")
 
 
 def copy_pages(

@@ -16,12 +16,11 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int32
 
-from simpo_jax.generate import kv_pages
 from simpo_jax.generate.engine import generate_group
-from simpo_jax.generate.kv_pages import KVPool
 from simpo_jax.generate.state import Engine, PagedAttend
 from simpo_jax.generate.types import Generated, GenerateShape, Requests
-from simpo_jax.kernels.paged_attention import paged_prefill
+from simpo_jax.kernels.paged_attention import paged_prefill, write
+from simpo_jax.kernels.paged_attention.layouts import KVPool
 from simpo_jax.models import llama
 from simpo_jax.models.config import ModelConfig
 from simpo_jax.models.lora import beside_weights
@@ -176,7 +175,7 @@ def paged_attend(model: ModelConfig, shape: GenerateShape) -> PagedAttend:
     *,
     window: int | None,
   ) -> tuple[llama.Query, KVPool]:
-    pool = kv_pages.write(pool, page_ids, start, count, k, v)
+    pool = write(pool, page_ids, start, count, k, v, impl=shape.attention)
     out = paged_prefill(
       q,
       pool,

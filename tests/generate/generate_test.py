@@ -246,7 +246,7 @@ def test_logits_that_are_not_finite_end_their_own_request_alone(params, greedy):
     assert 0 < ended < len(PROMPTS)
 
 
-@sweep("attention", ("reference", "xla"))
+@sweep("attention", ("reference", "xla", "cpu"))
 @sweep("samples", (1, 2))
 def test_the_pool_is_never_copied(params, attention, samples):
   g = Generation(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from simpo_jax.generate import kv_pages
+from simpo_jax.kernels import paged_attention
 
 
 def _check(pages, held):
@@ -75,7 +76,9 @@ def test_write_puts_keys_and_values_at_page_and_slot():
   start, count = (jnp.asarray(x, jnp.int32) for x in ([2, 3, 0, 0], [4, 3, 2, 0]))
   k, v = (rng.normal(size=(4, 4, heads, h)).astype(np.float32) for _ in range(2))
   ids = kv_pages.layer_pages(jnp.asarray(table, jnp.int32), 1, total, layers)
-  out = np.asarray(kv_pages.write(pool, ids, start, count, jnp.asarray(k), jnp.asarray(v)))
+  out = np.asarray(
+    paged_attention.write(pool, ids, start, count, jnp.asarray(k), jnp.asarray(v), impl="xla")
+  )
 
   expected = np.full((layers * total, size, heads, 2, h), np.nan, np.float32)
   # Row 1 starts in the last place of its only page: what comes after has no page.

@@ -260,7 +260,7 @@ def test_a_decode_loop_does_not_copy_the_pool(compile_for, model, T):
       pool, x, start = carry
       ids = kv_pages.layer_pages(table, layer, P, layers)
       count = jnp.full_like(start, T)
-      pool = kv_pages.write(pool, ids, start, count, x[:, :, :K], x[:, :, K : 2 * K])
+      pool = contract.write(pool, ids, start, count, x[:, :, :K], x[:, :, K : 2 * K], impl="tpu")
       return pool, x + tpu.attend(x, pool, ids, start, count), start
 
     def step(_, carry):
