@@ -29,7 +29,7 @@ class SavedRun(NamedTuple):
     step: training steps done when it was saved.
     config: of the run; fields that its version did not have are at their defaults.
     model: the base model. `open_checkpoint` reads the trained weights.
-    tokenizer: of the base model.
+    tokenizer: the run's: of the base model or its adapter, with the run's chat template.
   """
 
   checkpoint: pathlib.Path
