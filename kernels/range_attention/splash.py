@@ -2,8 +2,9 @@
 
 Splash attention iterates over a grid of blocks. A table in scalar memory says which blocks
 to compute and which to fetch next, and a function computes the mask inside a block. For a
-mask that changes from step to step, splash attention would build the table from the dense
-`[S, S]` mask, which fails under `jit`; here it is built from `k_start` and `k_end`.
+mask that changes from step to step, splash attention itself would need the dense `[S, S]` mask,
+from which it cannot build the table under `jit`. This module builds the table from `k_start` and
+`k_end` instead.
 
 Every token sees itself, so the keys that a block of queries sees together have no gaps: the
 smallest `k_start` and the largest `k_end` of the block determine exactly which blocks of keys

@@ -13,8 +13,12 @@ from simpo_jax.errors import UserError, one_line
 from simpo_jax.models.weights import OpenModel, open_model
 from simpo_jax.runtime.fingerprint import model_fields
 from simpo_jax.settings import FIELDS, Settings
+from simpo_jax.storage.paths import plain
+from simpo_jax.tokenizer.load import UnusableTemplate, is_jinja
 from simpo_jax.tokenizer.of_model import tokenizer_of
 from simpo_jax.tokenizer.tokenizer import Tokenizer
+
+_SOURCE_REMEDY = "give the current location of the run's base model with --source"
 
 
 class SavedRun(NamedTuple):
@@ -25,7 +29,7 @@ class SavedRun(NamedTuple):
     step: training steps done when it was saved.
     config: of the run; fields that its version did not have are at their defaults.
     model: the base model. `open_checkpoint` reads the trained weights.
-    tokenizer: of the base model.
+    tokenizer: the run's: of the base model or its adapter, with the run's chat template.
   """
 
   checkpoint: pathlib.Path
@@ -47,7 +51,8 @@ def open_run(
     force: continue even if the base model's config or tokenizer has changed.
 
   Raises:
-    UserError: there is no such checkpoint, it is damaged, or its base model cannot be opened.
+    UserError: there is no such checkpoint, it is damaged, or its base model or chat template
+      cannot be opened.
   """
   checkpoint = _checkpoint(workdir, step)
   if problem := verify(checkpoint):
@@ -59,8 +64,10 @@ def open_run(
     model = open_model(config.model.source)
     # Chat templates that print the date get the run's, so prompts are the same as in the run.
     tokenizer = tokenizer_of(model, config, metadata.get("date", ""))
+  except UnusableTemplate as e:
+    raise UserError(f"{e.problem}; {_template_remedy(config.data.chat_template)}") from e
   except UserError as e:
-    raise UserError(f"{e}; give the current location of the run's base model with --source") from e
+    raise UserError(f"{e}; {_SOURCE_REMEDY}") from e
   identity = metadata.get("identity", {})
   model = as_trained(model, identity)
   if not force:
@@ -74,6 +81,16 @@ def open_run(
         "the right one with --source, or pass --force"
       )
   return SavedRun(checkpoint, metadata["position"]["step"], config, model, tokenizer)
+
+
+def _template_remedy(setting: str) -> str:
+  """What to do if the chat template that a run was trained with cannot be used."""
+  if is_jinja(setting):
+    return _SOURCE_REMEDY
+  remedy = f"the run was trained with this template: put the file back as {plain(setting)}"
+  if pathlib.Path(setting).expanduser().is_absolute():
+    return remedy
+  return f"{remedy}, or start this command in the folder that the run was started in"
 
 
 def _checkpoint(workdir: pathlib.Path, step: int | None) -> pathlib.Path:

@@ -1,7 +1,7 @@
 """Checkpoints of earlier versions, which did not split text as the model's files say."""
 
 from simpo_jax import storage
-from simpo_jax.errors import UserError
+from simpo_jax.errors import UserError, first_line
 from simpo_jax.models.weights import OpenModel
 from simpo_jax.runtime.fingerprint import SPLIT, split_digest
 from simpo_jax.tokenizer.huggingface import encode_earlier, has_tokenizer
@@ -17,7 +17,8 @@ def check_split(
 ) -> None:
   """Raises a UserError if a checkpoint's run tokenized text as earlier versions did, and wrongly.
 
-  The identity in checkpoints of the first versions has no digest of the split.
+  Also if that cannot be told. The identity in checkpoints of the first versions has no digest of
+  the split.
 
   Args:
     checkpoint: the checkpoint's folder, for the message.
@@ -31,7 +32,14 @@ def check_split(
   now = split_digest(tokenizer.encode)
   if was == now:
     return
-  read = split_digest(encode_earlier(path))
+  try:
+    read = split_digest(encode_earlier(path))
+  except Exception as error:  # its type depends on what transformers misses in the files
+    raise UserError(
+      f"{checkpoint} may be of an earlier version of simpo_jax, which did not split text as "
+      f"{model.name} says; that cannot be told, since transformers does not read {path} "
+      f"({first_line(error)}); {remedy}"
+    ) from error
   if read != now and was in (None, read):
     raise UserError(
       f"{checkpoint} is of an earlier version of simpo_jax, which did not split text as "

@@ -25,7 +25,7 @@ from simpo_jax.errors import UserError, shown
 from simpo_jax.settings import FIELDS as SETTING_FIELDS
 from simpo_jax.settings import GenerateSettings
 from simpo_jax.tokenizer.chat_template import TemplateFailed
-from simpo_jax.tokenizer.tokenizer import Tokenizer, encode_with_bos
+from simpo_jax.tokenizer.tokenizer import NoEmbedding, Tokenizer, encode_with_bos
 
 _WIDE_FIELD = re.compile(r"\d{3,}|{")  # a format spec with a width above 99 or a nested field
 # Fields of `config.generate` that a row may override for its prompt.
@@ -189,12 +189,15 @@ def encode_prompt(origin: str, conversation: Conversation, tokenizer: Tokenizer)
     origin: where the conversation comes from, for error messages.
 
   Raises:
-    UserError: the template rejects it, or several messages have no template.
+    UserError: the template rejects it, several messages have no template, or the model's embedding
+      has no row for a token.
   """
   try:
     return encode_with_bos(tokenizer, render_prompt(conversation, tokenizer))
   except TemplateFailed as error:
     raise UserError(f"the chat template refuses {origin}: {error}") from error
+  except NoEmbedding as error:
+    raise UserError(f"{origin} cannot be encoded: {error}") from error
 
 
 def _sources(generate: GenerateSettings, columns: Mapping[str, str]) -> Iterator[_Source]:

@@ -21,7 +21,7 @@ from simpo_jax.data.rows.reasons import SkipRow
 from simpo_jax.data.truncation import truncate
 from simpo_jax.data.types import PairTokens
 from simpo_jax.settings import DataSettings
-from simpo_jax.tokenizer.tokenizer import Tokenizer, encode_with_bos
+from simpo_jax.tokenizer.tokenizer import NoEmbedding, Tokenizer, encode_with_bos
 from simpo_jax.train.batch import row_length
 
 
@@ -91,9 +91,9 @@ def encode_pair(
   """
   check_texts(conversation)
   rendered = render_pair(conversation, tokenizer, header)
-  prompt_ids = encode_with_bos(tokenizer, rendered.prompt)
+  prompt_ids = _encode(rendered.prompt, tokenizer)
   responses = rendered.chosen, rendered.rejected
-  ids = [encode_with_bos(tokenizer, turns.text) for turns in responses]
+  ids = [_encode(turns.text, tokenizer) for turns in responses]
   boundary = min(common_prefix(prompt_ids, i) for i in ids)
   if not boundary:
     raise SkipRow("empty_prompt")
@@ -103,7 +103,7 @@ def encode_pair(
     _response(i, boundary, turns, end, tokenizer) for i, turns in zip(ids, responses, strict=True)
   )
   has_header = rendered.opened != rendered.prompt
-  opened = encode_with_bos(tokenizer, rendered.opened) if has_header else prompt_ids
+  opened = _encode(rendered.opened, tokenizer) if has_header else prompt_ids
   for name, i, response in zip(PAIR_PARTS[1:], ids, (chosen, rejected), strict=True):
     after_header = response[max(common_prefix(opened, i) - boundary, 0) :]
     if all(_is_tail(token, tokenizer) for token in after_header.tolist() if token >= 0):
@@ -111,6 +111,14 @@ def encode_pair(
       raise SkipRow(f"empty_{name}", as_shown)
   prompt = np.asarray(prompt_ids[:boundary], np.int32)
   return PairTokens(id, prompt, chosen, rejected), rendered.notes
+
+
+def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
+  """Encodes a text that starts a sequence; raises SkipRow."""
+  try:
+    return encode_with_bos(tokenizer, text)
+  except NoEmbedding as error:
+    raise SkipRow("no_embedding", error.token) from error
 
 
 def _response(
@@ -133,7 +141,7 @@ def _response(
 
 def _prefix_length(text: str, ids: list[int], tokenizer: Tokenizer) -> int:
   """The number of tokens that a prefix of a text shares with the whole text's ids."""
-  return common_prefix(encode_with_bos(tokenizer, text), ids)
+  return common_prefix(_encode(text, tokenizer), ids)
 
 
 def _end_once(ids: list[int], end: int, tokenizer: Tokenizer) -> list[int]:

@@ -43,16 +43,15 @@ def model_card(
   Args:
     workdir: of the run, for metrics.jsonl and run.json.
     config: of the run.
-    model: the base model.
+    model: what the run began with.
     chats: whether there is a chat template.
     step: training step of the weights.
     averaged: whether the weights are moving averages.
     dtype: of the exported weights.
   """
-  hub_id = _hub_id(model)
   datasets = {d for spec in config.data.train for d in hub_datasets(spec, config.data.dir)}
   front_matter = huggingface_hub.ModelCardData(
-    base_model=hub_id,
+    base_model=_hub_id(_base_source(model), model.path),
     datasets=sorted(datasets) or None,
     library_name="transformers",
     pipeline_tag="text-generation",
@@ -61,7 +60,7 @@ def model_card(
   parts = [
     f"---\n{front_matter.to_yaml()}\n---",
     f"# {_escape(config.name)}",
-    _summary(config, step, averaged, dtype, hub_id),
+    _summary(config, model, step, averaged, dtype),
     _USE.format(prompt=_CHAT if chats else _TEXT),
     "## Results",
     _results(_metrics(workdir, step)) or "No metrics were found in the workdir.",
@@ -86,10 +85,21 @@ llama.cpp's `convert_hf_to_gguf.py FOLDER` makes a GGUF of it; vLLM (`vllm serve
 has not been tried, should serve it. The license of the base model still applies."""
 
 
-def _hub_id(model: OpenModel) -> str | None:
-  """The model's hub id, if it was loaded from the hub's cache."""
-  cached = f"models--{model.name.replace('/', '--')}"
-  return model.name if model.path is not None and cached in model.path.parts else None
+def _base_source(model: OpenModel) -> str:
+  """The source of the base model: of the whole one, if the run began with an adapter."""
+  return model.adapter.base if model.adapter else model.name
+
+
+def _hub_id(source: str, path: pathlib.Path | None) -> str | None:
+  """The hub id that a source is, if it was opened from the hub's cache, at `path`."""
+  cached = f"models--{source.replace('/', '--')}"
+  return source if path is not None and cached in path.parts else None
+
+
+def _linked(source: str, path: pathlib.Path | None) -> str:
+  if hub_id := _hub_id(source, path):
+    return f"[{_escape(hub_id)}](https://huggingface.co/{hub_id})"
+  return f"`{_base_name(source)}`"
 
 
 def _metrics(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
@@ -101,14 +111,13 @@ def _metrics(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
     return []
 
 
-def _summary(config: Settings, step: int, averaged: bool, dtype: str, hub_id: str | None) -> str:
-  source = config.model.source
-  if has_random_weights(source):
-    base = "a model with random weights"
-  elif hub_id:
-    base = f"[{_escape(hub_id)}](https://huggingface.co/{hub_id})"
+def _summary(config: Settings, model: OpenModel, step: int, averaged: bool, dtype: str) -> str:
+  if has_random_weights(model.name):
+    base = "A model with random weights"
   else:
-    base = f"`{_base_name(source)}`"
+    base = _linked(_base_source(model), model.path)
+  if model.adapter:
+    base += f" with the adapter {_linked(model.name, model.adapter.path)}"
   datasets = ", ".join(f"`{_base_name(entry)}`" for entry in config.data.train)
   notes = [f"The weights are {dtype}"]
   if averaged:
@@ -116,7 +125,7 @@ def _summary(config: Settings, step: int, averaged: bool, dtype: str, hub_id: st
   if config.train.lora_rank:
     notes.append(f"with adapters of rank {config.train.lora_rank} merged into them")
   return (
-    f"{base[0].upper()}{base[1:]}, tuned with SimPO ([arXiv:2405.14734]"
+    f"{base}, tuned with SimPO ([arXiv:2405.14734]"
     f"(https://arxiv.org/abs/2405.14734)) for {step} step{'s' if step != 1 else ''} of "
     f"{config.train.batch_size} preference pairs of {datasets}. {', '.join(notes)}."
   )

@@ -44,7 +44,7 @@ class Export(NamedTuple):
     step: training step of the checkpoint.
     config: of the run; `config.export` has the options.
     model: the base model.
-    tokenizer: of the base model.
+    tokenizer: the run's: of the base model or its adapter, with the run's chat template.
   """
 
   checkpoint: pathlib.Path

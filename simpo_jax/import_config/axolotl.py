@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from simpo_jax.errors import UserError
-from simpo_jax.import_config.parts import Part, Recipe, printable
+from simpo_jax.import_config.fields import FROZEN_DTYPES
+from simpo_jax.import_config.parts import (
+  Part,
+  Recipe,
+  own_template,
+  printable,
+  with_frozen_dtype,
+)
 from simpo_jax.import_config.sources import ROW, Source, Sources, entries_of, unknown_key
 
 _ENTRY = (
@@ -39,10 +46,8 @@ def adapt(r: Recipe) -> tuple[dict[str, Any], Part]:
     mapped |= part.mapped
     problems |= part.problems
     differs |= part.differs
-  if values["bf16"] and values["use_peft"]:  # frozen weights have the dtype of the computation
-    values["torch_dtype"] = "bfloat16"
   settings = values.pop("config")
-  return values, Part(settings, mapped, problems, differs)
+  return with_frozen_dtype(values), Part(settings, mapped, problems, differs)
 
 
 def _numbers(r: Recipe) -> Part:
@@ -78,7 +83,7 @@ def _adapter(v: Mapping[str, Any]) -> Part:
     problems["adapter"] = "supported: lora; frozen weights are not quantized"
   for name in ("load_in_4bit", "load_in_8bit"):
     if v.get(name):
-      problems[name] = "frozen weights are bfloat16 or float32: model.param_dtype"
+      problems[name] = FROZEN_DTYPES
   return Part(values, mapped, problems)
 
 
@@ -147,10 +152,7 @@ def _texts(v: Mapping[str, Any]) -> Part:
     mapped["chat_template"] = "the model's own"
     mapped["chat_template_jinja"] = "not used by axolotl"
   elif name:
-    differs["chat_template"] = (
-      f"the model's own chat template is used, or data.chat_template; axolotl's {printable(name)} "
-      "is a text of its own: compare them"
-    )
+    differs["chat_template"] = own_template("axolotl", name)
   tokens = v.get("special_tokens") or {}
   mapped["special_tokens"] = "pairs are not padded with a token"
   if not isinstance(tokens, dict) or {*tokens} - {"pad_token"}:
@@ -219,10 +221,7 @@ def _columns(entry: Mapping[str, Any]) -> tuple[dict[str, str], str | None, str 
     columns = {}
   elif template in _NAMED and rows in (*_OF_MESSAGES, *_OF_STRINGS):
     columns = {"instruction": _OF_STRINGS[rows]} if rows in _OF_STRINGS else {}
-    differs = (
-      f"axolotl writes the chat template {template} itself; here it is the model's own, or "
-      "data.chat_template: compare them"
-    )
+    differs = own_template("axolotl", template)
   else:
     columns = {}
     problem = (

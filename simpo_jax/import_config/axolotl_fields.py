@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from simpo_jax.import_config.fields import SHARED_DEFAULTS
+from simpo_jax.import_config.fields import ROWS_GIVE_ARGUMENTS, SHARED_DEFAULTS
 
 MARKERS: tuple[str, ...] = (
   "base_model", "rl", "rl_beta", "micro_batch_size", "num_epochs", "sequence_len", "val_set_size",
   "adapter", "lora_target_linear", "lr_scheduler", "dataset_prepared_path", "saves_per_epoch",
   "evals_per_epoch", "special_tokens", "test_datasets",
 )  # fmt: skip
-COMMON = {
+COMMON_NAMES = {
   "base_model": "model_name_or_path",
   "rl": "loss_type",
   "rl_beta": "beta",
@@ -38,10 +38,11 @@ DEFAULTS: dict[str, Any] = {
   "save_total_limit": 4,
   "val_set_size": 0.0,
 }
+# axolotl requires these, derives them from other fields, or does not have them.
 for _name in (
   "label_smoothing", "learning_rate", "logging_steps", "lora_alpha", "lora_r", "use_peft",
 ):  # fmt: skip
-  del DEFAULTS[_name]  # they are required, follow from others, or are not axolotl's
+  del DEFAULTS[_name]
 TYPES: dict[type, tuple[str, ...]] = {
   float: ("dpo_beta", "val_set_size", "warmup_ratio", "warmup_steps"),
   int: ("batch_size", "evals_per_epoch", "saves_per_epoch"),
@@ -165,7 +166,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "peft_layer_replication", "peft_layers_pattern", "peft_layers_to_transform",
     "peft_trainable_token_indices", "peft_use_dora",
   ),
-  "all weights are trained, or the adapters": (
+  "either all weights of the model are trained, or only the adapters": (
     "freeze_mm_modules", "lisa_n_layers", "peft_ensure_weight_tying", "unfrozen_parameters",
   ),
   "the model is that of its config.json, and its tokenizer is used as it is": (
@@ -176,14 +177,15 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "scaling_softmax", "shrink_embeddings", "tokenizer_use_mistral_common",
     "tokens",
   ),
-  "the chat template is data.chat_template, and gets no arguments": (
-    "chat_template_kwargs", "default_system_message", "eot_tokens",
+  ROWS_GIVE_ARGUMENTS: ("chat_template_kwargs",),
+  "the chat template is data.chat_template, used as it is": (
+    "default_system_message", "eot_tokens",
   ),
   "prepare the data, and name it with --data": (
     "dataset_exact_deduplication", "dataset_shard_idx", "dataset_shard_num", "min_sample_len",
     "pretraining_dataset", "streaming",
   ),
-  "another objective": (
+  "for an objective other than SimPO": (
     "batch_flattening", "center_rewards_coefficient", "max_packed_sequence_len",
     "neftune_noise_alpha", "noisy_embedding_alpha", "orpo_alpha", "process_reward_model",
     "reward_model", "sample_packing", "use_eaft", "use_pose",
@@ -198,7 +200,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 NAMES = frozenset(
   [
-    *COMMON,
+    *COMMON_NAMES,
     *OWN,
     *_SAME,
     *(name for table in (IGNORED, REFUSED) for names in table.values() for name in names),

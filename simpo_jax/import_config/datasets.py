@@ -9,7 +9,7 @@ from simpo_jax.data.readers.compressed import EXTENSIONS
 from simpo_jax.errors import UserError
 from simpo_jax.import_config.axolotl import axolotl_sources
 from simpo_jax.import_config.llamafactory import llamafactory_sources
-from simpo_jax.import_config.parts import Part, Recipe, printable
+from simpo_jax.import_config.parts import Part, Recipe, printable, strategy_name
 from simpo_jax.import_config.sources import (
   COLUMNS,
   ROW,
@@ -107,7 +107,7 @@ def _replaced(r: Recipe, data: str, evaluates: bool) -> Part:
 
 def _strategy(r: Recipe) -> str:
   """Returns the field that makes the run evaluate."""
-  name = "evaluation_strategy" if "evaluation_strategy" in r.values else "eval_strategy"
+  name = strategy_name(r)
   return name if r.values[name] != "no" else "do_eval"
 
 

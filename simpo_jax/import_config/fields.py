@@ -8,6 +8,9 @@ here, its common name (see `forms.py`).
 
 from typing import Any
 
+# Why fields of several trainers are not supported.
+FROZEN_DTYPES = "frozen weights are bfloat16 or float32: model.param_dtype"
+ROWS_GIVE_ARGUMENTS = "only rows give arguments to the chat template: chat_template_kwargs"
 # run_simpo.py overrides the chat template of models with "mistral" in their names. This one
 # produces the same text; only the first message may be a system message.
 MISTRAL_TEMPLATE = (
@@ -177,8 +180,8 @@ SUPPORTED_VALUES: dict[str, tuple[tuple, str]] = {
     (False,),
     "the last weights are the result; checkpoint.keep keeps more",
   ),
-  "load_in_4bit": ((False,), "frozen weights are bfloat16 or float32: model.param_dtype"),
-  "load_in_8bit": ((False,), "frozen weights are bfloat16 or float32: model.param_dtype"),
+  "load_in_4bit": ((False,), FROZEN_DTYPES),
+  "load_in_8bit": ((False,), FROZEN_DTYPES),
   "lora_modules_to_save": (([],), "only the adapters are trained"),
   "lora_target_parameters": (([],), "only matrices of the layers can have adapters"),
   "lr_scheduler_kwargs": (({},), "schedules decay to 0, cosine in half a period"),

@@ -79,7 +79,7 @@ def _llamafactory() -> Form:
     table.MARKERS,
     table.DEFAULTS,
     (fields.KNOWN - fields.NOT_OF_TRANSFORMERS) | table.NAMES,
-    table.COMMON,
+    table.COMMON_NAMES,
     table.TYPES,
     table.OWN,
     ignored,
@@ -119,7 +119,7 @@ _ALL = (
     axolotl_fields.MARKERS,
     axolotl_fields.DEFAULTS,
     axolotl_fields.NAMES,
-    axolotl_fields.COMMON,
+    axolotl_fields.COMMON_NAMES,
     axolotl_fields.TYPES,
     axolotl_fields.OWN,
     axolotl_fields.IGNORED,
@@ -143,7 +143,7 @@ def detect_form(given: Mapping[str, Any], where: str) -> str:
   Raises:
     UserError: the fields belong to several trainers, or to none.
   """
-  # The second name of each is not decisive: TRL's fields are also those of others.
+  # The mixer is princeton-nlp/SimPO's, too, and TRL's markers are fields of all others but it.
   found = {name: markers_in(given, name) for name in FORMS}
   simpo = [name for name in _SIMPO if name in given]
   mixer = [name for name in _MIXER if name in given]

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from simpo_jax.errors import UserError
-from simpo_jax.import_config.parts import Part, Recipe, printable
+from simpo_jax.import_config.fields import ROWS_GIVE_ARGUMENTS
+from simpo_jax.import_config.parts import (
+  Part,
+  Recipe,
+  own_template,
+  printable,
+  with_frozen_dtype,
+)
 from simpo_jax.import_config.reading import read_json
 from simpo_jax.import_config.sources import Source, Sources
 from simpo_jax.storage.paths import plain
@@ -51,8 +58,6 @@ def adapt(r: Recipe) -> tuple[dict[str, Any], Part]:
     "gradient_checkpointing": not v.get("disable_gradient_checkpointing", False),
     "bf16": v["bf16"] or v.get("pure_bf16", False),
   }
-  if values["bf16"] and values["use_peft"]:  # frozen weights have the dtype of the computation
-    values["torch_dtype"] = "bfloat16"
   settings = {"data.max_prompt_length": max(half, 1)}
   mapped = {
     "stage": "simpo_jax trains SimPO only",
@@ -72,10 +77,7 @@ def adapt(r: Recipe) -> tuple[dict[str, Any], Part]:
     "the prompt is truncated first, on the left"
   }
   if v.get("template"):
-    differs["template"] = (
-      f"the model's own chat template is used, or data.chat_template; LLaMA-Factory's "
-      f"{printable(v['template'])} is a text of its own: compare them"
-    )
+    differs["template"] = own_template("LLaMA-Factory", v["template"])
   if v["cpo_alpha"]:
     differs["cpo_alpha"] = (
       f"simpo.sft_weight = {v['cpo_alpha']:g}; LLaMA-Factory averages over each response, then "
@@ -83,7 +85,7 @@ def adapt(r: Recipe) -> tuple[dict[str, Any], Part]:
     )
   if v.get("pure_bf16") and not values["use_peft"]:
     differs["pure_bf16"] = "model.compute_dtype = bfloat16; trained weights stay float32"
-  return values, Part(settings, mapped, _problems(v), differs)
+  return with_frozen_dtype(values), Part(settings, mapped, _problems(v), differs)
 
 
 def _targets(value: Any) -> Any:
@@ -102,7 +104,7 @@ def _problems(v: Mapping[str, Any]) -> dict[str, str]:
   if v.get("mix_strategy", "concat") != "concat":
     problems["mix_strategy"] = "supported: concat; set data.weights in the config for others"
   if v.get("enable_thinking") is False:
-    problems["enable_thinking"] = "the chat template gets no arguments"
+    problems["enable_thinking"] = ROWS_GIVE_ARGUMENTS
   return problems
 
 

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from simpo_jax.import_config.fields import SHARED_DEFAULTS
+from simpo_jax.import_config.fields import FROZEN_DTYPES, SHARED_DEFAULTS
 
 MARKERS: tuple[str, ...] = (
   "stage", "pref_loss", "pref_beta", "pref_ftx", "finetuning_type", "cutoff_len", "template",
   "lora_target", "lora_rank", "dataset", "dataset_dir", "overwrite_cache", "plot_loss",
 )  # fmt: skip
-COMMON = {
+COMMON_NAMES = {
   "pref_beta": "beta",
   "pref_loss": "loss_type",
   "pref_ftx": "cpo_alpha",
@@ -111,7 +111,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
   "only AdamW is supported": (
     "use_adam_mini", "use_apollo", "use_badam", "use_galore", "use_muon", "loraplus_lr_ratio",
   ),
-  "frozen weights are bfloat16 or float32: model.param_dtype": ("quantization_bit", "fp8"),
+  FROZEN_DTYPES: ("quantization_bit", "fp8"),
   "adapters are plain LoRA on matrices of the layers, and begin at zero": (
     "additional_target", "adapter_name_or_path", "adapter_folder", "pissa_init",
   ),
@@ -133,7 +133,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 NAMES = frozenset(
   [
-    *COMMON,
+    *COMMON_NAMES,
     *OWN,
     *(name for table in (IGNORED, REFUSED) for names in table.values() for name in names),
     *("lora_alpha", "lora_dropout", "model_name_or_path", "model_revision"),

@@ -136,6 +136,24 @@ def precision(r: Recipe) -> Part:
   return Part(settings, mapped, problems)
 
 
+def with_frozen_dtype(values: dict[str, Any]) -> dict[str, Any]:
+  """Adds the dtype of weights beside adapters, where it is that of the computation."""
+  return {**values, "torch_dtype": "bfloat16"} if values["bf16"] and values["use_peft"] else values
+
+
+def own_template(trainer: str, name: Any) -> str:
+  """Says that a trainer has a text of its own for a chat template that it names."""
+  return (
+    f"the model's own chat template is used, or data.chat_template; {trainer}'s {printable(name)} "
+    "is a text of its own: compare them"
+  )
+
+
+def strategy_name(r: Recipe) -> str:
+  """Returns the field that says when to evaluate; its old name comes first, if it is given."""
+  return "evaluation_strategy" if "evaluation_strategy" in r.values else "eval_strategy"
+
+
 def formatting(r: Recipe) -> Part:
   """Translates the formatting of pairs: chat template, truncation, tokens of the response."""
   v, princeton = r.values, r.form.name == "princeton"

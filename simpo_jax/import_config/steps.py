@@ -4,7 +4,7 @@ import math
 
 from simpo_jax.arith import ceil_div
 from simpo_jax.errors import UserError
-from simpo_jax.import_config.parts import Part, Recipe
+from simpo_jax.import_config.parts import Part, Recipe, strategy_name
 
 SCHEDULES = {
   "cosine": "cosine",
@@ -134,7 +134,7 @@ def evaluation(r: Recipe, total: int) -> Part:
     UserError: it evaluates by steps, and neither eval_steps nor logging_steps says how often.
   """
   v = r.values
-  name = "evaluation_strategy" if "evaluation_strategy" in v else "eval_strategy"
+  name = strategy_name(r)
   kind, mapped, every = v[name], {}, 0
   if kind == "steps":
     source = "eval_steps" if v.get("eval_steps") else "logging_steps"

@@ -16,21 +16,22 @@ from simpo_jax.settings import FIELDS
 _FILE = "its generation_config.json"
 _NAMES = {name: name for name in (*SETTINGS, "min_new_tokens", "suppress_tokens")}
 _FIELD_OF = {**_NAMES, "stop_strings": "stop"}  # {key of the file: field of `config.generate`}
-# These have an effect only with sampling; the value is the one that has none even then.
+# Settings that only sampling uses, with their defaults in `transformers.GenerationConfig` (for
+# `min_p`, which has none: what is without effect).
 _OF_SAMPLING = {
   "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0,
   "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None,
 }  # fmt: skip
-# The defaults of `transformers.GenerationConfig`; None and empty values are neutral, too.
-_NEUTRAL = {
+# Its defaults: a setting with this value asks for nothing, nor does one that is None or empty.
+_DEFAULTS = {
   **_OF_SAMPLING, "max_length": 20, "min_length": 0, "early_stopping": False, "num_beams": 1,
   "num_beam_groups": 1, "diversity_penalty": 0.0, "length_penalty": 1.0, "penalty_alpha": 0.0,
   "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
   "encoder_no_repeat_ngram_size": 0, "renormalize_logits": False, "remove_invalid_values": False,
   "token_healing": False, "guidance_scale": 1.0, "num_return_sequences": 1,
 }  # fmt: skip
-# These say how an answer is computed or returned, not what it is; `eos_token_id` is read with the
-# tokenizer.
+# Settings that do not change the text of an answer, only how it is computed or returned. Two are
+# read elsewhere: `do_sample` below, `eos_token_id` with the tokenizer.
 _NO_EFFECT = {
   "do_sample", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
   "use_cache", "cache_implementation", "cache_config", "max_cache_len", "return_legacy_cache",
@@ -83,7 +84,7 @@ def read_generation_config(model: OpenModel) -> Recommended:
         settings[_FIELD_OF[name]] = setting
     elif name not in _NO_EFFECT:
       unsupported[name] = value
-  unused = {name: value for name, value in unused.items() if value != _NEUTRAL[name]}
+  unused = {name: value for name, value in unused.items() if value != _DEFAULTS[name]}
   if unused:
     notes.append(f"{_FILE} sets {_listed(unused)} without do_sample, which has no effect")
   if unsupported:
@@ -91,19 +92,19 @@ def read_generation_config(model: OpenModel) -> Recommended:
   return Recommended({"temperature": 1.0, **settings} if sampled else settings, notes)
 
 
-def limit_minimum(recommended: Recommended, most: int) -> Recommended:
-  """Drops a recommended `min_new_tokens` that exceeds the `most` tokens of an answer."""
-  settings, least = recommended.settings, recommended.settings.get("min_new_tokens", 0)
-  if least <= most:
+def drop_excessive_minimum(recommended: Recommended, max_new_tokens: int) -> Recommended:
+  """Drops a recommended `min_new_tokens` above `max_new_tokens`, and notes it."""
+  settings, minimum = recommended.settings, recommended.settings.get("min_new_tokens", 0)
+  if minimum <= max_new_tokens:
     return recommended
-  note = f"{_FILE}: min_new_tokens={least} exceeds max_new_tokens={most}; not applied"
+  note = f"{_FILE}: min_new_tokens={minimum} exceeds max_new_tokens={max_new_tokens}; not applied"
   rest = {name: value for name, value in settings.items() if name != "min_new_tokens"}
   return Recommended(rest, [*recommended.notes, note])
 
 
 def _is_set(name: str, value: Any) -> bool:
   """Whether the file gives a setting a value that can have an effect."""
-  return value not in (None, [], {}) and (name in _FIELD_OF or value != _NEUTRAL.get(name))
+  return value not in (None, [], {}) and (name in _FIELD_OF or value != _DEFAULTS.get(name))
 
 
 def _to_setting(name: str, value: Any) -> Any:

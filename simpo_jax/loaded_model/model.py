@@ -12,7 +12,7 @@ from simpo_jax.checkpoint.saved_run import open_run
 from simpo_jax.config import replace_fields
 from simpo_jax.config_check import validate
 from simpo_jax.errors import UserError
-from simpo_jax.loaded_model.generation_config import limit_minimum, read_generation_config
+from simpo_jax.loaded_model.generation_config import drop_excessive_minimum, read_generation_config
 from simpo_jax.models import llama
 from simpo_jax.models.hf_weights import open_checkpoint
 from simpo_jax.models.lora import make_lora
@@ -109,7 +109,7 @@ def _recommended(
   found = read_generation_config(model)
   if "generate.min_new_tokens" not in changes:
     own = found.settings.get("max_new_tokens", limit)
-    found = limit_minimum(found, changes.get("generate.max_new_tokens", own))
+    found = drop_excessive_minimum(found, changes.get("generate.max_new_tokens", own))
   settings, notes = found
   if settings:
     notes = [f"settings of its generation_config.json: {listed(settings)}", *notes]

@@ -47,7 +47,8 @@ class OpenModel(NamedTuple):
   Attributes:
     name: the source as the user wrote it.
     config: the architecture.
-    path: the local folder or .gguf file, which also has the tokenizer; None if embedded.
+    path: the local folder or .gguf file; None if embedded. The tokenizer may be elsewhere, see
+      `tokenizer.of_model`.
     read: `read(hf_name, index)` reads a slice of a tensor by its Hugging Face name, in
       Hugging Face's layout and any float dtype; None: random weights.
     notes: what is read otherwise than its files say, for the user.
@@ -104,8 +105,8 @@ def _open_adapter(source: str, folder: pathlib.Path) -> OpenModel:
 
 def _open_whole(source: str, kind: Kind, path: pathlib.Path) -> OpenModel:
   if kind is Kind.RANDOM:
-    config = read_config(path)
-    return OpenModel(source, config, path, None, tuple(config_notes(_config_of(path))))
+    config, hf = read_config(path)
+    return OpenModel(source, config, path, None, tuple(config_notes(hf)))
   config, weights = gguf.open_gguf(path) if kind is Kind.GGUF else _open_folder(path)
   check_declared(config, weights.shapes, path)
   return OpenModel(source, config, path, weights.read, weights.notes)
@@ -115,7 +116,7 @@ def _open_folder(path: pathlib.Path) -> tuple[ModelConfig, Weights]:
   """Opens a Hugging Face folder: its config, as its weights ask for it, and the weights."""
   if not (path / "config.json").is_file() and (ggufs := sorted(path.glob("*.gguf"))):
     raise UserError(f"{path} holds GGUF files: name one, such as {ggufs[0]}")
-  declared, hf = read_config(path), _config_of(path)
+  declared, hf = read_config(path)
   quantization = quantization_of(hf)
   weights = plain_names(safetensors.open_folder(path, quantization), str(path))
   config = untied_if_different(declared, weights)
@@ -243,20 +244,16 @@ def _random_layer(tensor: Tensor, layer: int, seed: int) -> np.ndarray:
   return rng.standard_normal(shape, np.float32) * np.float32(INIT_STD)
 
 
-def read_config(folder: pathlib.Path) -> ModelConfig:
-  """Reads the architecture from a folder's config.json; raises UserError."""
-  path = folder / "config.json"
-  try:
-    return from_hf(_config_of(folder), str(path))
-  except (ValueError, TypeError, AttributeError, RecursionError, OSError) as e:
-    raise UserError(f"{path} is not a model's config ({e}); get it again") from e
-
-
-def _config_of(folder: pathlib.Path) -> dict[str, Any]:
+def read_config(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
+  """Reads the architecture from a folder's config.json, and all its fields; raises UserError."""
   path = folder / "config.json"
   if not path.is_file():  # reading a pipe would block forever
     raise UserError(f"{folder} holds no config.json; name a Hugging Face model's folder")
-  return json.loads(path.read_text())
+  try:
+    fields = json.loads(path.read_text())
+    return from_hf(fields, str(path)), fields
+  except (ValueError, TypeError, AttributeError, RecursionError, OSError) as e:
+    raise UserError(f"{path} is not a model's config ({e}); get it again") from e
 
 
 def _fetched(source: str) -> pathlib.Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-READ_BYTES = 2**26  # read per measurement; fewer bytes of weights may fit into the CPU's cache
+READ_BYTES = 2**26  # read in a measurement; less than that may be read faster, from the cache
 _REPEATS = 5
 
 
@@ -16,7 +16,8 @@ def measured_rates(moment: str) -> dict[str, Any]:
   """Measures float32 flop/s and bytes/s of numpy on this machine: the best of a few repeats.
 
   Args:
-    moment: when in the run, such as "at its end", for `source`. Results are cached by it.
+    moment: of the measurement, for "source", such as "at the end of the run". Each moment is
+      measured once.
   """
   a, vector = np.ones((768, 768), np.float32), np.ones(4096, np.float32)
   matrix = np.ones((READ_BYTES // 4 // vector.size, vector.size), np.float32)

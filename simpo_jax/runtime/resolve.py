@@ -26,7 +26,7 @@ from simpo_jax.program.configure import mesh_of, program_config
 from simpo_jax.runtime.launch_schedule import evaluates, generates
 from simpo_jax.settings import GenerateSettings, Settings
 from simpo_jax.tokenizer.of_model import tokenizer_of
-from simpo_jax.tokenizer.tokenizer import Tokenizer
+from simpo_jax.tokenizer.tokenizer import NoEmbedding, Tokenizer
 
 
 class ResolvedRun(NamedTuple):
@@ -111,7 +111,7 @@ def within_vocabulary(tokenizer: Tokenizer, model: OpenModel) -> tuple[Tokenizer
   """Returns a tokenizer that encodes no token without a row in the embedding; and notes.
 
   Special tokens without a row are accepted, such as a "[PAD]" that was added for batches of equal
-  length: no text becomes one, unless it spells it out. `encode` refuses such a text.
+  length: no text becomes one, unless it spells it out, for which `encode` raises NoEmbedding.
 
   Raises:
     UserError: other tokens have no row, or the token that begins or ends every text has none.
@@ -131,16 +131,17 @@ def within_vocabulary(tokenizer: Tokenizer, model: OpenModel) -> tuple[Tokenizer
   def encode_within(text: str) -> list[int]:
     ids = encode(text)
     if (largest := max(ids, default=0)) >= rows:
-      name = tokenizer.token_bytes()[largest].decode(errors="replace")
-      raise UserError(
-        f"the text {shown(text)!r} has token {largest}, {name}, and the embedding of "
-        f"{model.name} only {rows} rows; remove it from the text or the chat template"
+      token = f"token {largest}, {tokenizer.token_bytes()[largest].decode(errors='replace')}"
+      raise NoEmbedding(
+        f"the text {shown(text)!r} has {token}, and the embedding of {model.name} only {rows} "
+        "rows; remove it from the text or the chat template",
+        token,
       )
     return ids
 
   note = (
     f"its embedding has no row for {len(extra)} special token(s) of its tokenizer; a text that "
-    "holds one is refused"
+    "holds one cannot be used"
   )
   return dataclasses.replace(tokenizer, encode=encode_within), (note,)
 

@@ -1,7 +1,8 @@
-"""Loads the tokenizer of a GGUF file without PyTorch.
+"""Lets transformers load the tokenizer of a GGUF file without PyTorch.
 
 Transformers requires PyTorch to load it although no tensor is read. Where PyTorch is not installed,
-the two functions that need it are replaced by ones that use the gguf package.
+its reader of metadata is replaced by one that uses the gguf package, and its check for PyTorch by
+one that passes.
 """
 
 import contextlib

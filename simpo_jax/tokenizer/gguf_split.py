@@ -103,7 +103,7 @@ def split_named(path: pathlib.Path, names: dict[str, str]) -> Split | None:
 
 
 def apply_split(backend: Tokenizer, split: Split) -> None:
-  """Gives a byte-level BPE this pre-tokenization, in place of its own."""
+  """Gives a byte-level BPE this split's pre-tokenizer, normalizer and use of merges."""
   backend.pre_tokenizer = pre_tokenizers.Sequence(
     [
       *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in split.patterns),

@@ -99,13 +99,21 @@ def encode_earlier(path: pathlib.Path) -> Callable[[str], list[int]]:
 
   Args:
     path: of a GGUF file, whose pre-tokenization the first versions ignored, or of a folder.
+
+  Opening and encoding raise any `Exception` if transformers does not read the files.
   """
-  if path.is_file():
-    with without_torch():
-      hf = _from_pretrained(str(path.parent), gguf_file=path.name)
-  else:
-    hf = _from_pretrained(str(path))
-  return lambda text: list(hf.encode(text, add_special_tokens=False))
+  with _panic_as_user_error(str(path)):
+    if path.is_file():
+      with without_torch():
+        hf = _from_pretrained(str(path.parent), gguf_file=path.name)
+    else:
+      hf = _from_pretrained(str(path))
+
+  def encode(text: str) -> list[int]:
+    with _panic_as_user_error(str(path)):
+      return list(hf.encode(text, add_special_tokens=False))
+
+  return encode
 
 
 def _from_pretrained(origin: str, **options: Any) -> Any:

@@ -10,10 +10,23 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from simpo_jax.data.types import Message
+from simpo_jax.errors import UserError
 from simpo_jax.tokenizer.byte_vocab import END, SPECIAL_IDS, TEMPLATE, byte_functions
 from simpo_jax.tokenizer.chat_template import TemplateFailed
 
 NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
+
+
+class NoEmbedding(UserError):
+  """A text has a token for which the model's embedding has no row.
+
+  Attributes:
+    token: its id and spelling, for messages about a text that the user knows by another name.
+  """
+
+  def __init__(self, message: str, token: str):
+    super().__init__(message)
+    self.token = token
 
 
 class Render(Protocol):
@@ -46,7 +59,7 @@ class Tokenizer:
 
   Attributes:
     encode: text -> ids. Adds no BOS or EOS; the strings of special tokens become those tokens,
-      since chat templates write them.
+      since chat templates write them. Raises NoEmbedding for a token that its model cannot read.
     decode: ids -> text, without special tokens.
     escape: user text -> text in which `encode` finds no special tokens. Hugging Face tokenizers
       have no such function: there it is the identity, and user text that contains "<|im_end|>"

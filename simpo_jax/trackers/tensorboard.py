@@ -41,7 +41,7 @@ class EventFiles:
   Args:
     workdir: a local folder.
     config: contents of config.json.
-    size: bytes of metrics.jsonl when the run was started; rows up to there are read.
+    size: of metrics.jsonl in bytes at the start of the run; later rows come through `write`.
   """
 
   def __init__(self, workdir: pathlib.Path, config: dict[str, Any], size: int):

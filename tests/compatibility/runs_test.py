@@ -172,10 +172,11 @@ def later(monkeypatch):
     read, settings = weights.read_config, fields
 
     def of_later(folder):
-      found = {f.name: getattr(read(folder), f.name) for f in dataclasses.fields(read(folder))}
+      config, hf = read(folder)
+      found = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
       if found["rope_scaling"]:
         found["rope_scaling"] = LaterRope(**vars(found["rope_scaling"]), **(rope or {}))
-      return LaterModel(**found, **settings)
+      return LaterModel(**found, **settings), hf
 
     monkeypatch.setattr(weights, "read_config", of_later)
 

@@ -4,33 +4,29 @@ What is trained follows from the texts alone: TRL's rule says where an answer be
 template's own end token where it ends.
 """
 
-import datetime
 import os
-from typing import Any, NamedTuple
 
 import jinja2
 import pytest
-from tokenizers import Tokenizer as RustTokenizer
 
 from simpo_jax.data.rows.formats import to_conversation
 from simpo_jax.data.rows.reasons import SkipRow
 from simpo_jax.data.tokenize_pairs import encode_pair
-from simpo_jax.tokenizer.load import load_tokenizer
-from simpo_jax.tokenizer.tokenizer import Tokenizer
 from support.chat_templates import (
   COLOGNE,
   NAMES,
   SPECIALS,
   TOOLS,
+  Opened,
   assistant,
   call,
-  save_folder,
+  open_chat,
+  stopped_clock,
   system,
   tool,
   user,
 )
 
-DATE = datetime.datetime(2026, 11, 23, 23, 59, 30)
 YES, NO = [assistant("Yes, so.")], [assistant("No 1.")]
 SAY = [user("Hi"), assistant("Hello"), user("Go on")]
 # Without its None: keys whose value is None are absent, as in TRL.
@@ -119,12 +115,7 @@ ALWAYS = {"llama-3-original": "<|start_header_id|>assistant<|end_header_id|>\n\n
 CLOSING = {"phi-3": "<|endoftext|>"}
 
 
-class Chat(NamedTuple):
-  name: str
-  ours: Tokenizer
-  theirs: Any
-  rust: RustTokenizer
-
+class Chat(Opened):
   def text(self, messages, header, fields):
     """As transformers renders it, without what is no part of any turn."""
     variables = fields.get("chat_template_kwargs", {})
@@ -149,32 +140,15 @@ class Chat(NamedTuple):
     return [i for i, _ in self.encode(text)]
 
 
-class _Clock(datetime.datetime):
-  @classmethod
-  def now(cls, tz=None):
-    return DATE
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_date():
-  from transformers.utils import chat_template_utils
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(chat_template_utils, "datetime", _Clock)
+  with stopped_clock():
     yield
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def chat(request, tmp_path_factory):
-  import transformers
-
-  folder = save_folder(request.param, tmp_path_factory.mktemp("tokenizer"))
-  return Chat(
-    request.param,
-    load_tokenizer(str(folder), DATE.isoformat()),
-    transformers.AutoTokenizer.from_pretrained(folder),
-    RustTokenizer.from_file(str(folder / "tokenizer.json")),
-  )
+  return Chat(*open_chat(request.param, tmp_path_factory.mktemp("tokenizer")))
 
 
 def shared(*sequences):

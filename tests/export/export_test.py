@@ -28,8 +28,10 @@ from simpo_jax.export.hf_configs import to_hf
 from simpo_jax.export.runs import export_run
 from simpo_jax.models import config as model_config
 from simpo_jax.models import hf_weights
+from simpo_jax.models.adapter_files import Adapter
 from simpo_jax.models.hf_config import from_hf
 from simpo_jax.models.llama import tensors
+from simpo_jax.models.lora import Lora
 from simpo_jax.models.weights import OpenModel
 from simpo_jax.settings import ModelSettings, Settings
 from simpo_jax.tokenizer.load import load_tokenizer
@@ -44,7 +46,7 @@ from support.hf_models import (
   save_source,
 )
 from support.hf_tokenizers import save_tokenizer
-from support.lora_models import LORA_MODELS, adapters_of_peft, peft_model
+from support.lora_models import LORA_MODELS, adapters_of_peft, peft_model, save_adapter
 from support.real_model import smollm2_gguf
 from support.saved_runs import save
 from support.tiers import sweep
@@ -352,6 +354,39 @@ def test_the_card_names_a_model_of_the_hub(tmp_path):
   assert "No metrics were found" in card and '"role"' not in card
 
 
+def never_read(name, index):
+  raise AssertionError("the card reads no weights")
+
+
+@pytest.mark.parametrize("name", ("org/tuned", "/secret/adapter"))
+def test_the_card_names_the_base_model_of_an_adapter(name, tmp_path):
+  base, of_hub = "org/name", name.startswith("org/")
+  cache = pathlib.Path("/cache/models--org--tuned/snapshots/def")
+  folder = cache if of_hub else pathlib.Path(name)
+  adapter = Adapter(folder, base, Lora(1, 1.0, ()), True, 0.0, never_read, never_read)
+  path = pathlib.Path("/cache/models--org--name/snapshots/abc")
+  model = OpenModel(name, model_config.EMBEDDED, path, None, adapter=adapter)
+  config = Settings(model=ModelSettings(source=name))
+  card = model_card(tmp_path, config, model, False, 3, False, "float32")
+  (tmp_path / "README.md").write_text(card)
+  front = huggingface_hub.metadata_load(tmp_path / "README.md")
+  assert front is not None and front["base_model"] == base
+  shown = "[org/tuned](https://huggingface.co/org/tuned)" if of_hub else "`adapter`"
+  start = f"[{base}](https://huggingface.co/{base}) with the adapter {shown}, tuned with SimPO"
+  assert f"\n{start}" in card and "secret" not in card
+
+
+def test_the_card_of_an_adapter_on_a_folder(source, tmp_path):
+  folder = save_adapter(tmp_path / "tuned", source)
+  run = save(tmp_path / "run", folder, load(folder)[1])
+  export_run(run, tmp_path / "out")
+  text = (tmp_path / "out" / "README.md").read_text()
+  front = huggingface_hub.metadata_load(tmp_path / "out" / "README.md")
+  assert front is not None and "base_model" not in front, "a folder's name is no id of the hub"
+  assert f"\n`{source.name}` with the adapter `tuned`, tuned with" in text
+  assert str(tmp_path) not in text
+
+
 # --- a real model -----------------------------------------------------------------------------
 
 
@@ -499,6 +534,41 @@ def test_another_model_is_noticed(workdir, source, tmp_path):
   ):
     export_run(workdir, tmp_path / "new", source=str(other), force=True)
   assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ("chat.jinja", "/chat.jinja"))
+def test_a_template_that_is_gone_is_to_be_put_back(name, source, tmp_path, monkeypatch):
+  home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+  home.mkdir()
+  elsewhere.mkdir()
+  template, is_relative = home / "chat.jinja", not name.startswith("/")
+  template.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+  monkeypatch.chdir(home)
+  setting = name if is_relative else str(template)
+  run = save(tmp_path / "run", source, load(source)[1], data__chat_template=setting)
+  assert saved_run.open_run(run).tokenizer.render([{"role": "user", "content": "a"}], True) == "[a]"
+
+  def remedy(message):
+    with pytest.raises(UserError, match=f"chat_template={setting} {message}") as error:
+      saved_run.open_run(run)
+    assert "--source" not in str(error.value), "the base model is where it was"
+    place, _, other = str(error.value).partition("put the file back as ")[2].partition(", ")
+    assert other == "or start this command in the folder that the run was started in" * is_relative
+    return pathlib.Path(place)
+
+  if is_relative:
+    monkeypatch.chdir(elsewhere)
+    assert remedy("is neither a file nor") == elsewhere / "chat.jinja"
+    monkeypatch.chdir(home)
+  text = template.read_text()
+  template.write_text("hello")
+  assert remedy("is not a chat template") == template
+  template.write_text("{{ 'hello' }}")
+  assert remedy("does not show the content") == template
+  template.unlink()
+  place = remedy("is neither a file nor")
+  place.write_text(text)
+  assert saved_run.open_run(run).step == 3
 
 
 @pytest.mark.parametrize(

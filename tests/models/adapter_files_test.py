@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
 from simpo_jax.errors import UserError
 from simpo_jax.export.adapter import export_adapter
@@ -225,6 +226,24 @@ def test_the_tokenizer_is_the_adapters_own_or_that_of_the_base(base, tmp_path):
   own = tokenizer_of(model, config)
   assert own.chat_template == "{{ messages[0].content }}"
   assert 1004 in own.eos_ids, "of the base model's generation_config.json"
+
+
+@pytest.mark.parametrize(("rows", "special"), ((SOURCE_VOCAB, ()), (1005, ("[PAD]",))))
+def test_an_end_of_the_base_that_cannot_come_is_refused(rows, special, tmp_path):
+  """Its id is beyond the adapter's tokenizer, or beyond the embedding."""
+  base = tmp_path / "base"
+  base.mkdir()
+  save_llama(base, vocab_size=rows)
+  (base / "generation_config.json").write_text('{"eos_token_id": [1004, 1005]}')
+  folder = save_adapter(tmp_path / "adapter", base)
+  save_tokenizer(folder)
+  path = folder / "tokenizer.json"
+  rust = Tokenizer.from_file(str(path))
+  rust.add_special_tokens(list(special))
+  rust.save(str(path))
+  message = f"^the end token 1005 of {base} is beyond its vocabulary of 1005 tokens; correct "
+  with pytest.raises(UserError, match=message):
+    tokenizer_of(open_model(str(folder)), Settings())
 
 
 def test_sample_tells_of_the_adapter(base, tmp_path):

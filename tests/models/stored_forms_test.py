@@ -1,8 +1,6 @@
 """Checkpoints whose files say more, or otherwise, than their config: as transformers reads them."""
 
 import json
-import pathlib
-import shutil
 
 import numpy as np
 import pytest
@@ -11,22 +9,10 @@ from safetensors.numpy import load_file, save_file
 
 from simpo_jax.errors import UserError
 from simpo_jax.models import weights
-from support.hf_models import VOCAB, hf_logits, load, our_logits, save_llama
+from support.hf_models import VOCAB, hf_logits, load, our_logits
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, 40), np.int32)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("saved")
-  save_llama(folder)
-  return folder
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-  return pathlib.Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
 def change_config(folder, **changes):

@@ -1,8 +1,6 @@
 """What a user sees when a checkpoint is not what it should be."""
 
 import json
-import pathlib
-import shutil
 
 import huggingface_hub
 import numpy as np
@@ -12,22 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 from simpo_jax.errors import UserError
 from simpo_jax.models import weights
-from support.hf_models import hf_model, load, save_llama
+from support.hf_models import hf_model, load
 
 GEMMA2 = {"model_type": "gemma2"}
 UP = "model.layers.1.mlp.up_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("checkpoint")
-  save_llama(folder)
-  return folder
-
-
-@pytest.fixture
-def folder(checkpoint, tmp_path):
-  return pathlib.Path(shutil.copytree(checkpoint, tmp_path / "copy"))
 
 
 def refused(source, *parts):

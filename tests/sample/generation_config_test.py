@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from simpo_jax.errors import UserError
-from simpo_jax.loaded_model.generation_config import limit_minimum, read_generation_config
+from simpo_jax.loaded_model.generation_config import drop_excessive_minimum, read_generation_config
 from simpo_jax.loaded_model.model import load_model
 from simpo_jax.models.config import EMBEDDED
 from simpo_jax.models.weights import OpenModel
@@ -95,8 +95,8 @@ def test_supported_settings(tmp_path):
   content = {"min_new_tokens": 9, "suppress_tokens": [3, 4], "stop_strings": "User:"}
   found = read(tmp_path, {**content, "max_length": 20})
   assert found.settings == {"min_new_tokens": 9, "suppress_tokens": (3, 4), "stop": ("User:",)}
-  assert found.notes == [] and limit_minimum(found, 9) == found
-  limited = limit_minimum(found, 8)
+  assert found.notes == [] and drop_excessive_minimum(found, 9) == found
+  limited = drop_excessive_minimum(found, 8)
   assert "min_new_tokens" not in limited.settings
   assert "min_new_tokens=9 exceeds max_new_tokens=8" in limited.notes[0]
 

@@ -1,16 +1,22 @@
 """Chat templates of the field, each with a tiny tokenizer, and conversations of many shapes."""
 
+import contextlib
 import datetime
 import json
+from typing import Any, NamedTuple
 
+import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
+from simpo_jax.tokenizer.load import load_tokenizer
+from simpo_jax.tokenizer.tokenizer import Tokenizer
 from support.folders import TESTS
 
 FOLDER = TESTS / "tokenizer" / "chat_templates"
 SPECIALS = json.loads((FOLDER / "special_tokens.json").read_text(encoding="utf-8"))
 NAMES = tuple(SPECIALS)
+DATE = datetime.datetime(2026, 11, 23, 23, 59, 30)  # when templates are rendered
 
 TOOLS = [
   {
@@ -190,3 +196,41 @@ def save_folder(name, folder):
   }
   (folder / "tokenizer_config.json").write_text(json.dumps(config))
   return folder
+
+
+class Opened(NamedTuple):
+  """The tokenizer of a template, as we read it, as transformers does, and the bare one."""
+
+  name: str
+  ours: Tokenizer
+  theirs: Any
+  rust: RustTokenizer
+
+
+def open_chat(name, folder):
+  """Saves the tokenizer of a template, and opens it for `DATE`."""
+  import transformers
+
+  save_folder(name, folder)
+  return Opened(
+    name,
+    load_tokenizer(str(folder), DATE.isoformat()),
+    transformers.AutoTokenizer.from_pretrained(folder),
+    RustTokenizer.from_file(str(folder / "tokenizer.json")),
+  )
+
+
+class _Clock(datetime.datetime):
+  @classmethod
+  def now(cls, tz=None):
+    return DATE
+
+
+@contextlib.contextmanager
+def stopped_clock():
+  """Transformers renders templates at `DATE`."""
+  from transformers.utils import chat_template_utils
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(chat_template_utils, "datetime", _Clock)
+    yield

@@ -10,7 +10,7 @@ from simpo_jax.config import as_json, replace_fields
 from simpo_jax.models.weights import open_model
 from simpo_jax.runtime.fingerprint import model_fields
 from simpo_jax.settings import Settings
-from simpo_jax.tokenizer.load import load_tokenizer
+from simpo_jax.tokenizer.of_model import tokenizer_of
 from simpo_jax.train.step import TrainState
 
 METRICS = [
@@ -23,10 +23,11 @@ METRICS = [
 
 def save(workdir, source, params, average=None, step=3, identity=None, **settings):
   """Saves weights as the checkpoint after a step; `train__ema_decay` is `train.ema_decay`."""
-  if identity is None:
-    identity = model_fields(open_model(str(source)), load_tokenizer(str(source)))
   fields = {k.replace("__", "."): v for k, v in settings.items()}
   config = replace_fields(Settings(), {"model.source": str(source), **fields})
+  if identity is None:
+    model = open_model(str(source))
+    identity = model_fields(model, tokenizer_of(model, config))
   about = {
     "config": as_json(config),
     "identity": identity,

@@ -1,17 +1,14 @@
 """Chat templates of the field: text, ids and refusals are those of transformers and tokenizers."""
 
-import datetime
 import inspect
 import json
-from typing import Any, NamedTuple
 
 import jinja2
 import pytest
-from tokenizers import Tokenizer as RustTokenizer
 
 from simpo_jax.tokenizer.chat_template import TemplateFailed
 from simpo_jax.tokenizer.load import load_tokenizer
-from simpo_jax.tokenizer.tokenizer import Tokenizer, encode_with_bos
+from simpo_jax.tokenizer.tokenizer import encode_with_bos
 from support.chat_templates import (
   FOLDER,
   NAMES,
@@ -20,14 +17,15 @@ from support.chat_templates import (
   TOOLS,
   assistant,
   call,
+  open_chat,
   save_folder,
+  stopped_clock,
   system,
   tool,
   user,
 )
 from support.folders import GOLDEN
 
-DATE = datetime.datetime(2026, 11, 23, 23, 59, 30)
 TOOL_ROLE = {"call", "call_answer", "two_calls", "short_id", "reasoning_and_call", "none"}
 SYSTEM = {"system", "system_turns", "system_tools", "odd"}
 ORDER = {"two_systems", "assistant_first", "other_role"}
@@ -42,40 +40,16 @@ REFUSED = {
 }
 
 
-class Chat(NamedTuple):
-  name: str
-  ours: Tokenizer
-  theirs: Any
-  rust: RustTokenizer
-
-
-class _Clock(datetime.datetime):
-  @classmethod
-  def now(cls, tz=None):
-    return DATE
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_date():
-  from transformers.utils import chat_template_utils
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(chat_template_utils, "datetime", _Clock)
+  with stopped_clock():
     yield
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def chat(request, tmp_path_factory):
   """One after the other: a module's tests of the same parameter follow each other."""
-  import transformers
-
-  folder = save_folder(request.param, tmp_path_factory.mktemp("tokenizer"))
-  return Chat(
-    request.param,
-    load_tokenizer(str(folder), DATE.isoformat()),
-    transformers.AutoTokenizer.from_pretrained(folder),
-    RustTokenizer.from_file(str(folder / "tokenizer.json")),
-  )
+  return open_chat(request.param, tmp_path_factory.mktemp("tokenizer"))
 
 
 def outcome(render, *args, **options):

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 import transformers
 
-from simpo_jax.checkpoint import resume, saved_run
+from simpo_jax.checkpoint import resume, saved_run, split_change
 from simpo_jax.errors import UserError
 from simpo_jax.export.runs import export_run
 from simpo_jax.models.gguf_header import check_header
@@ -173,6 +173,25 @@ def test_a_run_of_the_old_split_is_told_what_changed(small, tmp_path):
   now: Any = types.SimpleNamespace(program=None, model=open_model(str(path)), tokenizer=tokenizer)
   with pytest.raises(UserError, match=f"{message}.*; finish it with that version, or start over"):
     resume.find_resume_point(run, Settings(), model_fields(now.model, tokenizer), now)
+
+
+@pytest.mark.parametrize("when", ("opened", "used"))
+def test_a_file_that_transformers_cannot_read_is_told(when, small, tmp_path, monkeypatch):
+  path = small("smollm")
+  run = save(tmp_path / "run", path, load(path)[1], identity=_as_saved_before(path))
+  now = open_model(str(path)), load_tokenizer(str(path))
+
+  def fail(*args, **kwargs):
+    raise KeyError("no\nfield")
+
+  def earlier(*args, **kwargs):
+    return types.SimpleNamespace(encode=fail)
+
+  read = fail if when == "opened" else earlier
+  monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", read)
+  with pytest.raises(UserError, match=f"transformers does not read {path} .*no.*; try that$") as e:
+    split_change.check_split(run, _as_saved_before(path), *now, "try that")
+  assert "\n" not in str(e.value)
 
 
 def test_a_run_whose_split_is_as_it_was_goes_on(small, tmp_path):

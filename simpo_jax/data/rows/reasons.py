@@ -26,6 +26,8 @@ REASONS = {
   "empty_rejected": "the rejected response has no text",
   "template_failed": "the chat template refuses the conversation",
   "template_not_prefix": "the chat template rewrites earlier turns once they are answered",
+  "no_embedding": "the text or the chat template spells a token without a row in the model's "
+  "embedding",
   "identical": "both responses are the same tokens",
   "longer_than_row": "the pair does not fit data.row_length",
 }
