@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from simpo_jax import storage
-from simpo_jax.data.readers import download, links
+from simpo_jax.data.readers import download
 from simpo_jax.data.readers.compressed import (
   KINDS,
   is_compressed,
@@ -64,13 +64,11 @@ def read_rows(
 
 
 def find_file(path: str) -> pathlib.Path:
-  """Returns the local file at `path`, downloading it from a bucket or a link.
+  """Returns the local file at `path`, downloading it from a bucket.
 
   Raises:
     UserError: it does not exist (the message names similar files) or is a folder.
   """
-  if links.is_link(path):
-    return links.fetch(path)
   if storage.is_remote(path):
     return _fetch_copy(path)
   file = plain(path)

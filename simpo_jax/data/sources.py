@@ -20,6 +20,7 @@ from simpo_jax.data.readers.splits import Split
 from simpo_jax.data.row_files import Malformed, find_file, read_rows
 from simpo_jax.data.rows.fields import FIELDS, rename
 from simpo_jax.errors import UserError, one_line
+from simpo_jax.storage.paths import is_link
 
 _MAX_COLUMNS = 30  # listed in a message
 _GLOB = "*?["
@@ -59,7 +60,7 @@ def open_source(source: str, extensions: Collection[str] = EXTENSIONS) -> Source
   """
   if hub.is_hub_source(source):
     return _hub_source(source, extensions)
-  if links.is_link(source):
+  if is_link(source):
     return _single(source, links.file_name(source), lambda: links.fetch(source))
   folder, pattern = _folder_and_pattern(source)
   if folder is not None:

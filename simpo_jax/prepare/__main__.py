@@ -27,7 +27,7 @@ from absl import flags
 
 from simpo_jax import storage
 from simpo_jax.errors import UserError
-from simpo_jax.storage.paths import brief, check_path
+from simpo_jax.storage.paths import brief, check_path, is_link
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -156,7 +156,7 @@ def prepare(
 
 def default_name(source: str) -> str:
   """Returns a dataset name derived from its source: my-Pairs.v2.jsonl.gz -> my_pairs_v2."""
-  from simpo_jax.data.readers.links import file_name, is_link
+  from simpo_jax.data.readers.links import file_name
 
   local = os.path.exists(source) or storage.is_remote(source)
   stem = source if local else source.split(":")[0]

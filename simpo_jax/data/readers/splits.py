@@ -72,15 +72,17 @@ def group(names: Sequence[str], top_folders: bool = False, merge: bool = True) -
 
   Args:
     top_folders: each top folder is a split, as in a dictionary of datasets.
-    merge: files whose names say nothing are one split; False: each is one.
+    merge: if no name says anything, all files are one split; False: each is one.
   """
   found: dict[tuple[str, str], list[str]] = {}
-  for name in names:
-    label, kind = _split_of(name)
+  split_of = {name: _split_of(name) for name in names}
+  # Beside named splits no pattern would select the others alone.
+  merge = merge and not any(kind for _, kind in split_of.values())
+  for name, (label, kind) in split_of.items():
     if top_folders:
       top = name.split("/")[0]
       label, kind = f"{top}/*", _kind(top)
-    elif merge and not kind:
+    elif merge:
       label = "*"
     found.setdefault((label, kind), []).append(name)
   return sorted(Split(label, kind, tuple(members)) for (label, kind), members in found.items())
