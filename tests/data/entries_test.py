@@ -16,12 +16,13 @@ from simpo_jax.data.load import BY_ROW, load_data
 from simpo_jax.data.pairs import find_repeats
 from simpo_jax.data.readers import splits
 from simpo_jax.data.shuffle import held_out_prompts, prompt_fraction, prompt_key, split_by_row
-from simpo_jax.data.sources import find_files, open_source, read_source
+from simpo_jax.data.sources import open_source
 from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import UserError
 from simpo_jax.settings import DataSettings, Settings, TrainSettings
 from simpo_jax.storage.paths import check_path
 from simpo_jax.tokenizer.tokenizer import byte_tokenizer
+from support.sources import find_files, read_source
 
 BYTE = byte_tokenizer()
 

@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from simpo_jax.data.readers.compressed import EXTENSIONS
+from simpo_jax.data.readers.compressed import PROMPTS
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.storage.paths import names_outside, nearest_files, plain
 
 _HUB_SOURCE = re.compile(r"((?![^:]*\.\.)\w[\w.-]*/\w[\w.-]*)(?::(.+))?")
-_FILE_ENDINGS = (*EXTENSIONS, ".txt", ".py", ".zip", ".tar")
+_FILE_ENDINGS = (*PROMPTS.extensions, ".py", ".zip", ".tar")
 
 
 class Dataset(NamedTuple):

@@ -8,10 +8,10 @@ are one split. Different names are different splits: train_prefs-*, train_sft-*.
 import fnmatch
 import pathlib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from simpo_jax.data.readers.compressed import EXTENSIONS
+from simpo_jax.data.readers.compressed import PAIRS, Kinds
 from simpo_jax.errors import UserError
 
 TRAIN, HELD_OUT = "train", "test"  # also those that `prepare` writes
@@ -50,10 +50,10 @@ class Named(NamedTuple):
   others: tuple[str, ...]
 
 
-def data_files(names: Sequence[str], extensions: Collection[str] = EXTENSIONS) -> Named:
+def data_files(names: Sequence[str], kinds: Kinds = PAIRS) -> Named:
   """Separates the files of rows from others. Hidden files, as downloads leave them, are neither."""
   seen = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
-  data = [n for n in seen if n.lower().endswith(tuple(extensions)) and not is_metadata(n, names)]
+  data = [n for n in seen if kinds.has(n) and not is_metadata(n, names)]
   read = set(data)
   return Named(tuple(data), tuple(n for n in seen if n not in read))
 
