@@ -7,10 +7,10 @@ import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from simpo_jax.data.readers.compressed import KINDS, is_known
+from simpo_jax.data.readers.compressed import PAIRS
 from simpo_jax.data.readers.tables import read_parquet
-from simpo_jax.data.row_files import MAX_LINE, Malformed, find_file, parse_line, read_rows
-from simpo_jax.data.rows.fields import FIELDS, NO_COLUMNS, rename
+from simpo_jax.data.row_files import MAX_LINE, Malformed, find_file, no_rows, parse_line, read_rows
+from simpo_jax.data.rows.fields import FIELDS, NO_COLUMNS, rename_all
 from simpo_jax.errors import UserError
 
 CHUNK_BYTES = 32 * 2**20
@@ -47,7 +47,7 @@ def split_into_chunks(files: Sequence[File], chunk_bytes: int = CHUNK_BYTES) -> 
 
 
 def read_chunk(
-  chunk: Chunk, columns: Mapping[str, str] = NO_COLUMNS
+  chunk: Chunk, columns: Mapping[str, str] = NO_COLUMNS, seen: dict[str, None] | None = None
 ) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
   """Yields (row id, row) like `sources.read_files`, with constant memory.
 
@@ -55,9 +55,11 @@ def read_chunk(
 
   Args:
     columns: {field: column}, from `fields.parse_columns`.
+    seen: receives the names that `fields.check_columns` needs.
   """
-  for number, row in _read_chunk(chunk, {*FIELDS, *columns.values()}):
-    yield f"{chunk.file.name}:{number}", row if isinstance(row, Malformed) else rename(row, columns)
+  numbered = _read_chunk(chunk, {*FIELDS, *columns.values()})
+  rows = ((f"{chunk.file.name}:{number}", row) for number, row in numbered)
+  return rename_all(rows, columns, {} if seen is None else seen)
 
 
 def _read_chunk(
@@ -76,11 +78,10 @@ def _read_chunk(
 def _split_file(file: File, chunk_bytes: int) -> Iterator[Chunk]:
   path = pathlib.Path(find_file(file.path))
   name = path.name.lower()
-  if not is_known(name):
-    raise UserError(f"{path} is of an unknown kind; the name must end in {KINDS}")
+  PAIRS.check(path)
   size = path.stat().st_size
   if not size:
-    raise UserError(f"{path} has no rows; give a file with at least one")
+    raise no_rows(str(path))
   if name.endswith(".jsonl"):
     return _split_lines(file, path, chunk_bytes)
   if name.endswith(".parquet"):
@@ -117,7 +118,7 @@ def _split_row_groups(file: File, path: pathlib.Path, chunk_bytes: int) -> Itera
   except (pa.ArrowException, ValueError, OSError) as error:
     raise UserError(f"{path} is not a readable parquet file ({error})") from error
   if not metadata.num_rows:
-    raise UserError(f"{path} has no rows; give a file with at least one")
+    raise no_rows(str(path))
   start, first, rows, size = 0, 1, 0, 0
   for number in range(metadata.num_row_groups):
     group = metadata.row_group(number)

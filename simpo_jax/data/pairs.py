@@ -128,8 +128,7 @@ def _describe(
   if left:
     took = next(split.label for split in source.splits if taken & set(split.names))
     yield f"{name}: {took} are the {role} pairs, and not {splits.listed(left)}"
-  if source.others:
-    yield f"{name}: not read, being of no known kind: {splits.listed(source.others)}"
+  yield from source.left_out()
 
 
 class Repeats(NamedTuple):

@@ -3,7 +3,6 @@
 import difflib
 import itertools
 import json
-import pathlib
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simpo_jax.config_check import range_problem
-from simpo_jax.data.file_chunks import File
-from simpo_jax.data.readers.compressed import EXTENSIONS
+from simpo_jax.data.readers.compressed import PROMPTS
 from simpo_jax.data.rendering import render_prompt, unshown
-from simpo_jax.data.row_files import Malformed, open_lines
-from simpo_jax.data.rows.fields import FIELDS, parse_columns, rename
+from simpo_jax.data.row_files import Malformed
+from simpo_jax.data.rows.fields import FIELDS, parse_columns
 from simpo_jax.data.rows.formats import Conversation, check_prompt, to_prompt
 from simpo_jax.data.rows.reasons import REASONS, SkipRow
-from simpo_jax.data.sources import find_files, read_files
+from simpo_jax.data.sources import Source, open_source, read_files
 from simpo_jax.data.types import Message, Prompt
 from simpo_jax.errors import UserError, shown
 from simpo_jax.settings import FIELDS as SETTING_FIELDS
@@ -50,11 +48,13 @@ class Prompts(NamedTuple):
     prompts: the usable ones; the others keep their numbers.
     skipped: a message for each prompt that is left out.
     notes: counts of facts that the user should know, each of which completes "N prompts ...".
+    left_out: which files were not read, as a line.
   """
 
   prompts: list[Prompt]
   skipped: list[str]
   notes: dict[str, int]
+  left_out: tuple[str, ...] = ()
 
 
 class _Source(NamedTuple):
@@ -69,6 +69,7 @@ def load_prompts(
   tokenizer: Tokenizer,
   columns: Sequence[str] = (),
   skip_unusable: bool = False,
+  check_columns: bool = False,
 ) -> Prompts:
   """Loads the prompts of the config section `generate`, numbered from 0.
 
@@ -76,22 +77,25 @@ def load_prompts(
     columns: `data.columns`.
     skip_unusable: whether to leave out unusable prompts; else they are errors. With
       `generate.long_prompts`="skip", prompts that are too long are left out in any case.
+    check_columns: whether the columns are meant for these prompts, so that each must be there.
 
   Raises:
-    UserError: there are no prompts, one is empty, malformed or longer than
+    UserError: there are no prompts, or not the columns, one is empty, malformed or longer than
       `generate.max_prompt_length`, or the template of synthetic prompts is invalid.
   """
-  loaded, mapping = Prompts([], [], {}), parse_columns(columns)
-  for index, source in enumerate(_sources(generate, mapping)):
+  mapping, source = parse_columns(columns), _open(generate)
+  loaded = Prompts([], [], {}, source.left_out() if source else ())
+  rows = _rows(source, generate.count, mapping, check_columns) if source else _texts(generate)
+  for index, row in enumerate(rows):
     try:
-      prompt, notes = _read_prompt(index, source, tokenizer, mapping)
+      prompt, notes = _read_prompt(index, row, tokenizer)
       length, limit = len(prompt.tokens), generate.max_prompt_length
       if length <= limit:
         loaded.prompts.append(prompt)
         for note in dict.fromkeys(notes):
           loaded.notes[note] = loaded.notes.get(note, 0) + 1
         continue
-      name = f"prompt {index} ({source.origin})"
+      name = f"prompt {index} ({row.origin})"
       problem = (
         f"{name} has {length} tokens, more than generate.max_prompt_length={limit}; raise it"
       )
@@ -108,9 +112,9 @@ def load_prompts(
 
 
 def _read_prompt(
-  index: int, source: _Source, tokenizer: Tokenizer, columns: Mapping[str, str]
+  index: int, source: _Source, tokenizer: Tokenizer
 ) -> tuple[Prompt, tuple[str, ...]]:
-  conversation, settings = _conversation(source, columns)
+  conversation, settings = _conversation(source)
   try:
     check_prompt(conversation)
   except SkipRow as skip:
@@ -126,9 +130,7 @@ def _read_prompt(
   return Prompt(index, text, np.asarray(tokens, np.int32), settings), notes
 
 
-def _conversation(
-  source: _Source, columns: Mapping[str, str]
-) -> tuple[Conversation, dict[str, float]]:
+def _conversation(source: _Source) -> tuple[Conversation, dict[str, float]]:
   """The conversation and the settings of a row."""
   origin, row = source
   if isinstance(row, Malformed):
@@ -137,7 +139,6 @@ def _conversation(
     row = {"messages": [{"role": "user", "content": row}]}
   elif isinstance(row, list):
     row = {"messages": row}
-  row = rename(row, columns)
   settings = _settings(row, origin)
   try:
     rest = {name: value for name, value in row.items() if name not in SETTINGS}
@@ -155,7 +156,7 @@ def _conversation(
 def _settings(row: dict[str, Any], origin: str) -> dict[str, float]:
   """The settings of a row; a misspelled one is an error."""
   for name in row:
-    if name in _FOR_ALL:
+    if name in _FOR_ALL and row[name] is not None:
       raise UserError(
         f"{origin}: {name} cannot be set for one prompt; set generate.{name} for all, or remove it"
       )
@@ -164,7 +165,17 @@ def _settings(row: dict[str, Any], origin: str) -> dict[str, float]:
       raise UserError(f"{origin}: there is no setting {name}; did you mean {near[0]}?")
   # In a table, null means that the row does not set the column.
   given = {name: row[name] for name in SETTINGS if row.get(name) is not None}
-  return {name: _check_setting(name, value, origin) for name, value in given.items()}
+  return {name: _check_setting(name, _number(value), origin) for name, value in given.items()}
+
+
+def _number(value: Any) -> Any:
+  """The number that a text is, as all values of a .csv file are; other values as they are."""
+  try:
+    number = float(value) if isinstance(value, str) else value
+    # Spreadsheets and pandas write 40.0 for an integer.
+    return int(number) if isinstance(value, str) and number.is_integer() else number
+  except ValueError:
+    return value
 
 
 def _check_setting(name: str, value: Any, origin: str) -> float:
@@ -200,14 +211,12 @@ def encode_prompt(origin: str, conversation: Conversation, tokenizer: Tokenizer)
     raise UserError(f"{origin} cannot be encoded: {error}") from error
 
 
-def _sources(generate: GenerateSettings, columns: Mapping[str, str]) -> Iterator[_Source]:
+def _texts(generate: GenerateSettings) -> Iterator[_Source]:
   if generate.prompt_list:
     for i, text in enumerate(generate.prompt_list):
       yield _Source(f"generate.prompt_list[{i}]", text)
-  elif generate.prompts == "synthetic":
-    yield from _synthetic(generate.template, generate.count)
   else:
-    yield from _from_file(generate.prompts, generate.count, columns)
+    yield from _synthetic(generate.template, generate.count)
 
 
 def _synthetic(template: str, count: int) -> Iterator[_Source]:
@@ -230,48 +239,16 @@ def _synthetic(template: str, count: int) -> Iterator[_Source]:
     yield _Source("generate.template", text)
 
 
-def _from_file(name: str, count: int, columns: Mapping[str, str]) -> Iterator[_Source]:
-  if count < 0:
-    raise UserError(f"generate.count={count} must be 0 (all) or positive")
-  files = find_files(name, extensions=(*EXTENSIONS, ".txt"))
-  rows = itertools.chain.from_iterable(_rows(name, file, columns) for file in files)
-  empty = True
-  for source in itertools.islice(rows, count or None):
-    empty = False
-    yield source
-  if empty:
-    raise UserError(f"{name} has no prompts; write one per line")
+def _rows(source: Source, count: int, columns: Mapping[str, str], check: bool) -> Iterator[_Source]:
+  fields = (*FIELDS, *SETTINGS, *_FOR_ALL)
+  rows = read_files(source.name, source.files(), columns, fields, PROMPTS, check)
+  return (_Source(*item) for item in itertools.islice(rows, count or None))
 
 
-def _rows(name: str, file: File, columns: Mapping[str, str]) -> Iterator[_Source]:
-  path = pathlib.Path(file.path)
-  if path.name.lower().endswith((".txt", ".jsonl")):
-    return _from_lines(path, name)
-  fields = (*FIELDS, *SETTINGS, *_FOR_ALL, *columns.values())
-  return (_Source(*item) for item in read_files(name, [file], {}, fields))
-
-
-def _from_lines(file: pathlib.Path, name: str) -> Iterator[_Source]:
-  parse = _text if file.suffix.lower() == ".txt" else _json
-  try:
-    for number, line in open_lines(file):
-      yield _Source(f"{file.name}:{number}", parse(line))
-  except OSError as error:
-    raise UserError(f"{name} cannot be read ({error.strerror})") from error
-
-
-def _text(line: bytes) -> str | Malformed:
-  try:
-    return line.decode("utf-8").strip()
-  except UnicodeDecodeError:
-    return Malformed("not_utf8")
-
-
-def _json(line: bytes) -> dict[str, Any] | list[Any] | Malformed:
-  try:
-    row = json.loads(line.decode("utf-8"))
-  except UnicodeDecodeError:
-    return Malformed("not_utf8")
-  except (ValueError, RecursionError):
-    row = None
-  return row if isinstance(row, (dict, list)) else Malformed("malformed_json")
+def _open(generate: GenerateSettings) -> Source | None:
+  """The source of prompts that are not in the config itself."""
+  if generate.prompt_list or generate.prompts == "synthetic":
+    return None
+  if generate.count < 0:
+    raise UserError(f"generate.count={generate.count} must be 0 (all) or positive")
+  return open_source(generate.prompts, PROMPTS)

@@ -1,4 +1,4 @@
-"""Reads rows from files of JSON, JSON lines and tables, without interpreting their fields.
+"""Reads rows from files of JSON, JSON lines, text and tables, without interpreting their fields.
 
 Rows are numbered from 1 (by line in a JSON-lines file, by position in others), so that a row id
 such as "dpo_en_demo.json:17" can be looked up.
@@ -11,14 +11,8 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from simpo_jax import storage
-from simpo_jax.data.readers import download, links
-from simpo_jax.data.readers.compressed import (
-  KINDS,
-  is_compressed,
-  is_known,
-  kind_of,
-  open_binary,
-)
+from simpo_jax.data.readers import download
+from simpo_jax.data.readers.compressed import PAIRS, Kinds, is_compressed, kind_of, open_binary
 from simpo_jax.data.readers.tables import read_arrow, read_delimited, read_parquet
 from simpo_jax.errors import UserError, first_line, one_line
 from simpo_jax.storage.paths import nearest_files, nearest_names, plain
@@ -33,44 +27,50 @@ class Malformed(NamedTuple):
   reason: str
 
 
-_Rows = Iterator[tuple[int, dict[str, Any] | Malformed]]
+_Rows = Iterator[tuple[int, Any]]
 
 
 def read_rows(
-  path: str, used: Collection[str] | None = None
-) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
+  path: str, used: Collection[str] | None = None, kinds: Kinds = PAIRS
+) -> Iterator[tuple[str, Any]]:
   """Yields (row id, row) for all rows of a file, in order.
 
-  A row that cannot be parsed is yielded as `Malformed`, so that the caller can count it.
+  A row has one of the types of `kinds.rows`, or is the text of a line of a .txt file. One that
+  cannot be parsed is yielded as `Malformed`, so that the caller can count it.
 
   Args:
     used: the columns of a table to decode; the others have the value `rows.fields.UNREAD`. None:
       all.
+    kinds: what is taken.
 
   Raises:
     UserError: the file is missing, unreadable, empty, or of an unsupported format.
   """
   file = find_file(path)
-  read = _reader(file)
+  kinds.check(file)
+  read = _READERS[kind_of(file.name)]
   count = 0
   try:
-    for number, row in read(file, used):
+    for number, row in read(file, used, kinds.rows):
       count += 1
       yield f"{file.name}:{number}", row
   except (OSError, EOFError, zlib.error) as error:
     raise UserError(f"{path} cannot be read ({first_line(error)}); is it complete?") from error
   if not count:
-    raise UserError(f"{path} has no rows; give a file with at least one")
+    raise no_rows(path)
+
+
+def no_rows(name: str) -> UserError:
+  """The error for a file or a source that holds nothing."""
+  return UserError(f"{name} has no rows; give a file with at least one")
 
 
 def find_file(path: str) -> pathlib.Path:
-  """Returns the local file at `path`, downloading it from a bucket or a link.
+  """Returns the local file at `path`, downloading it from a bucket.
 
   Raises:
     UserError: it does not exist (the message names similar files) or is a folder.
   """
-  if links.is_link(path):
-    return links.fetch(path)
   if storage.is_remote(path):
     return _fetch_copy(path)
   file = plain(path)
@@ -112,8 +112,8 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
       line = file.readline(MAX_LINE)
 
 
-def parse_line(line: bytes) -> dict[str, Any] | Malformed:
-  """Parses a line as a JSON object; returns `Malformed` if it is not one."""
+def parse_line(line: bytes, types: tuple[type, ...] = PAIRS.rows) -> Any:
+  """Parses a line as a JSON value of one of these types; returns `Malformed` if it is not one."""
   try:
     row = json.loads(line.decode("utf-8"))
   except UnicodeDecodeError:
@@ -121,29 +121,23 @@ def parse_line(line: bytes) -> dict[str, Any] | Malformed:
   # RecursionError: thousands of nested brackets.
   except (ValueError, RecursionError):
     row = None
-  return row if isinstance(row, dict) else Malformed("malformed_json")
+  return row if isinstance(row, types) else Malformed("malformed_json")
 
 
-def _reader(file: pathlib.Path) -> Callable[[pathlib.Path, Collection[str] | None], _Rows]:
-  readers: dict[str, Callable[[pathlib.Path, Collection[str] | None], _Rows]] = {
-    ".jsonl": lambda file, used: _read_json_lines(file),
-    ".json": lambda file, used: _read_json_list(file),
-    ".parquet": lambda file, used: read_parquet(file, used=used),
-    ".arrow": read_arrow,
-    ".csv": lambda file, used: read_delimited(file, ",", used),
-    ".tsv": lambda file, used: read_delimited(file, "\t", used),
-  }
-  if not is_known(file.name):
-    raise UserError(f"{file} is of an unknown kind; the name must end in {KINDS}")
-  return readers[kind_of(file.name)]
-
-
-def _read_json_lines(file: pathlib.Path) -> _Rows:
+def _read_text(file: pathlib.Path) -> _Rows:
   for number, line in open_lines(file):
-    yield number, parse_line(line)
+    try:
+      yield number, line.decode("utf-8").strip()
+    except UnicodeDecodeError:
+      yield number, Malformed("not_utf8")
 
 
-def _read_json_list(file: pathlib.Path) -> _Rows:
+def _read_json_lines(file: pathlib.Path, types: tuple[type, ...]) -> _Rows:
+  for number, line in open_lines(file):
+    yield number, parse_line(line, types)
+
+
+def _read_json_list(file: pathlib.Path, types: tuple[type, ...]) -> _Rows:
   compressed = is_compressed(file.name)
   with open_binary(file) as f:
     data = f.read(_MAX_UNPACKED + 1 if compressed else -1)
@@ -165,4 +159,15 @@ def _read_json_list(file: pathlib.Path) -> _Rows:
       " (or one object per line in a file named .jsonl)"
     )
   for number, row in enumerate(rows, start=1):
-    yield number, row if isinstance(row, dict) else Malformed("malformed_json")
+    yield number, row if isinstance(row, types) else Malformed("malformed_json")
+
+
+_READERS: dict[str, Callable[[pathlib.Path, Collection[str] | None, tuple[type, ...]], _Rows]] = {
+  ".txt": lambda file, used, types: _read_text(file),
+  ".jsonl": lambda file, used, types: _read_json_lines(file, types),
+  ".json": lambda file, used, types: _read_json_list(file, types),
+  ".parquet": lambda file, used, types: read_parquet(file, used=used),
+  ".arrow": lambda file, used, types: read_arrow(file, used),
+  ".csv": lambda file, used, types: read_delimited(file, ",", used),
+  ".tsv": lambda file, used, types: read_delimited(file, "\t", used),
+}

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from simpo_jax import storage
 from simpo_jax.data.file_chunks import File
 from simpo_jax.data.readers import download, hub, links, splits
-from simpo_jax.data.readers.compressed import EXTENSIONS, KINDS
+from simpo_jax.data.readers.compressed import PAIRS, Kinds
 from simpo_jax.data.readers.splits import Split
-from simpo_jax.data.row_files import Malformed, find_file, read_rows
-from simpo_jax.data.rows.fields import FIELDS, rename
+from simpo_jax.data.row_files import find_file, read_rows
+from simpo_jax.data.rows.fields import FIELDS, check_columns, rename_all
 from simpo_jax.errors import UserError, one_line
+from simpo_jax.storage.paths import is_link
 
-_MAX_COLUMNS = 30  # listed in a message
 _GLOB = "*?["
 
 
@@ -46,49 +46,35 @@ class Source(NamedTuple):
     """Fetches the files of the only split, or of the only one of a kind; see `splits.choose`."""
     return self.fetch(splits.choose(self.name, self.splits, kind).names)
 
+  def left_out(self) -> tuple[str, ...]:
+    """Says, in a line, which files are left out; no line if none is."""
+    if not self.others:
+      return ()
+    return (f"{self.name}: not read, being of no known kind: {splits.listed(self.others)}",)
 
-def open_source(source: str, extensions: Collection[str] = EXTENSIONS) -> Source:
+
+def open_source(source: str, kinds: Kinds = PAIRS) -> Source:
   """Lists the files that an entry names.
 
   Args:
     source: as the user wrote it.
-    extensions: of the files that are taken from a folder or a dataset.
+    kinds: of the files that are taken.
 
   Raises:
     UserError: there is no such thing, or nothing of a known kind in it.
   """
   if hub.is_hub_source(source):
-    return _hub_source(source, extensions)
-  if links.is_link(source):
+    return _hub_source(source, kinds)
+  if is_link(source):
     return _single(source, links.file_name(source), lambda: links.fetch(source))
   folder, pattern = _folder_and_pattern(source)
   if folder is not None:
-    return _folder_source(source, folder, pattern, extensions)
+    return _folder_source(source, folder, pattern, kinds)
   if not storage.is_remote(source) and any(c in source for c in _GLOB):
     if not storage.open_path(source, "data").exists():
-      return _glob_source(source, extensions)
+      return _glob_source(source, kinds)
   name = source.rpartition("/")[2]
   return _single(source, name, lambda: find_file(source))
-
-
-def find_files(source: str, extensions: Collection[str] = EXTENSIONS) -> list[File]:
-  """Returns the files that an entry names, in order; downloads what is not on this machine.
-
-  Args:
-    source: a file, a folder, FOLDER:PATTERN, a glob, ORG/NAME[:PATTERN] or a link.
-    extensions: of the files that are taken from a folder or a dataset.
-
-  Raises:
-    UserError: there is no such thing, nothing of a known kind in it, or several splits.
-  """
-  return open_source(source, extensions).files()
-
-
-def read_source(
-  source: str, columns: Mapping[str, str], fields: Collection[str] = FIELDS
-) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
-  """Yields (row id, row) of all rows that an entry names; see `read_files`."""
-  return read_files(source, find_files(source), columns, fields)
 
 
 def read_files(
@@ -96,7 +82,9 @@ def read_files(
   files: Sequence[File],
   columns: Mapping[str, str],
   fields: Collection[str] = FIELDS,
-) -> Iterator[tuple[str, dict[str, Any] | Malformed]]:
+  kinds: Kinds = PAIRS,
+  check: bool = True,
+) -> Iterator[tuple[str, Any]]:
   """Yields (row id, row) of all rows of files, in order, with mapped columns renamed.
 
   Of tables only the columns in `fields` and the mapped ones are decoded; all others have the value
@@ -105,6 +93,8 @@ def read_files(
   Args:
     source: the entry that names the files, for messages.
     columns: {field: column}, from `rows.fields.parse_columns`.
+    kinds: of the files, and of their rows; see `row_files.read_rows`.
+    check: whether each mapped column must be there.
 
   Raises:
     UserError: a file cannot be read, or no row has a mapped column.
@@ -112,19 +102,10 @@ def read_files(
   used = {*fields, *columns.values()}
   seen: dict[str, None] = {}
   for file in files:
-    for row_id, row in read_rows(file.path, used):
-      if not isinstance(row, Malformed):
-        if columns:
-          seen.update(dict.fromkeys(row))
-        row = rename(row, columns)
+    for row_id, row in rename_all(read_rows(file.path, used, kinds), columns, seen):
       yield f"{file.name}:{row_id.rpartition(':')[2]}", row
-  for field, column in columns.items():
-    if column not in seen and field not in seen:
-      more = " ..." if len(seen) > _MAX_COLUMNS else ""
-      raise UserError(
-        f"--config.data.columns names {column!r}, which no row of {source} has; there are "
-        f"{', '.join(list(seen)[:_MAX_COLUMNS])}{more}"
-      )
+  if check:
+    check_columns(columns, seen, source)
 
 
 def _single(source: str, name: str, fetch: Callable[[], pathlib.Path]) -> Source:
@@ -152,9 +133,7 @@ def _folder_and_pattern(source: str) -> tuple[storage.Path | None, str | None]:
   return None, None
 
 
-def _folder_source(
-  source: str, folder: storage.Path, pattern: str | None, extensions: Collection[str]
-) -> Source:
+def _folder_source(source: str, folder: storage.Path, pattern: str | None, kinds: Kinds) -> Source:
   names = list(storage.sizes(folder))
   _refuse_prepared(source, names)
 
@@ -168,7 +147,7 @@ def _folder_source(
     here = download.fetch(folder, chosen) if storage.is_remote(folder) else folder
     return [File(str(here / name), name) for name in chosen]
 
-  return _grouped(source, names, pattern, extensions, read, fetch)
+  return _grouped(source, names, pattern, kinds, read, fetch)
 
 
 def _refuse_prepared(source: str, names: Sequence[str]) -> None:
@@ -187,7 +166,7 @@ def _grouped(
   source: str,
   names: Sequence[str],
   pattern: str | None,
-  extensions: Collection[str],
+  kinds: Kinds,
   read: Callable[[str], dict[str, Any]],
   fetch: Callable[[Sequence[str]], list[File]],
   merge: bool = True,
@@ -199,12 +178,12 @@ def _grouped(
     read: returns the content of a .json file.
     merge: see `splits.group`.
   """
-  found = splits.data_files(names, extensions)
+  found = splits.data_files(names, kinds)
   states = [name for name in found.others if name.rpartition("/")[2] == "state.json"]
   data = splits.saved_files([*found.data, *states], read)
   if not data:
     raise UserError(
-      f"{source} holds no file of a known kind; the name must end in {KINDS}"
+      f"{source} holds no file of a known kind; the name must end in {kinds}"
       + (f"; there are {splits.listed(found.others)}" if found.others else "")
     )
   dictionary = "dataset_dict.json" in found.others
@@ -216,7 +195,7 @@ def _grouped(
   return Source(source, grouped, others, fetch)
 
 
-def _hub_source(source: str, extensions: Collection[str]) -> Source:
+def _hub_source(source: str, kinds: Kinds) -> Source:
   dataset = hub.open_dataset(source)
 
   def read(name: str) -> dict[str, Any]:
@@ -230,20 +209,20 @@ def _hub_source(source: str, extensions: Collection[str]) -> Source:
     paths = hub.download(dataset, chosen)
     return [File(path, name) for path, name in zip(paths, chosen, strict=True)]
 
-  found = _grouped(source, dataset.files, dataset.pattern, extensions, read, fetch, merge=False)
+  found = _grouped(source, dataset.files, dataset.pattern, kinds, read, fetch, merge=False)
   return found._replace(others=(), revision=f"{source}@{dataset.commit}")
 
 
-def _glob_source(source: str, extensions: Collection[str]) -> Source:
+def _glob_source(source: str, kinds: Kinds) -> Source:
   parts = storage.open_path(source, "data").parts
   first = next(i for i, part in enumerate(parts) if any(c in part for c in _GLOB))
   root, pattern = pathlib.Path(*parts[:first]), os.sep.join(parts[first:])
   names = sorted(glob.glob(pattern, root_dir=root, recursive=True), key=lambda n: n.split("/"))
-  found = splits.data_files([n for n in names if (root / n).is_file()], extensions)
+  found = splits.data_files([n for n in names if (root / n).is_file()], kinds)
   if not found.data:
     there = f"; there are {splits.listed(found.others)}" if found.others else ""
     raise UserError(
-      f"{source} matches no file of a known kind; the name must end in {KINDS}{there}"
+      f"{source} matches no file of a known kind; the name must end in {kinds}{there}"
     )
 
   def fetch(chosen: Sequence[str]) -> list[File]:

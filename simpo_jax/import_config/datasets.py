@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from simpo_jax.data.readers.compressed import EXTENSIONS
+from simpo_jax.data.readers.compressed import PAIRS
 from simpo_jax.errors import UserError
 from simpo_jax.import_config.axolotl import axolotl_sources
 from simpo_jax.import_config.llamafactory import llamafactory_sources
@@ -132,7 +132,7 @@ def _entry(source: Source, fraction: float) -> _Entry | str | None:
     return f"the share of {printable(name)} must be a whole percentage, not {printable(share)}"
   if not percent:
     return None
-  if name.lower().endswith(EXTENSIONS):
+  if PAIRS.has(name):
     if percent < 100 or source.limit is not None:
       part = f"{percent}%" if percent < 100 else f"the first {source.limit} rows"
       return f"files are used in full, not {part} of {printable(name)}: prepare it first"

@@ -1,4 +1,4 @@
-"""Rewrites messages for commands that load a model: flags instead of config fields."""
+"""Rewrites messages for commands without a config: flags instead of config fields."""
 
 import contextlib
 import dataclasses
@@ -26,6 +26,7 @@ def flag_names(text: str) -> str:
   fields = "|".join(field.name for field in dataclasses.fields(GenerateSettings))
   text = text.replace("--config.model.source", "--model").replace("--workdir=", "--model=")
   text = text.replace("--config.model.compute_dtype", "--dtype")
+  text = re.sub(r"(?:--config\.|(?<![\w/.\\-]))data\.columns\b", "--columns", text)
   return re.sub(
     rf"(?:--config\.|(?<![\w/.\\-]))generate\.({fields})\b",
     lambda m: f"--{_FLAGS.get(m[1], m[1])}",

@@ -20,14 +20,15 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from simpo_jax import storage
-from simpo_jax.errors import UserError
-from simpo_jax.storage.paths import brief, check_path
+from simpo_jax.data.rows.fields import COLUMNS_HELP
+from simpo_jax.errors import UserError, one_line
+from simpo_jax.storage.paths import brief, check_path, is_link
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -46,7 +47,7 @@ def _define_flags() -> None:
   flags.DEFINE_multi_string(
     "columns",
     [],
-    "FIELD=COLUMN, such as prompt=question: a column that stands for a field of a row; repeatable.",
+    COLUMNS_HELP,
   )
   flags.DEFINE_string("out", None, "Folder for datasets; default: TFDS_DATA_DIR.")
   flags.DEFINE_string("name", None, "Dataset name; default: derived from the source.")
@@ -122,26 +123,24 @@ def prepare(
     UserError: see `builder.build`.
   """
   from simpo_jax.data.prepared.builder import Target, build
-  from simpo_jax.data.rows.fields import parse_columns
-  from simpo_jax.data.sources import open_source
+  from simpo_jax.data.rows.fields import check_columns, parse_columns
+  from simpo_jax.loaded_model.messages import in_flag_names
 
   name = name or default_name(sources[0])
-  if not _NAME.fullmatch(name):
-    raise UserError(
-      f"--name={name} must be lower-case letters, digits and _, beginning with a letter"
-    )
-  if not _VERSION.fullmatch(version):
-    raise UserError(f"--version={version} must be three numbers, such as 1.0.0")
-  files, revisions = [], []
-  for source in map(open_source, sources):
-    files += source.files()
-    revisions += filter(None, [source.revision])
+  _check_names(name, version)
+  opened = [_open(source) for source in sources]
+  revisions = [source.revision for source, _ in opened if source.revision]
   target = Target(out, name, version, {"hub": revisions})
-  mapping = parse_columns(columns, "--columns")
+
+  def check(names: Mapping[Any, Mapping[str, None]]) -> None:
+    for source, files in opened:
+      check_columns(mapping, {n: None for file in files for n in names[file]}, source.name)
+
   start = time.perf_counter()
-  with _progress_bar() as progress:
+  with in_flag_names(), _progress_bar() as progress:
+    mapping = parse_columns(columns)
     record, new = build(
-      files,
+      [file for _, files in opened for file in files],
       target,
       eval_fraction,
       max_skip_fraction,
@@ -149,14 +148,34 @@ def prepare(
       force,
       progress=progress,
       columns=mapping,
+      check=check,
     )
   _report(record, target, new, time.perf_counter() - start)
   return target.folder
 
 
+def _open(name: str) -> tuple[Any, list[Any]]:
+  """(source, its files); says which are left out."""
+  from simpo_jax.data.sources import open_source
+
+  source = open_source(name)
+  for line in source.left_out():
+    print(one_line(line))
+  return source, source.files()
+
+
+def _check_names(name: str, version: str) -> None:
+  if not _NAME.fullmatch(name):
+    raise UserError(
+      f"--name={name} must be lower-case letters, digits and _, beginning with a letter"
+    )
+  if not _VERSION.fullmatch(version):
+    raise UserError(f"--version={version} must be three numbers, such as 1.0.0")
+
+
 def default_name(source: str) -> str:
   """Returns a dataset name derived from its source: my-Pairs.v2.jsonl.gz -> my_pairs_v2."""
-  from simpo_jax.data.readers.links import file_name, is_link
+  from simpo_jax.data.readers.links import file_name
 
   local = os.path.exists(source) or storage.is_remote(source)
   stem = source if local else source.split(":")[0]
@@ -191,6 +210,7 @@ def _report(record: dict[str, Any], target: Any, new: bool, seconds: float) -> N
 
   from simpo_jax.data.readers.splits import HELD_OUT
   from simpo_jax.data.rows.reasons import REASONS
+  from simpo_jax.loaded_model.messages import flag_names
 
   console = Console(highlight=False, soft_wrap=True)
   pairs = ", ".join(f"{n:,} {split}" for split, n in record["pairs"].items())
@@ -204,10 +224,11 @@ def _report(record: dict[str, Any], target: Any, new: bool, seconds: float) -> N
   if record["skipped"]:
     table = Table("skipped", "rows", "meaning", "such as", show_edge=False)
     for reason, count in record["skipped"].items():
-      table.add_row(reason, f"{count:,}", REASONS[reason], ", ".join(record["examples"][reason]))
+      meaning, examples = flag_names(REASONS[reason]), ", ".join(record["examples"][reason])
+      table.add_row(reason, f"{count:,}", meaning, examples)
     console.print(table)
   for note, count in record.get("notes", {}).items():
-    console.print(f"{count:,} rows {note}")
+    console.print(flag_names(f"{count:,} rows {note}"))
   console.print(f"{shards} shards, {size:,} bytes in {brief(target.folder)}")
   use = f"--config.data.train=tfds:{target.name} --config.data.dir={shlex.quote(brief(target.out))}"
   if record["pairs"].get(HELD_OUT) and "split_by" not in record:

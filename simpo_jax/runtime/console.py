@@ -231,7 +231,8 @@ def _data_rows(name: str, report: SkipReport) -> list[tuple[str, str]]:
 
 
 def _prompt_rows(prompts: Prompts) -> list[tuple[str, str]]:
-  rows = [("", f"{count:,} prompts {note}") for note, count in prompts.notes.items()]
+  rows = [("", line) for line in prompts.left_out]
+  rows += [("", f"{count:,} prompts {note}") for note, count in prompts.notes.items()]
   if prompts.skipped:
     rows.append(("", f"{len(prompts.skipped):,} prompts left out, first: {prompts.skipped[0]}"))
   return rows

@@ -22,12 +22,14 @@ from absl import flags
 
 from simpo_jax import interrupts
 from simpo_jax.cli import run_program
+from simpo_jax.data.readers.compressed import PROMPTS
+from simpo_jax.data.rows.fields import COLUMNS_HELP
 from simpo_jax.errors import UserError, one_line
 from simpo_jax.loaded_model import flags as model_flags
 from simpo_jax.storage.paths import check_path, plain
 
 _PROGRAM_FLAGS = (
-  *model_flags.MODEL, "prompts", "prompt", "count", "out", *model_flags.SETTINGS,
+  *model_flags.MODEL, "prompts", "prompt", "columns", "count", "out", *model_flags.SETTINGS,
   "samples_per_prompt", "logprobs", "max_slots", "max_prompt_length", "debug",
 )  # fmt: skip
 _LOG_SECONDS = 15.0  # between progress lines if stderr is not a terminal
@@ -41,6 +43,7 @@ def _config_changes() -> dict:
     samples_per_prompt="generate.num_samples",
     prompts="generate.prompts",
     prompt="generate.prompt_list",
+    columns="data.columns",
   )
   if values.prompts and values.prompt:
     raise UserError("--prompts and --prompt exclude each other; give only one of them")
@@ -137,7 +140,9 @@ def main(argv: Sequence[str]) -> None:
       raise UserError(
         "--prompts is missing: name a file of prompts, or give a prompt with --prompt"
       )
-    prompts = usable_prompts(loaded, progress.say)
+    if values.columns and (config.prompt_list or config.prompts == "synthetic"):
+      raise UserError("--columns names columns of files; name one with --prompts")
+    prompts = usable_prompts(loaded, progress.say, bool(values.columns))
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     progress.say(listed({name: getattr(config, name) for name in names}))
     with open_output(values.out) as write:
@@ -149,8 +154,12 @@ def main(argv: Sequence[str]) -> None:
 def _define_flags() -> None:
   model_flags.define_flags()
   flags.DEFINE_string(
-    "prompts", None, "Prompt file: .txt, .jsonl, .json or .parquet. Default: the run's prompts."
+    "prompts",
+    None,
+    "File, folder, FOLDER:PATTERN, glob, link, or ORG/NAME[:PATTERN] on the hub. Files: "
+    f"{PROMPTS}. Default: the run's prompts.",
   )
+  flags.DEFINE_multi_string("columns", None, f"{COLUMNS_HELP} Default: the run's data.columns.")
   flags.DEFINE_multi_string("prompt", None, "A prompt given inline; repeatable.")
   flags.DEFINE_integer("count", None, "Number of prompts to use; 0: all.")
   flags.DEFINE_string("out", None, "Output JSONL file; - for standard output.")

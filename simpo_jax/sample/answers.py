@@ -132,14 +132,20 @@ def _launches(
     yield generated, time.perf_counter() - started
 
 
-def usable_prompts(loaded: LoadedModel, say: Callable[[str], None]) -> list[Prompt]:
+def usable_prompts(
+  loaded: LoadedModel, say: Callable[[str], None], check_columns: bool = False
+) -> list[Prompt]:
   """Loads the prompts of `config.generate`; reports the unusable ones and leaves them out.
 
+  Args:
+    check_columns: whether all of `data.columns` must be there.
+
   Raises:
-    UserError: no prompt is usable.
+    UserError: no prompt is usable, or a column is not there.
   """
   config, limit = loaded.config.generate, loaded.model.config.context
-  found = load_prompts(config, loaded.tokenizer, loaded.config.data.columns, skip_unusable=True)
+  columns = loaded.config.data.columns
+  found = load_prompts(config, loaded.tokenizer, columns, True, check_columns)
   skipped, prompts = list(found.skipped), []
   for prompt in found.prompts:
     [budget] = {request.budget for request in make_requests([prompt], config)}
@@ -159,6 +165,8 @@ def usable_prompts(loaded: LoadedModel, say: Callable[[str], None]) -> list[Prom
       f"{len(prompts)} of {len(prompts) + len(skipped)} prompts kept; skipped: "
       f"{'; '.join(examples)}{more}"
     )
+  for line in found.left_out:
+    say(line)
   for note, count in found.notes.items():
-    say(f"{count} prompts {note}")
+    say(flag_names(f"{count} prompts {note}"))
   return prompts

@@ -30,7 +30,7 @@ class GenerateSettings:
   prompts: str = text(
     "synthetic",
     '"synthetic", a .txt file (one prompt per line), or rows as in data.train: a file, a folder, a '
-    "hub dataset or a link.",
+    "glob, a hub dataset or a link.",
     path=True,
   )
   prompt_list: tuple[str, ...] = items(

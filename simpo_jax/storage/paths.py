@@ -4,11 +4,14 @@ import difflib
 import errno
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 
 from etils import epath
 
 from simpo_jax.errors import UserError, one_line, shown
+
+_LINK = re.compile(r"https?://[^/]", re.IGNORECASE)
 
 
 def check_path(field: str, text: str) -> None:
@@ -20,7 +23,7 @@ def check_path(field: str, text: str) -> None:
   Args:
     field: the flag or field for the error message, such as "--workdir".
   """
-  if text.startswith(("https://", "http://")):
+  if is_link(text):
     return  # may be longer than the name of a file
   try:
     os.lstat(pathlib.Path(text).expanduser())
@@ -29,6 +32,11 @@ def check_path(field: str, text: str) -> None:
   except (OSError, ValueError, RuntimeError) as error:
     reason = error.strerror if isinstance(error, OSError) else one_line(error)
     raise UserError(f"{field}={shown(text)} cannot be a path ({reason}); name another") from error
+
+
+def is_link(text: str) -> bool:
+  """Whether a text is a link to a file on the web."""
+  return bool(_LINK.match(text))
 
 
 def plain(name: str | os.PathLike[str]) -> pathlib.Path:
@@ -84,13 +92,18 @@ def nearest_names(file: pathlib.Path | epath.Path, names: Sequence[str]) -> str:
   return f"; did you mean {', '.join(brief(file.parent / c) for c in close)}?" if close else ""
 
 
+def names_outside(name: str) -> bool:
+  """Whether a file name listed by untrusted metadata is of no file in its folder."""
+  path = pathlib.PurePosixPath(name)
+  return path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name
+
+
 def escapes_folder(folder: pathlib.Path | epath.Path, name: str) -> bool:
   """Whether a file name listed by untrusted metadata leads out of its folder, also by a symlink.
 
   The symlinks of the Hugging Face cache, from snapshots/ to blobs/, are allowed.
   """
-  path = pathlib.PurePosixPath(name)
-  if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+  if names_outside(name):
     return True
   if not isinstance(folder, pathlib.Path):  # buckets have no links
     return False

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from simpo_jax.checkpoint import layout
 from simpo_jax.data.prepared.builder import Target, build
 from simpo_jax.data.prepared.dataset import open_prepared, verify
-from simpo_jax.data.sources import find_files
 from simpo_jax.errors import UserError
 from support.fuzz_damage import EXTREMES, damaged_bytes, damaged_json, examples
+from support.sources import find_files
 from support.tiny_model_files import json_text
 
 ROWS = [{"prompt": f"Say {i}.", "chosen": f"{i}!", "rejected": "No."} for i in range(9)]

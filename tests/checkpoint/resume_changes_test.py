@@ -10,12 +10,12 @@ from simpo_jax import run as loop
 from simpo_jax.checkpoint import resume
 from simpo_jax.config import default_config
 from simpo_jax.data.prepared import builder
-from simpo_jax.data.sources import find_files
 from simpo_jax.errors import UserError
 from simpo_jax.runtime import modes
 from support.hf_models import save_hf_folder
 from support.run_outcome import assert_same, outcome, record
 from support.runs_in_process import Lost, go, lose
+from support.sources import find_files
 
 pytestmark = pytest.mark.usefixtures("one_executable")
 

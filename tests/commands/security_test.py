@@ -17,7 +17,6 @@ from simpo_jax.data.prepared.builder import Target, build
 from simpo_jax.data.prepared.dataset import open_prepared, verify
 from simpo_jax.data.readers import hub
 from simpo_jax.data.row_files import Malformed, read_rows
-from simpo_jax.data.sources import find_files
 from simpo_jax.errors import UserError
 from simpo_jax.models import weights
 from simpo_jax.settings import CheckpointSettings, Settings
@@ -25,6 +24,7 @@ from simpo_jax.storage.paths import escapes_folder
 from simpo_jax.tokenizer.load import load_tokenizer
 from support import tiny_model_files as valid
 from support.folders import ROOT
+from support.sources import find_files
 from support.tiny_model_files import json_text
 
 # --- no pickle ---------------------------------------------------------------------------

@@ -16,11 +16,13 @@ from simpo_jax.data.load import BY_ROW, load_data
 from simpo_jax.data.pairs import find_repeats
 from simpo_jax.data.readers import splits
 from simpo_jax.data.shuffle import held_out_prompts, prompt_fraction, prompt_key, split_by_row
-from simpo_jax.data.sources import find_files, open_source, read_source
+from simpo_jax.data.sources import open_source
 from simpo_jax.data.types import PairTokens
 from simpo_jax.errors import UserError
 from simpo_jax.settings import DataSettings, Settings, TrainSettings
+from simpo_jax.storage.paths import check_path
 from simpo_jax.tokenizer.tokenizer import byte_tokenizer
+from support.sources import find_files, read_source
 
 BYTE = byte_tokenizer()
 
@@ -74,7 +76,9 @@ def count(pairs):
       {"data/train_prefs-*": "train", "data/test_prefs-*": "test"},
     ),
     (["train.jsonl", "dev.jsonl", "more.jsonl"], {"train.jsonl": "train", "dev.jsonl": "test",
-                                                 "*": ""}),
+                                                 "more.jsonl": ""}),
+    (["test.jsonl", "part-1.jsonl", "part-2.jsonl"], {"test.jsonl": "test",
+                                                     "part-[0-9]*.jsonl": ""}),
     (["latest.jsonl", "trainer.jsonl", "contest.jsonl"], {"*": ""}),
   ],
 )  # fmt: skip
@@ -82,9 +86,8 @@ def test_splits_by_name(names, labels):
   found = splits.group(names)
   assert {split.label: split.kind for split in found} == labels
   assert sorted(name for split in found for name in split.names) == sorted(names)
-  for split in found:
-    if split.kind:  # what a message offers selects the same
-      assert tuple(splits.matching("", names, split.label)) == split.names
+  for split in found:  # what a message offers selects the same
+    assert tuple(splits.matching("", names, split.label)) == split.names
 
 
 def test_a_folder_of_splits_trains_on_one_and_holds_the_other_out():
@@ -111,7 +114,7 @@ def test_a_folder_of_splits_trains_on_one_and_holds_the_other_out():
   "files, says",
   [
     ({"d__train_a": 2, "d__train_b": 2}, "choose one, such as d:train_b.jsonl"),
-    ({"d__pairs": 2, "d__test": 2}, "several splits"),
+    ({"d__pairs": 2, "d__test": 2}, "several splits; .*of pairs.jsonl, test.jsonl"),
     ({"d__train": 2, "d__test": 2, "d__valid": 2}, "of test.jsonl, train.jsonl, valid.jsonl"),
   ],
 )
@@ -293,6 +296,15 @@ def test_a_link_that_gives_no_file(web, name, says):
   assert "\n" not in str(error.value)
   with pytest.raises(UserError, match="cannot be fetched .*refused"):
     find_files("http://127.0.0.1:9/a.jsonl")
+
+
+@pytest.mark.parametrize("scheme", ("https://", "HTTP://"))
+def test_a_link_may_be_longer_than_the_name_of_a_file(scheme):
+  link = f"{scheme}host/{'x' * 5000}/a.jsonl"
+  check_path("--source", link)
+  assert open_source(link).splits[0].names == ("a.jsonl",)
+  with pytest.raises(UserError, match="--source=.* cannot be a path"):
+    check_path("--source", link.removeprefix(scheme))
 
 
 # --- held-out pairs -----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Prompts to generate from: every source, and every mistake before the run."""
 
 import dataclasses
+import gzip
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from simpo_jax.errors import UserError
 from simpo_jax.generate.requests import make_requests
 from simpo_jax.settings import GenerateSettings
 from simpo_jax.tokenizer.tokenizer import byte_tokenizer
+from support.sources import find_files, read_source, zstd
 
 BYTE = byte_tokenizer()
 PLAIN = dataclasses.replace(BYTE, chat_template=None)
@@ -88,7 +90,7 @@ def test_template_fields(template):
 @pytest.mark.parametrize(
     "name, text, says",
     [
-        ("p.txt", "\n \n", "has no prompts"),
+        ("p.txt", "\n \n", "p.txt has no rows"),
         ("p.jsonl", "3", "p.jsonl:1 is not a row .* not a JSON object"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": " "}', "p.jsonl:2 is empty"),
         ("p.jsonl", '{"prompt": "\\ud800"}', "p.jsonl:1 .* lone surrogate"),
@@ -127,6 +129,104 @@ def test_file_mistakes_name_the_line(tmp_path, name, text, says):
 def test_setting_mistakes(fields, says):
   with pytest.raises(UserError, match=says):
     _load(**fields)
+
+
+MANY = [[{"role": "user", "content": "a"}], {"prompt": "b"}]
+JSONL = "\n".join(map(json.dumps, MANY)).encode()
+PACKED = {"": bytes, ".gz": gzip.compress, ".ZST": zstd}
+
+
+@pytest.mark.parametrize("end", PACKED)
+@pytest.mark.parametrize(
+  "name, content",
+  [("p.jsonl", JSONL), ("p.json", json.dumps(MANY).encode()), ("p.txt", b"a\n\nb\n"),
+   ("p.csv", b"prompt\na\nb\n"), ("p.tsv", b"prompt\tn\na\t1\nb\t2\n")],
+)  # fmt: skip
+def test_a_compressed_file_is_the_file(tmp_path, name, content, end):
+  (tmp_path / f"{name}{end}").write_bytes(PACKED[end](content))
+  for prompts in (tmp_path, tmp_path / f"{name}{end}", tmp_path / "p.*"):
+    found = _load(prompts=str(prompts), count=0)
+    assert [p.text for p in found] == ["a", "b"]
+    assert found[0].tokens.tolist() == [257, 259, *b"a", 258, 260]
+
+
+@pytest.mark.parametrize("name", ("p.jsonl.gz", "p.txt.gz", "p.csv.gz", "p.txt.zst", "p.jsonl.zst"))
+def test_a_truncated_file_is_told_in_a_line(tmp_path, name):
+  content = PACKED[name[-3:] if name.endswith("gz") else ".ZST"](b"prompt\n" + b"a\n" * 99)
+  (tmp_path / name).write_bytes(content[:-5])
+  with pytest.raises(UserError, match=f"{name} cannot be read .*; is it complete") as error:
+    load_prompts(GenerateSettings(prompts=str(tmp_path / name)), BYTE, skip_unusable=True)
+  assert "\n" not in str(error.value)
+
+
+def test_a_csv_file_has_settings(tmp_path):
+  path = _file(
+    tmp_path,
+    "p.csv",
+    "prompt,temperature,top_k,max_new_tokens,top_p,seed,stop\n"
+    "a,0.7,40,9,.5,,\nb,,,,,,\nc,1,40.0, 7 ,1e-1,,\n",
+  )
+  found = [dict(p.settings) for p in _load(prompts=path, count=0)]
+  assert found == [
+    {"temperature": 0.7, "top_k": 40, "max_new_tokens": 9, "top_p": 0.5},
+    {},
+    {"temperature": 1, "top_k": 40, "max_new_tokens": 7, "top_p": 0.1},
+  ]
+  assert {type(s[name]) for s in found if s for name in ("top_k", "max_new_tokens")} == {int}
+
+
+@pytest.mark.parametrize(
+  "column, value, says",
+  [
+    ("seed", "1", "seed cannot be set for one prompt"),
+    ("top_k", "1.5", "top_k is 1.5, and must be a whole number"),
+    ("top_k", "many", 'top_k is "many", and must be a whole number'),
+    ("temperature", "nan", "temperature=nan must be"),
+    ("max_new_tokens", "9" * 400, "must be a whole number"),
+    ("temprature", "1", "did you mean temperature"),
+  ],
+)
+def test_a_csv_file_with_a_wrong_setting(tmp_path, column, value, says):
+  path = _file(tmp_path, "p.csv", f"prompt,{column}\na,{value}\n")
+  with pytest.raises(UserError, match=f"p.csv:1: .*{says}"):
+    _load(prompts=path)
+
+
+def test_the_kinds_of_prompt_files_are_all_named(tmp_path):
+  (tmp_path / "a.docx").write_text("a")
+  for prompts in ("a.docx", "", "*.docx"):
+    with pytest.raises(UserError, match=r"must end in .*\.csv, \.tsv, \.txt \(all also with \.gz"):
+      _load(prompts=str(tmp_path / prompts))
+    with pytest.raises(UserError) as error:
+      find_files(str(tmp_path / prompts)) and list(read_source(str(tmp_path / prompts), {}))
+    assert ".txt" not in str(error.value)
+
+
+def test_files_that_are_left_out_are_told(tmp_path):
+  for name in ("a.jsonl", "b/c.txt"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"prompt": "a"}')
+  settings = GenerateSettings(prompts=str(tmp_path), count=0)
+  assert load_prompts(settings, BYTE).left_out == ()
+  (tmp_path / "notes.md").write_text("x")
+  found = load_prompts(settings, BYTE)
+  assert [p.text for p in found.prompts] == ["a", '{"prompt": "a"}']
+  assert found.left_out == (f"{tmp_path}: not read, being of no known kind: notes.md",)
+
+
+def test_columns_of_prompts(tmp_path):
+  path = _file(tmp_path, "p.csv", "q,sys\na,s\nb,\n")
+  settings = GenerateSettings(prompts=path, count=0)
+  found = load_prompts(settings, BYTE, ("prompt=q", "system=sys"), check_columns=True)
+  assert [p.text for p in found.prompts] == ["a", "b"]
+  assert found.prompts[0].tokens.tolist()[:3] == [257, 261, *b"s"]
+  missing = ("prompt=q", "rejected=bad")
+  assert len(load_prompts(settings, BYTE, missing).prompts) == 2, "of the training data"
+  with pytest.raises(UserError, match="names 'bad', which no row of .*; there are q, sys"):
+    load_prompts(settings, BYTE, missing, check_columns=True)
+  settings = GenerateSettings(prompts=_file(tmp_path, "p.txt", "a"))
+  with pytest.raises(UserError, match="names 'q', which no row of .*p.txt has; there are none"):
+    load_prompts(settings, BYTE, ("prompt=q",), check_columns=True)
 
 
 def test_not_utf8(tmp_path):

@@ -20,7 +20,6 @@ from simpo_jax.data.prefetch import Prefetcher, prefetch_batches
 from simpo_jax.data.prepared import builder
 from simpo_jax.data.prepared.dataset import open_prepared
 from simpo_jax.data.skip_report import SkipReport, add_row, check_read_so_far
-from simpo_jax.data.sources import find_files
 from simpo_jax.data.steps import step_source, window_source
 from simpo_jax.errors import Stopped, UserError
 from simpo_jax.settings import DataSettings, Settings, TrainSettings
@@ -29,6 +28,7 @@ from simpo_jax.train.batch import batch_shape
 from support.folders import ROOT
 from support.run_outcome import record
 from support.runs_in_process import go, terminate
+from support.sources import find_files
 
 pytestmark = pytest.mark.program
 

@@ -12,8 +12,8 @@ import pytest
 
 from simpo_jax.data.row_files import Malformed, open_lines, read_rows
 from simpo_jax.data.rows.fields import UNREAD
-from simpo_jax.data.sources import read_source
 from simpo_jax.errors import UserError
+from support.sources import read_source, zstd
 
 FAR = 2**61
 TYPES = (
@@ -129,13 +129,6 @@ def test_a_csv_that_is_none_says_where(tmp_path, content, says):
   with pytest.raises(UserError, match=says) as error:
     list(read_source(str(tmp_path / "a.csv"), {}))
   assert "\n" not in str(error.value) and "a.csv" in str(error.value)
-
-
-def zstd(content):
-  out = pa.BufferOutputStream()
-  with pa.CompressedOutputStream(out, "zstd") as stream:
-    stream.write(content)
-  return out.getvalue().to_pybytes()
 
 
 def test_zstandard_in_several_frames(tmp_path):

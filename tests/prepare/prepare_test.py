@@ -26,10 +26,11 @@ from simpo_jax.data.prepared.dataset import open_prepared, verify
 from simpo_jax.data.readers import hub, splits
 from simpo_jax.data.row_files import Malformed, read_rows
 from simpo_jax.data.rows.formats import to_conversation
-from simpo_jax.data.sources import find_files, read_files
+from simpo_jax.data.sources import read_files
 from simpo_jax.errors import UserError
 from simpo_jax.prepare.__main__ import prepare
 from support.folders import ROOT, TESTS
+from support.sources import find_files
 
 MESSAGE = {"role": "user", "content": "hé?\n"}
 FORMS = (
@@ -98,8 +99,40 @@ def test_columns_of_other_names(tmp_path):
     assert [pair[:3] for _, pair in found] == [(f"{i}?", "yes", "no") for i in range(9)]
     record = json.loads((tmp_path / "out" / name / "1.0.0" / "prepared.json").read_text())
     assert record["source"]["columns"] == {"prompt": "q", "rejected": "bad"}
-  with pytest.raises(UserError, match="--columns: 'prompt' is not FIELD=COLUMN"):
+  with pytest.raises(UserError, match="^--columns: 'prompt' is not FIELD=COLUMN"):
     prepare([source], tmp_path / "out", "other", columns=["prompt"])
+
+
+@pytest.mark.parametrize("workers", (1, 2))
+def test_a_column_that_no_row_of_a_source_has_is_refused(tmp_path, workers):
+  good = {"prompt": "a", "chosen": "yes", "rejected": "no"}
+  table = pa.Table.from_pylist([{**good, "q": f"{i}"} for i in range(9)])
+  pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+  lines = write_lines(tmp_path / "b.jsonl", [good, "{", {**good, "sys": "c"}])
+  table, out = str(tmp_path / "a.parquet"), tmp_path / "out"
+  says = "^--columns names 'sys', which no row of .*a.parquet has; there are prompt, .*, q$"
+  for sources in ([table], [lines, table]):
+    with pytest.raises(UserError, match=says) as told:
+      prepare(sources, out, "mine", workers=workers, columns=["system=sys"], max_skip_fraction=1)
+    with pytest.raises(UserError) as trained:
+      list(read_files(table, find_files(table), {"system": "sys"}))
+    assert str(told.value) == str(trained.value).replace("--config.data.columns", "--columns")
+  assert not list(out.glob("mine/*"))
+  prepare([lines], out, "mine", workers=workers, columns=["system=sys"], max_skip_fraction=1)
+  assert contents(f"tfds:{out}/mine")[1][1][0][0] == {"role": "system", "content": "c"}
+
+
+def test_files_that_are_left_out_and_columns_are_told_by_the_flags_name(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setenv("COLUMNS", "500")  # of the terminal
+  write_lines(tmp_path / "in.jsonl", [*rows_of(5), {"text": "a"}])
+  (tmp_path / "notes.txt").write_text("x")
+  prepare([str(tmp_path)], tmp_path / "out", "mine", max_skip_fraction=0.5, columns=["prompt=q"])
+  said = capsys.readouterr().out
+  assert f"{tmp_path}: not read, being of no known kind: notes.txt" in said
+  assert "; --columns maps other names to them" in said
+  assert "data.columns" not in said
 
 
 def test_shards_do_not_depend_on_the_number_of_workers(tmp_path):

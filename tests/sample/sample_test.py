@@ -12,6 +12,7 @@ from simpo_jax.loaded_model.steps import compile_steps
 from simpo_jax.program import compile_count
 from simpo_jax.sample import answers
 from simpo_jax.sample.__main__ import open_output
+from support.commands import command
 from support.hf_models import save_llama
 from support.hf_tokenizers import save_tokenizer
 from support.kv_pool import check_in_place
@@ -178,6 +179,32 @@ def test_a_file_is_whole_or_partial(tmp_path):
   assert not (tmp_path / "b").exists()
 
 
+def test_columns_of_the_flag_are_those_of_the_prompts(tmp_path, monkeypatch):
+  given = []
+  monkeypatch.setattr(answers, "sample", lambda loaded, prompts, *_: given.extend(prompts) or 1 / 0)
+  (tmp_path / "p.csv").write_text("query,top_k\na,3\nb,\n")
+  (tmp_path / "notes.md").write_text("#")
+  flags = ("simpo_jax.sample", "--model=embedded", "--out=-")
+  with pytest.raises(ZeroDivisionError):
+    command(*flags, f"--prompts={tmp_path}", "--columns=prompt=query")
+  assert [(p.text, dict(p.settings)) for p in given] == [("a", {"top_k": 3}), ("b", {})]
+  prompts = f"--prompts={tmp_path / 'p.csv'}"
+  for more, says in (
+    ((prompts,), "p.csv:1 needs one of prompt, .*; --columns maps other names to them"),
+    (
+      (prompts, "--columns=prompt=nope"),
+      "^--columns names 'nope', which no row of .*; there are query",
+    ),
+    ((prompts, "--columns=nope"), "^--columns: 'nope' is not FIELD=COLUMN"),
+    (("--prompt=a", "--columns=prompt=query"), "^--columns names columns of files; name one with"),
+  ):
+    with pytest.raises(UserError, match=says):
+      command(*flags, *more)
+
+
 def test_messages_name_the_flags():
+  text = "--config.data.columns names 'q' (data.columns has it), /x/data.columns, data.columnsize"
+  expected = "--columns names 'q' (--columns has it), /x/data.columns, data.columnsize"
+  assert flag_names(text) == expected
   text = "--config.generate.num_samples=0, generate.top_k, /x/generate.top_k, --config.model.source"
   assert flag_names(text) == "--samples_per_prompt=0, --top_k, /x/generate.top_k, --model"

@@ -14,7 +14,6 @@ import safetensors.numpy
 from simpo_jax import storage
 from simpo_jax.checkpoint import layout
 from simpo_jax.data.prepared import builder
-from simpo_jax.data.sources import find_files
 from simpo_jax.errors import UserError
 from simpo_jax.export.adapter import export_adapter
 from simpo_jax.models.config import EMBEDDED
@@ -30,6 +29,7 @@ from simpo_jax.workdir import files
 from support.buckets import BUCKET, content, download, objects, put
 from support.run_outcome import assert_same, outcome, record
 from support.runs_in_process import Lost, go, lose
+from support.sources import find_files
 
 pytestmark = pytest.mark.usefixtures("emulator", "one_executable")
 

@@ -30,6 +30,7 @@ from simpo_jax.data.prepared.shards import WrittenChunk, write_chunk
 from simpo_jax.data.prepared.stamps import CHANGED, UNKNOWN, compare, file_stamps
 from simpo_jax.data.prepared.target import COMMIT_FILE, Target, exclusive
 from simpo_jax.data.readers.splits import HELD_OUT, TRAIN
+from simpo_jax.data.row_files import no_rows
 from simpo_jax.data.rows.fields import NO_COLUMNS
 from simpo_jax.data.skip_report import (
   SkipReport,
@@ -100,6 +101,7 @@ def build(
   progress: Callable[[int, int, int], None] = lambda done, total, pairs: None,
   chunk_bytes: int | None = None,
   columns: Mapping[str, str] = NO_COLUMNS,
+  check: Callable[[Mapping[File, Mapping[str, None]]], None] = lambda names: None,
 ) -> tuple[dict[str, Any], bool]:
   """Writes the dataset unless it exists already.
 
@@ -109,6 +111,8 @@ def build(
     max_skip_fraction: maximum fraction of unusable rows.
     workers: number of processes; 1: this process.
     columns: {field: column}; see `fields.parse_columns`.
+    check: called with the names of the columns of each file, before the dataset is there; its
+      exceptions propagate. Without `columns` there are none.
     progress: called with (bytes done, total bytes, pairs written) after each chunk.
 
   Returns:
@@ -129,6 +133,7 @@ def build(
 
     def write(folder: pathlib.Path):
       written = _write_all(chunks, folder, eval_fraction, columns, workers, progress)
+      check(_names(files, chunks, written))
       report = functools.reduce(add_reports, (part.report for part in written), empty_report())
       record.update(_summary(source, written, report))
       _check_report(report, bool(record["pairs"].get(TRAIN)), max_skip_fraction)
@@ -244,6 +249,15 @@ def _exit_with_parent() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
+def _names(
+  files: Sequence[File], chunks: Sequence[Chunk], written: Sequence[WrittenChunk]
+) -> dict[File, dict[str, None]]:
+  names: dict[File, dict[str, None]] = {file: {} for file in files}
+  for chunk, part in zip(chunks, written, strict=True):
+    names[chunk.file].update(part.names)
+  return names
+
+
 def _summary(
   source: dict[str, Any], written: Sequence[WrittenChunk], report: SkipReport
 ) -> dict[str, Any]:
@@ -267,7 +281,7 @@ def _summary(
 
 def _check_report(report: SkipReport, trains: bool, limit: float) -> None:
   if not report.total:
-    raise UserError("the source has no rows; give files with at least one preference pair")
+    raise no_rows("the source")
   check_limit(report, limit, "--max_skip_fraction", outcome=", nothing was written")
   if not trains:
     raise UserError("no pair is left to train on; lower --eval_fraction")

@@ -29,7 +29,10 @@ def features():
       "id": text(doc="where the pair came from: FILE:ROW"),
       "prompt": text(doc="a plain prompt, which sees no chat template; or empty"),
       "messages": tfds.Sequence(
-        {"role": text(doc="system, user or assistant"), "content": text()},
+        {
+          "role": text(doc="system, developer, user, assistant, tool or ipython"),
+          "content": text(),
+        },
         doc="the turns of the prompt; the last is not the assistant's",
       ),
       "chosen": text(),

@@ -19,10 +19,16 @@ from simpo_jax.storage.digests import sha256
 
 
 class WrittenChunk(NamedTuple):
-  """The result of a chunk. shards: {split: {file, pairs, bytes, sha256}}, for nonempty splits."""
+  """The result of a chunk.
+
+  Attributes:
+    shards: {split: {file, pairs, bytes, sha256}}, for nonempty splits.
+    names: of the columns, if any is mapped; see `fields.check_columns`.
+  """
 
   shards: dict[str, dict[str, Any]]
   report: SkipReport
+  names: dict[str, None]
 
 
 def write_chunk(
@@ -33,11 +39,11 @@ def write_chunk(
   Args:
     columns: {field: column}; see `fields.parse_columns`.
   """
-  report = empty_report()
+  report, names = empty_report(), {}
   serialize = serializer()
   with contextlib.ExitStack() as stack:
     writers = {}
-    rows = (part for row in read_chunk(chunk, columns) for part in split_answers(*row))
+    rows = (part for row in read_chunk(chunk, columns, names) for part in split_answers(*row))
     for row_id, row in rows:
       try:
         if isinstance(row, Malformed):
@@ -57,7 +63,7 @@ def write_chunk(
   shards = {
     split: {"file": os.path.basename(w.path), **w.summary()} for split, w in writers.items()
   }
-  return WrittenChunk(shards, report)
+  return WrittenChunk(shards, report, names)
 
 
 class _Shard:

@@ -3,24 +3,52 @@
 import gzip
 import io
 import pathlib
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
+
+from simpo_jax.errors import UserError
 
 _COMPRESSED = (".gz", ".zst")
-_TEXT = (".json", ".jsonl", ".csv", ".tsv")
 _TABLES = (".parquet", ".arrow")  # they compress their columns themselves
 
-EXTENSIONS = tuple(f"{kind}{end}" for kind in _TEXT for end in ("", *_COMPRESSED)) + _TABLES
-KINDS = f"{', '.join(_TEXT)} (all also with {' or '.join(_COMPRESSED)}), {' or '.join(_TABLES)}"
+
+class Kinds(NamedTuple):
+  """The kinds of files that are taken for a purpose.
+
+  Attributes:
+    text: the extensions of files that may also be compressed.
+    rows: the types that a row of JSON may have.
+  """
+
+  text: tuple[str, ...]
+  rows: tuple[type, ...]
+
+  @property
+  def extensions(self) -> tuple[str, ...]:
+    """All ends of file names, in lower case."""
+    return (*(f"{kind}{end}" for kind in self.text for end in ("", *_COMPRESSED)), *_TABLES)
+
+  def __str__(self) -> str:
+    ends = " or ".join(_COMPRESSED)
+    return f"{', '.join(self.text)} (all also with {ends}), {' or '.join(_TABLES)}"
+
+  def has(self, name: str) -> bool:
+    """Whether a file of this name is taken."""
+    return name.lower().endswith(self.extensions)
+
+  def check(self, file: pathlib.Path) -> None:
+    """Raises a UserError for a file of another kind."""
+    if not self.has(file.name):
+      raise UserError(f"{file} is of an unknown kind; the name must end in {self}")
+
+
+PAIRS = Kinds((".json", ".jsonl", ".csv", ".tsv"), (dict,))
+# A line of text is a prompt, and so is a list of messages.
+PROMPTS = Kinds((*PAIRS.text, ".txt"), (dict, list))
 
 
 def kind_of(name: str) -> str:
   """Returns the extension that says what a file holds: ".jsonl" for "a.JSONL.gz"."""
   return pathlib.PurePath(name.lower().removesuffix(".gz").removesuffix(".zst")).suffix
-
-
-def is_known(name: str) -> bool:
-  """Whether a file's name says that it holds rows of a known kind."""
-  return name.lower().endswith(EXTENSIONS)
 
 
 def is_compressed(name: str) -> bool:

@@ -1,16 +1,15 @@
 """Lists and downloads files of datasets on the Hugging Face hub; runs no code of theirs."""
 
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from simpo_jax.data.readers.compressed import EXTENSIONS
+from simpo_jax.data.readers.compressed import PROMPTS
 from simpo_jax.errors import UserError, one_line
-from simpo_jax.storage.paths import nearest_files, plain
+from simpo_jax.storage.paths import names_outside, nearest_files, plain
 
 _HUB_SOURCE = re.compile(r"((?![^:]*\.\.)\w[\w.-]*/\w[\w.-]*)(?::(.+))?")
-_FILE_ENDINGS = (*EXTENSIONS, ".txt", ".py", ".zip", ".tar")
+_FILE_ENDINGS = (*PROMPTS.extensions, ".py", ".zip", ".tar")
 
 
 class Dataset(NamedTuple):
@@ -61,8 +60,7 @@ def open_dataset(source: str) -> Dataset:
 def check_names(source: str, names: Sequence[str]) -> None:
   """Raises a UserError if a file of a repository is named as if it lay outside of it."""
   for name in names:
-    path = pathlib.PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+    if names_outside(name):
       raise UserError(f"{source} has a file named {name!r}, outside its own folder; not fetched")
 
 

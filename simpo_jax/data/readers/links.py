@@ -3,7 +3,6 @@
 import email.utils
 import http.client
 import pathlib
-import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -12,7 +11,6 @@ from typing import BinaryIO
 from simpo_jax.data.readers.download import cached, set_mtime
 from simpo_jax.errors import UserError, one_line
 
-_LINK = re.compile(r"https?://[^/]", re.IGNORECASE)
 _TIMEOUT_SECONDS = 60.0  # without any byte
 _BLOCK_BYTES = 2**20
 _FAILURES = (OSError, http.client.HTTPException, ValueError)  # ValueError: a malformed link
@@ -27,11 +25,6 @@ for _handler in (
   urllib.request.HTTPErrorProcessor,
 ):
   _OPENER.add_handler(_handler())
-
-
-def is_link(source: str) -> bool:
-  """Whether a source is a link to a file on the web."""
-  return bool(_LINK.match(source))
 
 
 def file_name(link: str) -> str:

@@ -8,10 +8,10 @@ are one split. Different names are different splits: train_prefs-*, train_sft-*.
 import fnmatch
 import pathlib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from simpo_jax.data.readers.compressed import EXTENSIONS
+from simpo_jax.data.readers.compressed import PAIRS, Kinds
 from simpo_jax.errors import UserError
 
 TRAIN, HELD_OUT = "train", "test"  # also those that `prepare` writes
@@ -50,10 +50,10 @@ class Named(NamedTuple):
   others: tuple[str, ...]
 
 
-def data_files(names: Sequence[str], extensions: Collection[str] = EXTENSIONS) -> Named:
+def data_files(names: Sequence[str], kinds: Kinds = PAIRS) -> Named:
   """Separates the files of rows from others. Hidden files, as downloads leave them, are neither."""
   seen = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
-  data = [n for n in seen if n.lower().endswith(tuple(extensions)) and not is_metadata(n, names)]
+  data = [n for n in seen if kinds.has(n) and not is_metadata(n, names)]
   read = set(data)
   return Named(tuple(data), tuple(n for n in seen if n not in read))
 
@@ -72,15 +72,17 @@ def group(names: Sequence[str], top_folders: bool = False, merge: bool = True) -
 
   Args:
     top_folders: each top folder is a split, as in a dictionary of datasets.
-    merge: files whose names say nothing are one split; False: each is one.
+    merge: if no name says anything, all files are one split; False: each is one.
   """
   found: dict[tuple[str, str], list[str]] = {}
-  for name in names:
-    label, kind = _split_of(name)
+  split_of = {name: _split_of(name) for name in names}
+  # Beside named splits no pattern would select the others alone.
+  merge = merge and not any(kind for _, kind in split_of.values())
+  for name, (label, kind) in split_of.items():
     if top_folders:
       top = name.split("/")[0]
       label, kind = f"{top}/*", _kind(top)
-    elif merge and not kind:
+    elif merge:
       label = "*"
     found.setdefault((label, kind), []).append(name)
   return sorted(Split(label, kind, tuple(members)) for (label, kind), members in found.items())

@@ -1,6 +1,6 @@
 """The fields of a data row that are read, and `data.columns`, which maps other names to them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -12,15 +12,16 @@ FIELDS = (
   "rejected", "system", "system_prompt", "tools", "chat_template_kwargs",
 )  # fmt: skip
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+COLUMNS_HELP = (
+  "FIELD=COLUMN, such as prompt=question: a column that stands for a field of a row; repeatable."
+)
+_SETTING = "--config.data.columns"
+_MAX_COLUMNS = 30  # listed in a message
 UNREAD = object()  # the value of a column that exists in a table, but is not read
 
 
-def parse_columns(columns: Sequence[str], setting: str = "--config.data.columns") -> dict[str, str]:
+def parse_columns(columns: Sequence[str]) -> dict[str, str]:
   """Parses `data.columns`, ("FIELD=COLUMN", ...), to {field: column}.
-
-  Args:
-    columns: the setting.
-    setting: its name, for messages.
 
   Raises:
     UserError: an item is not of this form, its field is unknown, or a field occurs twice.
@@ -30,11 +31,11 @@ def parse_columns(columns: Sequence[str], setting: str = "--config.data.columns"
     field, separator, column = item.partition("=")
     if not separator or not column or field not in FIELDS:
       raise UserError(
-        f"{setting}: {item!r} is not FIELD=COLUMN, such as 'prompt=question'; fields "
+        f"{_SETTING}: {item!r} is not FIELD=COLUMN, such as 'prompt=question'; fields "
         f"are {', '.join(FIELDS)}"
       )
     if field in mapping:
-      raise UserError(f"{setting} names {field} twice; give it one column")
+      raise UserError(f"{_SETTING} names {field} twice; give it one column")
     mapping[field] = column
   return mapping
 
@@ -53,3 +54,34 @@ def rename(row: dict[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
     if name not in mapping.values()
   }
   return {**rest, **{field: row[column] for field, column in found.items()}}
+
+
+def rename_all(
+  rows: Iterable[tuple[str, Any]], columns: Mapping[str, str], seen: dict[str, None]
+) -> Iterator[tuple[str, Any]]:
+  """Yields (row id, row) with mapped columns renamed; rows that are no objects stay as they are.
+
+  Args:
+    seen: receives the names that the rows have, if columns are mapped; see `check_columns`.
+  """
+  for row_id, row in rows:
+    if columns and isinstance(row, dict):
+      seen.update(dict.fromkeys(row))
+      row = rename(row, columns)
+    yield row_id, row
+
+
+def check_columns(columns: Mapping[str, str], seen: Mapping[str, None], source: str) -> None:
+  """Raises a UserError if no row has a mapped column, nor the field itself.
+
+  Args:
+    seen: all names that the rows of the source have.
+    source: what the rows are of, for the message.
+  """
+  for field, column in columns.items():
+    if column not in seen and field not in seen:
+      more = " ..." if len(seen) > _MAX_COLUMNS else ""
+      raise UserError(
+        f"{_SETTING} names {column!r}, which no row of {source} has; there are "
+        f"{', '.join(list(seen)[:_MAX_COLUMNS]) or 'none'}{more}"
+      )
