@@ -5,7 +5,6 @@ In every layout the pool is `[L * P, page, 2 * K * h]`; a layout says what a pag
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
@@ -120,8 +119,8 @@ def _write_heads(
   _, T, K, h = k.shape
   ids, place = _places(pool, page_ids, start, count, T)
   k, v = k.astype(pool.dtype), v.astype(pool.dtype)
-  keys = pool.reshape(N, K, 2, h, page).at[ids, :, 0, :, place].set(k, mode="drop")
-  values = keys.reshape(N, K, 2, page, h).at[ids, :, 1, place].set(v, mode="drop")
+  keys = pool.reshape(N, 2, K, h, page).at[ids, 0, :, :, place].set(k, mode="drop")
+  values = keys.reshape(N, 2, K, page, h).at[ids, 1, :, place].set(v, mode="drop")
   return values.reshape(pool.shape)
 
 
@@ -130,19 +129,16 @@ def _read_heads(
 ) -> tuple[Keys, Values]:
   N, page, lanes = pool.shape
   K = lanes // (2 * h)
-  # XLA for CPU copies whole rows several times as fast as single numbers, which it does if the
-  # gather is fused with a change of shape: hence the barriers.
-  rows = pool.reshape(N * K * 2, h * page)
-  at = (page_ids[:, None] * (2 * K) + 2 * jnp.arange(K, dtype=jnp.int32)).reshape(-1)
-  keys = rows.at[at].get(mode="promise_in_bounds")
-  written = jnp.arange(page * h, dtype=jnp.int32) < jnp.repeat(live * h, K)[:, None]
-  values = jnp.where(written, rows.at[at + 1].get(mode="promise_in_bounds"), 0)
-  keys, values = jax.lax.optimization_barrier((keys, values))
+  halves = pool.reshape(N * 2, K * h * page)
+  keys = halves.at[2 * page_ids].get(mode="promise_in_bounds")
+  values = halves.at[2 * page_ids + 1].get(mode="promise_in_bounds")
+  token = jnp.tile(jnp.arange(page * h, dtype=jnp.int32) // h, K)
+  values = jnp.where(token < live[:, None], values, 0)
   return keys.reshape(-1, K, h, page), values.reshape(-1, K, page, h)
 
 
 # A token's keys and values of all heads are contiguous: head by head, K followed by V.
 TOKEN_MAJOR = Layout(_write_tokens, _read_tokens)
-# A head's keys, `[h, page]`, followed by its values, `[page, h]`: both are right operands of
-# matrix products as they lie in memory, while others would have to be transposed.
+# All keys of a page, `[K, h, page]`, then all its values, `[K, page, h]`: both are right
+# operands of matrix products as they lie in memory, while others would have to be transposed.
 HEAD_MAJOR = Layout(_write_heads, _read_heads)

@@ -46,9 +46,9 @@ def _pool(total, page, kv_heads, h, dtype, impl):
   if impl != "cpu":
     pool = np.full((total, page, kv_heads, 2, h), np.nan, dtype)
     return pool.reshape(total, page, -1), pool[:, :, :, 0], pool[:, :, :, 1]
-  pool = np.full((total, kv_heads, 2, h * page), np.nan, dtype)
-  keys = pool[:, :, 0].reshape(total, kv_heads, h, page).transpose(0, 3, 1, 2)
-  values = pool[:, :, 1].reshape(total, kv_heads, page, h).transpose(0, 2, 1, 3)
+  pool = np.full((total, 2, kv_heads * h * page), np.nan, dtype)
+  keys = pool[:, 0].reshape(total, kv_heads, h, page).transpose(0, 3, 1, 2)
+  values = pool[:, 1].reshape(total, kv_heads, page, h).transpose(0, 2, 1, 3)
   assert np.shares_memory(pool, keys) and np.shares_memory(pool, values)
   return pool.reshape(total, page, -1), keys, values
 
