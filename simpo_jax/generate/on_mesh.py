@@ -23,6 +23,7 @@ from simpo_jax.kernels.paged_attention import paged_prefill, write
 from simpo_jax.kernels.paged_attention.layouts import KVPool
 from simpo_jax.models import llama
 from simpo_jax.models.config import ModelConfig
+from simpo_jax.models.linear import activation_dtype
 from simpo_jax.models.lora import beside_weights
 from simpo_jax.models.sharding import INFERENCE_RULES, named, param_specs
 
@@ -49,11 +50,16 @@ def head_shards(model: ModelConfig, mesh: Mesh, mode: str) -> int:
   return math.prod(mesh.shape[axis] for axis in kv_axes(model, mesh, mode))
 
 
+def cache_dtype(mesh: Mesh, dtype: DTypeLike) -> np.dtype:
+  """Returns the dtype of activations and the KV pool where matmuls have operands in `dtype`."""
+  return activation_dtype(dtype, mesh.devices.flat[0].platform)
+
+
 def page_bytes(model: ModelConfig, mesh: Mesh, mode: str, page_size: int, dtype: np.dtype) -> int:
-  """Returns the bytes of one page on one device, in all layers."""
+  """Returns the bytes of one page on one device, in all layers; `dtype` is the compute dtype."""
   tokens = model.num_hidden_layers * page_size
   heads = model.num_key_value_heads // head_shards(model, mesh, mode)
-  return tokens * 2 * heads * model.head_dim * dtype.itemsize
+  return tokens * 2 * heads * model.head_dim * cache_dtype(mesh, dtype).itemsize
 
 
 def weight_bytes(model: ModelConfig, mesh: Mesh, mode: str, dtype: np.dtype) -> int:
@@ -83,7 +89,7 @@ def generate(
     params: the training weights, layers stacked.
     requests: of all groups.
     mode: a key of `INFERENCE_RULES`.
-    dtype: compute dtype, also that of the KV pool.
+    dtype: compute dtype.
     merge_lora: merges a layer's adapters, if there are any, into its weights.
 
   Returns:
@@ -102,7 +108,8 @@ def generate(
   def group(params: llama.Params, requests: Requests, axis: str | None = None) -> Generated:
     # Inside shard_map, the abstract mesh of the context records which axes are manual.
     context = jax.sharding.get_abstract_mesh() if axis else mesh
-    engine = make_engine(params, model, context, kv_axes(model, mesh, mode), shape, dtype, axis)
+    heads, cache = kv_axes(model, mesh, mode), cache_dtype(mesh, dtype)
+    engine = make_engine(params, model, context, heads, shape, cache, axis)
     local = requests._replace(each=jax.tree.map(first, requests.each))
     return jax.tree.map(with_group, generate_group(engine, local))
 
@@ -134,7 +141,7 @@ def make_engine(
     params: the decode weights, sharded as in `decode_specs`.
     mesh: inside `jax.shard_map`, the abstract mesh of the context.
     heads: the mesh axes that shard the KV cache, from `kv_axes`.
-    dtype: compute dtype, also that of the KV pool.
+    dtype: of activations and the KV pool, from `cache_dtype`.
     axis: the manual mesh axis over groups, if there are several groups.
   """
   pool = NamedSharding(mesh, pool_spec(heads))

@@ -86,7 +86,7 @@ def fit(
   Args:
     shape: from `shape_for`.
     mode: a key of `INFERENCE_RULES`.
-    dtype: compute dtype, also that of the pool.
+    dtype: compute dtype.
     room: bytes available for the pool on one device; None if unknown.
 
   Raises:

@@ -72,7 +72,7 @@ class Engine(NamedTuple):
   params: llama.Params  # decode weights, layers unstacked
   cfg: ModelConfig
   shape: GenerateShape
-  dtype: DTypeLike  # compute dtype, also that of the KV pool
+  dtype: DTypeLike  # of activations and the KV pool
   attend: PagedAttend
   place_pool: Callable[[KVPool], KVPool] = lambda pool: pool  # constrains the pool's sharding
   # Maximum over all groups, whose loops run in lockstep.

@@ -10,7 +10,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from simpo_jax.generate.kv_pool_size import free_bytes
-from simpo_jax.generate.on_mesh import decode_specs, kv_axes, make_engine, pool_spec, weight_bytes
+from simpo_jax.generate.on_mesh import (
+  cache_dtype,
+  decode_specs,
+  kv_axes,
+  make_engine,
+  pool_spec,
+  weight_bytes,
+)
 from simpo_jax.generate.state import State, initial
 from simpo_jax.generate.types import GenerateShape
 from simpo_jax.loaded_model.model import MODE, LoadedModel
@@ -49,16 +56,17 @@ def compile_steps(
   """
   cfg, mesh = loaded.model.config, loaded.mesh
   heads, replicated = kv_axes(cfg, mesh, MODE), NamedSharding(mesh, P())
+  cache = cache_dtype(mesh, loaded.dtype)
   start = time.perf_counter()
 
   def run(
     params: llama.Params, pool: jax.Array, rest: State, *inputs: Any
   ) -> tuple[jax.Array, State]:
-    engine = make_engine(params, cfg, mesh, heads, shape, loaded.dtype)
+    engine = make_engine(params, cfg, mesh, heads, shape, cache)
     out = step(engine, inputs[0], rest._replace(pool=pool), *inputs[1:])
     return out.pool, out._replace(pool=None)
 
-  engine = make_engine({}, cfg, mesh, heads, shape, loaded.dtype)
+  engine = make_engine({}, cfg, mesh, heads, shape, cache)
   state = jax.eval_shape(lambda: initial(engine))
   pool, rest = state.pool, state._replace(pool=None)
   weights = named(mesh, decode_specs(cfg, mesh, MODE))

@@ -4,13 +4,24 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
+
+
+def activation_dtype(compute: DTypeLike, platform: str) -> np.dtype:
+  """Returns the dtype of what lies between matmuls of operands in `compute`, KV cache included.
+
+  It is float32 on CPU, whose bfloat16 instructions are for products in float32 alone: XLA
+  multiplies faster that way, and converts whole arrays to write to bfloat16 ones.
+  """
+  return np.dtype(np.float32) if platform == "cpu" else jnp.dtype(compute)
 
 
 def matmul(
   x: Float[Array, "B T inputs"], w: Float[Array, "inputs outputs"]
 ) -> Float[Array, "B T outputs"]:
-  """Returns x @ w, in their dtype.
+  """Returns x @ w in x's dtype, the product of operands in w's dtype.
 
   The gradient of `w` contracts over a single, flattened token axis. To contract over two
   axes, XLA for CPU transposes an operand, and recomputes the elementwise operations fused
@@ -19,20 +30,26 @@ def matmul(
   return _matmul(x, w)
 
 
+def _dot(x: Array, w: Array, dtype: DTypeLike) -> Array:
+  return jnp.matmul(x, w, preferred_element_type=dtype)
+
+
 # pyright cannot infer the type of plain `@jax.custom_vjp`.
 @functools.partial(jax.custom_vjp, nondiff_argnums=())
 def _matmul(x: Array, w: Array) -> Array:
-  return x @ w
+  return _matmul_forward(x, w)[0]
 
 
 def _matmul_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-  return x @ w, (x, w)
+  operand = x.astype(w.dtype)
+  return _dot(operand, w, x.dtype), (operand, w)
 
 
 def _matmul_backward(residuals: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
   x, w = residuals
-  d_w = x.reshape(-1, x.shape[-1]).T @ d_y.reshape(-1, d_y.shape[-1])
-  return d_y @ w.T, d_w
+  dtype, d_y = d_y.dtype, d_y.astype(w.dtype)
+  d_w = _dot(x.reshape(-1, x.shape[-1]).T, d_y.reshape(-1, d_y.shape[-1]), dtype)
+  return _dot(d_y, w.T, dtype), d_w.astype(w.dtype)
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)

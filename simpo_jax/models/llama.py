@@ -225,8 +225,8 @@ def unembed_matrix(params: Params) -> Float[Array, "V D"]:
 
 def unembed(params: Params, x: Float[Array, "... D"], cfg: ModelConfig) -> Float32[Array, "... V"]:
   """Computes the logits of final hidden states."""
-  w = unembed_matrix(params).astype(x.dtype)
-  logits = jnp.einsum("...d,vd->...v", x, w, preferred_element_type=jnp.float32)
+  w = unembed_matrix(params)
+  logits = jnp.einsum("...d,vd->...v", x.astype(w.dtype), w, preferred_element_type=jnp.float32)
   return soft_cap(logits, cfg.final_logit_softcapping)
 
 

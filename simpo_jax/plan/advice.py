@@ -61,7 +61,7 @@ def _saved_activation_bytes(cfg: ProgramConfig) -> float:
   # Inputs of the norms and of every matmul; q, k and v before and after RoPE.
   saved = 5 * model.hidden_size + 2 * heads * model.head_dim + 4 * model.intermediate_size
   tokens = rows * cfg.batch.row_length * model.num_hidden_layers / cfg.mesh.shape["tensor"]
-  return tokens * saved * cfg.step.dtype.itemsize
+  return tokens * saved * cfg.step.activations.itemsize
 
 
 def _exceeding_modes(plan: dict[str, Any]) -> set[str]:

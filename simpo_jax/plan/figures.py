@@ -195,7 +195,7 @@ def _generation(planned: Planned, branch: Region, machine: Machine) -> dict[str,
     "refill": (combine([(price(r), 1) for r in rounds]), work.rounds),
   }
   shards = on_mesh.head_shards(model, cfg.mesh, cfg.mode)
-  itemsize = cfg.step.dtype.itemsize
+  itemsize = cfg.step.activations.itemsize
   if prefill is not None and work.passes:
     flops = attention_flops(model, work.prompt_keys) / shards / work.passes
     chunk_ends = work.prompt_keys / cfg.generate.chunk  # each chunk reads all earlier tokens

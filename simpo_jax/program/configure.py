@@ -21,6 +21,7 @@ from simpo_jax.generate.sizing import fit, select_kernel, shape_for
 from simpo_jax.generate.types import Assignment, Request
 from simpo_jax.kernels import range_attention
 from simpo_jax.models.config import ModelConfig
+from simpo_jax.models.linear import activation_dtype
 from simpo_jax.models.llama import tensors
 from simpo_jax.models.lora import Lora, make_lora
 from simpo_jax.models.sharding import ROWS, Device, make_mesh, named, param_specs, train_rules
@@ -105,6 +106,7 @@ def _step_config(
     model=model,
     simpo=settings.simpo,
     dtype=dtype,
+    activations=activation_dtype(dtype, platform),
     remat=train.remat,
     batch=batch_shape(train.batch_size, row, data.max_pairs_per_row, rows),
     rows=NamedSharding(mesh, ROWS),

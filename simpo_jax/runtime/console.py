@@ -25,6 +25,7 @@ from simpo_jax.data.skip_report import SkipReport
 from simpo_jax.generate.on_mesh import page_bytes
 from simpo_jax.models.lora import all_tensors
 from simpo_jax.program.build import Compiled
+from simpo_jax.runtime import cpu_bfloat16
 from simpo_jax.runtime.resolve import ResolvedRun, devices_text
 from simpo_jax.storage.paths import brief
 from simpo_jax.train.step import StepConfig
@@ -86,6 +87,7 @@ class Display:
       params: number of parameters of the model.
     """
     model, program = run.model, run.program
+    faster = cpu_bfloat16.advice(program.mesh.devices.flat[0].platform, program.step.dtype.name)
     table = Table.grid(padding=(0, 2))
     rows = [
       ("devices", devices_text(program.mesh)),
@@ -94,7 +96,7 @@ class Display:
         f"{model.name}: {model.config.model_type}, {params / 1e6:,.1f}M parameters, "
         f"{program.param_dtype} weights, {program.step.dtype} compute",
       ),
-      *(("", note) for note in model.notes),
+      *(("", note) for note in (*model.notes, faster) if note),
       *_adapters_row(program.step),
       ("data", f"{len(run.train_pairs)} training pairs, {len(run.eval_pairs)} held out"),
       *(row for name, report in skips.items() for row in _data_rows(name, report)),

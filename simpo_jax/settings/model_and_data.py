@@ -26,7 +26,8 @@ class ModelSettings:
   )
   compute_dtype: str = choice(
     "auto",
-    "Dtype of activations and matrix products; auto: bfloat16 on TPU and GPU, float32 on CPU.",
+    "Dtype of the operands of matrix products and, except on CPU, of activations; auto: bfloat16 "
+    "on TPU and GPU, float32 on CPU.",
     ("auto", "float32", "bfloat16"),
   )
 

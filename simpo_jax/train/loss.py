@@ -97,9 +97,9 @@ def _logits(
   index: Int32[Array, "B chunk"],
   cap: float | None,
 ) -> tuple[Float[Array, "B chunk D"], Float32[Array, "B chunk V"]]:
-  """Returns the hidden states at `index`, and their logits."""
-  x = jnp.take_along_axis(hidden, index[..., None], axis=1)
-  logits = jnp.einsum("bud,vd->buv", x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+  """Returns the hidden states at `index`, in the matrix's dtype, and their logits."""
+  x = jnp.take_along_axis(hidden, index[..., None], axis=1).astype(matrix.dtype)
+  logits = jnp.einsum("bud,vd->buv", x, matrix, preferred_element_type=jnp.float32)
   return x, soft_cap(logits, cap)
 
 
@@ -155,9 +155,7 @@ def _backward(
       d_logits *= 1 - (logits / cap) ** 2
     # Empty entries have no saved logsumexp: their exponentials may overflow.
     d_logits = jnp.where(ids[..., None] >= 0, d_logits, 0.0).astype(x.dtype)
-    d_x = jnp.einsum(
-      "buv,vd->bud", d_logits, matrix.astype(x.dtype), preferred_element_type=jnp.float32
-    )
+    d_x = jnp.einsum("buv,vd->bud", d_logits, matrix, preferred_element_type=jnp.float32)
     # Flattened to contract over a single axis; see `linear.matmul`.
     d_logits, x = (y.reshape(-1, y.shape[-1]) for y in (d_logits, x))
     d_matrix += jnp.einsum("nv,nd->vd", d_logits, x, preferred_element_type=jnp.float32)

@@ -86,7 +86,7 @@ def _per_device_loss(
     return fsdp.all_reduce(x, fsdp.TENSOR) if mesh.shape[fsdp.TENSOR] > 1 else x
 
   table = cfg.weights["embed"].spec
-  embedded = fsdp.lookup(params["embed"], table, micro.tokens, cfg.dtype)
+  embedded = fsdp.lookup(params["embed"], table, micro.tokens, cfg.activations)
   hidden = llama.forward(
     beside_weights(params),
     llama.scale_embeddings(embedded, cfg.model),

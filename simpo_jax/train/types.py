@@ -33,7 +33,8 @@ class StepConfig(NamedTuple):
 
   model: ModelConfig
   simpo: SimPOSettings
-  dtype: np.dtype  # compute dtype
+  dtype: np.dtype  # of the operands of matmuls
+  activations: np.dtype  # dtype of what lies between them; see `activation_dtype`
   remat: str  # what the backward pass recomputes; see `settings.train.REMAT`
   batch: BatchShape
   rows: NamedSharding  # of activations `[B, S, D]`

@@ -110,6 +110,7 @@ def step_config(cfg, simpo, shape, mesh=None, rules=sharding.TRAIN_RULES) -> Ste
     model=cfg,
     simpo=simpo,
     dtype=jnp.dtype("float32"),
+    activations=jnp.dtype("float32"),
     remat="full",
     batch=shape,
     rows=NamedSharding(mesh, sharding.ROWS),
