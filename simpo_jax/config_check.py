@@ -83,6 +83,8 @@ def _check_elements(field: Field, value: tuple[Any, ...], kind: type) -> None:
         f"--config.{field.name}={shown(value)}: {shown(element)!r} is not {_FIELD_TYPES[kind][1]}; "
         f"write it like {field.example}"
       )
+    if kind in (int, float) and (problem := range_problem(field, element)):
+      raise UserError(f"--config.{field.name}: {shown(element)} {problem}")
 
 
 def _check_lora(config: Settings) -> None:

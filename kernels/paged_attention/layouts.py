@@ -116,6 +116,9 @@ def _write_heads(
   /,
 ) -> KVPool:
   N, page, _ = pool.shape
+  if k.size == k.shape[2] * k.shape[3]:
+    # XLA would make an update of a scatter to one place, and copy the pool: add a dead token.
+    k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (k, v))
   _, T, K, h = k.shape
   ids, place = _places(pool, page_ids, start, count, T)
   k, v = k.astype(pool.dtype), v.astype(pool.dtype)

@@ -122,9 +122,9 @@ def _read_prompt(
   tokens = encode_prompt(source.origin, conversation, tokenizer)
   if not tokens:
     raise UserError(f"{source.origin} is empty; give it some text")
-  prompt = conversation.prompt
-  text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-  notes = conversation.notes
+  prompt, notes = conversation.prompt, conversation.notes
+  texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in reversed(prompt)]
+  text = next((text for text in texts if text.strip()), "")
   if not isinstance(prompt, str):
     notes = (*notes, *unshown(conversation, tokenizer, [render_prompt(conversation, tokenizer)]))
   return Prompt(index, text, np.asarray(tokens, np.int32), settings), notes

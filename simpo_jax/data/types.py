@@ -26,7 +26,7 @@ class PairTokens(NamedTuple):
 
 
 class Prompt(NamedTuple):
-  """One prompt. text: that of its last message, or the plain text, for display."""
+  """One prompt. text: that of its last message that has any, or the plain text, for display."""
 
   index: int
   text: str

@@ -100,7 +100,7 @@ def generation_config(model: OpenModel, tokenizer: Tokenizer) -> dict[str, Any]:
   return {
     **_kept(_special_ids(tokenizer), model),
     **_kept(found, model),
-    "eos_token_id": eos if len(eos) > 1 else eos[0],
+    **({"eos_token_id": eos if len(eos) > 1 else eos[0]} if eos else {}),
   }
 
 

@@ -168,8 +168,8 @@ def test_files(kind, suffix, tmp_path):
       assert same_pairs(pairs, [pair for _, _, pair in wanted if pair])
       told = {note for _, notes, _ in wanted for note in notes}
       # Whether a column that is not read holds anything is not known.
-      blank = [name for name, value in row.items() if value is None] if suffix != "jsonl" else []
-      unread = {f"have a column {name}, which is not read" for name in blank}
+      blank = [name for name in row if not has(row, name)] if suffix != "jsonl" else []
+      unread = {f"have a column {' '.join(name.split())}, which is not read" for name in blank}
       assert told <= set(report.notes) <= told | unread
     except UserError as error:
       assert str(error).isprintable() and all(skipped for skipped, _, _ in wanted)
