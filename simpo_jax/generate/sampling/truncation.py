@@ -148,4 +148,6 @@ def _ordinal(x: Float32[Array, " B"]) -> Int32[Array, " B"]:
 
 def _float(ordinal: Int32[Array, " B"]) -> Float32[Array, " B"]:
   bits = ordinal ^ ((ordinal >> 31) & 0x7FFFFFFF)
+  # Subnormal numbers count as 0, as in the comparisons of most devices.
+  bits = jnp.where((bits & 0x7F800000) == 0, 0, bits)
   return jax.lax.bitcast_convert_type(bits, jnp.float32)
