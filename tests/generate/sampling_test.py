@@ -178,7 +178,10 @@ def test_frequencies_of_all_settings_in_one_batch():
   def draw_all(position):
     rows = jnp.arange(len(cases), dtype=jnp.int32)
     u = uniforms(key, rows, rows % 2, jnp.full(len(cases), position))
-    both = jnp.broadcast_to(logits, (len(cases), vocab)), jnp.broadcast_to(seen, (len(cases), vocab))
+    both = (
+      jnp.broadcast_to(logits, (len(cases), vocab)),
+      jnp.broadcast_to(seen, (len(cases), vocab)),
+    )
     return choose(both[0], settings, u, switches, both[1])
 
   tokens, logprobs = map(np.asarray, jax.jit(lambda p: jax.lax.map(draw_all, p))(jnp.arange(n)))

@@ -18,9 +18,7 @@ from support.sampling import OFF, logits_of, probabilities, settings_of, switche
 def _cut(logits, settings, switches=None, shards=1):
   switches = switches or switches_of(settings)
   across = ONE_DEVICE._replace(vocab_shards=shards)
-  find = jax.jit(
-    lambda x, s: truncation.cut(view_of(x), jnp.max(x, axis=1), s, switches, across)
-  )
+  find = jax.jit(lambda x, s: truncation.cut(view_of(x), jnp.max(x, axis=1), s, switches, across))
   return np.asarray(find(jnp.asarray(logits), settings))
 
 
@@ -104,7 +102,9 @@ def test_banned_tokens_equal_transformers_and_leave_the_log_probability(k, p):
   u = np.random.default_rng(0).random((200, 6, 3)).astype(np.float32)
   for settings, times in ((settings_of(6, temperature=0.0), 1), (hot, 200)):
     switches = switches_of(settings)
-    draw = jax.jit(lambda u, s=settings, w=switches: choose(jnp.asarray(logits), s, u, w, None, mask))
+    draw = jax.jit(
+      lambda u, s=settings, w=switches: choose(jnp.asarray(logits), s, u, w, None, mask)
+    )
     for n in range(times):
       tokens, logprob = draw(jnp.asarray(u[n]))
       model = np.asarray(jax.nn.log_softmax(logits))[rows, tokens]
