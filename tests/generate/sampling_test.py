@@ -11,6 +11,7 @@ import transformers
 from simpo_jax.generate.sampling.choose import choose, penalize, uniforms
 from simpo_jax.generate.sampling.draw import draw, pick, weights
 from simpo_jax.generate.sampling.settings import ONE_DEVICE, Across, Switches, launch_of
+from simpo_jax.generate.sampling.truncation import cut
 from simpo_jax.generate.sampling.vocabulary import tokens_at, view_of
 from support.sampling import OFF, logits_of, probabilities, settings_of, switches_of
 
@@ -87,8 +88,6 @@ def _distribution(logits, settings):
   peak = jnp.max(view, axis=(1, 2, 3))
   threshold = peak + settings.temperature * np.log(1e-35)
   if switches.top_k or switches.top_p:
-    from simpo_jax.generate.sampling.truncation import cut
-
     threshold = jnp.maximum(threshold, cut(view, peak, settings, switches, ONE_DEVICE))
   w = np.asarray(weights(view, peak, settings.temperature, threshold))[0]
   blocks = np.asarray(jnp.sum(jnp.asarray(w), axis=-1))

@@ -1,7 +1,4 @@
-"""Reading a compiled program: small programs written by hand, and real ones, with known counts.
-
-And what sampling exchanges on a TPU whose chips divide the vocabulary.
-"""
+"""Reading a compiled program: small programs written by hand, and real ones, with known counts."""
 
 import functools
 import textwrap
