@@ -46,7 +46,7 @@ def _grid_counts(w):
   return counts
 
 
-HARD = {
+HARD: dict[str, list[float]] = {
   "small between zeros": [0, 3e-7, 0, 0, 1, 0, 1e-7, 0, 2, 0, 0, 6e-8, 0],
   "ends in zeros": [0.1] * 9 + [1e-8, 0, 0, 0],
   "thirds": [1 / 3, 0, 1 / 3, 0, 1 / 3, 0, 1e-30],
@@ -121,7 +121,7 @@ def test_top_k_of_a_large_vocabulary_draws_what_it_keeps_alone():
     exact = probabilities(logits, **OFF | dict(top_k=50))
     np.testing.assert_array_equal(drawn > 0, exact > 0)
     assert abs(drawn - exact).sum() / 2 < 1e-5
-    edge = np.float32([0, 1 / GRID, 0.5, 1 - 1 / GRID])
+    edge = np.asarray([0, 1 / GRID, 0.5, 1 - 1 / GRID], np.float32)
     u = np.stack(np.meshgrid(edge, edge, edge), axis=-1).reshape(-1, 3)
     n = len(u)
     tokens, _ = _choose(np.broadcast_to(logits, (n, LLAMA_3)), settings_of(n, top_k=50), u)

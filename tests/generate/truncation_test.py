@@ -55,7 +55,7 @@ def test_bisection_equals_the_candidates_bit_by_bit(k, p):
   """Where both know the cut: it is the score of a token."""
   logits, settings = logits_of(6, 4096), settings_of(6, top_k=k, top_p=p)
   peak = jnp.max(jnp.asarray(logits), axis=1)
-  found = truncation._search(  # pyright: ignore[reportPrivateUsage]
+  found = truncation._search(
     view_of(jnp.asarray(logits)), peak, settings, settings.top_k, ONE_DEVICE
   )
   np.testing.assert_array_equal(found, _cut(logits, settings))

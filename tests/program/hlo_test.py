@@ -2,6 +2,7 @@
 
 import functools
 import textwrap
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -249,7 +250,7 @@ def _exchanges(switches, penalty=False, launched=False):
   replicate = functools.partial(jax.lax.with_sharding_constraint, shardings=whole)
   across = Across(CHIPS, replicate)
 
-  def array(*shape, dtype=np.float32, spec=()):
+  def array(*shape, dtype: Any = np.float32, spec=()) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
 
   def chosen(x, w, sampling, u, seen):
@@ -261,7 +262,7 @@ def _exchanges(switches, penalty=False, launched=False):
   sampling = Sampling(numbers, array(ROWS, dtype=np.int32), *[numbers] * 3)
   arrays = array(ROWS, 128), array(VOCAB, 128, spec="x"), sampling, array(ROWS, 3)
   seen = array(ROWS, VOCAB, dtype=bool, spec=(None, "x"))
-  return hlo.collectives(jax.jit(chosen).lower(*arrays, seen).compile().as_text())
+  return hlo.collectives(jax.jit(chosen).lower(*arrays, seen).compile().as_text() or "")
 
 
 @pytest.mark.tpu_compile
