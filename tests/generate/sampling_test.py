@@ -67,11 +67,14 @@ def test_no_uniform_at_all_draws_a_place_of_weight_0(name):
   assert abs(observed / GRID - exact).sum() / 2 < 1e-7 * len(w)
 
 
-def test_next_to_every_border_of_many_random_weights():
-  """Where rounding decides, among zeros: those of top-k, and sums that are not monotone."""
+@pytest.mark.parametrize("device", ("cpu", "others"))
+def test_next_to_every_border_of_many_random_weights(device, monkeypatch):
+  """Where rounding decides, among zeros; other devices' running sums are not monotone."""
   rng = np.random.default_rng(0)
+  if device == "others":
+    monkeypatch.setattr(jnp, "cumsum", functools.partial(jax.lax.associative_scan, jnp.add))
   for places in (32, 128, 167):
-    w = np.exp(4 * rng.normal(size=(100, places))) * (rng.random((100, places)) < 0.3)
+    w = np.exp(2 * rng.normal(size=(100, places))) * (rng.random((100, places)) < 0.3)
     w[:, rng.integers(places)] += 1e-3
     w = w.astype(np.float32)
     share = np.cumsum(w.astype(np.float64), axis=1) / w.sum(axis=1, dtype=np.float64)[:, None]
