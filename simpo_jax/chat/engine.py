@@ -13,7 +13,7 @@ from simpo_jax.errors import UserError
 from simpo_jax.generate.chat_step import ChatStep, chat_step
 from simpo_jax.generate.on_mesh import page_bytes
 from simpo_jax.generate.results import not_finite
-from simpo_jax.generate.sampling import Sampling
+from simpo_jax.generate.sampling.settings import Sampling, Switches
 from simpo_jax.generate.sizing import prefill_chunk, select_paged_attention
 from simpo_jax.generate.suppression import suppresses
 from simpo_jax.generate.types import (
@@ -199,6 +199,6 @@ def _shape(loaded: LoadedModel, context: int, stop_states: int) -> GenerateShape
     attention="xla",
     shared_prompts=False,
     repetition_penalty=True,
-    sampled=True,
+    sampling=Switches(True, loaded.model.config.vocab_size, True),
     suppression=suppresses(config),
   )

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int32
 from simpo_jax.generate import kv_pages
 from simpo_jax.generate.decode import decode
 from simpo_jax.generate.prefill import prefill, reset_seen
+from simpo_jax.generate.sampling.settings import launch_of
 from simpo_jax.generate.state import Engine, Slots, State, initial, select_state
 from simpo_jax.generate.types import Requests
 
@@ -54,13 +55,15 @@ def chat_step(engine: Engine, requests: Requests, s: State, turn: ChatStep) -> S
     todo, done = (turn.until - turn.cached)[None], turn.cached[None]
     s = s._replace(pool=prefill(engine, s.pool, queue, arrays, todo, done))
 
+  launch = launch_of(arrays.sampling, engine.across)
+
   def wanted(carry: tuple[State, Array]) -> Bool[Array, ""]:
     s, left = carry
     return s.queue.running[0] & (left > 0)
 
   def step(carry: tuple[State, Array]) -> tuple[State, Array]:
     s, left = carry
-    return decode(engine, s, requests, 1), left - 1
+    return decode(engine, s, requests, 1, launch), left - 1
 
   with jax.named_scope("decode"):
     return jax.lax.while_loop(wanted, step, (s, turn.steps))[0]

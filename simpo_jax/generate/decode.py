@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int16, Int32
 
-from simpo_jax.generate.sampling import choose, uniforms
+from simpo_jax.generate.sampling.choose import choose, uniforms
+from simpo_jax.generate.sampling.settings import Launch
 from simpo_jax.generate.state import Engine, Slots, State, forward
 from simpo_jax.generate.suppression import suppressed
 from simpo_jax.generate.types import LENGTH, NONFINITE, RUNNING, STOP, Generated, Requests
 from simpo_jax.models import llama
 
 
-def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
+def decode(
+  engine: Engine, s: State, requests: Requests, width: int, launch: Launch | None
+) -> State:
   """Decodes one token for every running slot.
 
   A request whose logits are not finite ends before this token, with NONFINITE.
@@ -21,6 +24,7 @@ def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
   Args:
     requests: of the local group, without a leading group axis.
     width: batch size of the step, at least the number of running slots.
+    launch: what the requests of all groups ask for, from `launch_of`; None if it is not known.
   """
   cfg, shape, arrays, queue = engine.cfg, engine.shape, requests.each, s.queue
   # Independent of `jax_default_prng_impl`, so that samples are reproducible.
@@ -49,7 +53,9 @@ def decode(engine: Engine, s: State, requests: Requests, width: int) -> State:
     banned = None
     if requests.suppression is not None:
       banned = suppressed(requests.suppression, gather_by_request(s.out.count))
-    token, logprob = choose(logits, sampling, u, seen, shape.sampled, banned)
+    token, logprob = choose(
+      logits, sampling, u, shape.sampling, seen, banned, launch, engine.across
+    )
 
   with jax.named_scope("record"):
     stop = requests.stops[stop, token]

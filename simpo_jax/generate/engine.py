@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int32
 from simpo_jax.generate import scheduler
 from simpo_jax.generate.decode import decode
 from simpo_jax.generate.prefill import refill
+from simpo_jax.generate.sampling.settings import launch_of
 from simpo_jax.generate.scheduler import Work
 from simpo_jax.generate.state import Engine, LoopCounters, State, initial, select_state
 from simpo_jax.generate.types import Generated, Requests
@@ -56,6 +57,7 @@ def _rounds(
 ) -> State:
   """Refills and decodes until all requests are finished, or for `left` decode steps."""
   shape, arrays = engine.shape, requests.each
+  launch = launch_of(arrays.sampling, engine.across) if shape.sampling.sampled else None
 
   def rounds(carry: Carry) -> Carry:
     s, left = carry
@@ -65,7 +67,7 @@ def _rounds(
 
       def step(carry: Carry, width: int = width) -> Carry:
         s, left = carry
-        s = _tallied(engine, decode(engine, s, requests, width), work)
+        s = _tallied(engine, decode(engine, s, requests, width, launch), work)
         return s, None if left is None else left - 1
 
       def enough(carry: Carry, lower: int = lower) -> Bool[Array, ""]:
@@ -95,5 +97,5 @@ def _tallied(engine: Engine, s: State, work: Work) -> State:
     scheduler.pending(s.queue, work),
     refill.astype(jnp.int32),
   )
-  counts = engine.max_over_groups(jnp.stack(counts))
+  counts = engine.across.max_over_groups(jnp.stack(counts))
   return s._replace(tally=LoopCounters(*counts))

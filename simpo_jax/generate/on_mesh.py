@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int32
 
 from simpo_jax.generate.engine import generate_group
+from simpo_jax.generate.sampling.settings import Across
 from simpo_jax.generate.state import Engine, PagedAttend
 from simpo_jax.generate.types import Generated, GenerateShape, Requests
 from simpo_jax.kernels.paged_attention import paged_prefill, write
@@ -39,10 +40,19 @@ def decode_specs(model: ModelConfig, mesh: Mesh, mode: str) -> llama.Params:
   return {**specs, "layers": [layer] * model.num_hidden_layers}
 
 
-def kv_axes(model: ModelConfig, mesh: Mesh, mode: str) -> tuple[str, ...]:
+def kv_axes(model: ModelConfig, mesh: Mesh | AbstractMesh, mode: str) -> tuple[str, ...]:
   """Returns the mesh axes that shard the heads of the KV cache."""
-  axes = param_specs(model, mesh, INFERENCE_RULES[mode])["layers"]["k"][-1] or ()
-  return (axes,) if isinstance(axes, str) else axes
+  return _axes(param_specs(model, mesh, INFERENCE_RULES[mode])["layers"]["k"][-1])
+
+
+def _vocab_shards(model: ModelConfig, mesh: Mesh | AbstractMesh, mode: str) -> int:
+  axes = _axes(param_specs(model, mesh, INFERENCE_RULES[mode])["embed"][0])
+  return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """Returns the mesh axes that an entry of a PartitionSpec names."""
+  return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def head_shards(model: ModelConfig, mesh: Mesh, mode: str) -> int:
@@ -108,8 +118,7 @@ def generate(
   def group(params: llama.Params, requests: Requests, axis: str | None = None) -> Generated:
     # Inside shard_map, the abstract mesh of the context records which axes are manual.
     context = jax.sharding.get_abstract_mesh() if axis else mesh
-    heads, cache = kv_axes(model, mesh, mode), cache_dtype(mesh, dtype)
-    engine = make_engine(params, model, context, heads, shape, cache, axis)
+    engine = make_engine(params, model, context, mode, shape, cache_dtype(mesh, dtype), axis)
     local = requests._replace(each=jax.tree.map(first, requests.each))
     return jax.tree.map(with_group, generate_group(engine, local))
 
@@ -130,7 +139,7 @@ def make_engine(
   params: llama.Params,
   model: ModelConfig,
   mesh: Mesh | AbstractMesh,
-  heads: tuple[str, ...],
+  mode: str,
   shape: GenerateShape,
   dtype: DTypeLike,
   axis: str | None = None,
@@ -140,14 +149,18 @@ def make_engine(
   Args:
     params: the decode weights, sharded as in `decode_specs`.
     mesh: inside `jax.shard_map`, the abstract mesh of the context.
-    heads: the mesh axes that shard the KV cache, from `kv_axes`.
+    mode: a key of `INFERENCE_RULES`.
     dtype: of activations and the KV pool, from `cache_dtype`.
     axis: the manual mesh axis over groups, if there are several groups.
   """
-  pool = NamedSharding(mesh, pool_spec(heads))
+  heads = kv_axes(model, mesh, mode)
+  pool, whole = NamedSharding(mesh, pool_spec(heads)), NamedSharding(mesh, P())
 
   def place_pool(x: KVPool) -> KVPool:
     return jax.lax.with_sharding_constraint(x, pool)
+
+  def replicate(x: Array) -> Array:
+    return jax.lax.with_sharding_constraint(x, whole)
 
   def max_over_groups(x: Array) -> Array:
     return jax.lax.pmax(x, axis) if axis else x
@@ -159,7 +172,7 @@ def make_engine(
     dtype,
     attend=_paged_attend(model, shape, mesh, heads, axis),
     place_pool=place_pool,
-    max_over_groups=max_over_groups,
+    across=Across(_vocab_shards(model, mesh, mode), replicate, max_over_groups),
   )
 
 

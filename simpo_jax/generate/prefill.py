@@ -45,7 +45,9 @@ def refill(engine: Engine, s: State, arrays: RequestArrays, work: Work) -> State
     pool = prefill(engine, s.pool, queue, arrays, jnp.where(new & ~has_donor, last, 0))
     if shape.shared_prompts:
       source, target = scheduler.tail_copies(queue, work, admitted, shape.page_size)
-      any_copies = engine.max_over_groups(jnp.any(target < shape.num_pages).astype(jnp.int32))
+      any_copies = engine.across.max_over_groups(
+        jnp.any(target < shape.num_pages).astype(jnp.int32)
+      )
       layers = any_copies * engine.cfg.num_hidden_layers
       pool = kv_pages.copy_pages(pool, source, target, layers, shape.num_pages)
   return s._replace(pool=pool, queue=queue, slots=slots, seen=seen)
@@ -99,5 +101,5 @@ def prefill(
     table = of_slot(queue.pages.table, slot, shape.num_pages)
     return forward(engine, pool, table, tokens, start, count)[1]
 
-  passes = engine.max_over_groups(ceil_div(ends[-1], shape.prefill_rows))
+  passes = engine.across.max_over_groups(ceil_div(ends[-1], shape.prefill_rows))
   return fori_loop(0, passes, one_pass, pool)

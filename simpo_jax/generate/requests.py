@@ -8,7 +8,7 @@ from jaxtyping import Int16
 
 from simpo_jax.data.types import Prompt
 from simpo_jax.errors import UserError
-from simpo_jax.generate.sampling import Sampling
+from simpo_jax.generate.sampling.settings import Sampling
 from simpo_jax.generate.suppression import Suppression, empty_suppression
 from simpo_jax.generate.types import (
   Assignment,

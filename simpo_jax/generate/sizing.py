@@ -11,6 +11,7 @@ from simpo_jax.errors import UserError
 from simpo_jax.generate.kv_pages import pages_needed
 from simpo_jax.generate.kv_pool_size import Pool, pool_size
 from simpo_jax.generate.on_mesh import head_shards, page_bytes
+from simpo_jax.generate.sampling.settings import switches_for
 from simpo_jax.generate.suppression import suppresses
 from simpo_jax.generate.types import Assignment, GenerateShape, Request
 from simpo_jax.kernels import paged_attention
@@ -58,7 +59,7 @@ def shape_for(
     attention="xla",
     shared_prompts=any(r.sample for r in requests),
     repetition_penalty=any(r.sampling.repetition_penalty != 1.0 for r in requests),
-    sampled=any(r.sampling.temperature > 0 for r in requests),
+    sampling=switches_for(r.sampling for r in requests),
     suppression=suppresses(settings),
   )
 

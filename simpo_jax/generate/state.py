@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from simpo_jax.generate import kv_pages, scheduler
 from simpo_jax.generate.kv_pages import KVPool
+from simpo_jax.generate.sampling.settings import ONE_DEVICE, Across
 from simpo_jax.generate.scheduler import Queue
 from simpo_jax.generate.types import RUNNING, Generated, GenerateShape
 from simpo_jax.models import llama
@@ -75,8 +76,7 @@ class Engine(NamedTuple):
   dtype: DTypeLike  # of activations and the KV pool
   attend: PagedAttend
   place_pool: Callable[[KVPool], KVPool] = lambda pool: pool  # constrains the pool's sharding
-  # Maximum over all groups, whose loops run in lockstep.
-  max_over_groups: Callable[[Array], Array] = lambda x: x
+  across: Across = ONE_DEVICE  # groups run their loops in lockstep
 
 
 def select_state(first: Bool[Array, ""], fresh: State, s: State) -> State:

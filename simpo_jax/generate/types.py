@@ -13,7 +13,7 @@ from jaxtyping import Array, Float32, Int16, Int32, UInt32
 
 from simpo_jax.data.types import Prompt
 from simpo_jax.generate.kv_pages import pages_needed
-from simpo_jax.generate.sampling import Sampling
+from simpo_jax.generate.sampling.settings import Sampling, Switches
 from simpo_jax.generate.suppression import Suppression
 
 RUNNING, STOP, LENGTH, NONFINITE = 0, 1, 2, 3
@@ -37,7 +37,7 @@ class GenerateShape(NamedTuple):
   attention: str  # implementation of paged attention
   shared_prompts: bool  # whether several requests have the same prompt
   repetition_penalty: bool  # whether any request has one
-  sampled: bool  # whether any request has a temperature
+  sampling: Switches
   suppression: bool  # whether some tokens are suppressed, always or early in an answer
 
   @property
@@ -85,7 +85,7 @@ class Requests(NamedTuple):
 class Generated(NamedTuple):
   """The answers, in request order; without a leading axis, those of one group.
 
-  Log-probabilities are natural logarithms, under the model itself (see `sampling.choose`).
+  Log-probabilities are natural logarithms, under the model itself (see `sampling.choose.choose`).
   """
 
   tokens: Int32[Array, "*groups N max_new_tokens"]  # including a stop token; -1 past the end

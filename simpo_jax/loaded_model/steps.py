@@ -55,23 +55,22 @@ def compile_steps(
     inputs: numpy arrays with the shapes and dtypes of the inputs; replicated on all devices.
   """
   cfg, mesh = loaded.model.config, loaded.mesh
-  heads, replicated = kv_axes(cfg, mesh, MODE), NamedSharding(mesh, P())
-  cache = cache_dtype(mesh, loaded.dtype)
+  replicated, cache = NamedSharding(mesh, P()), cache_dtype(mesh, loaded.dtype)
   start = time.perf_counter()
 
   def run(
     params: llama.Params, pool: jax.Array, rest: State, *inputs: Any
   ) -> tuple[jax.Array, State]:
-    engine = make_engine(params, cfg, mesh, heads, shape, cache)
+    engine = make_engine(params, cfg, mesh, MODE, shape, cache)
     out = step(engine, inputs[0], rest._replace(pool=pool), *inputs[1:])
     return out.pool, out._replace(pool=None)
 
-  engine = make_engine({}, cfg, mesh, heads, shape, cache)
+  engine = make_engine({}, cfg, mesh, MODE, shape, cache)
   state = jax.eval_shape(lambda: initial(engine))
   pool, rest = state.pool, state._replace(pool=None)
   weights = named(mesh, decode_specs(cfg, mesh, MODE))
   replicate_all = lambda tree: jax.tree.map(lambda _: replicated, tree)  # noqa: E731
-  shardings = weights, NamedSharding(mesh, pool_spec(heads)), replicate_all(rest)
+  shardings = weights, NamedSharding(mesh, pool_spec(kv_axes(cfg, mesh, MODE))), replicate_all(rest)
   args = (_abstract_decode_params(loaded), pool, rest, *inputs)
   call = jax.jit(
     run,

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from simpo_jax.errors import UserError
@@ -89,7 +89,10 @@ def make_mesh(
 
 
 def param_specs(
-  cfg: ModelConfig, mesh: Mesh, rules: Mapping[str, tuple[str, ...]], lora: Lora | None = None
+  cfg: ModelConfig,
+  mesh: Mesh | AbstractMesh,
+  rules: Mapping[str, tuple[str, ...]],
+  lora: Lora | None = None,
 ) -> Params:
   """Returns a PartitionSpec for every weight, from its logical axes.
 

@@ -1,12 +1,16 @@
 """Reading a compiled program: small programs written by hand, and real ones, with known counts."""
 
+import functools
 import textwrap
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simpo_jax.generate.sampling.choose import choose
+from simpo_jax.generate.sampling.settings import Across, Sampling, Switches, launch_of
 from simpo_jax.plan import costs
 from simpo_jax.program import hlo
 from support.overlap import crosses_hosts
@@ -229,3 +233,68 @@ def test_an_exchange_behind_several_fusions_counts_once():
   module = hlo.parse(text + "  ROOT %z = f32[8]{0} negate(%Done.1)\n}\n")
   [exchange] = costs.region(module, "main").collectives
   assert (exchange.kind, exchange.bytes) == ("all-gather", 8 * 4)
+
+
+ROWS, VOCAB, CHIPS = 16, 128_256, 4
+
+
+def _exchanges(switches, penalty=False, launched=False):
+  """The exchanges of one choice of tokens, compiled for a v5e with the vocabulary on 4 chips."""
+  from jax.sharding import Mesh, NamedSharding
+  from jax.sharding import PartitionSpec as P
+
+  from support import absent_tpu
+
+  mesh = Mesh(np.asarray(absent_tpu.devices("v5e:2x2")), "x")
+  whole = NamedSharding(mesh, P())
+  replicate = functools.partial(jax.lax.with_sharding_constraint, shardings=whole)
+  across = Across(CHIPS, replicate)
+
+  def array(*shape, dtype: Any = np.float32, spec=()) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+
+  def chosen(x, w, sampling, u, seen):
+    launch = launch_of(sampling, across) if launched else None
+    seen = seen if penalty else None
+    return choose(x @ w.T, sampling, u, switches, seen, launch=launch, across=across)
+
+  numbers = array(ROWS)
+  sampling = Sampling(numbers, array(ROWS, dtype=np.int32), *[numbers] * 3)
+  arrays = array(ROWS, 128), array(VOCAB, 128, spec="x"), sampling, array(ROWS, 3)
+  seen = array(ROWS, VOCAB, dtype=bool, spec=(None, "x"))
+  return hlo.collectives(jax.jit(chosen).lower(*arrays, seen).compile().as_text() or "")
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize(
+  "switches,penalty,reduces,gathers",
+  (
+    (Switches(False, 0, False), False, 3, 0),
+    (Switches(True, 0, False), False, 4, 1),
+    (Switches(True, 50, False), False, 4, 2),
+    (Switches(True, 50, True), False, 4, 3),
+    (Switches(True, 300, True), True, 5, 3),
+  ),
+)
+def test_sampling_exchanges_little_where_chips_divide_the_vocabulary(
+  switches, penalty, reduces, gathers
+):
+  pytest.importorskip("libtpu")
+  found = _exchanges(switches, penalty)
+  always = [c.kind for c in found if "/while/" not in c.scope]
+  assert always.count("all-reduce") <= reduces and always.count("all-gather") <= gathers
+  assert set(always) <= {"all-reduce", "all-gather"}
+  assert max(c.bytes for c in found) <= ROWS * CHIPS * 300 * 4  # of [ROWS, VOCAB], 1 %
+  assert bool([c for c in found if "/while/" in c.scope]) == switches.top_p
+
+
+@pytest.mark.tpu_compile
+def test_a_greedy_launch_of_a_program_that_samples_exchanges_what_a_greedy_program_does():
+  pytest.importorskip("libtpu")
+  kinds = [
+    sorted(c.kind for c in found if "branch_1" not in c.scope)
+    for found in (_exchanges(Switches(True, 50, True), launched=True),
+                  _exchanges(Switches(False, 0, False)))
+  ]  # fmt: skip
+  # Two of the latter are one of two arrays.
+  assert kinds == [["all-reduce"] * 4, ["all-reduce"] * 3]

@@ -11,6 +11,7 @@ from simpo_jax.generate.assignment import round_robin
 from simpo_jax.generate.engine import generate_group
 from simpo_jax.generate.on_mesh import paged_attend
 from simpo_jax.generate.requests import make_requests, pack_requests
+from simpo_jax.generate.sampling.settings import Switches
 from simpo_jax.generate.sizing import shape_for
 from simpo_jax.generate.state import Engine
 from simpo_jax.generate.stop_automaton import stop_automaton
@@ -59,7 +60,7 @@ class Generation:
     assignments = round_robin(self.requests, 1)
     self.shape = shape_for(self.requests, assignments, config, 1, stop_states=len(self.stops))
     # A request's own settings may come later (see `of`).
-    self.shape = self.shape._replace(**{"sampled": True, **shape})
+    self.shape = self.shape._replace(**{"sampling": Switches(True, cfg.vocab_size, True), **shape})
     self.packed = self._pack()
 
     def run(params, requests):
