@@ -1,4 +1,4 @@
-"""JAX's loops with precise types."""
+"""JAX's control flow with precise types."""
 
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -16,3 +16,10 @@ def fori_loop(
 ) -> State:
   """`jax.lax.fori_loop`, typed so that the result has the type of `init`."""
   return cast(State, jax.lax.fori_loop(lower, upper, body, init))
+
+
+def cond(
+  predicate: jax.Array, on_true: Callable[[], State], on_false: Callable[[], State]
+) -> State:
+  """`jax.lax.cond` of branches without operands, typed so that the result has their type."""
+  return cast(State, jax.lax.cond(predicate, on_true, on_false))

@@ -73,7 +73,7 @@ def attend(
 
     def step(j: Array, sums: Sums) -> Sums:
       peak, total, acc = sums
-      ids = jax.lax.dynamic_index_in_dim(pages, j, axis=1, keepdims=False)
+      ids = jax.lax.dynamic_slice_in_dim(pages, j, 1, axis=1)[:, 0]
       k, v = layout.read(pool, ids, ends - j * page, h)
       key = j * page + jnp.arange(page, dtype=jnp.int32)
       seen = key <= at[:, :, None]

@@ -16,6 +16,7 @@ from simpo_jax.generate.sampling.draw import draw
 from simpo_jax.generate.sampling.settings import ONE_DEVICE, Across, Launch, Sampling, Switches
 from simpo_jax.generate.sampling.truncation import cut
 from simpo_jax.generate.sampling.vocabulary import tokens_at, view_of
+from simpo_jax.kernels.loops import cond
 
 # A token of less than that relative to the most likely one is never drawn, so that its weight
 # is 0 wherever it is computed, and never next to the least float32.
@@ -83,7 +84,7 @@ def choose(
       _sampled, logits, scores, peak, sampling, u, switches, launch, across
     )
     # The predicate is the same in all groups: the branches contain collectives.
-    token, chosen = sampled() if launch is None else jax.lax.cond(launch.sampled, sampled, greedy)
+    token, chosen = sampled() if launch is None else cond(launch.sampled, sampled, greedy)
   else:
     token, chosen = greedy()
   return token, chosen - jax.nn.logsumexp(logits, axis=-1)
@@ -125,7 +126,7 @@ def _sampled(
     if launch is None:
       least = find()
     else:
-      least = jax.lax.cond(launch.truncated, find, lambda: jnp.full_like(peak, -jnp.inf))
+      least = cond(launch.truncated, find, lambda: jnp.full_like(peak, -jnp.inf))
     threshold = jnp.maximum(threshold, least)
   u = jnp.where(sampling.temperature[:, None] > 0, u, 0.0)  # the first place of the peak
   place = draw(view, peak, sampling.temperature, threshold, u, across)

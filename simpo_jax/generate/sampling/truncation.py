@@ -92,7 +92,8 @@ def _search_unknown(
 
   def some(index: Array, result: Float32[Array, " B"]) -> Float32[Array, " B"]:
     at = jax.lax.dynamic_slice_in_dim(order, index * rows, rows)
-    found = _search(scores[at], peak[at], jax.tree.map(lambda x: x[at], sampling), k[at], across)
+    settings = Sampling(*(x[at] for x in sampling))
+    found = _search(scores[at], peak[at], settings, k[at], across)
     return result.at[at].set(jnp.where(known[at], result[at], found))
 
   return fori_loop(0, ceil_div(unknown, rows), some, result)
