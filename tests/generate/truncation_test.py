@@ -66,7 +66,8 @@ def test_bisection_equals_the_candidates_bit_by_bit(k, p):
 @pytest.mark.parametrize("scale", (1e-30, 1.0, 1e30))
 def test_bisection_of_any_magnitude(scale):
   logits = (logits_of(5, 1024) * scale).astype(np.float32)
-  _check(logits, _cut(logits, settings_of(5, top_k=700)), top_k=700)
+  cut = _cut(logits, settings_of(5, top_k=700))
+  np.testing.assert_array_equal(cut, np.sort(logits, axis=1)[:, -700])  # distinct, none subnormal
 
 
 def test_a_row_does_not_depend_on_its_companions():
