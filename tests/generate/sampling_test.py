@@ -14,6 +14,7 @@ from simpo_jax.generate.sampling.settings import ONE_DEVICE, Across, Switches, l
 from simpo_jax.generate.sampling.truncation import cut
 from simpo_jax.generate.sampling.vocabulary import tokens_at, view_of
 from support.sampling import OFF, logits_of, probabilities, settings_of, switches_of
+from support.tiers import sweep
 
 GRID = 2**23  # the values of a uniform, its multiples of 1 / GRID
 LLAMA_3 = 128_256
@@ -55,7 +56,7 @@ HARD: dict[str, list[float]] = {
 }
 
 
-@pytest.mark.parametrize("name", HARD)
+@sweep("name", HARD)
 def test_no_uniform_at_all_draws_a_place_of_weight_0(name):
   w = np.asarray(HARD[name], np.float32)
   observed = np.zeros(len(w), np.int64)
@@ -107,7 +108,7 @@ def _distribution(logits, settings):
   return out.reshape(w.shape[0], -1)[:, : len(logits) // w.shape[0]].ravel()
 
 
-@pytest.mark.parametrize("spread", (0.0, 1.0, 3.0))
+@sweep("spread", (1.0, 0.0, 3.0))
 def test_the_distribution_over_a_large_vocabulary(spread):
   """One uniform of 23 bits cannot reach most of these tokens; its total variation is 1e-3."""
   logits = logits_of(1, LLAMA_3, spread=spread)[0]
@@ -131,7 +132,7 @@ def test_top_k_of_a_large_vocabulary_draws_what_it_keeps_alone():
     assert (exact[np.asarray(tokens)] > 0).all()
 
 
-@pytest.mark.parametrize("vocab", (5, 97, 128, 1000, 4096, 4100))
+@sweep("vocab", (97, 4100, 5, 128, 1000, 4096), default=2)
 def test_places_are_tokens(vocab):
   """With one weight, its token; of two, one or the other as the uniforms say."""
   token = np.random.default_rng(0).integers(vocab, size=64)
@@ -250,7 +251,7 @@ def test_logits_that_are_not_finite_stay_in_their_row():
     np.testing.assert_array_equal(tokens[whole], alone[0])
 
 
-@pytest.mark.parametrize("temperature", (1e-30, 1e-3, 1e3, 1e30))
+@sweep("temperature", (1e-30, 1e30, 1e-3, 1e3), default=2)
 def test_any_temperature(temperature):
   logits = logits_of(8, 1000)
   u = np.random.default_rng(0).random((8, 3)).astype(np.float32)

@@ -13,6 +13,7 @@ from simpo_jax.generate.sampling.choose import choose
 from simpo_jax.generate.sampling.settings import ONE_DEVICE, Switches
 from simpo_jax.generate.sampling.vocabulary import view_of
 from support.sampling import OFF, logits_of, probabilities, settings_of, switches_of
+from support.tiers import sweep
 
 
 def _cut(logits, settings, switches=None, shards=1):
@@ -29,8 +30,8 @@ def _check(logits, cut, **changes):
     assert set(np.flatnonzero(row >= least)) == set(np.flatnonzero(row >= row[kept].min()))
 
 
-@pytest.mark.parametrize("shards", (1, 4, 32))
-@pytest.mark.parametrize("vocab", (97, 777, 4096))
+@sweep("shards", (4, 1, 32))
+@sweep("vocab", (777, 97, 4096))
 @pytest.mark.parametrize(
   "k,p",
   ((1, 1.0), (5, 1.0), (64, 1.0), (300, 1.0), (0, 0.9), (0, 0.1), (40, 0.7), (1000, 0.5)),
@@ -50,7 +51,7 @@ def test_ties_are_all_kept_also_beyond_the_candidates(k, p):
   _check(logits, _cut(logits, settings_of(6, **changes)), **changes)
 
 
-@pytest.mark.parametrize("k,p", ((300, 1.0), (0, 0.9), (300, 0.9)))
+@sweep("k,p", ((300, 0.9), (300, 1.0), (0, 0.9)))
 def test_bisection_equals_the_candidates_bit_by_bit(k, p):
   """Where both know the cut: it is the score of a token."""
   logits, settings = logits_of(6, 4096), settings_of(6, top_k=k, top_p=p)
@@ -63,7 +64,7 @@ def test_bisection_equals_the_candidates_bit_by_bit(k, p):
     assert least in row
 
 
-@pytest.mark.parametrize("scale", (1e-30, 1.0, 1e30))
+@sweep("scale", (1e30, 1e-30, 1.0))
 def test_bisection_of_any_magnitude(scale):
   logits = (logits_of(5, 1024) * scale).astype(np.float32)
   cut = _cut(logits, settings_of(5, top_k=700))
@@ -90,7 +91,7 @@ def test_rows_that_ask_for_nothing_have_no_cut():
   np.testing.assert_array_equal(np.isneginf(cut), [True, True, False, True])
 
 
-@pytest.mark.parametrize("k,p", ((0, 1.0), (5, 1.0), (0, 0.9), (40, 0.7)))
+@sweep("k,p", ((40, 0.7), (0, 1.0), (5, 1.0), (0, 0.9)))
 def test_banned_tokens_equal_transformers_and_leave_the_log_probability(k, p):
   """Of what is left, truncation keeps what it keeps of a vocabulary without them."""
   torch = pytest.importorskip("torch")
