@@ -97,7 +97,7 @@ def _tokens_of_logits():
   return tokens
 
 
-def _generations(changes, each, meshes):
+def _generations(case, meshes):
   """The tokens of all samples, on one device and on each mesh in both modes."""
   import dataclasses
 
@@ -118,6 +118,7 @@ def _generations(changes, each, meshes):
     EMBEDDED, vocab_size=256, num_attention_heads=4, num_key_value_heads=4, num_hidden_layers=2
   )
   params = jax.tree.map(np.asarray, random_weights(cfg))
+  changes, each = case
   generation = settings(**changes)
   prompts = random_prompts([1, 5, 8, 17, 3, 9], cfg.vocab_size)
   prompts = [p._replace(settings=own) for p, own in zip(prompts, each, strict=True)]
@@ -144,5 +145,5 @@ def _generations(changes, each, meshes):
 
 if __name__ == "__main__":
   some = None if sys.argv[1] == "all" else 1
-  out = {name: _generations(*CASES[name], MESHES[:some]) for name in list(CASES)[:some]}
+  out = {name: _generations(CASES[name], MESHES[:some]) for name in list(CASES)[:some]}
   print(json.dumps({"logits": _tokens_of_logits(), **out}))
