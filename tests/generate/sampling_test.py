@@ -242,7 +242,7 @@ def test_logits_that_are_not_finite_stay_in_their_row():
   logits = logits_of(6, 1000)
   logits[1, 7], logits[2], logits[3, 999] = np.nan, np.nan, np.inf
   u = np.random.default_rng(0).random((6, 3)).astype(np.float32)
-  whole = np.asarray([0, 4, 5])
+  whole = [0, 4, 5]
   for changes in (dict(), dict(top_k=5), dict(top_p=0.9), dict(temperature=0.0), dict(min_p=0.1)):
     tokens, logprobs = map(np.asarray, _choose(logits, settings_of(6, **changes), u))
     assert ((tokens >= 0) & (tokens < 1000)).all()
