@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import NotRequired, TypedDict, Unpack
 
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
@@ -110,10 +111,24 @@ def write(
 ) -> KVPool:
   """Writes new keys and values into the pool, where `impl` looks for them.
 
-  The arguments and the result are those of `layouts.Write`; `impl` is as for `paged_attention`.
+  It is updated in place when it is a loop carry.
+
+  Args:
+    pool: has the heads of k and v, in any dtype.
+    page_ids: the pages of each row's sequence, offset for the layer.
+    start: index of the first new token in its sequence.
+    count: number of valid tokens among the T; the others are not written.
+    k, v: keys, already rotated, and values.
+    impl: as for `paged_attention`.
   """
+  page = pool.shape[1]
+  token = jnp.arange(k.shape[1], dtype=jnp.int32)
+  position = start[:, None] + token
+  column = jnp.clip(position // page, 0, page_ids.shape[1] - 1)
+  ids = jnp.take_along_axis(page_ids, column, axis=1)
+  ids = jnp.where(token < count[:, None], ids, pool.shape[0])
   layout = HEAD_MAJOR if _chosen(impl) == "cpu" else TOKEN_MAJOR
-  return layout.write(pool, page_ids, start, count, k, v)
+  return layout.put(pool, ids, position % page, k.astype(pool.dtype), v.astype(pool.dtype))
 
 
 def select_impl(impl: str, platform: str, **shape: Unpack[Shape]) -> tuple[str, str | None]:

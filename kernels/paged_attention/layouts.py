@@ -15,23 +15,21 @@ Values = Float[Array, "I K page h"]
 
 
 @runtime_checkable
-class Write(Protocol):
-  """Writes new keys and values into the pool, in place when the pool is a loop carry.
+class Put(Protocol):
+  """Puts keys and values into the pool, in place when the pool is a loop carry.
 
   Args:
-    pool: has the heads of k and v, in any dtype.
-    page_ids: the pages of each row's sequence, offset for the layer.
-    start: index of the first new token in its sequence.
-    count: number of valid tokens among the T; the others are not written.
-    k, v: keys, already rotated, and values.
+    pool: the KV pool.
+    page_ids, place: the page of each token, and its place there; a page past the pool's end is
+      none, and nothing is written.
+    k, v: keys and values, in the pool's dtype.
   """
 
   def __call__(
     self,
     pool: KVPool,
-    page_ids: Int32[Array, "B pages_per_seq"],
-    start: Int32[Array, " B"],
-    count: Int32[Array, " B"],
+    page_ids: Int32[Array, "B T"],
+    place: Int32[Array, "B T"],
     k: Float[Array, "B T K h"],
     v: Float[Array, "B T K h"],
     /,
@@ -61,39 +59,14 @@ class Read(Protocol):
 class Layout(NamedTuple):
   """How the tokens of a page lie in the pool."""
 
-  write: Write
+  put: Put
   read: Read
 
 
-def _places(
-  pool: KVPool,
-  page_ids: Int32[Array, "B pages_per_seq"],
-  start: Int32[Array, " B"],
-  count: Int32[Array, " B"],
-  T: int,
-) -> tuple[Int32[Array, "B T"], Int32[Array, "B T"]]:
-  """The page of each new token, past the pool's end for an invalid one, and its place there."""
-  page = pool.shape[1]
-  token = jnp.arange(T, dtype=jnp.int32)
-  position = start[:, None] + token
-  column = jnp.clip(position // page, 0, page_ids.shape[1] - 1)
-  ids = jnp.take_along_axis(page_ids, column, axis=1)
-  return jnp.where(token < count[:, None], ids, pool.shape[0]), position % page
-
-
-def _write_tokens(
-  pool: KVPool,
-  page_ids: Int32[Array, "B pages_per_seq"],
-  start: Int32[Array, " B"],
-  count: Int32[Array, " B"],
-  k: Float[Array, "B T K h"],
-  v: Float[Array, "B T K h"],
-  /,
-) -> KVPool:
+def _put_tokens(pool: KVPool, page_ids: Array, place: Array, k: Array, v: Array, /) -> KVPool:
   B, T, K, h = k.shape
-  ids, place = _places(pool, page_ids, start, count, T)
-  kv = jnp.stack([k, v], axis=3).reshape(B, T, 2 * K * h).astype(pool.dtype)
-  return pool.at[ids, place].set(kv, mode="drop")
+  kv = jnp.stack([k, v], axis=3).reshape(B, T, 2 * K * h)
+  return pool.at[page_ids, place].set(kv, mode="drop")
 
 
 def _read_tokens(
@@ -106,24 +79,16 @@ def _read_tokens(
   return kv[:, :, :, 0].transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
 
 
-def _write_heads(
-  pool: KVPool,
-  page_ids: Int32[Array, "B pages_per_seq"],
-  start: Int32[Array, " B"],
-  count: Int32[Array, " B"],
-  k: Float[Array, "B T K h"],
-  v: Float[Array, "B T K h"],
-  /,
-) -> KVPool:
+def _put_heads(pool: KVPool, page_ids: Array, place: Array, k: Array, v: Array, /) -> KVPool:
   N, page, _ = pool.shape
-  if k.size == k.shape[2] * k.shape[3]:
-    # XLA would make an update of a scatter to one place, and copy the pool: add a dead token.
+  K, h = k.shape[2:]
+  if page_ids.size == 1:
+    # XLA would make an update of a scatter to one place, and copy the pool: add no page.
+    page_ids = jnp.pad(page_ids, ((0, 0), (0, 1)), constant_values=N)
+    place = jnp.pad(place, ((0, 0), (0, 1)))
     k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (k, v))
-  _, T, K, h = k.shape
-  ids, place = _places(pool, page_ids, start, count, T)
-  k, v = k.astype(pool.dtype), v.astype(pool.dtype)
-  keys = pool.reshape(N, 2, K, h, page).at[ids, 0, :, :, place].set(k, mode="drop")
-  values = keys.reshape(N, 2, K, page, h).at[ids, 1, :, place].set(v, mode="drop")
+  keys = pool.reshape(N, 2, K, h, page).at[page_ids, 0, :, :, place].set(k, mode="drop")
+  values = keys.reshape(N, 2, K, page, h).at[page_ids, 1, :, place].set(v, mode="drop")
   return values.reshape(pool.shape)
 
 
@@ -141,7 +106,7 @@ def _read_heads(
 
 
 # A token's keys and values of all heads are contiguous: head by head, K followed by V.
-TOKEN_MAJOR = Layout(_write_tokens, _read_tokens)
+TOKEN_MAJOR = Layout(_put_tokens, _read_tokens)
 # All keys of a page, `[K, h, page]`, then all its values, `[K, page, h]`: both are right
 # operands of matrix products as they lie in memory, while others would have to be transposed.
-HEAD_MAJOR = Layout(_write_heads, _read_heads)
+HEAD_MAJOR = Layout(_put_heads, _read_heads)

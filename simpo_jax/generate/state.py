@@ -48,7 +48,7 @@ class State(NamedTuple):
 class PagedAttend(Protocol):
   """Writes a chunk's keys and values to the pool, then attends to its rows' pages.
 
-  `page_ids`, `start` and `count` are as in `paged_attention.layouts.Write`. A query sees the
+  `page_ids`, `start` and `count` are as in `paged_attention.write`. A query sees the
   `window` newest tokens, or all if it is None. Returns the attention output and the pool.
   """
 
